@@ -1,0 +1,88 @@
+"""Which row of the attention matrix may see which column, as one predicate per pattern.
+
+The dense mask (CPU, SDPA), the `BlockMask` (CUDA, FlexAttention), the mask of a decoding step and the picture in a
+report are all made from `visible`, so they agree by construction.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from enum import Enum
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dlm.masking.base import Units
+from dlm.types import Batch, Rows
+
+
+class NoisePer(Enum):
+    """What shares one noise level."""
+
+    TOKEN = "token"
+    BLOCK = "block"
+    SEQUENCE = "sequence"
+
+
+class AttentionPattern(ABC):
+    """A pattern over a noisy stream, a clean stream, or [noisy ; clean].
+
+    Blocks are anchored at position 0 of the document, in training and in decoding (`block_anchor=absolute`).
+    """
+
+    noisy_stream: bool = True
+    clean_stream: bool = False
+    noise_per: NoisePer = NoisePer.BLOCK
+    # Whether finished blocks keep their keys and values: no later token may be visible to them.
+    cacheable: bool = True
+    requires_token_shift: bool = False
+
+    def __init__(self, block_size: int):
+        if block_size < 1:
+            raise ValueError(f"block_size {block_size} must be at least 1")
+        self.block_size = block_size
+
+    @abstractmethod
+    def allowed(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
+        """May row `q` see column `k`, both of one document? `q` and `k` broadcast against each other."""
+
+    def block(self, rows: Rows) -> Int[Tensor, "*shape"]:
+        """The block of every row, counted from the start of its document."""
+        return rows.position // self.block_size
+
+    def visible(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
+        """May row `q` see column `k`? Documents never see each other; padding (document -1) sees only padding."""
+        return (q.document == k.document) & self.allowed(q, k)
+
+    def check(self, length: int, token_shift: bool) -> None:
+        """Refuse a row length or a token shift that this pattern cannot have."""
+        if length % self.block_size:
+            raise ValueError(
+                f"block_size {self.block_size} must divide data.length {length}: choose one of "
+                f"{', '.join(str(b) for b in range(1, length + 1) if length % b == 0)}"
+            )
+        if self.requires_token_shift and not token_shift:
+            raise ValueError(
+                f"attention={type(self).__name__.lower()} scores token i from position i-1: set token_shift=true"
+            )
+
+    def tail(self, length: int, rng: random.Random) -> int:
+        """How many more EOS a document of `length` tokens gets in training: its last block is made whole."""
+        return -length % self.block_size
+
+    def units(self, batch: Batch) -> Units:
+        """The noise unit of every token of a batch."""
+        rows, length = batch.position.shape
+        serial = torch.arange(rows)[:, None] * length  # distinct per row; the units of a row count below it
+        if self.noise_per is NoisePer.TOKEN:
+            index = serial + torch.arange(length)
+            return Units(index, torch.zeros_like(index), torch.ones_like(index))
+        starts = torch.where(batch.position == 0, torch.arange(length), 0).cummax(1).values
+        if self.noise_per is NoisePer.SEQUENCE:
+            sizes = torch.zeros(rows, length, dtype=torch.long)
+            sizes.scatter_add_(1, starts, torch.ones_like(starts))
+            return Units(serial + starts, batch.position, sizes.gather(1, starts))
+        first = starts + batch.position // self.block_size * self.block_size
+        return Units(serial + first, batch.position % self.block_size, torch.full_like(first, self.block_size))

@@ -1,0 +1,84 @@
+"""From a config to the objects of a run. The only module that sees configs and objects at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
+
+from dlm.attention.ar import AR
+from dlm.conversion import Conversion
+from dlm.data.module import PackedData
+from dlm.denoiser import Denoiser
+from dlm.parent import Parent
+from dlm.trainable import Full, Lora
+
+
+def make(node: DictConfig, **kwargs: Any) -> Any:
+    """`instantiate`, with the `ValueError` of a constructor as it was raised rather than wrapped."""
+    try:
+        return instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+
+
+@dataclass
+class Experiment:
+    """Everything that trains."""
+
+    parent: Parent
+    denoiser: Denoiser
+    conversion: Conversion
+    data: PackedData
+    trainable: Full | Lora
+    num_steps: int
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """The objects of a run; whatever is wrong with the config is said before the parent is loaded."""
+    pattern = make(cfg.attention)
+    masking, loss, optimizer = make(cfg.masking), make(cfg.loss), make(cfg.optimizer)
+    trainable, data = make(cfg.trainable), make(cfg.data)
+    make(cfg.decoding)
+    pattern.check(cfg.data.length, cfg.token_shift)
+    batch_tokens = cfg.data.batch_size * cfg.data.length * cfg.trainer.accumulate * cfg.trainer.volatile.devices
+    if cfg.tokens < batch_tokens:
+        raise ValueError(
+            f"tokens {cfg.tokens} is less than one optimizer step of {batch_tokens} tokens (data.batch_size x "
+            "data.length x trainer.accumulate x devices): raise tokens or lower data.batch_size"
+        )
+    num_steps = math.ceil(cfg.tokens / batch_tokens)
+    parent = make(cfg.model)
+    parent.model = trainable.apply(parent.model)
+    data.prepare(parent.tokenizer, pattern.tail, num_steps * batch_tokens // cfg.data.length, cfg.seed)
+    denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
+    conversion = Conversion(denoiser, masking, loss, optimizer, cfg.seed)
+    return Experiment(parent, denoiser, conversion, data, trainable, num_steps)
+
+
+def ar_denoiser(parent: Parent) -> Denoiser:
+    """The parent as it was, in the common interface."""
+    return Denoiser(parent.model, AR(), parent.mask_id, True, parent.layer_types)
+
+
+def converted_denoiser(cfg: DictConfig, parent: Parent, model: PreTrainedModel | None = None) -> Denoiser:
+    """A dLM by its config: `model` (default: the parent's) under the config's pattern and token shift."""
+    pattern = make(cfg.attention)
+    return Denoiser(model or parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
+
+
+def choices() -> dict[str, str]:
+    """Which option every config group has, for the record; empty outside a Hydra job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    found = OmegaConf.to_container(HydraConfig.get().runtime.choices)
+    return {group: name for group, name in found.items() if not group.startswith("hydra/")}

@@ -1,0 +1,109 @@
+"""The conversion as a LightningModule: masking → attention → denoiser → loss → metrics, one line each.
+
+Masks are drawn on the CPU before the batch moves to the device, so the step never waits for the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lightning
+import torch
+from torch import Tensor
+
+from dlm.denoiser import Denoiser
+from dlm.loss.base import Loss
+from dlm.masking.base import Masking
+from dlm.masking.uniform import Uniform
+from dlm.optim import AdamWCosine
+from dlm.types import Batch, ModelInputs, Movable, Scored, generator
+
+TRAIN_STREAM, VAL_STREAM = 1, 2
+
+
+@dataclass(frozen=True)
+class Prepared(Movable):
+    """A corrupted batch, ready for the network. `num_tokens` is the size of the batch, the loss's fixed divisor;
+    `num_maskable` the number of tokens it could have scored."""
+
+    inputs: ModelInputs
+    scored: Scored
+    num_tokens: int
+    num_maskable: int
+
+    def to(self, *args, **kwargs):
+        return Prepared(
+            self.inputs.to(*args, **kwargs), self.scored.to(*args, **kwargs), self.num_tokens, self.num_maskable
+        )
+
+
+def prepare(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Generator) -> Prepared:
+    """Corrupt a batch and lay it out for the network (on the CPU)."""
+    batch = denoiser.scorable(batch)
+    noised = masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
+    inputs, scored = denoiser.inputs(batch, noised)
+    return Prepared(inputs, scored, batch.x0.numel(), int(batch.maskable.sum()))
+
+
+class Conversion(lightning.LightningModule):
+    """Trains a denoiser. The noise of micro-batch i is a pure function of (seed, rank, i), so a resumed run draws what
+    the uninterrupted one would have drawn; validation noise is the same every time.
+
+    Logs `train/loss` (what is minimised), `train/nelbo` (nats per maskable token), `val/nelbo` (always with uniform
+    masking, whatever the training scheme), `lr` and `tokens`.
+    """
+
+    def __init__(self, denoiser: Denoiser, masking: Masking, loss: Loss, optimizer: AdamWCosine, seed: int):
+        super().__init__()
+        self.denoiser, self.masking, self.loss, self.optimizer_builder = denoiser, masking, loss, optimizer
+        self.seed = seed
+        self.val_masking = Uniform(count="ceil", t_min=0.0)
+        self.micro_batches = 0
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Prepared:
+        if not self.trainer.training:
+            noise = generator(self.seed, VAL_STREAM, self.val_batches)
+            self.val_batches += 1
+            return prepare(self.denoiser, self.val_masking, batch, noise)
+        noise = generator(self.seed, TRAIN_STREAM, self.global_rank, self.micro_batches)
+        self.micro_batches += 1
+        return prepare(self.denoiser, self.masking, batch, noise)
+
+    def transfer_batch_to_device(self, batch: Prepared, device: torch.device, dataloader_idx: int) -> Prepared:
+        return batch.to(device, non_blocking=True)
+
+    def training_step(self, batch: Prepared, batch_idx: int) -> Tensor:
+        output = self.loss(self.denoiser(batch.inputs), batch.scored, batch.num_tokens)
+        nelbo = (output.nll * batch.scored.weight).sum() / max(batch.num_maskable, 1)
+        self.log("train/loss", output.loss.detach())
+        self.log("train/nelbo", nelbo, prog_bar=True)
+        self.log("tokens", float((self.micro_batches) * batch.num_tokens * self.trainer.world_size))
+        return output.loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_batches = 0
+        self.val_sum, self.val_count = 0.0, 0
+
+    def validation_step(self, batch: Prepared, batch_idx: int) -> None:
+        nll = self.loss(self.denoiser(batch.inputs), batch.scored, batch.num_tokens).nll
+        self.val_sum += (nll * batch.scored.weight).double().sum().item()
+        self.val_count += batch.num_maskable
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/nelbo", self.val_sum / max(self.val_count, 1), prog_bar=True)
+
+    def configure_optimizers(self):
+        return self.optimizer_builder.build(self.denoiser, int(self.trainer.estimated_stepping_batches))
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        # Lightning refuses to clip for fused optimizers under mixed precision, for the sake of float16's loss scaling;
+        # bfloat16 has none.
+        if gradient_clip_val:
+            norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), gradient_clip_val)
+            self.log("train/grad_norm", norm)
+
+    def on_save_checkpoint(self, checkpoint) -> None:
+        checkpoint["micro_batches"] = self.micro_batches
+
+    def on_load_checkpoint(self, checkpoint) -> None:
+        self.micro_batches = checkpoint["micro_batches"]

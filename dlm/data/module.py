@@ -1,0 +1,179 @@
+"""What a run trains on: a Lightning data module over packed rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from dlm.data import prose, tasks
+from dlm.data.packing import PackedRows, Source, TaskSource, Windows, collate
+
+VAL_SEED = 1_000_003
+
+
+class RowOrder(Sampler):
+    """Every `world`-th row from `rank`, in order, from the batch that `ResumableLoader` says."""
+
+    def __init__(self, num_rows: int, rank: int, world: int):
+        self.mine, self.start = range(rank, num_rows // world * world, world), 0
+
+    def __iter__(self):
+        return iter(self.mine[self.start :])
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+
+class ResumableLoader(DataLoader):
+    """A loader over rows in order whose state is how many batches it has given; Lightning saves and restores it."""
+
+    given = 0
+    resume_at = 0
+
+    def __iter__(self):
+        self.given, self.resume_at = self.resume_at, 0
+        self.sampler.start = self.given * self.batch_size
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.resume_at = state["given"]
+
+
+class PackedData(lightning.LightningDataModule):
+    """Rows drawn from `sources(split)`, tokenised by the parent's own tokenizer.
+
+    `mixture` weighs the sources (by rows); `length` is L; validation uses `val_rows` rows of the val split, the same for
+    every run.
+    """
+
+    def __init__(self, length: int, batch_size: int, val_rows: int, mixture: dict[str, float]):
+        super().__init__()
+        if length < 2 or batch_size < 1 or val_rows < 1:
+            raise ValueError(
+                f"data.length {length}, data.batch_size {batch_size} and data.val_rows {val_rows} must be at least "
+                "2, 1 and 1"
+            )
+        if not mixture or any(w < 0 for w in mixture.values()) or sum(mixture.values()) <= 0:
+            raise ValueError(f"data.mixture {dict(mixture)} must hold weights >= 0 of which one is > 0")
+        self.length, self.batch_size, self.val_rows = length, batch_size, val_rows
+        self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
+
+    def prepare(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tail: Callable[[int, random.Random], int],
+        num_rows: int,
+        seed: int,
+    ) -> None:
+        """Tokenise what has to be tokenised; called once before training. `tail` is the pattern's (see `PackedRows`)."""
+        self.eos_id, self.tail = tokenizer.eos_token_id, tail
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.train_rows = self.rows(self.sources("train", tokenizer), num_rows, seed)
+        self.validation_rows = self.rows(self.sources("val", tokenizer), self.val_rows, VAL_SEED)
+
+    def sources(self, split: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Source]:
+        """The sources by name, those of `mixture`."""
+        raise NotImplementedError  # abstract
+
+    def rows(self, sources: dict[str, Source], num_rows: int, seed: int) -> PackedRows:
+        unknown = set(self.mixture) - set(sources)
+        if unknown:
+            raise ValueError(f"data.mixture names {sorted(unknown)}, but this dataset has {sorted(sources)}")
+        names = list(self.mixture)
+        return PackedRows(
+            [sources[n] for n in names],
+            [self.mixture[n] for n in names],
+            next((s for s in sources.values() if isinstance(s, Windows)), None),
+            self.length,
+            num_rows,
+            self.pad_id,
+            self.eos_id,
+            self.tail,
+            seed,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        order = RowOrder(len(self.train_rows), rank, world)
+        return ResumableLoader(
+            self.train_rows, batch_size=self.batch_size, sampler=order, collate_fn=collate, drop_last=True
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.validation_rows, batch_size=self.batch_size, collate_fn=collate)
+
+
+class Embedded(PackedData):
+    """The shipped prose and the generated tasks."""
+
+    def __init__(self, families: list[str] | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        unknown = set(families or []) - set(tasks.FAMILIES)
+        if unknown:
+            raise ValueError(f"data.families {sorted(unknown)} are unknown: choose from {list(tasks.FAMILIES)}")
+        self.families = list(families or tasks.FAMILIES)
+
+    def sources(self, split, tokenizer):
+        encoded = tokenizer(list(prose.chapters(split)), add_special_tokens=False)["input_ids"]
+        return {
+            "tasks": TaskSource(split, tokenizer, self.families),
+            "prose": Windows(encoded, tokenizer.eos_token_id),
+        }
+
+
+class Text(PackedData):
+    """Any text that `datasets` reads: files (txt, json, jsonl, csv, parquet) or a hub id; `field` holds the text.
+
+    The last 5 % of the documents (at least one) are held out for validation.
+    """
+
+    def __init__(self, path: str, field: str = "text", split: str = "train", **kwargs: Any):
+        super().__init__(mixture={"text": 1.0}, **kwargs)
+        self.path, self.field, self.split = path, field, split
+
+    def sources(self, split, tokenizer):
+        texts = self.texts()
+        held_out = max(1, len(texts) // 20)
+        if len(texts) < 2:
+            raise ValueError(f"data.path {self.path!r} holds {len(texts)} non-empty documents; at least 2 are needed")
+        texts = texts[:-held_out] if split == "train" else texts[-held_out:]
+        return {"text": Windows(tokenizer(texts)["input_ids"], tokenizer.eos_token_id)}
+
+    def texts(self) -> list[str]:
+        """The non-empty documents."""
+        from datasets import load_dataset
+
+        file = Path(self.path).expanduser()
+        try:
+            if file.exists():
+                kind = FORMATS[file.suffix]
+                options = {"sample_by": "paragraph"} if kind == "text" else {}
+                dataset = load_dataset(kind, data_files=str(file), split=self.split, **options)
+            else:
+                dataset = load_dataset(self.path, split=self.split)
+        except KeyError as error:
+            raise ValueError(
+                f"data.path {self.path!r} is not text: {file.suffix!r} is not one of {sorted(FORMATS)}"
+            ) from error
+        except Exception as error:  # datasets raises many kinds; all mean that the data cannot be read
+            raise ValueError(f"data.path {self.path!r} could not be read as text: {error}") from error
+        if self.field not in dataset.column_names:
+            raise ValueError(f"data.field {self.field!r} is not a column of {self.path!r}: {dataset.column_names}")
+        column = dataset[self.field]
+        if not all(isinstance(text, str) for text in column):
+            raise ValueError(f"data.field {self.field!r} of {self.path!r} does not hold text")
+        return [text for text in column if text.strip()]
+
+
+FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}

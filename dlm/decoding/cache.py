@@ -1,0 +1,56 @@
+"""A key-value cache with one slot per absolute position, so that the rows of a batch may be at different positions."""
+
+from __future__ import annotations
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class SlotLayer(CacheLayerMixin):
+    """Writes keys and values at the slots of the current forward (`cache.slots`) and returns all slots."""
+
+    is_sliding = False
+    is_compileable = True
+
+    def __init__(self, cache: SlotCache):
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states, value_states=None):
+        batch, heads, _, width = key_states.shape
+        self.keys = key_states.new_zeros(batch, heads, self.cache.num_slots, width)
+        self.values = self.keys if value_states is None else value_states.new_zeros(
+            batch, heads, self.cache.num_slots, value_states.shape[-1]
+        )
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        slots = self.cache.slots[:, None, :, None]
+        self.keys.scatter_(2, slots.expand_as(key_states), key_states)
+        self.values.scatter_(2, slots.expand_as(value_states), value_states)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length):
+        return self.cache.num_slots, 0
+
+    def get_seq_length(self):
+        return 0
+
+    def get_max_cache_shape(self):
+        return self.cache.num_slots
+
+    def get_max_length(self):
+        return self.cache.num_slots
+
+
+class SlotCache(Cache):
+    """One `SlotLayer` per layer. Set `slots` (the slot of every row, [N R]) before each forward."""
+
+    slots: Int[Tensor, "N R"]
+
+    def __init__(self, num_layers: int, num_slots: int):
+        self.num_slots = num_slots
+        super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])

@@ -1,0 +1,21 @@
+"""A fixed number of tokens per step (LLaDA, SDAR static): the most confident ones."""
+
+from __future__ import annotations
+
+import torch
+
+from dlm.decoding.base import Decoder
+
+
+class Fixed(Decoder):
+    """Commits the `tokens_per_step` most confident masked positions."""
+
+    def __init__(self, tokens_per_step: int, **kwargs):
+        super().__init__(**kwargs)
+        if tokens_per_step < 1:
+            raise ValueError(f"decoding.tokens_per_step {tokens_per_step} must be at least 1")
+        self.tokens_per_step = tokens_per_step
+
+    def select(self, confidence):
+        best = confidence.topk(min(self.tokens_per_step, confidence.shape[1]), dim=1).indices
+        return torch.zeros_like(confidence, dtype=torch.bool).scatter(1, best, True) & (confidence >= 0)

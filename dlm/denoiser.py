@@ -1,0 +1,98 @@
+"""Parent + attention pattern → logits that score the masked tokens. The only place that knows the token shift.
+
+Without the shift, the hidden state of position i scores token i. With it, position i-1 does; the first token of a block
+is then scored from the clean stream's previous position where there is a clean stream (what the cache holds at decode
+time), else from the previous position of the same stream. Position 0 has nothing to its left: with the shift it is
+neither masked nor scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dlm.attention.base import AttentionPattern
+from dlm.attention.masks import attention_masks
+from dlm.types import Batch, ModelInputs, Noised, Rows, Scored
+
+
+class Denoiser(nn.Module):
+    """A Hugging Face causal LM that is told which positions see which, and scores only what is asked for.
+
+    `layer_types` maps the mask names that the model's forward takes to their sliding window (None: full attention).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pattern: AttentionPattern,
+        mask_id: int,
+        token_shift: bool,
+        layer_types: dict[str, int | None],
+    ):
+        super().__init__()
+        self.model, self.pattern, self.mask_id = model, pattern, mask_id
+        self.token_shift, self.layer_types = token_shift, layer_types
+
+    def scorable(self, batch: Batch) -> Batch:
+        """The batch without maskable tokens that nothing can score."""
+        if not self.token_shift:
+            return batch
+        return replace(batch, maskable=batch.maskable & (batch.position > 0))
+
+    def inputs(self, batch: Batch, noised: Noised) -> tuple[ModelInputs, Scored]:
+        """Lay out the streams and find the row that scores each masked token."""
+        streams = [noised.xt] * self.pattern.noisy_stream + [batch.x0] * self.pattern.clean_stream
+        copies = len(streams)
+        length = batch.x0.shape[1]
+        clean = torch.zeros_like(batch.maskable) if self.pattern.noisy_stream else torch.ones_like(batch.maskable)
+        rows = Rows(
+            torch.cat([clean, ~clean], 1) if copies == 2 else clean,
+            batch.document.repeat(1, copies),
+            batch.position.repeat(1, copies),
+        )
+        where = noised.masked.flatten().nonzero()[:, 0]
+        row, column = where // length, where % length
+        if self.token_shift:
+            first_of_block = batch.position.flatten()[where] % self.pattern.block_size == 0
+            column = column - 1 + torch.where(first_of_block, (copies - 1) * length, 0)
+        scored = Scored(batch.x0.flatten()[where], noised.weight.flatten()[where], where)
+        return ModelInputs(torch.cat(streams, 1), rows.position, rows, row * length * copies + column), scored
+
+    def forward(self, inputs: ModelInputs) -> Float[Tensor, "N V"]:
+        """Logits of the scored tokens in float32; the mask token's is -inf: it is never predicted."""
+        masks = self.masks(inputs.rows, inputs.rows)
+        return self.score(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
+
+    def masks(self, q: Rows, k: Rows):
+        """The `attention_mask` argument for rows `q` over columns `k`."""
+        implementation = self.model.config._attn_implementation
+        return attention_masks(self.pattern, q, k, self.layer_types, implementation)
+
+    def score(
+        self,
+        scored: Int[Tensor, "N"],
+        input_ids: Int[Tensor, "B S"],
+        position_ids: Int[Tensor, "B S"],
+        attention_mask,
+        **kwargs,
+    ) -> Float[Tensor, "N V"]:
+        """The forward of the network, with the head on the rows `scored` (flat in [B S]) alone.
+
+        The rows are chosen at the door of the head, so that whatever the model does after it (soft-capping, scaling)
+        is its own code.
+        """
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, 1)[scored][None], *args[1:]))
+        try:
+            logits = self.model(
+                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kwargs
+            ).logits[0]
+        finally:
+            hook.remove()
+        logits = logits.float()
+        return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)

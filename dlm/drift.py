@@ -1,0 +1,131 @@
+"""How far a converted model's weights are from its parent's, tensor by tensor.
+
+The parent is read lazily from a safetensors file, one tensor at a time, so there is never a second model in memory.
+Efficient-DLM plots an "average difference" per layer without defining it; three definitions are reported:
+
+    mean_abs    mean |W - W0|          relative    ||W - W0||_F / ||W0||_F          one_minus_cos    1 - cos(W, W0)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from lightning import Callback
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+MEASURES = ("mean_abs", "relative", "one_minus_cos")
+LAYER = re.compile(r"\.(\d+)\.")
+ATTENTION = re.compile(r"attn|attention")
+FFN = re.compile(r"mlp|feed_forward|ffn|expert")
+
+
+def save_reference(model: PreTrainedModel, path: Path) -> None:
+    """Write the weights that drift is measured against; nothing is done where they are already there."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({n: w.detach().cpu().contiguous().clone() for n, w in effective_weights(model)}, temporary)
+    temporary.rename(path)
+
+
+def effective_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's weights by the parent's names, low-rank updates added in; tied weights once."""
+    adapters = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        owner = owner.removesuffix(".base_layer")
+        if owner in adapters and leaf == "weight":
+            weight = weight + sum(adapters[owner].get_delta_weight(a) for a in adapters[owner].active_adapters)
+        yield f"{owner}.{leaf}", weight
+
+
+@torch.no_grad()
+def measure(model: PreTrainedModel, reference: Path) -> pd.DataFrame:
+    """One row per tensor: `tensor, layer, kind, numel` and the three measures. Exactly 0 for an untouched model.
+
+    An embedding that was enlarged for the mask token is compared on the parent's rows.
+    """
+    rows = []
+    with safe_open(reference, framework="pt") as parent:
+        for name, weight in effective_weights(model):
+            before = parent.get_tensor(name).double()
+            after = weight.detach().cpu().double()[: before.shape[0]]
+            rows.append(
+                {"tensor": name, "layer": layer_of(name), "kind": kind_of(name, model), "numel": before.numel()}
+                | difference(before, after)
+            )
+    return pd.DataFrame(rows)
+
+
+def difference(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
+    """The three measures for one tensor, in float64."""
+    delta, norm = after - before, before.norm()
+    if not delta.any():
+        return dict.fromkeys(MEASURES, 0.0)
+    cosine = (before * after).sum() / (norm * after.norm()).clamp_min(1e-300)
+    return {
+        "mean_abs": delta.abs().mean().item(),
+        "relative": (delta.norm() / norm.clamp_min(1e-300)).item(),
+        "one_minus_cos": (1 - cosine).clamp_min(0).item(),
+    }
+
+
+def layer_of(name: str) -> int:
+    """The index of the layer a tensor belongs to; -1 outside the layers."""
+    found = LAYER.search(name)
+    return int(found[1]) if found else -1
+
+
+def kind_of(name: str, model: PreTrainedModel) -> str:
+    """attention, ffn, norm, embedding, head or other."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if owner is model.get_input_embeddings():
+        return "embedding"
+    if owner is model.get_output_embeddings():
+        return "head"
+    if "norm" in type(owner).__name__.lower():
+        return "norm"
+    if ATTENTION.search(name):
+        return "attention"
+    return "ffn" if FFN.search(name) else "other"
+
+
+def by_layer(drift: pd.DataFrame) -> pd.DataFrame:
+    """Layer x kind: every measure averaged over the entries of the tensors (weighted by their size)."""
+    weighted = drift[list(MEASURES)].mul(drift["numel"], axis=0).assign(
+        layer=drift["layer"], kind=drift["kind"], numel=drift["numel"]
+    )
+    total = weighted.groupby(["layer", "kind"], as_index=False).sum()
+    total[list(MEASURES)] = total[list(MEASURES)].div(total["numel"], axis=0)
+    return total
+
+
+def summary(drift: pd.DataFrame) -> dict[str, float]:
+    """`attention/relative`, `ffn/mean_abs`, …: each kind's measures over all layers, weighted by size."""
+    total = by_layer(drift.assign(layer=0))
+    return {f"{row.kind}/{m}": getattr(row, m) for row in total.itertuples() for m in MEASURES}
+
+
+class DriftMonitor(Callback):
+    """Logs the drift every `every` optimizer steps as `drift/<kind>/<measure>`."""
+
+    def __init__(self, reference: Path, every: int):
+        self.reference, self.every = reference, every
+
+    def on_train_batch_end(self, trainer, module, *_):
+        step = trainer.global_step
+        if self.every and step % self.every == 0 and step != getattr(self, "last", None):
+            self.last = step
+            found = summary(measure(module.denoiser.model, self.reference))
+            trainer.logger and module.log_dict({f"drift/{k}": v for k, v in found.items()})

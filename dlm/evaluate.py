@@ -1,0 +1,191 @@
+"""Evaluate a finished run beside its parent: `python -m dlm.evaluate run=ID [evaluation.thresholds=[0.9,0.5] ...]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import hydra
+import pandas as pd
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from dlm.build import ar_denoiser, converted_denoiser, make
+from dlm.data import prose, tasks
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine import generate
+from dlm.decoding.fixed import Fixed
+from dlm.decoding.threshold import Threshold
+from dlm.denoiser import Denoiser
+from dlm.evaluation import cloze
+from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
+from dlm.evaluation.likelihood import likelihood, windows
+from dlm.evaluation.throughput import interleaved
+from dlm.parent import Parent, load_parent
+from dlm.runs import Run, write_atomically
+
+ONE_TOKEN = "1 token/step"  # noqa: S105
+
+
+def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
+    """Every measurement of a run, as the record holds it; {} where `evaluation=none`."""
+    if not cfg.tasks_per_family:
+        return {}
+    config = run.config
+    if not run.model_folder.exists():
+        raise ValueError(f"run {run.id} is {run.status} and has no model: finish it with the command that began it")
+    converted = load_parent(str(run.model_folder), dtype=config.model.get("dtype", "float32"), check=False)
+    dlm = converted_denoiser(config, converted)
+    parent = make(config.model, check=False)
+    ar = ar_denoiser(parent)
+    fingerprint = run.record["parent"]["fingerprint"]
+    cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
+    if not cache.exists():
+        measured = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]
+        write_atomically(cache, json.dumps(measured))
+    chosen = calibrate(dlm, converted, cfg)
+    found, items = measure_model(dlm, converted, cfg, {ONE_TOKEN: Fixed(1)} | chosen)
+    items.drop(columns=["step", "confidence"]).to_csv(run.folder / "items.csv", index=False)
+    first = items[items["setting"] == ONE_TOKEN]
+    write_atomically(run.folder / "trace.json", json.dumps(trace_summary(first, dlm.pattern.block_size)))
+    return {
+        "parent": json.loads(cache.read_text()),
+        "dlm": found,
+        "throughput": measure_throughput(ar, dlm, parent, chosen, cfg),
+    }
+
+
+def digest(cfg: DictConfig) -> str:
+    """What the parent's measurements depend on."""
+    used = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def measure_model(
+    denoiser: Denoiser, parent: Parent, cfg: DictConfig, decoders: dict[str, Decoder]
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Likelihood, multiple choice, and the tasks under each decoder (the same items for all)."""
+    texts = list(prose.chapters("test"))
+    rows, num_bytes = windows(texts, parent.tokenizer, cfg.length, cfg.likelihood_rows)
+    bound = likelihood(denoiser, rows, num_bytes, cfg.likelihood_samples, cfg.batch_size)
+    questions = cloze.items(texts, parent.tokenizer, cfg.cloze_items)
+    answers = cloze.answers(denoiser, questions, parent.tokenizer.eos_token_id, cfg.batch_size)
+    examples = tasks.evaluation_set("test", cfg.tasks_per_family)
+    generation, items = [], []
+    for name, decoder in decoders.items():
+        results = run_tasks(denoiser, parent.tokenizer, examples, decoder, cfg.max_new_tokens, cfg.batch_size)
+        generation.append({"name": name} | accuracy(results))
+        items.append(results.assign(setting=name))
+    found = {
+        "likelihood": dataclasses.asdict(bound),
+        "cloze": sum(a == q.answer for a, q in zip(answers, questions, strict=True)) / len(questions),
+        "cloze_items": len(questions),
+        "generation": generation,
+    }
+    return found, pd.concat(items, ignore_index=True)
+
+
+def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, Decoder]:
+    """For each target TPF the threshold that comes nearest on validation items (never on the test items)."""
+    examples = tasks.evaluation_set("val", cfg.calibration_per_family)
+    reached = {}
+    for threshold in cfg.thresholds:
+        results = run_tasks(
+            denoiser, parent.tokenizer, examples, Threshold(threshold), cfg.max_new_tokens, cfg.batch_size
+        )
+        reached[threshold] = results["tokens"].sum() / results["nfe"].sum()
+    nearest = [min(reached, key=lambda tau: abs(reached[tau] - target)) for target in cfg.tpf_targets]
+    return {f"threshold {tau}": Threshold(tau) for tau in nearest}
+
+
+def measure_throughput(
+    ar: Denoiser, dlm: Denoiser, parent: Parent, chosen: dict[str, Decoder], cfg: DictConfig
+) -> dict[str, float]:
+    """Tokens/s at batch 1 of the parent and of the dLM at each setting, measured in turns."""
+    examples = tasks.evaluation_set("test", max(1, cfg.throughput_prompts // len(tasks.FAMILIES)))
+    prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
+
+    def decode(denoiser: Denoiser, decoder: Decoder):
+        def once() -> int:
+            made = generate(denoiser, prompts, decoder, cfg.max_new_tokens, parent.tokenizer.eos_token_id, 1)
+            return sum(len(g.tokens) for g in made)
+
+        return once
+
+    contestants = {"parent": decode(ar, Fixed(1)), ONE_TOKEN: decode(dlm, Fixed(1))}
+    contestants |= {name: decode(dlm, decoder) for name, decoder in chosen.items()}
+    return interleaved(contestants, cfg.throughput_repeats)
+
+
+def report(run: Run) -> list[Table]:
+    """What a run found, as tables for the terminal."""
+    record = run.record
+    evaluation = record["evaluation"]
+    if not evaluation:
+        return []
+    parent, dlm, speed = evaluation["parent"], evaluation["dlm"], evaluation["throughput"]
+    table = Table(title=f"run {run.id}: {record['parent']['source']} → dLM, {record['tokens']:,} tokens")
+    for column in ("", "exact match", "95 % interval", "tokens/forward", "forwards/answer", "tokens/s (batch 1)"):
+        table.add_column(column)
+    for model, found in (("parent", parent), ("dLM", dlm)):
+        for g in found["generation"]:
+            name = model if model == "parent" else f"dLM, {g['name']}"
+            rate = speed["parent" if model == "parent" else g["name"]]
+            table.add_row(
+                name, f"{g['accuracy']:.1%}", f"{g['low']:.1%} – {g['high']:.1%} (n={g['n']})", f"{g['tpf']:.2f}",
+                f"{g['nfe']:.1f}", f"{rate:.0f}",
+            )
+    text = Table(title="held-out prose")
+    for column in ("", "nats/token", "bits/byte", f"multiple choice (n={dlm['cloze_items']})"):
+        text.add_column(column)
+    for name, found in (("parent, NLL", parent), ("dLM, NELBO", dlm)):
+        nats = found["likelihood"]
+        text.add_row(
+            name, f"{nats['nats']:.3f} ± {nats['standard_error']:.3f}", f"{nats['bits_per_byte']:.3f}",
+            f"{found['cloze']:.1%}",
+        )
+    return [table, family_table(parent, dlm), text, drift_table(record["drift"])]
+
+
+def family_table(parent: dict, dlm: dict) -> Table:
+    """Exact match per task family."""
+    columns = [("parent", parent["generation"][0])] + [(f"dLM, {g['name']}", g) for g in dlm["generation"]]
+    table = Table(title="exact match per family")
+    table.add_column("")
+    for name, _ in columns:
+        table.add_column(name)
+    for family in dlm["generation"][0]["families"]:
+        table.add_row(family, *(f"{g['families'][family]['accuracy']:.0%}" for _, g in columns))
+    return table
+
+
+def drift_table(drift: dict[str, float]) -> Table:
+    """Weight change against the parent."""
+    table = Table(title="weight drift")
+    for column in ("", "mean |ΔW|", "‖ΔW‖ / ‖W‖", "1 − cos"):
+        table.add_column(column)
+    for kind in sorted({name.split("/")[0] for name in drift}):
+        values = (drift[f"{kind}/{m}"] for m in ("mean_abs", "relative", "one_minus_cos"))
+        table.add_row(kind, *(f"{v:.3g}" for v in values))
+    return table
+
+
+def show(run: Run) -> None:
+    """Print what a run found."""
+    console = Console()
+    for table in report(run):
+        console.print(table)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    run = Run.load(cfg.run, cfg.runs_dir)
+    run.update(evaluation=evaluate_run(run, cfg.evaluation))
+    show(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Exact match on the generated tasks, with the forwards it took."""
+
+from __future__ import annotations
+
+import pandas as pd
+from scipy.stats import binomtest
+from transformers import PreTrainedTokenizerBase
+
+from dlm.data.packing import adds_bos
+from dlm.data.tasks import Example, check
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine import generate
+from dlm.denoiser import Denoiser
+
+
+def run_tasks(
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    decoder: Decoder,
+    max_new_tokens: int,
+    batch_size: int,
+) -> pd.DataFrame:
+    """One row per example: `family, correct, tokens, nfe, output` and the per-position `step` and `confidence`."""
+    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    prompts = [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
+    generations = generate(denoiser, prompts, decoder, max_new_tokens, tokenizer.eos_token_id, batch_size)
+    rows = []
+    for example, prompt, generation in zip(examples, prompts, generations, strict=True):
+        output = tokenizer.decode(generation.tokens, skip_special_tokens=True)
+        rows.append(
+            {
+                "family": example.family,
+                "correct": check(example, output),
+                "tokens": len(generation.tokens),
+                "nfe": generation.nfe,
+                "prompt_tokens": len(prompt),
+                "step": generation.step,
+                "confidence": generation.confidence,
+                "output": output,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def accuracy(results: pd.DataFrame) -> dict:
+    """Exact match with its 95 % interval (Wilson), tokens per forward, per family and over all items."""
+
+    def one(group: pd.DataFrame) -> dict:
+        interval = binomtest(int(group["correct"].sum()), len(group)).proportion_ci(method="wilson")
+        return {
+            "accuracy": float(group["correct"].mean()),
+            "low": interval.low,
+            "high": interval.high,
+            "n": len(group),
+            "tpf": float(group["tokens"].sum() / group["nfe"].sum()),
+            "nfe": float(group["nfe"].mean()),
+        }
+
+    return one(results) | {"families": {name: one(group) for name, group in results.groupby("family")}}
+
+
+def trace_summary(results: pd.DataFrame, block_size: int) -> list[dict]:
+    """The mean step at which each position of a block was committed, counted from the block's first step, and its mean
+    confidence (Efficient-DLM, Figure 6a)."""
+    rows = []
+    for item in results.itertuples():
+        positions = range(item.prompt_tokens, item.prompt_tokens + len(item.step))
+        blocks = pd.DataFrame(
+            {"block": [p // block_size for p in positions], "position": [p % block_size for p in positions]}
+        ).assign(step=item.step, confidence=item.confidence)
+        blocks["step"] -= blocks.groupby("block")["step"].transform("min")
+        rows.append(blocks)
+    summary = pd.concat(rows).groupby("position").agg(
+        step=("step", "mean"), confidence=("confidence", "mean"), n=("step", "size")
+    )
+    return summary.reset_index().to_dict("records")

@@ -1,0 +1,77 @@
+"""Where metrics go: always a CSV in the run's folder, and Weights & Biases unless it is switched off."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import time
+
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig
+
+from dlm.runs import Run
+
+
+def loggers(cfg: DictConfig, run: Run) -> list[Logger]:
+    """One W&B run per job: its id is the run's, its group the sweep's. Offline where no key is present."""
+    found: list[Logger] = [CSVLogger(run.folder, name="metrics", version="")]
+    if cfg.wandb:
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+        found.append(
+            WandbLogger(
+                project=cfg.project,
+                entity=cfg.entity,
+                group=cfg.group or sweep_name(),
+                id=run.id,
+                name=run.id,
+                save_dir=str(run.folder),
+                mode=mode,
+                job_type="train",
+                config=run.record["config"],
+                settings={"silent": True},
+            )
+        )
+    return found
+
+
+def sweep_name() -> str | None:
+    """The name of the multirun this job belongs to."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return None
+    return os.path.basename(HydraConfig.get().sweep.dir)
+
+
+def has_wandb_key() -> bool:
+    """Whether the environment or ~/.netrc holds a key."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Progress(TQDMProgressBar):
+    """Steps, ETA, tokens/s and the losses."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10)
+
+    def on_train_start(self, trainer, module) -> None:
+        super().on_train_start(trainer, module)
+        self.began, self.first = time.perf_counter(), module.micro_batches
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        super().on_train_epoch_start(trainer, module)
+        self.train_progress_bar.set_description("training")
+
+    def get_metrics(self, trainer, module) -> dict:
+        metrics = super().get_metrics(trainer, module)
+        metrics.pop("v_num", None)
+        rows = trainer.datamodule.batch_size * (module.micro_batches - self.first) * trainer.world_size
+        rate = rows * trainer.datamodule.length / (time.perf_counter() - self.began)
+        return {"tok/s": f"{rate:.0f}"} | metrics

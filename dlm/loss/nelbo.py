@@ -1,0 +1,12 @@
+"""The negative evidence lower bound: masked tokens weighted by 1/t (Efficient-DLM, Eq. 1; MDLM, BD3-LM)."""
+
+from __future__ import annotations
+
+from dlm.loss.base import Loss
+
+
+class Nelbo(Loss):
+    """With unbiased masking its expectation is an upper bound on the negative log-likelihood, per token."""
+
+    def weight(self, scored):
+        return scored.weight

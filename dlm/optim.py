@@ -1,0 +1,41 @@
+"""AdamW with decay on matrices only, linear warm-up and a cosine to a floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+
+class AdamWCosine:
+    """Builds the optimizer and its schedule, as Lightning's `configure_optimizers` returns them.
+
+    `warmup` is the fraction of the steps that the learning rate climbs to `lr`; it then falls to `min_lr_ratio * lr`.
+    """
+
+    def __init__(
+        self, lr: float, min_lr_ratio: float, warmup: float, betas: Iterable[float], weight_decay: float, fused: bool
+    ):
+        if not lr > 0:
+            raise ValueError(f"lr {lr} must be > 0")
+        if not (0 <= min_lr_ratio <= 1 and 0 <= warmup < 1):
+            raise ValueError(
+                f"optimizer.min_lr_ratio {min_lr_ratio} and optimizer.warmup {warmup} must lie in [0, 1] and [0, 1)"
+            )
+        self.lr, self.min_lr_ratio, self.warmup = lr, min_lr_ratio, warmup
+        self.betas, self.weight_decay, self.fused = tuple(betas), weight_decay, fused
+
+    def build(self, model: torch.nn.Module, num_steps: int) -> dict[str, Any]:
+        """Parameters that are not trainable are left out."""
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=self.fused)
+        schedule = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, round(self.warmup * num_steps), num_steps, min_lr_rate=self.min_lr_ratio
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

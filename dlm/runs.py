@@ -1,0 +1,156 @@
+"""A run's folder: its identity, its status, its record.
+
+    runs/<id>/config.yaml   the resolved config
+             run.json       the record: status, config, versions, machine, metrics, error
+             metrics.csv    metrics over time            drift.csv    weights against the parent's, tensor by tensor
+             trace.json     when each position was committed in decoding
+             model/         the converted model, a Hugging Face folder            checkpoint/   what a resume needs
+
+A run is its config: the id is a hash of the resolved config without what cannot change the result. Records are written
+to a temporary name and renamed, so a record is always whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# Keys that cannot change the numbers, by their path in the config.
+VOLATILE = ("logger", "runs_dir", "force", "trainer.volatile", "evaluation.volatile")
+# An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
+# before it keep their id: {"masking.views": 1}.
+NEUTRAL: dict[str, Any] = {}
+
+PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "peft", "datasets", "pandas")
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def run_id(config: dict[str, Any]) -> str:
+    """The id of a resolved config: 12 hexadecimal digits."""
+    kept = {
+        key: value
+        for key, value in flatten(config).items()
+        if not any(key == v or key.startswith(v + ".") for v in VOLATILE)
+        and not (key in NEUTRAL and value == NEUTRAL[key])
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Run:
+    """One run's folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.id = folder.name
+
+    @classmethod
+    def create(cls, cfg: DictConfig, choices: dict[str, str]) -> Run:
+        """The run of a config, its folder made and its record begun where it is new."""
+        config = OmegaConf.to_container(cfg, resolve=True)
+        run = cls(Path(cfg.runs_dir).expanduser() / run_id(config))
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(run.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        except OSError as error:
+            raise ValueError(
+                f"runs_dir {str(run.folder.parent)!r} cannot be written ({error.strerror}): free space or choose "
+                "another with runs_dir=FOLDER"
+            ) from error
+        if not run.record_path.exists():
+            run.update(id=run.id, status="new", config=config, choices=choices, created=time.time())
+        return run
+
+    @classmethod
+    def load(cls, name: str, runs_dir: str | Path) -> Run:
+        """An existing run by its id (or the beginning of it), or by its folder."""
+        root = Path(runs_dir).expanduser()
+        if (Path(name) / "run.json").exists():
+            return cls(Path(name))
+        found = sorted(p.parent for p in root.glob(f"{name}*/run.json")) if name else []
+        if len(found) != 1:
+            known = ", ".join(sorted(p.parent.name for p in root.glob("*/run.json"))[:20]) or "none"
+            problem = "does not exist" if not found else "is ambiguous"
+            raise ValueError(f"run {name!r} {problem} in {str(root)!r}: choose one of {known}")
+        return cls(found[0])
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.record_path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the record {self.record_path} is damaged ({error}): delete the run's folder") from error
+
+    @property
+    def status(self) -> str:
+        return self.record["status"] if self.record_path.exists() else "new"
+
+    @property
+    def config(self) -> DictConfig:
+        return OmegaConf.load(self.folder / "config.yaml")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint" / "last.ckpt"
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    def update(self, **values: Any) -> None:
+        """Merge `values` into the record and write it whole."""
+        record = self.record if self.record_path.exists() else {}
+        write_atomically(self.record_path, json.dumps(record | values, indent=1, allow_nan=True))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, for the record."""
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "commit": git_commit(),
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "processor": platform.processor()},
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with a + where the tree has changes; None outside a repository."""
+    root = Path(__file__).parent
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10)  # noqa: S603, S607
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    return commit and commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

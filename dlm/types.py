@@ -1,0 +1,95 @@
+"""The values passed between the stages, and the legend of their shapes.
+
+    B rows of a batch        L tokens of a row          S columns the network reads (L, or 2L for [noisy ; clean])
+    N masked tokens of the batch (all rows together)    V vocabulary
+
+A row may hold several packed documents. `document` numbers them within the row (-1 is padding) and `position` counts
+from 0 inside each, so a block is `position // block_size` of one document, in training exactly as in decoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Movable:
+    """Moves every tensor of a dataclass; all that Lightning asks of a batch."""
+
+    def to(self, *args: Any, **kwargs: Any):
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self, **{k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        )
+
+
+@dataclass(frozen=True)
+class Batch(Movable):
+    """Clean rows. `maskable` is False on prompts, padding and other context."""
+
+    x0: Int[Tensor, "B L"]
+    maskable: Bool[Tensor, "B L"]
+    document: Int[Tensor, "B L"]
+    position: Int[Tensor, "B L"]
+
+
+@dataclass(frozen=True)
+class Noised(Movable):
+    """A corrupted batch: `xt` is `x0` with `masked` hidden; `weight` is the likelihood weight of a masked token
+    (1/t in the continuous limit) and 0 elsewhere."""
+
+    xt: Int[Tensor, "B L"]
+    masked: Bool[Tensor, "B L"]
+    weight: Float[Tensor, "B L"]
+
+
+@dataclass(frozen=True)
+class Rows(Movable):
+    """What the attention predicate knows of a row or column of the attention matrix."""
+
+    clean: Bool[Tensor, "*shape"]
+    document: Int[Tensor, "*shape"]
+    position: Int[Tensor, "*shape"]
+
+    def __getitem__(self, index: Any) -> Rows:
+        return Rows(self.clean[index], self.document[index], self.position[index])
+
+
+@dataclass(frozen=True)
+class ModelInputs(Movable):
+    """What the network reads. `scored[n]` is the flat index (row * S + column) of the hidden state that scores masked
+    token n, with the token shift already applied; `rows` describes the S columns for the attention predicate."""
+
+    input_ids: Int[Tensor, "B S"]
+    position_ids: Int[Tensor, "B S"]
+    rows: Rows
+    scored: Int[Tensor, "N"]
+
+
+@dataclass(frozen=True)
+class Scored(Movable):
+    """The masked tokens of a batch, in row order: their target, their weight, and where they are (flat in [B L])."""
+
+    target: Int[Tensor, "N"]
+    weight: Float[Tensor, "N"]
+    index: Int[Tensor, "N"]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """`loss` is what is minimised; `nll[n]` the unweighted negative log-likelihood of masked token n, in nats."""
+
+    loss: Float[Tensor, ""]
+    nll: Float[Tensor, "N"]
+
+
+def generator(*seeds: int) -> torch.Generator:
+    """A CPU generator that is a pure function of its seeds (they are mixed, so (1, 2) and (2, 1) differ)."""
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(mixed)
