@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import Dataset
@@ -28,6 +28,7 @@ class Document:
     maskable: list[bool]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Something documents can be drawn from."""
 

@@ -25,8 +25,9 @@ class Decoder(ABC):
         self.temperature, self.top_p = temperature, top_p
 
     @abstractmethod
-    def select(self, confidence: Float[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
-        """The positions to commit. `confidence` is -1 where nothing is masked."""
+    def select(self, confidence: Float[Tensor, "N K"], rank: Float[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
+        """The positions to commit. `confidence` is -1 where nothing is masked; `rank` orders the masked positions by
+        confidence, EOS behind all others, and is -inf where nothing is masked."""
 
     def sample(
         self, logits: Float[Tensor, "N K V"], generator: torch.Generator | None

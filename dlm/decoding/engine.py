@@ -116,7 +116,7 @@ def decode_batch(denoiser, canvas: Canvas, decoder: Decoder, eos_ids, generator,
     while not bool(canvas.finished.all()):
         logits = forward(denoiser, canvas, cache)
         canvas.nfe += ~canvas.finished
-        commit(canvas, decoder, logits, denoiser.token_shift, generator)
+        commit(canvas, decoder, logits, denoiser.token_shift, eos_ids, generator)
         advance(denoiser, canvas, eos_ids, stop)
         if on_step is not None:
             on_step(canvas)
@@ -195,26 +195,32 @@ def rows_to_score(
     return column + torch.arange(batch, device=device)[:, None] * width, from_pending
 
 
-def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, generator) -> None:
-    """Write the tokens that the decoder keeps, at least one per sequence."""
+def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, eos_ids, generator) -> None:
+    """Write the tokens that the decoder keeps, at least one per sequence.
+
+    Training documents end in EOS up to the end of their block, so the tail of a block is easily predicted. It must not
+    use up steps: an EOS ranks behind every other token, the leftmost first, and fills what is to its right.
+    """
     slots = canvas.block_slots()
+    offset = torch.arange(canvas.block_size, device=slots.device)
     open_ = canvas.masked.gather(1, slots) & ~canvas.finished[:, None]
-    if token_shift:  # nothing scores position 0
-        open_ &= slots > 0
     token, confidence = decoder.sample(logits, generator)
-    candidate = torch.where(open_, confidence, -1.0)
-    best = torch.zeros_like(open_).scatter(1, candidate.argmax(1, keepdim=True), True)
-    keep = (decoder.select(candidate) | best) & open_
+    is_eos = torch.isin(token, eos_ids)
+    rank = torch.where(is_eos, -1 - offset / canvas.block_size, confidence).masked_fill(~open_, -torch.inf)
+    best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True)
+    keep = (decoder.select(confidence.masked_fill(~open_, -1.0), rank) | best) & open_
     if token_shift:
         # A first token that is alone has its final score already: it was fixed by the clean context.
         keep[:, 0] |= open_[:, 0] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1)
+    tail = ((keep & is_eos).cumsum(1) > 0) & open_ & ~keep
+    token = torch.where(tail, eos_ids[0] if len(eos_ids) else canvas.mask_id, token)
     for state, value in (
         (canvas.x, token),
         (canvas.masked, torch.zeros_like(keep)),
         (canvas.step, canvas.nfe[:, None].expand_as(slots)),
         (canvas.confidence, confidence),
     ):
-        state.scatter_(1, slots, torch.where(keep, value, state.gather(1, slots)))
+        state.scatter_(1, slots, torch.where(keep | tail, value, state.gather(1, slots)))
 
 
 def advance(denoiser: Denoiser, canvas: Canvas, eos_ids: Int[Tensor, "E"], stop: Stop | None) -> None:

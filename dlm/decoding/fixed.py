@@ -16,6 +16,6 @@ class Fixed(Decoder):
             raise ValueError(f"decoding.tokens_per_step {tokens_per_step} must be at least 1")
         self.tokens_per_step = tokens_per_step
 
-    def select(self, confidence):
-        best = confidence.topk(min(self.tokens_per_step, confidence.shape[1]), dim=1).indices
-        return torch.zeros_like(confidence, dtype=torch.bool).scatter(1, best, True) & (confidence >= 0)
+    def select(self, confidence, rank):
+        best = rank.topk(min(self.tokens_per_step, rank.shape[1]), dim=1).indices
+        return torch.zeros_like(rank, dtype=torch.bool).scatter(1, best, True)

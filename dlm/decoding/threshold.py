@@ -14,5 +14,5 @@ class Threshold(Decoder):
             raise ValueError(f"decoding.threshold {threshold} must be >= 0 (1 or more commits one token per step)")
         self.threshold = threshold
 
-    def select(self, confidence):
+    def select(self, confidence, rank):
         return confidence > self.threshold

@@ -1,0 +1,89 @@
+"""Shared by all tests: shapes are checked, tiny random models of several architectures, configs by glob."""
+
+from jaxtyping import install_import_hook
+
+# Every function and dataclass of these modules checks the shapes in its signature. (dlm.attention stays out: torch counts
+# the arguments of a mask_mod, which a wrapper hides.)
+CHECKED = ["types", "masking", "denoiser", "loss", "decoding", "conversion", "evaluation", "data"]
+install_import_hook([f"dlm.{name}" for name in CHECKED], "beartype.beartype")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hydra import compose, initialize_config_dir  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
+
+from dlm.attention.ar import AR  # noqa: E402
+from dlm.attention.bidir import Bidir  # noqa: E402
+from dlm.attention.block import Block  # noqa: E402
+from dlm.attention.block_noisy import BlockNoisy  # noqa: E402
+from dlm.denoiser import Denoiser  # noqa: E402
+from dlm.parent import layer_types  # noqa: E402
+from dlm.types import Batch, generator  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+PATTERNS = {"ar": AR, "bidir": Bidir, "block_noisy": BlockNoisy, "block": Block}
+VOCAB, MASK_ID, EOS_ID = 61, 60, 0
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,  # far from uniform predictions, so that a wrong mask shows
+    "pad_token_id": 1,
+    "bos_token_id": None,
+    "eos_token_id": EOS_ID,
+}
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    "mistral": {"sliding_window": 6},
+}
+
+
+def tiny(architecture: str, dtype=torch.float64):
+    """A random model of 3 layers, in float64 so that equality means equality."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **(SHAPE | ARCHITECTURES[architecture]))
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype).eval()
+
+
+@pytest.fixture(scope="session", params=list(ARCHITECTURES))
+def model(request):
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama():
+    return tiny("llama")
+
+
+def denoiser(model, pattern: str, block_size: int, token_shift: bool) -> Denoiser:
+    return Denoiser(model, PATTERNS[pattern](block_size=block_size), MASK_ID, token_shift, layer_types(model))
+
+
+def random_batch(rows: int, length: int, documents: list[int] | None = None, seed: int = 0) -> Batch:
+    """Random tokens; `documents` are the lengths of the packed documents of every row."""
+    x0 = torch.randint(2, MASK_ID, (rows, length), generator=generator(seed))
+    sizes = documents or [length]
+    document = torch.cat([torch.full((n,), i) for i, n in enumerate(sizes)]).expand(rows, -1).clone()
+    position = torch.cat([torch.arange(n) for n in sizes]).expand(rows, -1).clone()
+    return Batch(x0, torch.ones_like(x0, dtype=torch.bool), document, position)
+
+
+def options(group: str) -> list[str]:
+    """Every YAML of a config group."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def config(*overrides: str, name: str = "train"):
+    """A composed config."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose(name, list(overrides))

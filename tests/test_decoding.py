@@ -1,0 +1,163 @@
+"""Decoding: the AR limit, batches against single prompts, the count of forwards, and what each decoder commits."""
+
+import pytest
+import torch
+from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, options, random_batch
+from transformers import GenerationConfig
+
+from dlm.build import make
+from dlm.decoding.engine import generate
+from dlm.decoding.fixed import Fixed
+from dlm.decoding.threshold import Threshold
+from dlm.types import Batch, Noised, generator
+
+PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
+NEW = 14
+
+
+def decode(scorer, prompts, decoder, new=NEW, eos=None, **kwargs):
+    return generate(scorer, prompts, decoder, new, eos, **kwargs)
+
+
+@pytest.mark.parametrize(("pattern", "size"), [("block", 1), ("ar", 1)])
+def test_ar_limit_is_hugging_faces_greedy_generate_token_for_token(model, pattern, size):
+    """I1. The model may not predict the mask token, so `generate` is kept from it as well."""
+    rule = GenerationConfig(
+        max_new_tokens=NEW, do_sample=False, suppress_tokens=[MASK_ID], eos_token_id=EOS_ID, pad_token_id=1
+    )
+    scorer = denoiser(model, pattern, size, True)
+    for prompt, got in zip(PROMPTS, decode(scorer, PROMPTS, Fixed(1), eos=EOS_ID), strict=True):
+        expected = model.generate(torch.tensor([prompt]), generation_config=rule)[0, len(prompt) :].tolist()
+        assert got.tokens == expected
+        assert got.nfe == len(expected)
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("pattern", ["bidir", "block_noisy", "block"])
+@pytest.mark.parametrize("decoder", [Fixed(1), Fixed(3), Threshold(0.3), Threshold(1.0)])
+def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(llama, pattern, token_shift, decoder):
+    """I5."""
+    scorer = denoiser(llama, pattern, 4, token_shift)
+    batched = decode(scorer, PROMPTS, decoder, eos=EOS_ID)
+    single = [decode(scorer, [prompt], decoder, eos=EOS_ID)[0] for prompt in PROMPTS]
+    assert batched == single
+    assert len({g.nfe for g in batched}) > 1 or decoder.__class__ is Fixed
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("pattern", ["block_noisy", "block", "bidir"])
+def test_cached_decoding_equals_recomputing_everything(model, pattern, token_shift):
+    """I5 against a naive loop: the whole canvas through the training forward at every step, no cache."""
+    scorer = denoiser(model, pattern, 4, token_shift)
+    for prompt in PROMPTS[:3]:
+        got = decode(scorer, [prompt], Fixed(1), new=8)[0]
+        assert (got.tokens, got.nfe) == naive(scorer, prompt, 8)
+
+
+def naive(scorer, prompt, new):
+    """Commit the most confident masked token of the current block, until the tokens asked for are there."""
+    size, wanted = scorer.pattern.block_size, len(prompt) + new
+    total = -(-wanted // size) * size
+    x = torch.tensor([prompt + [MASK_ID] * (total - len(prompt))])
+    layout = random_batch(1, total)
+    nfe = 0
+    for start in range(len(prompt) // size * size, total, size):
+        end = start + size if scorer.pattern.cacheable else total
+        while (x[0, start : min(start + size, wanted)] == MASK_ID).any():
+            where = (x[0, start : start + size] == MASK_ID).nonzero()[:, 0] + start
+            masked = torch.zeros_like(layout.maskable)
+            masked[0, where] = True
+            seen = Batch(x[:, :end], layout.maskable[:, :end], layout.document[:, :end], layout.position[:, :end])
+            inputs, _ = scorer.inputs(seen, Noised(x[:, :end], masked[:, :end], masked[:, :end].float()))
+            probability, token = scorer(inputs).softmax(-1).max(-1)
+            best = probability.argmax()
+            x[0, where[best]] = token[best]
+            nfe += 1
+            if scorer.token_shift and where.tolist() == [start, where[best]]:
+                x[0, start] = token[0]  # a first token that is left alone had its final score already
+    return x[0, len(prompt) : wanted].tolist(), nfe
+
+
+@pytest.mark.parametrize("name", options("decoding"))
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_decoder_keeps_the_prompt_leaves_no_mask_and_counts_its_forwards(llama, name, pattern):
+    decoder = make(config(f"decoding={name}").decoding)
+    scorer = denoiser(llama, pattern, 4, pattern == "ar")
+    seen = []
+    made = decode(scorer, PROMPTS, decoder, on_step=lambda canvas: seen.append(canvas.x.clone()), batch_size=8)
+    for g in made:
+        assert len(g.tokens) == NEW and MASK_ID not in g.tokens
+        assert 1 <= g.nfe <= NEW + 3  # the last block is whole: up to 3 tokens more than asked for
+        assert max(g.step) <= g.nfe and min(g.step) >= 1
+    for prompt, row in zip(sorted(PROMPTS, key=len), seen[-1], strict=True):
+        assert row[: len(prompt)].tolist() == prompt
+
+
+def test_forwards_of_the_network_are_the_nfe(llama):
+    """Every forward is counted, and none is made only to fill the cache."""
+    calls = []
+    handle = llama.model.register_forward_pre_hook(lambda *args: calls.append(1))
+    made = decode(denoiser(llama, "block", 4, False), [PROMPTS[2]], Fixed(1), new=7)[0]  # slots 9-15: two blocks
+    assert len(calls) == made.nfe == 7
+    calls.clear()
+    made = decode(denoiser(llama, "block", 4, False), [PROMPTS[2]], Threshold(0.0), new=7)[0]
+    handle.remove()
+    assert len(calls) == made.nfe == 2  # one forward a block
+
+
+def test_fixed_commits_k_tokens_per_step(llama):
+    made = decode(denoiser(llama, "block", 8, False), [[5] * 8], Fixed(2), new=8)[0]
+    assert sorted(made.step) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_threshold_commits_exactly_what_exceeds_it():
+    confidence = torch.tensor([[0.95, 0.5, 0.9, -1.0]])
+    assert Threshold(0.9).select(confidence, confidence).tolist() == [[True, False, False, False]]
+
+
+def test_generation_ends_with_eos_and_the_tail_costs_no_forwards(llama):
+    """A model that always predicts EOS ends in one forward, whatever the block size."""
+    scorer = denoiser(llama, "block", 8, False)
+    scorer.score = lambda scored, *args, **kwargs: torch.nn.functional.one_hot(
+        torch.full((len(scored),), EOS_ID), 61
+    ).float() * 20
+    made = decode(scorer, [[5, 6, 7]], Fixed(1), new=16, eos=EOS_ID)[0]
+    assert made.tokens == [EOS_ID] and made.nfe == 1
+
+
+def test_a_stop_condition_ends_a_sequence_at_the_end_of_a_block(llama):
+    scorer = denoiser(llama, "block", 4, False)
+    free = decode(scorer, [PROMPTS[0]], Fixed(1), new=15)[0].tokens
+    stopped = decode(scorer, [PROMPTS[0]], Fixed(1), new=15, stop=lambda tokens: free[4] in tokens)[0].tokens
+    assert stopped == free[: len(stopped)] and 5 <= len(stopped) < 15
+
+
+def test_sampling_follows_the_generator_and_top_p_cuts_the_tail():
+    decoder = Threshold(0.9, temperature=1.0, top_p=0.6)
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1, 4000, 4)
+    token, confidence = decoder.sample(logits, generator(1))
+    again, _ = decoder.sample(logits, generator(1))
+    assert torch.equal(token, again)
+    assert set(token.unique().tolist()) == {0, 1}  # 0.5 alone is short of 0.6
+    assert token.double().mean() == pytest.approx(0.3 / 0.8, abs=0.04)
+    torch.testing.assert_close(confidence, torch.tensor([0.5, 0.3])[token])
+
+
+def test_an_empty_prompt_is_refused_with_the_shift_and_continued_without(llama):
+    with pytest.raises(ValueError, match="empty prompt"):
+        decode(denoiser(llama, "block", 4, True), [[]], Fixed(1))
+    assert len(decode(denoiser(llama, "block", 4, False), [[]], Fixed(1))[0].tokens) == NEW
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["decoding.threshold=-0.5"], "threshold -0.5 must be >= 0"),
+        (["decoding.temperature=-1.0"], "temperature -1.0 must be >= 0"),
+        (["decoding.top_p=0.0"], "top_p 0.0 must lie in"),
+        (["decoding=fixed", "decoding.tokens_per_step=0"], "tokens_per_step 0 must be at least 1"),
+    ],
+)
+def test_bad_values_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make(config(*overrides).decoding)

@@ -1,0 +1,214 @@
+"""The denoiser's invariants on several architectures: AR limit, parity of training and decoding, the token shift."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import MASK_ID, config, denoiser, options, random_batch, tiny
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
+
+from dlm.build import make
+from dlm.conversion import prepare
+from dlm.masking.uniform import Uniform
+from dlm.types import Batch, Noised, Rows, Scored, generator
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def score_all(scorer, batch: Batch, masked=None):
+    """Logits of every position that can be scored (or of `masked`), with those positions hidden."""
+    masked = scorer.scorable(batch).maskable if masked is None else masked
+    noised = Noised(torch.where(masked, scorer.mask_id, batch.x0), masked, masked.float())
+    inputs, scored = scorer.inputs(batch, noised)
+    return scorer(inputs), scored
+
+
+@pytest.mark.parametrize(("pattern", "size"), [("block", 1), ("ar", 1), ("ar", 8)])
+def test_ar_limit_gives_the_parents_likelihood(model, pattern, size):
+    """I1: block size 1 with the shift is the parent, over the vocabulary without the mask token."""
+    batch = random_batch(2, 24)
+    got, scored = score_all(denoiser(model, pattern, size, True), batch)
+    logits = model(input_ids=batch.x0).logits[:, :-1].float()
+    logits[..., MASK_ID] = -torch.inf
+    expected = cross_entropy(logits.flatten(0, 1), batch.x0[:, 1:].flatten(), reduction="none")
+    torch.testing.assert_close(cross_entropy(got, scored.target, reduction="none"), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_packed_documents_are_scored_as_if_alone(model):
+    scorer = denoiser(model, "block", 4, False)
+    batch = random_batch(1, 20, [8, 12])
+    masked = (batch.x0 + batch.position) % 3 == 0
+    together, _ = score_all(scorer, batch, masked)
+    apart = []
+    for start, end in ((0, 8), (8, 20)):
+        alone = Batch(*(getattr(batch, n)[:, start:end] for n in ("x0", "maskable", "document", "position")))
+        apart.append(score_all(scorer, alone, masked[:, start:end])[0])
+    torch.testing.assert_close(together, torch.cat(apart), **EXACT)
+
+
+def test_a_block_as_long_as_the_row_is_full_bidirectional_diffusion(model):
+    """I2."""
+    batch = random_batch(2, 16)
+    masked = batch.x0 % 2 == 0
+    for token_shift in (False, True):
+        one_block, bidir = (
+            score_all(denoiser(model, name, 16, token_shift), batch, masked & (batch.position > 0))[0]
+            for name in ("block", "bidir")
+        )
+        torch.testing.assert_close(one_block, bidir, **EXACT)
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_training_logits_equal_decoding_logits_of_every_block(model, size, token_shift):
+    """I3: [noisy ; clean] in one forward = clean prefix in a cache, then the partially masked block."""
+    scorer = denoiser(model, "block", size, token_shift)
+    length = 16
+    batch = random_batch(1, length)
+    masked = (torch.rand(1, length, generator=generator(3)) < 0.6) & (batch.position > 0)
+    training, scored = score_all(scorer, batch, masked)
+    xt = torch.where(masked, MASK_ID, batch.x0)
+    decoded = []
+    cache, previous = DynamicCache(), None
+    for start in range(0, length, size):
+        block = torch.arange(start, start + size)
+        columns = rows(torch.arange(start + size), clean=torch.arange(start + size) < start)
+
+        def forward(ids, clean, columns=columns, block=block):
+            q = rows(block, clean=torch.full((len(block),), clean))
+            return scorer.score(
+                torch.arange(len(block)), ids[:, block], block[None], scorer.masks(q, columns), past_key_values=cache,
+                use_cache=True,
+            )
+
+        noisy = forward(xt, False)
+        cache.crop(-size)
+        shifted = noisy if previous is None else torch.cat([previous, noisy])
+        decoded.append((shifted[:size] if previous is not None else torch.cat([noisy[:1], noisy])[:size])
+                       if token_shift else noisy)
+        columns = rows(torch.arange(start + size), clean=torch.ones(start + size, dtype=torch.bool))
+        previous = forward(batch.x0, True, columns)[-1:]
+    torch.testing.assert_close(training, torch.cat(decoded)[scored.index], rtol=1e-6, atol=1e-6)
+
+
+def rows(position, clean):
+    return Rows(clean[None], torch.zeros_like(position)[None], position[None])
+
+
+def test_the_first_token_of_a_block_is_scored_from_the_clean_stream(llama):
+    """C3, by hand: blocks of 4 in 8 tokens, S = 16; token i is scored by noisy row i-1, but token 4 by clean row 3."""
+    batch = random_batch(1, 8)
+    masked = batch.position > 0
+    inputs, scored = denoiser(llama, "block", 4, True).inputs(batch, Noised(batch.x0, masked, masked.float()))
+    assert inputs.scored.tolist() == [0, 1, 2, 8 + 3, 4, 5, 6]
+    assert scored.target.tolist() == batch.x0[0, 1:].tolist()
+    inputs, _ = denoiser(llama, "block_noisy", 4, True).inputs(batch, Noised(batch.x0, masked, masked.float()))
+    assert inputs.scored.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    inputs, _ = denoiser(llama, "block", 4, False).inputs(batch, Noised(batch.x0, masked, masked.float()))
+    assert inputs.scored.tolist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_position_0_is_never_masked_with_the_shift(llama):
+    batch = random_batch(3, 16, [8, 8])
+    for seed in range(5):
+        prepared = prepare(denoiser(llama, "block", 4, True), Uniform(), batch, generator(seed))
+        assert (batch.position.flatten()[prepared.scored.index] > 0).all()
+
+
+def test_the_mask_token_is_never_predicted(model):
+    logits, _ = score_all(denoiser(model, "block", 4, False), random_batch(1, 8))
+    assert (logits[:, MASK_ID] == -torch.inf).all() and logits.isfinite().sum() == logits.numel() - len(logits)
+
+
+@pytest.mark.parametrize("name", options("loss"))
+def test_every_loss_is_a_fixed_sum_so_that_accumulation_does_not_change_it(name, llama):
+    loss = make(config(f"loss={name}").loss)
+    prepared = prepare(denoiser(llama, "block", 4, False), Uniform(), random_batch(4, 16), generator(0))
+    logits = denoiser(llama, "block", 4, False)(prepared.inputs)
+    whole = loss(logits, prepared.scored, prepared.num_tokens)
+    split = prepared.scored.index < 32
+    halves = [
+        loss(logits[part], Scored(*(getattr(prepared.scored, n)[part] for n in ("target", "weight", "index"))), 32).loss
+        for part in (split, ~split)
+    ]
+    torch.testing.assert_close(whole.loss, torch.stack(halves).mean())
+
+
+def test_losses_by_hand():
+    """Two masked tokens out of four, logits (ln 1, ln 3): probabilities 1/4 and 3/4; weights 2 and 4."""
+    logits = torch.tensor([[1.0, 3.0], [1.0, 3.0]]).log()
+    scored = Scored(torch.tensor([0, 1]), torch.tensor([2.0, 4.0]), torch.tensor([0, 3]))
+    a, b = -torch.tensor([0.25, 0.75]).log()
+    torch.testing.assert_close(make(config("loss=nelbo").loss)(logits, scored, 4).loss, (2 * a + 4 * b) / 4)
+    torch.testing.assert_close(make(config("loss=mean").loss)(logits, scored, 4).loss, (a + b) / 4)
+
+
+class Toy:
+    """A conditional model of 3 binary tokens, given by a table: each row depends on the two other tokens, hidden (2) or
+    not."""
+
+    def __init__(self, seed):
+        self.table = torch.randn(3, 3, 3, 2, generator=generator(seed), dtype=torch.float64).log_softmax(-1)
+
+    def log_prob(self, x, masked, position):
+        others = [2 if masked[i] else x[i] for i in range(3) if i != position]
+        return self.table[position, others[0], others[1], x[position]].item()
+
+
+def likelihood_of_block(toy, x, block):
+    """The probability that decoding `block` one token at a time, in a uniformly random order, gives x."""
+    paths = []
+    for order in itertools.permutations(block):
+        masked, log_prob = [i >= block[0] for i in range(3)], 0.0
+        for position in order:
+            log_prob += toy.log_prob(x, masked, position)
+            masked[position] = False
+        paths.append(math.exp(log_prob))
+    return sum(paths) / len(paths)
+
+
+def nelbo_of_block(toy, x, block):
+    """The expected loss of a block: k uniform on 1..n, every k-subset alike, weight n / k (count=ceil)."""
+    n, value = len(block), 0.0
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations(block, k))
+        for hidden in subsets:
+            masked = [i in hidden or i > block[-1] for i in range(3)]
+            value -= sum(toy.log_prob(x, masked, p) for p in hidden) * (n / k) / n / len(subsets)
+    return value
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_nelbo_bounds_the_nll_and_equals_it_at_block_size_1(size):
+    """I9, enumerated over all 8 sequences."""
+    toy, blocks = Toy(size), [list(range(3))[i : i + size] for i in range(0, 3, size)]
+    nll = nelbo = 0.0
+    for x in itertools.product(range(2), repeat=3):
+        nll -= sum(math.log(likelihood_of_block(toy, x, block)) for block in blocks) / 8
+        nelbo += sum(nelbo_of_block(toy, x, block) for block in blocks) / 8
+    if size == 1:
+        assert nelbo == pytest.approx(nll, abs=1e-12)
+    else:
+        assert nelbo > nll + 1e-3
+
+
+def test_head_sees_only_the_scored_rows(llama):
+    seen = []
+    handle = llama.lm_head.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
+    prepared = prepare(denoiser(llama, "block", 4, False), Uniform(), random_batch(2, 16), generator(0))
+    denoiser(llama, "block", 4, False)(prepared.inputs)
+    handle.remove()
+    assert seen == [(1, len(prepared.scored.index), 32)]
+
+
+def test_soft_capping_after_the_head_is_the_models_own():
+    capped = tiny("gemma3_text")
+    capped.config.final_logit_softcapping = 2.0
+    batch = random_batch(1, 12)
+    got, scored = score_all(denoiser(capped, "ar", 1, True), batch)
+    assert got.abs()[got.isfinite()].max() <= 2.0
+    expected = capped(input_ids=batch.x0).logits[0, :-1].float()
+    expected[:, MASK_ID] = -torch.inf
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
