@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
 
     def score(
         self,
-        scored: Int[Tensor, "N"],
+        scored: Int[Tensor, " N"],
         input_ids: Int[Tensor, "B S"],
         position_ids: Int[Tensor, "B S"],
         attention_mask,

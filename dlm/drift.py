@@ -103,8 +103,10 @@ def kind_of(name: str, model: PreTrainedModel) -> str:
 
 def by_layer(drift: pd.DataFrame) -> pd.DataFrame:
     """Layer x kind: every measure averaged over the entries of the tensors (weighted by their size)."""
-    weighted = drift[list(MEASURES)].mul(drift["numel"], axis=0).assign(
-        layer=drift["layer"], kind=drift["kind"], numel=drift["numel"]
+    weighted = (
+        drift[list(MEASURES)]
+        .mul(drift["numel"], axis=0)
+        .assign(layer=drift["layer"], kind=drift["kind"], numel=drift["numel"])
     )
     total = weighted.groupby(["layer", "kind"], as_index=False).sum()
     total[list(MEASURES)] = total[list(MEASURES)].div(total["numel"], axis=0)

@@ -27,7 +27,7 @@ from dlm.evaluation.throughput import interleaved
 from dlm.parent import Parent, load_parent
 from dlm.runs import Run, write_atomically
 
-ONE_TOKEN = "1 token/step"  # noqa: S105
+ONE_TOKEN = "1 token/step"
 
 
 def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
@@ -135,8 +135,12 @@ def report(run: Run) -> list[Table]:
             name = model if model == "parent" else f"dLM, {g['name']}"
             rate = speed["parent" if model == "parent" else g["name"]]
             table.add_row(
-                name, f"{g['accuracy']:.1%}", f"{g['low']:.1%} – {g['high']:.1%} (n={g['n']})", f"{g['tpf']:.2f}",
-                f"{g['nfe']:.1f}", f"{rate:.0f}",
+                name,
+                f"{g['accuracy']:.1%}",
+                f"{g['low']:.1%} – {g['high']:.1%} (n={g['n']})",
+                f"{g['tpf']:.2f}",
+                f"{g['nfe']:.1f}",
+                f"{rate:.0f}",
             )
     text = Table(title="held-out prose")
     for column in ("", "nats/token", "bits/byte", f"multiple choice (n={dlm['cloze_items']})"):
@@ -144,7 +148,9 @@ def report(run: Run) -> list[Table]:
     for name, found in (("parent, NLL", parent), ("dLM, NELBO", dlm)):
         nats = found["likelihood"]
         text.add_row(
-            name, f"{nats['nats']:.3f} ± {nats['standard_error']:.3f}", f"{nats['bits_per_byte']:.3f}",
+            name,
+            f"{nats['nats']:.3f} ± {nats['standard_error']:.3f}",
+            f"{nats['bits_per_byte']:.3f}",
             f"{found['cloze']:.1%}",
         )
     return [table, family_table(parent, dlm), text, drift_table(record["drift"])]

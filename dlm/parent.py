@@ -21,7 +21,7 @@ from dlm.attention.bidir import Bidir
 from dlm.attention.masks import attention_masks
 from dlm.types import Rows
 
-NEW_MASK_TOKEN = "<|mask|>"  # noqa: S105
+NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
 PROBE_TOKENS = 8
 
@@ -234,7 +234,9 @@ def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> N
     if (own - causal).abs().max() > tolerance:
         raise ValueError(refuse + "an explicit causal mask does not give its own logits, so it ignores the mask")
     if torch.equal(*bidirectional):
-        raise ValueError(refuse + "under a bidirectional mask no position sees a later one (linear or recurrent layers)")
+        raise ValueError(
+            refuse + "under a bidirectional mask no position sees a later one (linear or recurrent layers)"
+        )
     if (apart[0] - apart[1]).abs().max() > tolerance:
         raise ValueError(refuse + "a masked position still leaks into others (linear or recurrent layers)")
 

@@ -62,7 +62,11 @@ def fit(cfg: DictConfig, run: Run) -> None:
     drift = measure(experiment.parent.model, reference)
     run.update(
         train_seconds=time.perf_counter() - begin,
-        tokens=experiment.num_steps * cfg.data.batch_size * cfg.data.length * cfg.trainer.accumulate * trainer.world_size,
+        tokens=experiment.num_steps
+        * cfg.data.batch_size
+        * cfg.data.length
+        * cfg.trainer.accumulate
+        * trainer.world_size,
         train={name: float(value) for name, value in trainer.callback_metrics.items()},
         drift=summary(drift),
         peak_memory=peak_memory(),
@@ -94,7 +98,9 @@ def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: P
         gradient_clip_val=cfg.trainer.clip,
         max_steps=experiment.num_steps,
         max_epochs=1,
-        val_check_interval=min(volatile.val_every * cfg.trainer.accumulate, experiment.num_steps * cfg.trainer.accumulate),
+        val_check_interval=min(
+            volatile.val_every * cfg.trainer.accumulate, experiment.num_steps * cfg.trainer.accumulate
+        ),
         check_val_every_n_epoch=None,
         log_every_n_steps=volatile.log_every,
         num_sanity_val_steps=0,

@@ -22,19 +22,17 @@ class Movable:
 
     def to(self, *args: Any, **kwargs: Any):
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in moved.items()}
-        )
+        return replace(self, **{k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in moved.items()})
 
 
 @dataclass(frozen=True)
 class Batch(Movable):
-    """Clean rows. `maskable` is False on prompts, padding and other context."""
+    """Clean rows (or a single one, [L]). `maskable` is False on prompts, padding and other context."""
 
-    x0: Int[Tensor, "B L"]
-    maskable: Bool[Tensor, "B L"]
-    document: Int[Tensor, "B L"]
-    position: Int[Tensor, "B L"]
+    x0: Int[Tensor, "*B L"]
+    maskable: Bool[Tensor, "*B L"]
+    document: Int[Tensor, "*B L"]
+    position: Int[Tensor, "*B L"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +65,16 @@ class ModelInputs(Movable):
     input_ids: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
     rows: Rows
-    scored: Int[Tensor, "N"]
+    scored: Int[Tensor, " N"]
 
 
 @dataclass(frozen=True)
 class Scored(Movable):
     """The masked tokens of a batch, in row order: their target, their weight, and where they are (flat in [B L])."""
 
-    target: Int[Tensor, "N"]
-    weight: Float[Tensor, "N"]
-    index: Int[Tensor, "N"]
+    target: Int[Tensor, " N"]
+    weight: Float[Tensor, " N"]
+    index: Int[Tensor, " N"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class LossOutput:
     """`loss` is what is minimised; `nll[n]` the unweighted negative log-likelihood of masked token n, in nats."""
 
     loss: Float[Tensor, ""]
-    nll: Float[Tensor, "N"]
+    nll: Float[Tensor, " N"]
 
 
 def generator(*seeds: int) -> torch.Generator:

@@ -2,25 +2,25 @@
 
 from jaxtyping import install_import_hook
 
-# Every function and dataclass of these modules checks the shapes in its signature. (dlm.attention stays out: torch counts
-# the arguments of a mask_mod, which a wrapper hides.)
+# Every function and dataclass of these modules checks the shapes in its signature. (dlm.attention stays out: torch
+# counts the arguments of a mask_mod, which a wrapper hides.)
 CHECKED = ["types", "masking", "denoiser", "loss", "decoding", "conversion", "evaluation", "data"]
 install_import_hook([f"dlm.{name}" for name in CHECKED], "beartype.beartype")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hydra import compose, initialize_config_dir  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from dlm.attention.ar import AR  # noqa: E402
-from dlm.attention.bidir import Bidir  # noqa: E402
-from dlm.attention.block import Block  # noqa: E402
-from dlm.attention.block_noisy import BlockNoisy  # noqa: E402
-from dlm.denoiser import Denoiser  # noqa: E402
-from dlm.parent import layer_types  # noqa: E402
-from dlm.types import Batch, generator  # noqa: E402
+from dlm.attention.ar import AR
+from dlm.attention.bidir import Bidir
+from dlm.attention.block import Block
+from dlm.attention.block_noisy import BlockNoisy
+from dlm.denoiser import Denoiser
+from dlm.parent import layer_types
+from dlm.types import Batch, generator
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

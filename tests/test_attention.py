@@ -33,7 +33,9 @@ def figure2(name, size, q, k):
         "bidir": lambda: True,
         "block_noisy": lambda: k_block <= q_block,
         "block": lambda: (
-            (k_block == q_block if not k_clean else k_block < q_block) if not q_clean else k_clean and k_block <= q_block
+            (k_block == q_block if not k_clean else k_block < q_block)
+            if not q_clean
+            else k_clean and k_block <= q_block
         ),
     }[name]()
 

@@ -79,15 +79,20 @@ def test_training_logits_equal_decoding_logits_of_every_block(model, size, token
         def forward(ids, clean, columns=columns, block=block):
             q = rows(block, clean=torch.full((len(block),), clean))
             return scorer.score(
-                torch.arange(len(block)), ids[:, block], block[None], scorer.masks(q, columns), past_key_values=cache,
+                torch.arange(len(block)),
+                ids[:, block],
+                block[None],
+                scorer.masks(q, columns),
+                past_key_values=cache,
                 use_cache=True,
             )
 
         noisy = forward(xt, False)
         cache.crop(-size)
         shifted = noisy if previous is None else torch.cat([previous, noisy])
-        decoded.append((shifted[:size] if previous is not None else torch.cat([noisy[:1], noisy])[:size])
-                       if token_shift else noisy)
+        decoded.append(
+            (shifted[:size] if previous is not None else torch.cat([noisy[:1], noisy])[:size]) if token_shift else noisy
+        )
         columns = rows(torch.arange(start + size), clean=torch.ones(start + size, dtype=torch.bool))
         previous = forward(batch.x0, True, columns)[-1:]
     torch.testing.assert_close(training, torch.cat(decoded)[scored.index], rtol=1e-6, atol=1e-6)
@@ -207,7 +212,7 @@ def test_soft_capping_after_the_head_is_the_models_own():
     capped = tiny("gemma3_text")
     capped.config.final_logit_softcapping = 2.0
     batch = random_batch(1, 12)
-    got, scored = score_all(denoiser(capped, "ar", 1, True), batch)
+    got, _ = score_all(denoiser(capped, "ar", 1, True), batch)
     assert got.abs()[got.isfinite()].max() <= 2.0
     expected = capped(input_ids=batch.x0).logits[0, :-1].float()
     expected[:, MASK_ID] = -torch.inf

@@ -67,7 +67,9 @@ def test_exact_count_hides_round_t_n_tokens_of_every_unit(pattern):
 
 def test_bidir_has_one_level_per_document_and_blocks_their_own():
     batch = random_batch(64, 64)
-    levels = {p: noise(Uniform(), batch, pattern=p).masked.view(64, -1, BLOCK).float().mean(-1) for p in ("bidir", "block")}
+    levels = {
+        p: noise(Uniform(), batch, pattern=p).masked.view(64, -1, BLOCK).float().mean(-1) for p in ("bidir", "block")
+    }
     assert levels["block"].std(1).mean() > 0.2 > levels["bidir"].std(1).mean()
 
 

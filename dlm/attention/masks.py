@@ -18,9 +18,7 @@ from dlm.types import Rows
 TILE = 128  # rows and columns of a FlexAttention tile
 
 
-def dense_mask(
-    pattern: AttentionPattern, q: Rows, k: Rows, window: int | None = None
-) -> Bool[Tensor, "B 1 Q K"]:
+def dense_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None = None) -> Bool[Tensor, "B 1 Q K"]:
     """True = attend. With a sliding `window`, a row also sees nothing `window` or more positions away, in either
     direction: the parent's window, mirrored where the pattern looks ahead."""
     q, k = q[:, :, None], k[:, None, :]

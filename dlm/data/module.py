@@ -53,8 +53,8 @@ class ResumableLoader(DataLoader):
 class PackedData(lightning.LightningDataModule):
     """Rows drawn from `sources(split)`, tokenised by the parent's own tokenizer.
 
-    `mixture` weighs the sources (by rows); `length` is L; validation uses `val_rows` rows of the val split, the same for
-    every run.
+    `mixture` weighs the sources (by rows); `length` is L; validation uses `val_rows` rows of the val split, the same
+    for every run.
     """
 
     def __init__(self, length: int, batch_size: int, val_rows: int, mixture: dict[str, float]):
@@ -76,7 +76,7 @@ class PackedData(lightning.LightningDataModule):
         num_rows: int,
         seed: int,
     ) -> None:
-        """Tokenise what has to be tokenised; called once before training. `tail` is the pattern's (see `PackedRows`)."""
+        """Tokenise what has to be tokenised, once before training. `tail` is the pattern's (see `PackedRows`)."""
         self.eos_id, self.tail = tokenizer.eos_token_id, tail
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.train_rows = self.rows(self.sources("train", tokenizer), num_rows, seed)

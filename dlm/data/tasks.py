@@ -118,8 +118,7 @@ def count(rng: random.Random) -> tuple[str, str]:
 
 
 FAMILIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
-    f.__name__: f
-    for f in (add, running_sum, word_problem, list_eval, str_eval, brackets, reverse, sort, count)
+    f.__name__: f for f in (add, running_sum, word_problem, list_eval, str_eval, brackets, reverse, sort, count)
 }
 
 

@@ -20,8 +20,10 @@ class SlotLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states, value_states=None):
         batch, heads, _, width = key_states.shape
         self.keys = key_states.new_zeros(batch, heads, self.cache.num_slots, width)
-        self.values = self.keys if value_states is None else value_states.new_zeros(
-            batch, heads, self.cache.num_slots, value_states.shape[-1]
+        self.values = (
+            self.keys
+            if value_states is None
+            else value_states.new_zeros(batch, heads, self.cache.num_slots, value_states.shape[-1])
         )
         self.is_initialized = True
 

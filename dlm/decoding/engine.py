@@ -72,7 +72,7 @@ class Canvas:
     def block_slots(self) -> Int[Tensor, "N K"]:
         return self.start[:, None] + torch.arange(self.block_size, device=self.x.device)
 
-    def filled(self) -> Int[Tensor, "N"]:
+    def filled(self) -> Int[Tensor, " N"]:
         """How many slots from the left hold committed tokens."""
         return self.masked.int().argmax(1)
 
@@ -181,7 +181,7 @@ def columns(denoiser: Denoiser, canvas: Canvas) -> Rows:
 
 def rows_to_score(
     denoiser: Denoiser, canvas: Canvas, slots: Int[Tensor, "N R"], current: int
-) -> tuple[Int[Tensor, "N K"], Bool[Tensor, "N"]]:
+) -> tuple[Int[Tensor, "N K"], Bool[Tensor, " N"]]:
     """The flat index of the row that scores each position of the current block, and whether the block's first one is
     scored by a row of this forward."""
     batch, width = slots.shape
@@ -223,7 +223,7 @@ def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, eos_ids,
         state.scatter_(1, slots, torch.where(keep | tail, value, state.gather(1, slots)))
 
 
-def advance(denoiser: Denoiser, canvas: Canvas, eos_ids: Int[Tensor, "E"], stop: Stop | None) -> None:
+def advance(denoiser: Denoiser, canvas: Canvas, eos_ids: Int[Tensor, " E"], stop: Stop | None) -> None:
     """Finish the sequences that have reached EOS, a stop or their length; move the others on at the end of a block."""
     filled = canvas.filled()
     slots = torch.arange(canvas.num_slots, device=canvas.x.device)
@@ -238,7 +238,7 @@ def advance(denoiser: Denoiser, canvas: Canvas, eos_ids: Int[Tensor, "E"], stop:
     canvas.start = torch.where(block_done & ~canvas.finished, canvas.start + canvas.block_size, canvas.start)
 
 
-def results(canvas: Canvas, eos_ids: Int[Tensor, "E"]) -> Iterator[Generation]:
+def results(canvas: Canvas, eos_ids: Int[Tensor, " E"]) -> Iterator[Generation]:
     """Cut every sequence at its EOS or its length."""
     eos = set(eos_ids.tolist())
     filled = canvas.filled()

@@ -86,7 +86,9 @@ def answers(denoiser: Denoiser, cloze: list[Item], eos_id: int, batch_size: int)
     total = torch.zeros(len(cloze) * OPTIONS, dtype=torch.float64)
     for begin in range(0, len(rows), batch_size):
         chunk = rows[begin : begin + batch_size]
-        batch = Batch(*(torch.cat([getattr(b, n) for b, _ in chunk]) for n in ("x0", "maskable", "document", "position")))
+        batch = Batch(
+            *(torch.cat([getattr(b, n) for b, _ in chunk]) for n in ("x0", "maskable", "document", "position"))
+        )
         noised = Noised(*(torch.cat([getattr(x, n) for _, x in chunk]) for n in ("xt", "masked", "weight")))
         inputs, scored = denoiser.inputs(batch, noised)
         device = denoiser.model.device

@@ -71,7 +71,9 @@ def trace_summary(results: pd.DataFrame, block_size: int) -> list[dict]:
         ).assign(step=item.step, confidence=item.confidence)
         blocks["step"] -= blocks.groupby("block")["step"].transform("min")
         rows.append(blocks)
-    summary = pd.concat(rows).groupby("position").agg(
-        step=("step", "mean"), confidence=("confidence", "mean"), n=("step", "size")
+    summary = (
+        pd.concat(rows)
+        .groupby("position")
+        .agg(step=("step", "mean"), confidence=("confidence", "mean"), n=("step", "size"))
     )
     return summary.reset_index().to_dict("records")

@@ -60,9 +60,7 @@ def likelihood(
         for begin in range(0, len(rows), batch_size):
             batch = collate(rows[begin : begin + batch_size])
             prepared = prepare(denoiser, masking, batch, generator(seed, sample, begin)).to(denoiser.model.device)
-            nll = torch.nn.functional.cross_entropy(
-                denoiser(prepared.inputs), prepared.scored.target, reduction="none"
-            )
+            nll = torch.nn.functional.cross_entropy(denoiser(prepared.inputs), prepared.scored.target, reduction="none")
             row = prepared.scored.index.cpu() // batch.x0.shape[1]
             per_row.index_add_(0, begin + row, (nll * prepared.scored.weight).double().cpu())
     denoiser.train(training)

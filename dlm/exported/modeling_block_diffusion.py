@@ -109,7 +109,9 @@ class BlockDiffusionForCausalLM(Parent):
         rule = CommitRule(threshold, tokens_per_step, temperature, top_p, eos_ids, generator)
         input_ids = input_ids.to(self.device)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
-        made = [self.continue_one(ids[keep.bool()], max_new_tokens, rule) for ids, keep in zip(input_ids, real)]  # noqa: B905
+        made = [
+            self.continue_one(ids[keep.bool()], max_new_tokens, rule) for ids, keep in zip(input_ids, real, strict=True)
+        ]
         pad = self.generation_config.pad_token_id
         new = pad_sequence([n for n, _ in made], True, int(eos_ids[0]) if pad is None and len(eos_ids) else pad or 0)
         sequences = torch.cat([input_ids, new], 1)
@@ -156,14 +158,18 @@ class BlockDiffusionForCausalLM(Parent):
         k = torch.arange(offset + len(ids), device=self.device)
         q = k[offset:]
         masks = {name: self.mask(q[:, None], k, window) for name, window in self.config.attention_windows.items()}
-        logits = self(
-            input_ids=ids[None],
-            position_ids=q[None],
-            attention_mask=masks if len(masks) > 1 else masks.popitem()[1],
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=rows,
-        ).logits[0].float()
+        logits = (
+            self(
+                input_ids=ids[None],
+                position_ids=q[None],
+                attention_mask=masks if len(masks) > 1 else masks.popitem()[1],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=rows,
+            )
+            .logits[0]
+            .float()
+        )
         logits[:, self.config.mask_token_id] = -torch.inf
         return logits
 

@@ -23,5 +23,5 @@ class Loss(ABC):
         return LossOutput((self.weight(scored) * nll).sum() / num_tokens, nll.detach())
 
     @abstractmethod
-    def weight(self, scored: Scored) -> Float[Tensor, "N"]:
+    def weight(self, scored: Scored) -> Float[Tensor, " N"]:
         """The weight of every masked token."""

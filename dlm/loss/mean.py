@@ -1,4 +1,4 @@
-"""The unweighted loss: every masked token counts the same, so blocks with many masks count more (Fast-dLLM v2, TiDAR)."""
+"""The unweighted loss: every masked token counts alike, so blocks with many masks count more (Fast-dLLM v2, TiDAR)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.types import Batch, Noised
@@ -45,22 +45,20 @@ class Masking(ABC):
         if count not in COUNTS:
             raise ValueError(f"masking.count {count!r} is unknown: choose one of {', '.join(COUNTS)}")
         if not 0 <= t_min < t_max <= 1:
-            raise ValueError(
-                f"masking.t_min {t_min} and masking.t_max {t_max} must satisfy 0 <= t_min < t_max <= 1"
-            )
+            raise ValueError(f"masking.t_min {t_min} and masking.t_max {t_max} must satisfy 0 <= t_min < t_max <= 1")
         self.count, self.t_min, self.t_max = count, t_min, t_max
 
     @abstractmethod
     def priority(
         self,
-        t: Float[Tensor, "M"],
-        offset: Int[Tensor, "M"],
-        length: Int[Tensor, "M"],
+        t: Float[Tensor, " M"],
+        offset: Int[Tensor, " M"],
+        length: Int[Tensor, " M"],
         generator: torch.Generator,
-    ) -> Float[Tensor, "M"]:
+    ) -> Float[Tensor, " M"]:
         """The order in which the M maskable tokens of a batch are hidden within their unit, largest first."""
 
-    def levels(self, num_units: int, generator: torch.Generator) -> Float[Tensor, "U"]:
+    def levels(self, num_units: int, generator: torch.Generator) -> Float[Tensor, " U"]:
         """Noise levels in (t_min, t_max], one stratum per unit, in random order."""
         stratum = torch.randperm(num_units, generator=generator)
         u = (stratum + 1 - torch.rand(num_units, generator=generator)) / max(num_units, 1)
@@ -80,9 +78,7 @@ class Masking(ABC):
         return Noised(torch.where(masked, mask_id, batch.x0), masked, weight)
 
 
-def rank_within(
-    priority: Float[Tensor, "M"], unit: Int[Tensor, "M"], size: Int[Tensor, "U"]
-) -> Int[Tensor, "M"]:
+def rank_within(priority: Float[Tensor, " M"], unit: Int[Tensor, " M"], size: Int[Tensor, " U"]) -> Int[Tensor, " M"]:
     """The rank of every token in its unit: 0 for the largest priority."""
     order = priority.argsort(descending=True)
     order = order[unit[order].argsort(stable=True)]
@@ -92,25 +88,25 @@ def rank_within(
     return rank
 
 
-def gumbel(shape: torch.Size, generator: torch.Generator) -> Float[Tensor, "M"]:
+def gumbel(shape: torch.Size, generator: torch.Generator) -> Float[Tensor, " M"]:
     """Standard Gumbel noise: the largest k of log w + gumbel are k draws without replacement with weights w."""
     u = torch.rand(shape, generator=generator).clamp_min(1e-12)
     return -torch.log(-torch.log(u))
 
 
-Counted = tuple[Int[Tensor, "U"], Float[Tensor, "U"]]
+Counted = tuple[Int[Tensor, " U"], Float[Tensor, " U"]]
 
 
-def exact(t: Float[Tensor, "U"], size: Int[Tensor, "U"], generator: torch.Generator) -> Counted:
+def exact(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> Counted:
     k = (t * size).round().long().clamp_min(1)
     return k, size / k
 
 
-def bernoulli(t: Float[Tensor, "U"], size: Int[Tensor, "U"], generator: torch.Generator) -> Counted:
+def bernoulli(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> Counted:
     return torch.binomial(size.float(), t, generator=generator).long(), 1 / t
 
 
-def ceil(t: Float[Tensor, "U"], size: Int[Tensor, "U"], generator: torch.Generator) -> Counted:
+def ceil(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> Counted:
     k = (t * size).ceil().long().clamp_min(1)
     return k, size / k
 

@@ -1,0 +1,52 @@
+# `make` lists the targets. Each makes its environment (.venv) first, from constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-all lint format sweep parent ablation-report clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+install: $(BIN)/.installed ## make the environment
+
+train: $(BIN)/.installed ## convert the embedded parent and evaluate it: the main job (ARGS='option=value ...')
+	$(BIN)/python -m dlm.train $(ARGS)
+
+test: $(BIN)/.installed ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+
+test-all: $(BIN)/.installed ## every test that this machine can run
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu"
+
+lint: $(BIN)/.installed ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(BIN)/.installed ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sweep: $(BIN)/.installed ## attention x block size, eight jobs (ARGS='option=value ...')
+	$(BIN)/python -m dlm.train -m attention=bidir,block block_size=4,16,64,128 $(ARGS)
+
+parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on one core) and install it with its card
+	$(BIN)/python -m dlm.data.tokenizer to=dlm/assets/tiny
+	$(BIN)/python -m dlm.train recipe=parent logger=csv
+	$(BIN)/python -m dlm.card to=dlm/assets/tiny
+
+ablation-report: $(BIN)/.installed ## train what is missing of Table 1 and Figure 2e, and render reports/ablation
+	$(BIN)/python -m analysis.study sweeps/table1_attention.yaml --jobs $(JOBS) $(ARGS)
+	$(BIN)/python -m analysis.report --runs runs --out reports/ablation
+
+clean: ## remove the environment and caches (runs stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,87 @@
+"""The README.md of an exported model: what it is, how to load it, what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dlm.runs import Run
+
+USAGE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+inputs = tokenizer("…", return_tensors="pt")
+out = model.generate(inputs.input_ids, max_new_tokens=128, return_dict_in_generate=True)
+print(tokenizer.decode(out.sequences[0, inputs.input_ids.shape[1] :], skip_special_tokens=True), out.nfe)
+```
+
+`generate` also takes `threshold` (commit every token more probable than this), `tokens_per_step` (or a fixed number),
+`temperature`, `top_p`, `generator`, `eos_token_id` and `attention_mask`. Without `trust_remote_code` the weights load
+as the parent's class, which decodes autoregressively: that is not this model."""
+
+
+def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
+    """Markdown for the model in a folder `name`; the accuracy table is there where the run was evaluated."""
+    record = run.record
+    source = record.get("parent", {}).get("source") or run.config.model.get("path", "random weights")
+    sections = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [diffusion, text-diffusion]\n---",
+        f"# {name}",
+        f"A diffusion language model, converted from `{source}` (run `{run.id}`). It decodes blocks of "
+        f"{settings['block_size']} tokens, several tokens per forward.",
+        "## Use\n\n" + USAGE.format(name=name),
+        "## Recipe\n\n" + recipe_table(run.config, settings, record.get("tokens")),
+    ]
+    evaluation = record.get("evaluation")
+    if evaluation:
+        sections.append("## Measured\n\n" + accuracy_table(evaluation))
+    return "\n\n".join(sections) + "\n"
+
+
+def recipe_table(config: DictConfig, settings: dict[str, Any], tokens: int | None) -> str:
+    """The choices of the conversion, one row each."""
+
+    def variant(group: str) -> str:
+        return config[group]._target_.split(".")[-2 if group != "trainable" else -1].lower()
+
+    rows = {
+        "attention": settings["attention_pattern"],
+        "block size": settings["block_size"],
+        "block anchor": settings["block_anchor"],
+        "token shift": settings["token_shift"],
+        "masking": variant("masking"),
+        "loss": variant("loss"),
+        "trained weights": variant("trainable"),
+        "tokens": f"{tokens or config.tokens:,}",
+        "peak learning rate": config.lr,
+        "seed": config.seed,
+    }
+    return table(["choice", "value"], [[name, str(value)] for name, value in rows.items()])
+
+
+def accuracy_table(evaluation: dict[str, Any]) -> str:
+    """Exact match of the parent and of the dLM at every decoding setting, with its interval and its forwards."""
+    rows = [
+        [
+            model if model == "parent" else f"dLM, {g['name']}",
+            f"{g['accuracy']:.1%}",
+            f"{g['low']:.1%} – {g['high']:.1%}",
+            str(g["n"]),
+            f"{g['tpf']:.2f}",
+            f"{g['nfe']:.1f}",
+        ]
+        for model in ("parent", "dlm")
+        for g in evaluation[model]["generation"]
+    ]
+    header = ["", "exact match", "95 % interval", "items", "tokens/forward", "forwards/answer"]
+    return table(header, rows) + "\n\nOne run, one seed; every forward of the network is counted."
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

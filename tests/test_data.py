@@ -1,0 +1,197 @@
+"""Data: disjoint splits, right answers, rows that are a pure function of (seed, index), and packing."""
+
+import random
+
+import pytest
+import torch
+from conftest import config
+from transformers import AutoTokenizer
+
+from dlm.attention.bidir import Bidir
+from dlm.attention.block import Block
+from dlm.build import make
+from dlm.data import prose, tasks
+from dlm.data.packing import Document, Windows, collate, pack
+from dlm.evaluation.likelihood import windows
+from dlm.parent import resolve
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
+
+
+@pytest.mark.parametrize("family", tasks.FAMILIES)
+def test_splits_share_no_prompt_and_sampling_stays_in_its_split(family):
+    rng = random.Random(0)
+    prompts = {s: {tasks.sample(family, s, rng).prompt for _ in range(200)} for s in ("train", "val", "test")}
+    assert not prompts["train"] & prompts["test"]
+    assert not prompts["train"] & prompts["val"]
+    assert not prompts["val"] & prompts["test"]
+
+
+def test_prose_splits_are_disjoint_and_hold_at_least_3_mb():
+    splits = {s: set(prose.chapters(s)) for s in ("train", "val", "test")}
+    assert not splits["train"] & splits["test"] and not splits["train"] & splits["val"]
+    assert sum(len(c.encode()) for s in splits.values() for c in s) > 3_000_000
+
+
+KNOWN = {
+    "add": ("37+485=", "522"),
+    "running_sum": ("sum:4,9,3=", "4,13,16"),
+    "brackets": ("close:([]{=", "})"),
+    "reverse": ("reverse:ABC=", "CBA"),
+    "sort": ("sort:CAB=", "ABC"),
+    "count": ("count A:BAACA=", "3"),
+    "list_eval": (">>>[7,2,9,4][1:3]\n", "[2,9]"),
+    "str_eval": (">>>'AB'*2\n", "'ABAB'"),
+    "word_problem": ("Ruth has 12 figs and buys 7 more. How many figs?", "12+7=19"),
+}
+
+
+@pytest.mark.parametrize("family", tasks.FAMILIES)
+def test_the_checker_takes_the_right_answer_and_no_other(family):
+    prompt, answer = KNOWN[family]
+    example = tasks.Example(family, prompt, answer)
+    assert tasks.check(example, f" {answer}\n")
+    assert not tasks.check(example, answer + "0") and not tasks.check(example, "")
+
+
+@pytest.mark.parametrize("family", ["add", "running_sum", "reverse", "sort", "count", "brackets"])
+def test_generated_answers_are_right(family):
+    """Recomputed from the prompt by other means."""
+    independent = {
+        "add": lambda p: str(sum(map(int, p[:-1].split("+")))),
+        "running_sum": lambda p: ",".join(
+            str(sum(map(int, p[4:-1].split(",")[: i + 1]))) for i in range(p.count(",") + 1)
+        ),
+        "reverse": lambda p: "".join(reversed(p[8:-1])),
+        "sort": lambda p: "".join(sorted(p[5:-1])),
+        "count": lambda p: str(sum(c == p[6] for c in p[8:-1])),
+    }
+    rng = random.Random(1)
+    for _ in range(200):
+        example = tasks.sample(family, "train", rng)
+        if family == "brackets":
+            text = example.prompt[6:-1] + example.answer
+            while (shorter := text.replace("()", "").replace("[]", "").replace("{}", "")) != text:
+                text = shorter
+            assert text == ""
+        else:
+            assert example.answer == independent[family](example.prompt)
+
+
+def test_evaluation_items_are_distinct_and_always_the_same():
+    once, again = tasks.evaluation_set("test", 20), tasks.evaluation_set("test", 20)
+    assert once == again
+    assert len({e.prompt for e in once}) == 20 * len(tasks.FAMILIES)
+    assert all(tasks.split_of(e.prompt) == "test" for e in once)
+
+
+def test_the_tokenizer_gives_back_any_text_and_one_token_per_digit_and_capital(tokenizer):
+    text = prose.chapters("test")[0] + " héllo 漢字 🙂\t12+345=357 ([{}])"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    for piece in ("1234567890", "ABCXYZ", "([{}])"):
+        assert len(tokenizer(piece)["input_ids"]) == len(piece)
+
+
+def prepared(tokenizer, *overrides, pattern=None, num_rows=64, seed=0):
+    data = make(config(*overrides).data)
+    data.prepare(tokenizer, (pattern or Block(16)).tail, num_rows, seed)
+    return data
+
+
+def test_a_row_is_a_pure_function_of_seed_and_index(tokenizer):
+    one, two = prepared(tokenizer).train_rows, prepared(tokenizer).train_rows
+    two[5]  # reading other rows first changes nothing
+    for name in ("x0", "maskable", "document", "position"):
+        assert torch.equal(getattr(one[41], name), getattr(two[41], name))
+    assert not torch.equal(one[41].x0, one[42].x0)
+    assert not torch.equal(one[41].x0, prepared(tokenizer, seed=1).train_rows[41].x0)
+
+
+@pytest.mark.parametrize("pattern", [Block(16), Bidir(16), Block(1)])
+def test_rows_hold_whole_documents_of_whole_blocks(tokenizer, pattern):
+    rows = prepared(tokenizer, "data.mixture.prose=0", pattern=pattern).train_rows
+    batch = collate([rows[i] for i in range(64)])
+    assert batch.x0.shape == (64, 128)
+    assert not batch.maskable[batch.document < 0].any()
+    for row in range(64):
+        for document in batch.document[row].unique().tolist():
+            where = batch.document[row] == document
+            position = batch.position[row][where]
+            assert position.tolist() == list(range(len(position)))
+            if document >= 0 and not batch.maskable[row][where].all():  # a task, not the filling prose
+                assert len(position) % pattern.block_size == 0
+                assert batch.x0[row][where][-1] == tokenizer.eos_token_id
+                answer = batch.maskable[row][where].int()
+                assert (answer.diff() >= 0).all() and answer[-1] == 1
+
+
+def test_pack_by_hand():
+    row = pack([Document([5, 6], [False, True]), Document([7], [True])], 5, pad_id=1)
+    assert row.x0.tolist() == [5, 6, 7, 1, 1]
+    assert row.maskable.tolist() == [False, True, True, False, False]
+    assert row.document.tolist() == [0, 0, 1, -1, -1]
+    assert row.position.tolist() == [0, 1, 0, 0, 1]
+    with pytest.raises(ValueError, match="do not fit a row of 2"):
+        pack([Document([1, 2, 3], [True] * 3)], 2, 1)
+
+
+def test_windows_cover_the_whole_text():
+    source, rng = Windows([list(range(2, 40))], eos_id=0), random.Random(0)
+    seen = {token for _ in range(300) for token in source.draw(rng, 8).ids}
+    assert seen == {0, *range(2, 40)}
+
+
+def test_likelihood_windows_score_the_bytes_they_say(tokenizer):
+    rows, num_bytes = windows([prose.chapters("test")[0]], tokenizer, 64, 2)
+    scored = "".join(tokenizer.decode(row.x0[row.maskable]) for row in rows)
+    assert num_bytes == len(scored.encode()) and sum(int(r.maskable.sum()) for r in rows) == 2 * 63
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_text_files_are_read_split_and_tokenised(tmp_path, tokenizer, suffix):
+    documents = [f"document number {i} is long enough to fill some of a row" for i in range(40)]
+    path = tmp_path / f"corpus{suffix}"
+    lines = {
+        ".txt": "\n\n".join(documents),
+        ".jsonl": "\n".join(f'{{"text": "{d}"}}' for d in documents),
+        ".csv": "text\n" + "\n".join(documents),
+    }
+    path.write_text(lines[suffix])
+    data = prepared(tokenizer, "data=text", f"data.path={path}", "data.length=32")
+    text = tokenizer.decode(data.train_rows[0].x0)
+    assert "document number" in text or "long enough" in text
+    assert len(data.sources("val", tokenizer)["text"].texts) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", "", "could not be read as text|holds 0 non-empty documents"),
+        ("blank.jsonl", '{"text": " "}\n{"text": ""}', "holds 0 non-empty documents"),
+        ("other.jsonl", '{"body": "x"}\n{"body": "y"}', "'text' is not a column"),
+        ("numbers.jsonl", '{"text": 1}\n{"text": 2}', "does not hold text"),
+        ("picture.png", "x", "is not text: '.png' is not one of"),
+        ("broken.jsonl", '{"text": ', "could not be read as text"),
+    ],
+)
+def test_an_empty_or_non_text_dataset_is_refused(tmp_path, tokenizer, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        prepared(tokenizer, "data=text", f"data.path={tmp_path / name}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.mixture={tasks: 0.0, prose: 0.0}", "of which one is > 0"),
+        ("+data.mixture.poems=1", "this dataset has"),
+        ("data.families=[juggling]", "juggling.* are unknown"),
+        ("data.length=1", "data.length 1"),
+    ],
+)
+def test_bad_values_are_named(tokenizer, override, message):
+    with pytest.raises(ValueError, match=message):
+        prepared(tokenizer, override)

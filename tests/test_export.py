@@ -1,0 +1,155 @@
+"""Export: the folder loads without us and decodes as our engine does; what cannot be exported is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import config
+from omegaconf import OmegaConf
+
+from dlm.build import converted_denoiser
+from dlm.decoding.engine import generate
+from dlm.decoding.fixed import Fixed
+from dlm.decoding.threshold import Threshold
+from dlm.export import export
+from dlm.parent import Parent, load_parent, new_parent
+from dlm.runs import Run
+from dlm.types import generator
+
+TINY = "pkg://dlm/assets/tiny"
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+ARCHITECTURES = {
+    "llama": SHAPE | {"model_type": "llama"},
+    "gemma3": SHAPE | {"model_type": "gemma3_text", "sliding_window": 8, "layer_types": LAYERS},
+}
+CASES = {
+    "block": ("tiny", "attention=block", "token_shift=false"),
+    "block_shift": ("tiny", "attention=block", "token_shift=true"),
+    "bidir": ("tiny", "attention=bidir", "token_shift=false"),
+    "bidir_shift": ("tiny", "attention=bidir", "token_shift=true"),
+    "block_noisy": ("tiny", "attention=block_noisy", "token_shift=false"),
+    "ar": ("tiny", "attention=ar", "token_shift=true"),
+    "llama": ("llama", "attention=block", "token_shift=false"),
+    "gemma3": ("gemma3", "attention=block", "token_shift=true"),
+    "gemma3_bidir": ("gemma3", "attention=bidir", "token_shift=false"),
+}
+# Random models rarely say EOS, so a fifth of the vocabulary counts as EOS in some settings.
+MANY_EOS = list(range(0, 1024, 5))
+SETTINGS = [
+    {"threshold": 0.2, "eos_token_id": [0]},
+    {"threshold": 1.0, "eos_token_id": MANY_EOS},
+    {"threshold": 0.1, "eos_token_id": MANY_EOS},
+    {"tokens_per_step": 3, "eos_token_id": [0]},
+    {"tokens_per_step": 3, "eos_token_id": MANY_EOS},
+    {"tokens_per_step": 2, "eos_token_id": [0], "temperature": 1.0, "top_p": 0.9, "seed": 3},
+]
+PROMPTS = ["reverse:ABC=", "sum:1,2,3,4,5=", "A", "In the beginning God"]
+MAX_NEW_TOKENS = 21
+# What a stranger would run: plain transformers, and nothing of ours to be found.
+STRANGER = """
+import json, sys
+sys.modules["dlm"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+job = json.load(sys.stdin)
+torch.set_num_threads(1)
+found = {}
+for folder in job["folders"]:
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    inputs = tokenizer(job["prompts"], padding=True, return_tensors="pt")
+    found[folder] = []
+    for setting in job["settings"]:
+        seed = setting.pop("seed", None)
+        some = {} if seed is None else {"generator": torch.Generator().manual_seed(seed)}
+        rows = slice(0, 1 if some else None)
+        out = model.generate(
+            inputs.input_ids[rows], inputs.attention_mask[rows], job["max_new_tokens"],
+            return_dict_in_generate=True, **setting, **some,
+        )
+        setting |= {} if seed is None else {"seed": seed}
+        found[folder].append([out.sequences[:, inputs.input_ids.shape[1]:].tolist(), out.nfe.tolist()])
+json.dump(found, sys.stdout)
+"""
+
+
+def perturbed() -> Parent:
+    """The embedded parent with every weight moved, so that it is sure of some tokens and not of others."""
+    parent = load_parent(TINY, check=False)
+    noise = generator(1)
+    with torch.no_grad():
+        for weight in parent.model.parameters():
+            weight += 0.03 * torch.randn(weight.shape, generator=noise)
+    return parent
+
+
+def make_run(folder, parent: Parent, *overrides: str) -> Run:
+    """The folder that a finished training leaves."""
+    run = Run(folder)
+    parent.model.save_pretrained(run.model_folder)
+    parent.tokenizer.save_pretrained(run.model_folder)
+    cfg = config("block_size=8", "logger=csv", *overrides)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    run.update(id=run.id, status="finished", parent={"source": TINY}, tokens=123_456)
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    parents = {"tiny": perturbed()} | {name: new_parent(c, TINY, 0) for name, c in ARCHITECTURES.items()}
+    return {name: make_run(root / name, parents[parent], *o) for name, (parent, *o) in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def stranger(runs, tmp_path_factory):
+    """What the exported folders generate in a fresh process: {case: [(tokens, nfe) of every prompt] per setting}."""
+    root = tmp_path_factory.mktemp("exported")
+    folders = {str(export(run, root / name)): name for name, run in runs.items()}
+    job = {"folders": list(folders), "prompts": PROMPTS, "settings": SETTINGS, "max_new_tokens": MAX_NEW_TOKENS}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return {folders[folder]: result for folder, result in json.loads(done.stdout).items()}
+
+
+def ours(run: Run, setting: dict) -> list[tuple[list[int], int]]:
+    """What our engine generates: (tokens, forwards) of every prompt."""
+    parent = load_parent(str(run.model_folder), check=False)
+    prompts = parent.tokenizer(PROMPTS)["input_ids"]
+    kinds = {"threshold": Threshold, "tokens_per_step": Fixed}
+    options = {k: v for k, v in setting.items() if k not in ("eos_token_id", "seed")}
+    decoder = next(kind for name, kind in kinds.items() if name in options)(**options)
+    drawn = torch.Generator().manual_seed(setting["seed"]) if "seed" in setting else None
+    made = generate(
+        converted_denoiser(run.config, parent), prompts[: 1 if drawn else None], decoder, MAX_NEW_TOKENS,
+        setting["eos_token_id"], generator=drawn,
+    )  # fmt: skip
+    return [(g.tokens, g.nfe) for g in made]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_exported_folder_decodes_as_the_engine_does(case, runs, stranger):
+    for setting, (theirs, nfe) in zip(SETTINGS, stranger[case], strict=True):
+        expected = ours(runs[case], setting)
+        longest = max(len(tokens) for tokens, _ in expected)
+        padded = [tokens + [1] * (longest - len(tokens)) for tokens, _ in expected]
+        assert (setting, theirs, nfe) == (setting, padded, [n for _, n in expected])
