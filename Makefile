@@ -42,7 +42,7 @@ sweep: $(BIN)/.installed ## attention x block size, eight jobs (ARGS='option=val
 parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on one core) and install it with its card
 	$(BIN)/python -m dlm.data.tokenizer to=dlm/assets/tiny
 	$(BIN)/python -m dlm.train recipe=parent logger=csv
-	$(BIN)/python -m dlm.card to=dlm/assets/tiny
+	$(BIN)/python -m dlm.embedded to=dlm/assets/tiny
 
 ablation-report: $(BIN)/.installed ## train what is missing of Table 1 and Figure 2e, and render reports/ablation
 	$(BIN)/python -m analysis.study sweeps/table1_attention.yaml --jobs $(JOBS) $(ARGS)

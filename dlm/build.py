@@ -31,7 +31,7 @@ def make(node: DictConfig, **kwargs: Any) -> Any:
 
 @dataclass
 class Experiment:
-    """Everything that trains."""
+    """Everything that trains, for `num_steps` optimizer steps of `step_tokens` tokens."""
 
     parent: Parent
     denoiser: Denoiser
@@ -39,6 +39,7 @@ class Experiment:
     data: PackedData
     trainable: Full | Lora
     num_steps: int
+    step_tokens: int
 
 
 def build(cfg: DictConfig) -> Experiment:
@@ -48,19 +49,27 @@ def build(cfg: DictConfig) -> Experiment:
     trainable, data = make(cfg.trainable), make(cfg.data)
     make(cfg.decoding)
     pattern.check(cfg.data.length, cfg.token_shift)
-    batch_tokens = cfg.data.batch_size * cfg.data.length * cfg.trainer.accumulate * cfg.trainer.volatile.devices
-    if cfg.tokens < batch_tokens:
-        raise ValueError(
-            f"tokens {cfg.tokens} is less than one optimizer step of {batch_tokens} tokens (data.batch_size x "
-            "data.length x trainer.accumulate x devices): raise tokens or lower data.batch_size"
-        )
-    num_steps = math.ceil(cfg.tokens / batch_tokens)
+    step_tokens = tokens_of_a_step(cfg)
+    num_steps = math.ceil(cfg.tokens / step_tokens)
     parent = make(cfg.model)
     parent.model = trainable.apply(parent.model)
-    data.prepare(parent.tokenizer, pattern.tail, num_steps * batch_tokens // cfg.data.length, cfg.seed)
+    data.prepare(parent.tokenizer, pattern.tail, num_steps * step_tokens // cfg.data.length, cfg.seed)
     denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
     conversion = Conversion(denoiser, masking, loss, optimizer, cfg.seed)
-    return Experiment(parent, denoiser, conversion, data, trainable, num_steps)
+    return Experiment(parent, denoiser, conversion, data, trainable, num_steps, step_tokens)
+
+
+def tokens_of_a_step(cfg: DictConfig) -> int:
+    """The tokens of one optimizer step; `ValueError` where the budget does not pay for one."""
+    volatile = cfg.trainer.volatile
+    rows = cfg.data.batch_size * cfg.trainer.accumulate * volatile.devices * volatile.num_nodes
+    tokens = rows * cfg.data.length
+    if cfg.tokens < tokens:
+        raise ValueError(
+            f"tokens {cfg.tokens} is less than one optimizer step of {tokens} tokens (data.batch_size x data.length x "
+            "trainer.accumulate x devices x nodes): raise tokens or lower data.batch_size"
+        )
+    return tokens
 
 
 def ar_denoiser(parent: Parent) -> Denoiser:

@@ -123,11 +123,12 @@ class DriftMonitor(Callback):
     """Logs the drift every `every` optimizer steps as `drift/<kind>/<measure>`."""
 
     def __init__(self, reference: Path, every: int):
-        self.reference, self.every = reference, every
+        self.reference, self.every, self.last = reference, every, 0
 
     def on_train_batch_end(self, trainer, module, *_):
         step = trainer.global_step
-        if self.every and step % self.every == 0 and step != getattr(self, "last", None):
+        if self.every and step and step % self.every == 0 and step != self.last:
             self.last = step
-            found = summary(measure(module.denoiser.model, self.reference))
-            trainer.logger and module.log_dict({f"drift/{k}": v for k, v in found.items()})
+            found = {f"drift/{k}": v for k, v in summary(measure(module.denoiser.model, self.reference)).items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(found, step - 1)  # with the other metrics of the step that was just made

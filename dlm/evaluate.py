@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -52,10 +52,17 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     first = items[items["setting"] == ONE_TOKEN]
     write_atomically(run.folder / "trace.json", json.dumps(trace_summary(first, dlm.pattern.block_size)))
     return {
+        "settings": OmegaConf.to_container(cfg, resolve=True),
         "parent": json.loads(cache.read_text()),
         "dlm": found,
         "throughput": measure_throughput(ar, dlm, parent, chosen, cfg),
     }
+
+
+def is_evaluated(run: Run, cfg: DictConfig) -> bool:
+    """Whether a run's record holds what `evaluate_run` would measure."""
+    found = run.record.get("evaluation") or {}
+    return not cfg.tasks_per_family or found.get("settings") == OmegaConf.to_container(cfg, resolve=True)
 
 
 def digest(cfg: DictConfig) -> str:
@@ -92,7 +99,7 @@ def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, 
     """For each target TPF the threshold that comes nearest on validation items (never on the test items)."""
     examples = tasks.evaluation_set("val", cfg.calibration_per_family)
     reached = {}
-    for threshold in cfg.thresholds:
+    for threshold in cfg.thresholds if cfg.tpf_targets else []:
         results = run_tasks(
             denoiser, parent.tokenizer, examples, Threshold(threshold), cfg.max_new_tokens, cfg.batch_size
         )
@@ -118,6 +125,15 @@ def measure_throughput(
     contestants = {"parent": decode(ar, Fixed(1)), ONE_TOKEN: decode(dlm, Fixed(1))}
     contestants |= {name: decode(dlm, decoder) for name, decoder in chosen.items()}
     return interleaved(contestants, cfg.throughput_repeats)
+
+
+def headline(record: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of a record that a summary shows."""
+    found = {"val NELBO": record.get("train", {}).get("val/nelbo")}
+    for g in (record.get("evaluation") or {}).get("dlm", {}).get("generation", []):
+        found |= {f"accuracy, {g['name']}": g["accuracy"], f"TPF, {g['name']}": g["tpf"]}
+    found["drift ffn"] = record.get("drift", {}).get("ffn/relative")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def report(run: Run) -> list[Table]:

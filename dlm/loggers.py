@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 import time
+import warnings
 
+import pandas as pd
+import transformers
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
-from dlm.runs import Run
+from dlm.runs import Run, write_atomically
 
 
 def loggers(cfg: DictConfig, run: Run) -> list[Logger]:
     """One W&B run per job: its id is the run's, its group the sweep's. Offline where no key is present."""
-    found: list[Logger] = [CSVLogger(run.folder, name="metrics", version="")]
+    found: list[Logger] = [CSVLogger(run.folder, name="metrics")]  # a version per attempt, see merge_metrics
     if cfg.wandb:
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         found.append(
@@ -33,6 +37,43 @@ def loggers(cfg: DictConfig, run: Run) -> list[Logger]:
             )
         )
     return found
+
+
+def close_wandb(cfg: DictConfig, summary: dict[str, float], failed: bool) -> None:
+    """End the job's W&B run, so that the next job of a sweep begins its own."""
+    if not cfg.wandb:
+        return
+    import wandb  # slow to import, and only wanted here
+
+    if wandb.run is not None:
+        wandb.run.summary.update(summary)
+        wandb.finish(exit_code=int(failed))
+
+
+def merge_metrics(run: Run) -> None:
+    """`metrics.csv` of a run: one row per step. Where an interrupted run was resumed some steps before it broke off,
+    the later attempt's row stands."""
+    files = (run.folder / "metrics").glob("version_*/metrics.csv")
+    attempts = [pd.read_csv(f) for f in sorted(files, key=lambda f: int(f.parent.name.removeprefix("version_")))]
+    if attempts:
+        merged = pd.concat(attempts).groupby("step").last().sort_index()
+        write_atomically(run.folder / "metrics.csv", merged.to_csv())
+
+
+def quiet() -> None:
+    """Leave out what libraries say that tells a user nothing about this run."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    for message in (
+        ".*LeafSpec.*",
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        ".*You have overridden .* but have passed in a `LightningDataModule`.*",  # the batch hooks are the module's
+        ".*your dataloader is not resumable.*",  # it is: its order starts at the count that the checkpoint holds
+        ".*Checkpoint directory .* exists and is not empty.*",  # the folder of a resumed run
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def sweep_name() -> str | None:
@@ -64,6 +105,7 @@ class Progress(TQDMProgressBar):
     def on_train_start(self, trainer, module) -> None:
         super().on_train_start(trainer, module)
         self.began, self.first = time.perf_counter(), module.micro_batches
+        self.on_train_epoch_start(trainer, module)  # a run that resumes amid its only epoch gets no such call
 
     def on_train_epoch_start(self, trainer, module) -> None:
         super().on_train_epoch_start(trainer, module)

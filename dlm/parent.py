@@ -82,7 +82,9 @@ def load_parent(
     return as_parent(model, tokenizer, path, mask_token, check)
 
 
-def new_parent(config: dict[str, Any], tokenizer: str, seed: int, attn_implementation: str = "sdpa") -> Parent:
+def new_parent(
+    config: dict[str, Any], tokenizer: str, seed: int, attn_implementation: str = "sdpa", check: bool = True
+) -> Parent:
     """A parent with random weights: `config` is a Hugging Face config with its `model_type`."""
     loaded = AutoTokenizer.from_pretrained(resolve(tokenizer))
     model_type = config["model_type"]
@@ -93,7 +95,7 @@ def new_parent(config: dict[str, Any], tokenizer: str, seed: int, attn_implement
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attn_implementation)
-    return as_parent(model, loaded, f"random {model_type}", None, check=True)
+    return as_parent(model, loaded, f"random {model_type}", None, check)
 
 
 def load_gguf_package(package: str, **kwargs: Any) -> Parent:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from importlib.metadata import version
@@ -24,8 +25,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# Keys that cannot change the numbers, by their path in the config.
-VOLATILE = ("logger", "runs_dir", "force", "trainer.volatile", "evaluation.volatile")
+# Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
+# a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
+VOLATILE = ("logger", "runs_dir", "force", "trainer.volatile", "evaluation", "decoding")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id: {"masking.views": 1}.
 NEUTRAL: dict[str, Any] = {}
@@ -76,14 +78,14 @@ class Run:
         run = cls(Path(cfg.runs_dir).expanduser() / run_id(config))
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            if not run.record_path.exists():
+                write_atomically(run.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+                run.update(id=run.id, status="new", config=config, choices=choices, created=time.time())
         except OSError as error:
             raise ValueError(
                 f"runs_dir {str(run.folder.parent)!r} cannot be written ({error.strerror}): free space or choose "
                 "another with runs_dir=FOLDER"
             ) from error
-        if not run.record_path.exists():
-            run.update(id=run.id, status="new", config=config, choices=choices, created=time.time())
         return run
 
     @classmethod
@@ -98,6 +100,19 @@ class Run:
             problem = "does not exist" if not found else "is ambiguous"
             raise ValueError(f"run {name!r} {problem} in {str(root)!r}: choose one of {known}")
         return cls(found[0])
+
+    @classmethod
+    def newest(cls, runs_dir: str | Path, **choices: str) -> Run:
+        """The run that finished last, of those with these choices (`recipe="parent"`)."""
+        runs = [cls(path.parent) for path in Path(runs_dir).expanduser().glob("*/run.json")]
+        done = [r for r in runs if r.status == "finished" and choices.items() <= r.record["choices"].items()]
+        if not done:
+            wanted = " ".join(f"{group}={option}" for group, option in choices.items())
+            raise ValueError(
+                f"runs_dir {str(runs_dir)!r} holds no finished run{' with ' + wanted if wanted else ''}: make one with "
+                f"python -m dlm.train {wanted}".rstrip()
+            )
+        return max(done, key=lambda run: run.record["ended"])
 
     @property
     def record_path(self) -> Path:
@@ -125,6 +140,15 @@ class Run:
     @property
     def model_folder(self) -> Path:
         return self.folder / "model"
+
+    def require_space(self, num_bytes: int) -> None:
+        """`ValueError` where the disk has less than `num_bytes` free."""
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes:
+            raise ValueError(
+                f"runs_dir {str(self.folder.parent)!r} has {free / 1e9:.1g} GB free, but this run needs about "
+                f"{num_bytes / 1e9:.1g} GB: free space or choose another with runs_dir=FOLDER"
+            )
 
     def update(self, **values: Any) -> None:
         """Merge `values` into the record and write it whole."""

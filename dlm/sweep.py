@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from dlm.evaluate import headline
+
 
 class SweepCallback(Callback):
     """Writes `<sweep dir>/<job>.json` as each job ends, in whatever process it ran."""
@@ -48,17 +50,6 @@ class SweepCallback(Callback):
     @staticmethod
     def is_sweep(config: DictConfig) -> bool:
         return OmegaConf.select(config, "hydra.mode") is not None and config.hydra.mode.name == "MULTIRUN"
-
-
-def headline(record: dict[str, Any]) -> dict[str, float]:
-    """The few numbers of a record that a summary shows."""
-    evaluation = record.get("evaluation") or {}
-    settings = evaluation.get("generation", {}).get("dlm", [])
-    found = {"val NELBO": record.get("train", {}).get("val/nelbo")}
-    for setting in settings[:2]:
-        found |= {f"accuracy, {setting['name']}": setting["accuracy"], f"TPF, {setting['name']}": setting["tpf"]}
-    found["drift ffn"] = record.get("drift", {}).get("ffn/relative")
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def summary_table(lines: list[dict[str, Any]]) -> Table:

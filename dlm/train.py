@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import resource
+import shutil
 import time
 import traceback
 from pathlib import Path
@@ -16,9 +20,12 @@ from omegaconf import DictConfig
 from dlm import sweep
 from dlm.build import Experiment, build, choices
 from dlm.drift import DriftMonitor, measure, save_reference, summary
-from dlm.evaluate import evaluate_run, show
-from dlm.loggers import Progress, loggers
+from dlm.evaluate import evaluate_run, headline, is_evaluated, show
+from dlm.loggers import Progress, close_wandb, loggers, merge_metrics, quiet
 from dlm.runs import Run, environment
+
+# What a run writes, in sizes of the model: the reference of drift, a checkpoint with two moments of AdamW, the result.
+SPACE_IN_WEIGHTS = 5
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -26,17 +33,27 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     run = Run.create(cfg, choices())
     if run.status == "finished" and not cfg.force:
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
+        if not is_evaluated(run, cfg.evaluation):
+            run.update(evaluation=evaluate_run(run, cfg.evaluation))
         return {"id": run.id, "status": "skipped", "record": run.record}
+    if cfg.force:
+        shutil.rmtree(run.folder / "metrics", ignore_errors=True)
+        shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
     run.update(status="running", error=None, started=time.time(), **environment())
     try:
         fit(cfg, run)
         run.update(evaluation=evaluate_run(run, cfg.evaluation))
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
+        with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
+            run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
+        close_wandb(cfg.logger, {}, failed=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{error}: free space and give the same command again, it goes on where it was") from error
         raise
     run.update(status="finished", ended=time.time())
-    run.checkpoint.unlink(missing_ok=True)
+    close_wandb(cfg.logger, headline(run.record), failed=False)
+    shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
     return {"id": run.id, "status": "finished", "record": run.record}
 
 
@@ -48,6 +65,7 @@ def fit(cfg: DictConfig, run: Run) -> None:
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
     resume = checkpoint_of(run)
     experiment = build(cfg)
+    run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     fingerprint = experiment.parent.fingerprint()
     reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
     save_reference(experiment.parent.model, reference)
@@ -56,22 +74,22 @@ def fit(cfg: DictConfig, run: Run) -> None:
         parameters=sum(p.numel() for p in experiment.parent.model.parameters()),
         steps=experiment.num_steps,
     )
+    experiment.conversion.train()
     trainer = make_trainer(cfg, run, experiment, reference)
-    begin = time.perf_counter()
-    trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
+    begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
+    try:
+        trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
+    finally:  # what an interrupted run has cost so far counts
+        run.update(train_seconds=earlier + time.perf_counter() - begin)
     drift = measure(experiment.parent.model, reference)
     run.update(
-        train_seconds=time.perf_counter() - begin,
-        tokens=experiment.num_steps
-        * cfg.data.batch_size
-        * cfg.data.length
-        * cfg.trainer.accumulate
-        * trainer.world_size,
+        tokens=experiment.num_steps * experiment.step_tokens,
         train={name: float(value) for name, value in trainer.callback_metrics.items()},
         drift=summary(drift),
         peak_memory=peak_memory(),
     )
     drift.to_csv(run.folder / "drift.csv", index=False)
+    merge_metrics(run)
     save_model(experiment, run)
 
 
@@ -83,7 +101,6 @@ def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: P
         filename=run.checkpoint.stem,
         every_n_train_steps=volatile.checkpoint_every,
         enable_version_counter=False,
-        save_on_exception=True,
     )
     callbacks = [checkpoints, DriftMonitor(reference, volatile.drift_every)]
     if volatile.progress_bar:
@@ -98,9 +115,7 @@ def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: P
         gradient_clip_val=cfg.trainer.clip,
         max_steps=experiment.num_steps,
         max_epochs=1,
-        val_check_interval=min(
-            volatile.val_every * cfg.trainer.accumulate, experiment.num_steps * cfg.trainer.accumulate
-        ),
+        val_check_interval=min(volatile.val_every, experiment.num_steps) * cfg.trainer.accumulate,
         check_val_every_n_epoch=None,
         log_every_n_steps=volatile.log_every,
         num_sanity_val_steps=0,
@@ -134,17 +149,12 @@ def save_model(experiment: Experiment, run: Run) -> None:
     model = experiment.trainable.merged(experiment.parent.model)
     model.save_pretrained(temporary)
     experiment.parent.tokenizer.save_pretrained(temporary)
-    if run.model_folder.exists():
-        import shutil
-
-        shutil.rmtree(run.model_folder)
+    shutil.rmtree(run.model_folder, ignore_errors=True)
     temporary.rename(run.model_folder)
 
 
 def peak_memory() -> int:
     """Bytes: of the device where there is one, else of the process."""
-    import resource
-
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -152,6 +162,7 @@ def peak_memory() -> int:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> dict[str, Any]:
+    quiet()
     result = train(cfg)
     show(Run.load(result["id"], cfg.runs_dir))
     return result

@@ -18,36 +18,17 @@ VAL_SEED = 1_000_003
 
 
 class RowOrder(Sampler):
-    """Every `world`-th row from `rank`, in order, from the batch that `ResumableLoader` says."""
+    """Every `world`-th row from `rank`, in order. `start()` is asked when iteration begins: how many of them are done,
+    so that a resumed run goes on where its checkpoint was made."""
 
-    def __init__(self, num_rows: int, rank: int, world: int):
-        self.mine, self.start = range(rank, num_rows // world * world, world), 0
+    def __init__(self, num_rows: int, rank: int, world: int, start: Callable[[], int]):
+        self.mine, self.start = range(rank, num_rows // world * world, world), start
 
     def __iter__(self):
-        return iter(self.mine[self.start :])
+        return iter(self.mine[self.start() :])
 
     def __len__(self) -> int:
         return len(self.mine)
-
-
-class ResumableLoader(DataLoader):
-    """A loader over rows in order whose state is how many batches it has given; Lightning saves and restores it."""
-
-    given = 0
-    resume_at = 0
-
-    def __iter__(self):
-        self.given, self.resume_at = self.resume_at, 0
-        self.sampler.start = self.given * self.batch_size
-        for batch in super().__iter__():
-            self.given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"given": self.given}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.resume_at = state["given"]
 
 
 class PackedData(lightning.LightningDataModule):
@@ -104,9 +85,14 @@ class PackedData(lightning.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        order = RowOrder(len(self.train_rows), rank, world)
-        return ResumableLoader(
+        trainer = self.trainer
+        order = RowOrder(
+            len(self.train_rows),
+            trainer.global_rank,
+            trainer.world_size,
+            lambda: trainer.lightning_module.micro_batches * self.batch_size,
+        )
+        return DataLoader(
             self.train_rows, batch_size=self.batch_size, sampler=order, collate_fn=collate, drop_last=True
         )
 
@@ -155,6 +141,8 @@ class Text(PackedData):
         from datasets import load_dataset
 
         file = Path(self.path).expanduser()
+        if file.is_file() and not file.stat().st_size:
+            raise ValueError(f"data.path {self.path!r} is empty: name a file that holds text")
         try:
             if file.exists():
                 kind = FORMATS[file.suffix]
@@ -167,7 +155,9 @@ class Text(PackedData):
                 f"data.path {self.path!r} is not text: {file.suffix!r} is not one of {sorted(FORMATS)}"
             ) from error
         except Exception as error:  # datasets raises many kinds; all mean that the data cannot be read
-            raise ValueError(f"data.path {self.path!r} could not be read as text: {error}") from error
+            raise ValueError(
+                f"data.path {self.path!r} could not be read as text: {error.__cause__ or error}"
+            ) from error
         if self.field not in dataset.column_names:
             raise ValueError(f"data.field {self.field!r} is not a column of {self.path!r}: {dataset.column_names}")
         column = dataset[self.field]

@@ -1,0 +1,115 @@
+"""Install a finished parent run as the embedded parent: `python -m dlm.embedded run=ID to=dlm/assets/tiny`.
+
+The weights go beside the tokenizer, and a card says what they were trained on, what it cost and what they can do. The
+last step of `make parent`.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from transformers import AutoConfig
+
+from dlm.build import ar_denoiser
+from dlm.data import prose
+from dlm.evaluation.likelihood import Likelihood, likelihood, windows
+from dlm.model_card import table
+from dlm.parent import load_parent
+from dlm.runs import Run, write_atomically
+
+MAX_BYTES = 10_000_000  # of committed weights
+COMMAND = "make parent"
+
+CARD = """\
+# The embedded parent
+
+A {shape.model_type} of {record[parameters]:,} parameters ({shape.num_hidden_layers} layers of width {shape.hidden_size},
+{shape.vocab_size} tokens), pretrained autoregressively by this repository: `{command}` (`conf/recipe/parent.yaml`). It
+exists to be converted: small enough for a laptop, and good enough at every task that what a conversion destroys is
+visible. Apache-2.0, like the rest; the prose it was trained on is in the public domain (`../prose/README.md`).
+
+| | |
+| --- | --- |
+| data | {config.data.mixture.tasks:.0%} rows of generated tasks (nine families, `dlm/data/tasks.py`; the loss is on answers only), {config.data.mixture.prose:.0%} rows of prose |
+| tokens | {record[tokens]:,} in {record[steps]:,} steps of {config.data.batch_size} rows of {config.data.length}, seed {config.seed} |
+| training | {minutes:.0f} minutes on a machine of {record[machine][cpus]} CPU cores, peak learning rate {config.lr:g} |
+| tokenizer | byte-level BPE trained on the same data (`dlm/data/tokenizer.py`); digits, capitals and punctuation stand alone |
+| versions | {versions} |
+
+## Tasks
+
+Greedy exact match on the test split, {per_family} items per family, with 95 % Wilson intervals. Prompts are split by
+their hash: no test prompt was ever trained on.
+
+{accuracy}
+
+## Prose
+
+| | nats per token | bits per byte |
+| --- | --- | --- |
+| held-out chapters (test split) | {test.nats:.3f} ± {test.standard_error:.3f} | {test.bits_per_byte:.3f} |
+| chapters it was trained on | {train.nats:.3f} ± {train.standard_error:.3f} | {train.bits_per_byte:.3f} |
+
+Perplexity {perplexity:.2f} per token on held-out chapters. The small difference between the two rows says that the prose
+is learnt, not memorised. Four-way cloze by likelihood: {found[cloze]:.1%} of {found[cloze_items]} (chance 25 %).
+"""  # noqa: E501
+
+
+def card(run: Run) -> str:
+    """The card of a parent run, from its record and its model."""
+    record, config, shape = run.record, run.config, AutoConfig.from_pretrained(run.model_folder)
+    found = record["evaluation"]["dlm"]
+    overall, test = found["generation"][0], Likelihood(**found["likelihood"])
+    train = likelihood_of_training_prose(run)
+    rows = [
+        [name, f"{g['accuracy']:.1%}", f"{g['low']:.1%} – {g['high']:.1%}", str(g["n"])]
+        for name, g in (*overall["families"].items(), ("**all**", overall))
+    ]
+    versions = record["versions"]
+    return CARD.format(
+        record=record,
+        config=config,
+        shape=shape,
+        command=COMMAND,
+        minutes=record["train_seconds"] / 60,
+        versions=", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "transformers", "lightning")),
+        per_family=overall["n"] // len(overall["families"]),
+        accuracy=table(["family", "exact match", "95 % interval", "items"], rows),
+        test=test,
+        train=train,
+        perplexity=math.exp(test.nats),
+        found=found,
+    )
+
+
+def likelihood_of_training_prose(run: Run) -> Likelihood:
+    """The same measure as on the held-out prose, on as much of the prose that the model was trained on."""
+    parent, settings = load_parent(str(run.model_folder), check=False), run.record["evaluation"]["settings"]
+    texts = list(prose.chapters("train"))[::18]  # spread over the book, as the held-out chapters are
+    rows, num_bytes = windows(texts, parent.tokenizer, settings["length"], settings["likelihood_rows"])
+    return likelihood(ar_denoiser(parent), rows, num_bytes, 1, settings["batch_size"])
+
+
+def install(run: Run, to: Path) -> None:
+    """Copy a run's model to the folder `to` and write its card. `ValueError` where the weights are too large."""
+    size = (run.model_folder / "model.safetensors").stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"the weights of run {run.id} take {size:,} bytes; at most {MAX_BYTES:,} are committed")
+    text = card(run)
+    shutil.copytree(run.model_folder, to, dirs_exist_ok=True)
+    write_atomically(to / "README.md", text)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="embedded")
+def main(cfg: DictConfig) -> None:
+    run = Run.newest(cfg.runs_dir, recipe="parent") if cfg.run is None else Run.load(cfg.run, cfg.runs_dir)
+    install(run, Path(cfg.to))
+    print(f"{cfg.to}: the model of run {run.id}, and its card")
+
+
+if __name__ == "__main__":
+    main()

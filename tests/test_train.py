@@ -1,0 +1,284 @@
+"""Training: every option of every group trains, a resumed run is the uninterrupted one, bad input costs nothing."""
+
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import config, options
+from hydra.errors import HydraException
+from hydra.utils import get_method
+from safetensors.torch import load_file
+
+from dlm.conversion import Conversion
+from dlm.data import prose
+from dlm.evaluate import report
+from dlm.runs import Run
+from dlm.train import train
+
+# Four optimizer steps on the embedded parent, without evaluation.
+SMALL = (
+    "tokens=1024",
+    "block_size=8",
+    "data.length=64",
+    "data.batch_size=4",
+    "data.val_rows=4",
+    "trainer.volatile.progress_bar=false",
+    "trainer.volatile.log_every=1",
+    "evaluation=none",
+    "logger=csv",
+)
+LIGHT_EVALUATION = (
+    "evaluation=full",
+    "evaluation.tasks_per_family=1",
+    "evaluation.calibration_per_family=1",
+    "evaluation.thresholds=[0.9,0.5]",
+    "evaluation.max_new_tokens=8",
+    "evaluation.likelihood_rows=4",
+    "evaluation.length=64",
+    "evaluation.cloze_items=2",
+    "evaluation.throughput_repeats=1",
+)
+TRAINED = ("attention", "masking", "loss", "decoding", "trainable", "optimizer", "trainer", "logger", "data", "recipe")
+# What an option needs beside itself.
+NEEDS = {
+    ("attention", "ar"): ["token_shift=true"],
+    ("trainer", "gpu"): ["trainer.accelerator=cpu"],
+    ("recipe", "parent"): ["data.batch_size=4", "tokens=1024"],
+}
+
+
+@pytest.fixture(autouse=True)
+def short_prose(monkeypatch):
+    """A few chapters, so that no test waits for the whole book to be tokenised."""
+    chapters = {split: prose.chapters(split)[:5] for split in ("train", "val", "test")}
+    monkeypatch.setattr(prose, "chapters", chapters.__getitem__)
+
+
+@pytest.fixture
+def runs_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return tmp_path / "runs"
+
+
+def small(runs_dir, *overrides):
+    return config(*SMALL, f"runs_dir={runs_dir}", *overrides)
+
+
+def weights(runs_dir, result) -> dict[str, torch.Tensor]:
+    return load_file(Run.load(result["id"], runs_dir).model_folder / "model.safetensors")
+
+
+def metrics(runs_dir, result) -> pd.DataFrame:
+    return pd.read_csv(runs_dir / result["id"] / "metrics.csv")
+
+
+def text_file(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(f"This is paragraph {i} of a text that is short." for i in range(60)))
+    return file
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in TRAINED for o in options(g)])
+def test_every_option_of_every_group_trains(group, option, runs_dir, tmp_path):
+    needs = NEEDS.get((group, option), [])
+    if (group, option) == ("data", "text"):
+        needs = [f"data.path={text_file(tmp_path)}"]
+    result = train(small(runs_dir, f"{group}={option}", *needs, "evaluation.tasks_per_family=0"))
+    record = result["record"]
+    assert record["status"] == "finished" and record["steps"] == 4 and record["tokens"] == 1024
+    assert math.isfinite(record["train"]["train/loss"]) and math.isfinite(record["train"]["val/nelbo"])
+    assert set(metrics(runs_dir, result)["step"]) >= {0, 1, 2, 3}
+    assert record["drift"]["attention/relative"] > 0
+    assert weights(runs_dir, result).keys() == load_file("dlm/assets/tiny/model.safetensors").keys()
+    assert not (runs_dir / result["id"] / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("option", options("model"))
+def test_every_model_yaml_names_arguments_that_its_loader_takes(option):
+    node = dict(config(f"model={option}").model)
+    loader = get_method(node.pop("_target_"))
+    code = loader.__code__
+    takes_any = code.co_flags & 0x08
+    assert takes_any or set(node) <= set(code.co_varnames[: code.co_argcount])
+
+
+@pytest.mark.parametrize("option", options("evaluation"))
+def test_every_evaluation_yaml_evaluates(option, runs_dir):
+    light = LIGHT_EVALUATION[1:] if option != "none" else ()
+    result = train(small(runs_dir, f"evaluation={option}", *light))
+    run = Run.load(result["id"], runs_dir)
+    if option == "none":
+        assert run.record["evaluation"] == {} and report(run) == []
+        return
+    for model, settings in (("parent", 1), ("dlm", 2)):
+        found = run.record["evaluation"][model]
+        assert len(found["generation"]) >= settings
+        assert found["generation"][0]["n"] == 9 and found["likelihood"]["nats"] > 0
+    assert run.record["evaluation"]["parent"]["generation"][0]["tpf"] == 1.0
+    assert len(pd.read_csv(run.folder / "items.csv")) == 9 * len(run.record["evaluation"]["dlm"]["generation"])
+    assert json.loads((run.folder / "trace.json").read_text())[0]["n"] > 0
+    assert [table.row_count > 0 for table in report(run)] == [True] * 4
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 1000])
+@pytest.mark.parametrize("trainable", options("trainable"))
+def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, checkpoint_every, runs_dir, monkeypatch):
+    overrides = (f"trainable={trainable}", f"trainer.volatile.checkpoint_every={checkpoint_every}")
+    overrides += ("masking=uniform", "masking.count=bernoulli", "trainer.accumulate=2", "tokens=2048")
+    straight = train(small(runs_dir / "straight", *overrides))
+    step = Conversion.training_step
+
+    def breaks(self, batch, batch_idx):
+        if self.micro_batches == 6:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversion, "training_step", breaks)
+        with pytest.raises(SystemExit):  # what Lightning makes of a Ctrl-C
+            train(small(runs_dir, *overrides))
+    broken = Run.load(straight["id"], runs_dir)
+    assert broken.status == "interrupted" and not broken.model_folder.exists()
+    assert broken.checkpoint.exists() == (checkpoint_every == 1)
+
+    resumed = train(small(runs_dir, *overrides))
+    assert resumed["id"] == straight["id"] and resumed["status"] == "finished"
+    expected, found = weights(runs_dir / "straight", straight), weights(runs_dir, resumed)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    pd.testing.assert_frame_equal(
+        metrics(runs_dir / "straight", straight), metrics(runs_dir, resumed), check_exact=True
+    )
+    assert resumed["record"]["drift"] == straight["record"]["drift"]
+
+
+def test_the_same_config_and_seed_give_the_same_numbers_and_another_seed_does_not(runs_dir):
+    first, again = (train(small(runs_dir / folder)) for folder in ("a", "b"))
+    other = train(small(runs_dir / "a", "seed=1"))
+    a, b, c = (weights(runs_dir / folder, r) for folder, r in (("a", first), ("b", again), ("a", other)))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_a_finished_run_is_not_trained_again_unless_forced(runs_dir, monkeypatch):
+    first = train(small(runs_dir))
+    before = (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns
+    assert train(small(runs_dir))["status"] == "skipped"
+    assert (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert train(small(runs_dir, "force=true"))["status"] == "finished"
+    assert (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns > before
+
+
+def test_a_finished_run_that_is_asked_for_with_another_evaluation_is_only_evaluated(runs_dir):
+    first = train(small(runs_dir))
+    before = (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns
+    again = train(small(runs_dir, *LIGHT_EVALUATION))
+    assert again["status"] == "skipped" and again["record"]["evaluation"]["dlm"]["generation"]
+    assert (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_wandb_run_is_offline_without_a_key_is_named_like_ours_and_is_closed(runs_dir, monkeypatch):
+    import wandb
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", "/nonexistent")
+    monkeypatch.setenv("HOME", str(runs_dir))
+    result = train(small(runs_dir, "logger=wandb"))
+    assert len(list((runs_dir / result["id"] / "wandb").glob(f"offline-run-*-{result['id']}"))) == 1
+    assert wandb.run is None
+
+
+BAD = {
+    "block_size=7": "block_size 7 must divide data.length 64: choose one of 1, 2, 4, 8, 16, 32, 64",
+    "block_size=0": "block_size 0 must be at least 1",
+    "block_size=-4": "block_size -4 must be at least 1",
+    "model.path=./nowhere": "does not exist: give a hub id or an existing folder",
+    "masking.t_min=0.7 masking.t_max=0.3": "masking.t_min 0.7 and masking.t_max 0.3 must satisfy",
+    "masking.half_life=0": "masking.half_life 0 must be > 0",
+    "masking.half_life=-1": "masking.half_life -1 must be > 0",
+    "masking.count=some": "masking.count 'some' is unknown: choose one of exact, bernoulli, ceil",
+    "attention=ar token_shift=false": "attention=ar scores token i from position i-1: set token_shift=true",
+    "model.mask_token=nothing": "model.mask_token 'nothing' is not in the vocabulary of 1024 tokens",
+    "tokens=100": "tokens 100 is less than one optimizer step of 256 tokens",
+    "lr=0": "lr 0 must be > 0",
+    "lr=-0.1": "lr -0.1 must be > 0",
+    "data.batch_size=0": "data.batch_size 0",
+    "data=text data.path=/nowhere.txt data.length=64 data.batch_size=4": "could not be read as text",
+    "trainable=lora trainable.rank=0": "trainable.rank 0 must be at least 1",
+    "decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
+    "decoding.top_p=0": "decoding.top_p 0",
+}
+
+
+@pytest.mark.parametrize("overrides", BAD)
+def test_bad_input_is_named_with_its_remedy_before_any_training(overrides, runs_dir, monkeypatch):
+    monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
+    with pytest.raises(ValueError, match=re.escape(BAD[overrides])):
+        train(small(runs_dir, *overrides.split()))
+    failed = [Run(p.parent) for p in runs_dir.glob("*/run.json")]
+    assert [run.status for run in failed] == ["failed"] and BAD[overrides] in failed[0].record["error"]
+    assert not failed[0].model_folder.exists()
+
+
+def test_an_unknown_pattern_lists_the_options():
+    with pytest.raises(HydraException) as error:
+        config("attention=causal")
+    assert all(option in str(error.value) for option in options("attention"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty"), ("\n\n \n", "non-empty documents"), (b"\xff\xfe\x00\x81" * 50, "could not be read")],
+)
+def test_an_empty_or_non_text_dataset_is_named(content, message, runs_dir, tmp_path):
+    file = tmp_path / "data.txt"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        train(small(runs_dir, "data=text", f"data.path={file}", "data.length=64", "data.batch_size=4"))
+
+
+def test_a_corrupt_checkpoint_is_named_and_nothing_is_lost(runs_dir):
+    cfg = small(runs_dir)
+    finished = train(cfg)
+    run = Run.create(small(runs_dir, "seed=3"), {})
+    run.checkpoint.parent.mkdir()
+    run.checkpoint.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"checkpoint .* is damaged .*: delete it to train this run from the start"):
+        train(small(runs_dir, "seed=3"))
+    assert run.checkpoint.exists() and run.status == "failed"
+    assert Run.load(finished["id"], runs_dir).status == "finished"
+
+
+def test_a_runs_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"runs_dir .* cannot be written"):
+        train(small(tmp_path / "file" / "runs"))
+
+
+def test_a_disk_that_is_too_small_is_named_before_training(runs_dir, monkeypatch):
+    monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(ValueError, match=r"has 0.001 GB free, but this run needs about 0.02 GB"):
+        train(small(runs_dir))
+
+
+def test_a_full_disk_leaves_earlier_runs_and_no_half_written_model(runs_dir, monkeypatch):
+    finished = train(small(runs_dir))
+    from transformers import PreTrainedModel
+
+    def full(self, folder, **_):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(ValueError, match="No space left on device"):
+            train(small(runs_dir, "seed=9"))
+    assert Run.load(finished["id"], runs_dir).status == "finished"
+    assert [p.name for p in runs_dir.glob("*/model")] == ["model"]
+    assert train(small(runs_dir, "seed=9"))["status"] == "finished"
