@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from transformers import AutoConfig
 
 from dlm.build import ar_denoiser
+from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
 from dlm.model_card import table
@@ -105,6 +106,7 @@ def install(run: Run, to: Path) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="embedded")
+@command
 def main(cfg: DictConfig) -> None:
     run = Run.newest(cfg.runs_dir, recipe="parent") if cfg.run is None else Run.load(cfg.run, cfg.runs_dir)
     install(run, Path(cfg.to))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlm.build import ar_denoiser, converted_denoiser, make
+from dlm.console import command
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine import generate
@@ -84,7 +85,7 @@ def measure_model(
     generation, items = [], []
     for name, decoder in decoders.items():
         results = run_tasks(denoiser, parent.tokenizer, examples, decoder, cfg.max_new_tokens, cfg.batch_size)
-        generation.append({"name": name} | accuracy(results))
+        generation.append({"name": name, "threshold": getattr(decoder, "threshold", None)} | accuracy(results))
         items.append(results.assign(setting=name))
     found = {
         "likelihood": dataclasses.asdict(bound),
@@ -96,7 +97,7 @@ def measure_model(
 
 
 def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, Decoder]:
-    """For each target TPF the threshold that comes nearest on validation items (never on the test items)."""
+    """`TPF≈2`, …: for each target the threshold that comes nearest on validation items (never on the test items)."""
     examples = tasks.evaluation_set("val", cfg.calibration_per_family)
     reached = {}
     for threshold in cfg.thresholds if cfg.tpf_targets else []:
@@ -104,8 +105,8 @@ def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, 
             denoiser, parent.tokenizer, examples, Threshold(threshold), cfg.max_new_tokens, cfg.batch_size
         )
         reached[threshold] = results["tokens"].sum() / results["nfe"].sum()
-    nearest = [min(reached, key=lambda tau: abs(reached[tau] - target)) for target in cfg.tpf_targets]
-    return {f"threshold {tau}": Threshold(tau) for tau in nearest}
+    nearest = {target: min(reached, key=lambda tau: abs(reached[tau] - target)) for target in cfg.tpf_targets}
+    return {f"TPF≈{target:g}": Threshold(threshold) for target, threshold in nearest.items()}
 
 
 def measure_throughput(
@@ -148,10 +149,9 @@ def report(run: Run) -> list[Table]:
         table.add_column(column)
     for model, found in (("parent", parent), ("dLM", dlm)):
         for g in found["generation"]:
-            name = model if model == "parent" else f"dLM, {g['name']}"
             rate = speed["parent" if model == "parent" else g["name"]]
             table.add_row(
-                name,
+                label(model, g),
                 f"{g['accuracy']:.1%}",
                 f"{g['low']:.1%} – {g['high']:.1%} (n={g['n']})",
                 f"{g['tpf']:.2f}",
@@ -172,9 +172,17 @@ def report(run: Run) -> list[Table]:
     return [table, family_table(parent, dlm), text, drift_table(record["drift"])]
 
 
+def label(model: str, setting: dict[str, Any]) -> str:
+    """How a decoding setting is called in a table: `dLM, TPF≈2 (threshold 0.8)`."""
+    if model == "parent":
+        return model
+    threshold = setting["threshold"]
+    return f"{model}, {setting['name']}" + (f" (threshold {threshold})" if threshold is not None else "")
+
+
 def family_table(parent: dict, dlm: dict) -> Table:
     """Exact match per task family."""
-    columns = [("parent", parent["generation"][0])] + [(f"dLM, {g['name']}", g) for g in dlm["generation"]]
+    columns = [("parent", parent["generation"][0])] + [(label("dLM", g), g) for g in dlm["generation"]]
     table = Table(title="exact match per family")
     table.add_column("")
     for name, _ in columns:
@@ -203,6 +211,7 @@ def show(run: Run) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+@command
 def main(cfg: DictConfig) -> None:
     run = Run.load(cfg.run, cfg.runs_dir)
     run.update(evaluation=evaluate_run(run, cfg.evaluation))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import netrc
 import os
 import time
-import warnings
+from pathlib import Path
 
 import pandas as pd
-import transformers
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
+from dlm.console import is_sweep
 from dlm.runs import Run, write_atomically
 
 
@@ -60,30 +60,9 @@ def merge_metrics(run: Run) -> None:
         write_atomically(run.folder / "metrics.csv", merged.to_csv())
 
 
-def quiet() -> None:
-    """Leave out what libraries say that tells a user nothing about this run."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    for message in (
-        ".*LeafSpec.*",
-        ".*smaller than the logging interval.*",
-        ".*does not have many workers.*",
-        ".*You have overridden .* but have passed in a `LightningDataModule`.*",  # the batch hooks are the module's
-        ".*your dataloader is not resumable.*",  # it is: its order starts at the count that the checkpoint holds
-        ".*Checkpoint directory .* exists and is not empty.*",  # the folder of a resumed run
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
 def sweep_name() -> str | None:
     """The name of the multirun this job belongs to."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
-        return None
-    return os.path.basename(HydraConfig.get().sweep.dir)
+    return Path(HydraConfig.get().sweep.dir).name if is_sweep() else None
 
 
 def has_wandb_key() -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,38 +20,56 @@ from rich.table import Table
 
 from dlm.evaluate import headline
 
+# How a job, in whatever process it runs, knows the sweep it is part of: {"jobs": number, "swept": keys}.
+SWEEP = "DLM_SWEEP"
+
 
 class SweepCallback(Callback):
-    """Writes `<sweep dir>/<job>.json` as each job ends, in whatever process it ran."""
+    """Prints a line as each job starts and ends, and leaves `<sweep dir>/<job>.json` for the summary."""
 
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepCallback.folder = Path(config.hydra.sweep.dir)
-        overrides = OverridesParser.create().parse_overrides(OmegaConf.to_container(config.hydra.overrides.task))
-        sizes = [len(list(o.sweep_string_iterator())) for o in overrides if o.is_discrete_sweep()]
-        print(f"sweep of {math.prod(sizes)} jobs", flush=True)
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        swept = {o.get_key_element(): len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()}
+        os.environ[SWEEP] = json.dumps({"jobs": math.prod(swept.values()), "swept": list(swept)})
+        print(f"sweep of {math.prod(swept.values())} jobs over {', '.join(swept) or 'nothing'}", flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if self.is_sweep(config):
-            print(f"\n[job {config.hydra.job.num}] {config.hydra.job.override_dirname}", flush=True)
+        self.began = time.perf_counter()
+        if is_part_of_sweep(config):
+            print(f"\n[{position(config)}] {name(config)}", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if not self.is_sweep(config):
+        if not is_part_of_sweep(config):
             return
         failed = job_return.status is not JobStatus.COMPLETED
         result = {"status": "failed"} if failed else job_return.return_value
-        error = repr(job_return._return_value) if failed else None
-        line = {"job": config.hydra.job.override_dirname, "id": result.get("id"), "status": result["status"]}
-        line |= {"error": error, "metrics": headline(result.get("record", {}))}
+        error = str(job_return._return_value) if failed else None
+        line = {"job": name(config), "id": result.get("id"), "status": result["status"], "error": error}
+        line |= {"metrics": headline(result.get("record", {}))}
         path = Path(config.hydra.sweep.dir) / f"{config.hydra.job.num}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(line))
-        print(f"[job {config.hydra.job.num}] {line['status']}" + (f": {error}" if error else ""), flush=True)
+        seconds = time.perf_counter() - self.began
+        reason = f": {error}" if error else ""
+        print(f"[{position(config)}] {line['status']} in {seconds:.0f} s{reason}", flush=True)
 
-    @staticmethod
-    def is_sweep(config: DictConfig) -> bool:
-        return OmegaConf.select(config, "hydra.mode") is not None and config.hydra.mode.name == "MULTIRUN"
+
+def is_part_of_sweep(config: DictConfig) -> bool:
+    return OmegaConf.select(config, "hydra.mode") is not None and config.hydra.mode.name == "MULTIRUN"
+
+
+def position(config: DictConfig) -> str:
+    """`job 3 of 8`."""
+    return f"job {config.hydra.job.num + 1} of {json.loads(os.environ[SWEEP])['jobs']}"
+
+
+def name(config: DictConfig) -> str:
+    """The values that the sweep gives this job: `attention=bidir block_size=4`."""
+    swept = json.loads(os.environ[SWEEP])["swept"]
+    return " ".join(o for o in config.hydra.overrides.task if o.partition("=")[0] in swept)
 
 
 def summary_table(lines: list[dict[str, Any]]) -> Table:

@@ -19,9 +19,10 @@ from omegaconf import DictConfig
 
 from dlm import sweep
 from dlm.build import Experiment, build, choices
+from dlm.console import command
 from dlm.drift import DriftMonitor, measure, save_reference, summary
 from dlm.evaluate import evaluate_run, headline, is_evaluated, show
-from dlm.loggers import Progress, close_wandb, loggers, merge_metrics, quiet
+from dlm.loggers import Progress, close_wandb, loggers, merge_metrics
 from dlm.runs import Run, environment
 
 # What a run writes, in sizes of the model: the reference of drift, a checkpoint with two moments of AdamW, the result.
@@ -161,8 +162,8 @@ def peak_memory() -> int:
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@command
 def main(cfg: DictConfig) -> dict[str, Any]:
-    quiet()
     result = train(cfg)
     show(Run.load(result["id"], cfg.runs_dir))
     return result

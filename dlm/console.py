@@ -1,0 +1,58 @@
+"""What the commands print: clear errors, and none of the libraries' chatter."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+# Warnings that tell a user nothing about this run.
+BENIGN = (
+    ".*LeafSpec.*",
+    ".*smaller than the logging interval.*",
+    ".*does not have many workers.*",
+    ".*You have overridden .* but have passed in a `LightningDataModule`.*",  # the batch hooks are the module's
+    ".*your dataloader is not resumable.*",  # it is: its order starts at the count that the checkpoint holds
+    ".*Checkpoint directory .* exists and is not empty.*",  # the folder of a resumed run
+    ".*is_gradient_checkpointing.*",
+)
+
+
+def is_sweep() -> bool:
+    """Whether this job is one of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def command(main: Callable[..., Any]) -> Callable[..., Any]:
+    """A Hydra main whose bad input is one line on stderr and exit code 1; HYDRA_FULL_ERROR=1 shows where it was found.
+    In a sweep the error goes to the launcher, which goes on with the next job."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        quiet()
+        try:
+            return main(*args, **kwargs)
+        except ValueError as error:
+            if is_sweep() or os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    return run
+
+
+def quiet() -> None:
+    """Leave out what libraries say for their own sake."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    for message in BENIGN:
+        warnings.filterwarnings("ignore", message)

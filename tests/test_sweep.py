@@ -1,0 +1,60 @@
+"""Sweeps from the command line: what is finished is skipped, one failing job does not stop the others."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SMALL = [
+    "tokens=512",
+    "data.length=64",
+    "data.batch_size=4",
+    "data.val_rows=4",
+    "data.mixture={tasks: 1.0}",
+    "evaluation=none",
+    "logger=csv",
+    "trainer.volatile.progress_bar=false",
+]
+
+
+def sweep(runs_dir, *overrides):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "dlm.train", "-m", *SMALL, f"runs_dir={runs_dir}", *overrides],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+
+
+def records(runs_dir) -> list[dict]:
+    return [json.loads(path.read_text()) for path in runs_dir.glob("*/run.json")]
+
+
+def test_a_failing_job_does_not_stop_the_others_and_a_rerun_trains_only_what_is_missing(tmp_path):
+    first = sweep(tmp_path, "block_size=7,8", "attention=bidir,block")
+    assert first.returncode == 1
+    assert "sweep of 4 jobs over block_size, attention" in first.stdout
+    assert "[job 1 of 4] block_size=7 attention=bidir" in first.stdout
+    assert first.stdout.count("failed in") == 2 and first.stdout.count("finished in") == 2
+    assert "block_size 7 must divide data.length 64" in first.stdout
+    found = records(tmp_path)
+    assert sorted(r["status"] for r in found) == ["failed", "failed", "finished", "finished"]
+    assert all("block_size 7" in r["error"] for r in found if r["status"] == "failed")
+
+    again = sweep(tmp_path, "block_size=8,16", "attention=block")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("skipped in") == 1 and again.stdout.count("finished in") == 1
+    assert "2 jobs" in again.stdout and "val NELBO" in again.stdout
+
+
+@pytest.mark.slow
+def test_the_joblib_launcher_runs_jobs_side_by_side_with_the_same_summary(tmp_path):
+    done = sweep(tmp_path, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    assert len([r for r in records(tmp_path) if r["status"] == "finished"]) == 2
+    assert "2 jobs" in done.stdout and done.stdout.count("finished") >= 2
