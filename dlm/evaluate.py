@@ -145,19 +145,16 @@ def report(run: Run) -> list[Table]:
         return []
     parent, dlm, speed = evaluation["parent"], evaluation["dlm"], evaluation["throughput"]
     table = Table(title=f"run {run.id}: {record['parent']['source']} → dLM, {record['tokens']:,} tokens")
-    for column in ("", "exact match", "95 % interval", "tokens/forward", "forwards/answer", "tokens/s (batch 1)"):
-        table.add_column(column)
+    table.add_column("")
+    table.add_column("exact match [95 %]", no_wrap=True)
+    for column in ("tokens/\nforward", "forwards/\nanswer", "tokens/s\n(batch 1)"):
+        table.add_column(column, justify="right")
     for model, found in (("parent", parent), ("dLM", dlm)):
         for g in found["generation"]:
             rate = speed["parent" if model == "parent" else g["name"]]
-            table.add_row(
-                label(model, g),
-                f"{g['accuracy']:.1%}",
-                f"{g['low']:.1%} – {g['high']:.1%} (n={g['n']})",
-                f"{g['tpf']:.2f}",
-                f"{g['nfe']:.1f}",
-                f"{rate:.0f}",
-            )
+            interval = f"{g['accuracy']:.1%} [{g['low']:.1%}, {g['high']:.1%}]"
+            table.add_row(label(model, g), interval, f"{g['tpf']:.2f}", f"{g['nfe']:.1f}", f"{rate:.0f}")
+    table.caption = f"{dlm['generation'][0]['n']} test items; every forward is counted"
     text = Table(title="held-out prose")
     for column in ("", "nats/token", "bits/byte", f"multiple choice (n={dlm['cloze_items']})"):
         text.add_column(column)
@@ -173,11 +170,11 @@ def report(run: Run) -> list[Table]:
 
 
 def label(model: str, setting: dict[str, Any]) -> str:
-    """How a decoding setting is called in a table: `dLM, TPF≈2 (threshold 0.8)`."""
+    """How a decoding setting is called in a table: `dLM, TPF≈2 (τ=0.8)`, τ being the threshold."""
     if model == "parent":
         return model
     threshold = setting["threshold"]
-    return f"{model}, {setting['name']}" + (f" (threshold {threshold})" if threshold is not None else "")
+    return f"{model}, {setting['name']}" + (f" (τ={threshold})" if threshold is not None else "")
 
 
 def family_table(parent: dict, dlm: dict) -> Table:

@@ -38,11 +38,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             run.update(evaluation=evaluate_run(run, cfg.evaluation))
         return {"id": run.id, "status": "skipped", "record": run.record}
     if cfg.force:
-        shutil.rmtree(run.folder / "metrics", ignore_errors=True)
-        shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
+        for folder in (run.folder / "metrics", run.checkpoint.parent, run.model_folder):
+            shutil.rmtree(folder, ignore_errors=True)
     run.update(status="running", error=None, started=time.time(), **environment())
     try:
-        fit(cfg, run)
+        if not run.model_folder.exists():  # the last thing that training writes
+            fit(cfg, run)
         run.update(evaluation=evaluate_run(run, cfg.evaluation))
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
