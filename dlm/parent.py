@@ -79,6 +79,8 @@ def load_parent(
             f"model.path {path!r} could not be loaded as a causal LM: {one_line(error)}. It must be a Hugging Face hub "
             "id or a folder with config.json, safetensors weights and a tokenizer"
         ) from error
+    if gguf_file is not None:  # the weights are plain floats now, and are saved as such
+        del model.config.quantization_config
     return as_parent(model, tokenizer, path, mask_token, check)
 
 

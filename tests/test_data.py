@@ -11,7 +11,7 @@ from dlm.attention.bidir import Bidir
 from dlm.attention.block import Block
 from dlm.build import make
 from dlm.data import prose, tasks
-from dlm.data.packing import Document, Windows, collate, pack
+from dlm.data.packing import Document, PackedRows, Windows, collate, pack
 from dlm.evaluation.likelihood import windows
 from dlm.parent import resolve
 
@@ -128,6 +128,27 @@ def test_rows_hold_whole_documents_of_whole_blocks(tokenizer, pattern):
                 assert (answer.diff() >= 0).all() and answer[-1] == 1
 
 
+class OftenTooLong:
+    """A source of one document that fits a row in one of four draws."""
+
+    def draw(self, rng, room):
+        return Document([5, 0], [True, True]) if rng.random() < 0.25 else None
+
+
+class AlwaysTooLong:
+    def draw(self, rng, room):
+        return None
+
+
+def test_a_first_document_that_does_not_fit_is_drawn_again_and_a_row_that_nothing_fits_is_named():
+    def rows(source):
+        return PackedRows([source], [1.0], None, 8, 200, pad_id=1, eos_id=0, tail=lambda *_: 0, seed=0)
+
+    assert all((rows(OftenTooLong())[i].document >= 0).any() for i in range(200))
+    with pytest.raises(ValueError, match="no document fits a row of 8 tokens"):
+        rows(AlwaysTooLong())[0]
+
+
 def test_pack_by_hand():
     row = pack([Document([5, 6], [False, True]), Document([7], [True])], 5, pad_id=1)
     assert row.x0.tolist() == [5, 6, 7, 1, 1]
@@ -169,7 +190,7 @@ def test_text_files_are_read_split_and_tokenised(tmp_path, tokenizer, suffix):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.txt", "", "could not be read as text|holds 0 non-empty documents"),
+        ("empty.txt", "", "is empty: name a file that holds text"),
         ("blank.jsonl", '{"text": " "}\n{"text": ""}', "holds 0 non-empty documents"),
         ("other.jsonl", '{"body": "x"}\n{"body": "y"}', "'text' is not a column"),
         ("numbers.jsonl", '{"text": 1}\n{"text": 2}', "does not hold text"),

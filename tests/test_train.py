@@ -230,17 +230,6 @@ def test_an_unknown_pattern_lists_the_options():
     assert all(option in str(error.value) for option in options("attention"))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("", "is empty"), ("\n\n \n", "non-empty documents"), (b"\xff\xfe\x00\x81" * 50, "could not be read")],
-)
-def test_an_empty_or_non_text_dataset_is_named(content, message, runs_dir, tmp_path):
-    file = tmp_path / "data.txt"
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=message):
-        train(small(runs_dir, "data=text", f"data.path={file}", "data.length=64", "data.batch_size=4"))
-
-
 def test_a_corrupt_checkpoint_is_named_and_nothing_is_lost(runs_dir):
     cfg = small(runs_dir)
     finished = train(cfg)

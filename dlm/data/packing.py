@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from dlm.data import tasks
 from dlm.types import Batch
 
+ATTEMPTS = 100  # at drawing a document that fits an empty row
 MIN_ROOM = 4  # shorter ends of a row are padded rather than filled with a sliver of text
 
 
@@ -67,6 +68,13 @@ class PackedRows(Dataset):
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
         rng = random.Random(f"{self.seed}-{index}")
+        for _ in range(ATTEMPTS):
+            if documents := self.fill(rng):
+                return pack(documents, self.length, self.pad_id)
+        raise ValueError(f"no document fits a row of {self.length} tokens: raise data.length or shorten the documents")
+
+    def fill(self, rng: random.Random) -> list[Document]:
+        """The documents of a row; none where already the first one drawn is too long."""
         source = rng.choices(self.sources, self.weights)[0]
         documents: list[Document] = []
         room = self.length
@@ -74,11 +82,7 @@ class PackedRows(Dataset):
             while current and room >= MIN_ROOM and (document := self.draw(current, rng, room)):
                 documents.append(document)
                 room -= len(document.ids)
-        if not documents:
-            raise ValueError(
-                f"no document fits a row of {self.length} tokens: raise data.length or shorten the documents"
-            )
-        return pack(documents, self.length, self.pad_id)
+        return documents
 
     def draw(self, source: Source, rng: random.Random, room: int) -> Document | None:
         """A document with its tail, or None where they do not fit."""
