@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.attention.ar import AR
@@ -24,6 +25,7 @@ from dlm.types import Rows
 NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
 PROBE_TOKENS = 8
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -62,6 +64,8 @@ def load_parent(
     (or, with `gguf_file`, GGUF through transformers) are read, and no code that comes with a model is run unless
     `trust_remote_code` is set. Raises `ValueError` where the model cannot be found or converted.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     folder = resolve(path)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
@@ -74,10 +78,11 @@ def load_parent(
         model = AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation=attn_implementation, dtype=getattr(torch, dtype), **options
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"model.path {path!r} could not be loaded as a causal LM: {one_line(error)}. It must be a Hugging Face hub "
-            "id or a folder with config.json, safetensors weights and a tokenizer"
+            "id or a folder with config.json, safetensors weights and a tokenizer (where SDPA is not supported, set "
+            "model.attn_implementation=eager)"
         ) from error
     if gguf_file is not None:  # the weights are plain floats now, and are saved as such
         del model.config.quantization_config

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, TopPLogitsWarper
+from transformers import DynamicCache, PreTrainedTokenizerBase, TopPLogitsWarper
 from transformers import Qwen3ForCausalLM as Parent
 from transformers.utils import ModelOutput
 
@@ -76,6 +76,30 @@ class CommitRule:
         return torch.where(tail, self.eos_ids[:1], token) if len(self.eos_ids) else token, keep | tail
 
 
+@dataclass
+class StopStrings:
+    """Where a text ends because of what it says."""
+
+    strings: list[str]
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def __post_init__(self):
+        if self.strings and self.tokenizer is None:
+            raise ValueError("stop_strings are found in the text: give tokenizer= as well")
+        if "" in self.strings:
+            raise ValueError("a stop string must not be empty: every text holds it")
+
+    def found(self, tokens: Tensor) -> bool:
+        text = self.tokenizer.decode(tokens)
+        return any(string in text for string in self.strings)
+
+    def __call__(self, tokens: Tensor) -> int | None:
+        """The number of `tokens` [N] that the first stop string ends at; None where there is none."""
+        if not self.strings or not self.found(tokens):
+            return None
+        return next(n for n in range(1, len(tokens) + 1) if self.found(tokens[:n]))
+
+
 class BlockDiffusionForCausalLM(Parent):
     """The parent with the attention and the decoding of the diffusion model that it was converted to."""
 
@@ -90,13 +114,16 @@ class BlockDiffusionForCausalLM(Parent):
         temperature: float = 0.0,
         top_p: float = 1.0,
         eos_token_id: int | list[int] | None = None,
+        stop_strings: str | list[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         generator: torch.Generator | None = None,
         return_dict_in_generate: bool = False,
     ) -> Tensor | BlockDiffusionOutput:
         """Continue every row of `input_ids` [B, P] (padding is where `attention_mask` is 0), one after the other.
 
-        By default the commit rule is the one in the config and decoding is greedy. Returns [B, T] token ids, EOS
-        included; with `return_dict_in_generate` also the forwards they took.
+        By default the commit rule is the one in the config and decoding is greedy. `stop_strings` are looked for with
+        `tokenizer` at the end of each block. Returns [B, T] token ids, EOS or the stop string included; with
+        `return_dict_in_generate` also the forwards they took.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
@@ -107,21 +134,23 @@ class BlockDiffusionForCausalLM(Parent):
         eos = self.generation_config.eos_token_id if eos_token_id is None else eos_token_id
         eos_ids = torch.tensor([] if eos is None else eos, dtype=torch.long, device=self.device).flatten()
         rule = CommitRule(threshold, tokens_per_step, temperature, top_p, eos_ids, generator)
+        stop = StopStrings([stop_strings] if isinstance(stop_strings, str) else stop_strings or [], tokenizer)
         input_ids = input_ids.to(self.device)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
-        made = [
-            self.continue_one(ids[keep.bool()], max_new_tokens, rule) for ids, keep in zip(input_ids, real, strict=True)
-        ]
-        pad = self.generation_config.pad_token_id
-        new = pad_sequence([n for n, _ in made], True, int(eos_ids[0]) if pad is None and len(eos_ids) else pad or 0)
-        sequences = torch.cat([input_ids, new], 1)
+        prompts = [ids[keep.bool()] for ids, keep in zip(input_ids, real, strict=True)]
+        made = [self.continue_one(prompt, max_new_tokens, rule, stop) for prompt in prompts]
+        pad = next(p for p in (self.generation_config.pad_token_id, *eos_ids.tolist(), 0) if p is not None)
+        sequences = torch.cat([input_ids, pad_sequence([new for new, _ in made], True, pad)], 1)
         nfe = torch.tensor([n for _, n in made], device=self.device)
         return BlockDiffusionOutput(sequences=sequences, nfe=nfe) if return_dict_in_generate else sequences
 
-    def continue_one(self, prompt: Tensor, max_new_tokens: int, rule: CommitRule) -> tuple[Tensor, int]:
+    def continue_one(
+        self, prompt: Tensor, max_new_tokens: int, rule: CommitRule, stop: StopStrings
+    ) -> tuple[Tensor, int]:
         """The new tokens of one prompt [P] and the forwards they took."""
         config, size, begin = self.config, self.config.block_size, len(prompt)
-        if config.token_shift and not begin:
+        shift = int(config.token_shift)
+        if shift and not begin:
             raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
         length = -(-(begin + max_new_tokens) // size) * size  # whole blocks, as in training
         x = torch.full((length,), config.mask_token_id, device=self.device)
@@ -131,7 +160,7 @@ class BlockDiffusionForCausalLM(Parent):
         cache = DynamicCache() if config.cacheable else None
         while True:
             end = start + size * config.noisy_stream if config.cacheable else length
-            scoring = torch.arange(start, start + size, device=self.device) - config.token_shift
+            scoring = torch.arange(start, start + size, device=self.device) - shift
             rows = scoring[scoring >= written] - written
             logits = self.score(x[written:end], written, rows, cache)
             nfe += 1
@@ -142,15 +171,20 @@ class BlockDiffusionForCausalLM(Parent):
             token, keep = rule(logits, masked[block], config.token_shift)
             x[block] = torch.where(keep, token, x[block])
             masked[block] &= ~keep
-            if cache is not None:  # what is not finished leaves the cache
-                cache.crop(start - end)
+            if cache is not None:
                 written = start
+                if end > start:  # what is not finished leaves the cache
+                    cache.crop(start - end)
             filled = int(masked.int().argmax())
-            is_eos = torch.isin(x[begin:filled], rule.eos_ids)
-            if is_eos.any() or filled >= begin + max_new_tokens:
-                until = int(is_eos.int().argmax()) + 1 if is_eos.any() else max_new_tokens
-                return x[begin : begin + min(until, max_new_tokens)], nfe
-            start += size * (filled >= start + size)
+            new = x[begin:filled][:max_new_tokens]
+            is_eos = torch.isin(new, rule.eos_ids)
+            if is_eos.any() or len(new) == max_new_tokens:
+                new = new[: int(is_eos.int().argmax()) + 1] if is_eos.any() else new
+                return new[: stop(new)], nfe
+            if filled >= start + size:
+                if (until := stop(new)) is not None:
+                    return new[:until], nfe
+                start += size
 
     def score(self, ids: Tensor, offset: int, rows: Tensor, cache: DynamicCache | None) -> Tensor:
         """The logits [N, V] of `rows` in one forward of `ids`, which begin at position `offset`; the mask token is

