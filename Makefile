@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
-export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-all lint format sweep parent ablation-report clean
@@ -23,10 +22,10 @@ train: $(BIN)/.installed ## convert the embedded parent and evaluate it: the mai
 	$(BIN)/python -m dlm.train $(ARGS)
 
 test: $(BIN)/.installed ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
 
 test-all: $(BIN)/.installed ## every test that this machine can run
-	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu"
 
 lint: $(BIN)/.installed ## check style and formatting
 	$(BIN)/ruff check .

@@ -20,6 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dlm.attention.base import AttentionPattern
 from dlm.build import make
+from dlm.console import command
+from dlm.decoding.fixed import Fixed
+from dlm.decoding.threshold import Threshold
 from dlm.model_card import model_card
 from dlm.parent import layer_types, one_line
 from dlm.runs import Run
@@ -52,7 +55,7 @@ def export(run: Run, to: str | Path, threshold: float | None = None) -> Path:
         (temporary / "README.md").write_text(model_card(run, settings, target.name), encoding="utf-8")
         temporary.replace(target)
     except OSError as error:
-        raise ValueError(f"to {str(to)!r} cannot be written ({error.strerror}): name another folder") from error
+        raise ValueError(f"to {str(to)!r} cannot be written ({one_line(error)}): name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -83,19 +86,9 @@ def diffusion_settings(
     config: DictConfig, folder: Path, model: PreTrainedModel, threshold: float | None
 ) -> dict[str, Any]:
     """What the exported decoding reads from its config.json, with the values of a run's config."""
-    pattern, rule = make(config.attention), config.decoding
+    pattern = make(config.attention)
     name = type(pattern).__module__.rpartition(".")[2]
     check_decode_mask(pattern, name)
-    rule = (
-        {"threshold": threshold}
-        if threshold is not None
-        else {k: rule.get(k) for k in ("threshold", "tokens_per_step")}
-    )
-    if "threshold" not in rule and "tokens_per_step" not in rule:
-        raise ValueError(
-            f"the run's decoding ({config.decoding._target_}) cannot be exported: give threshold=0.9, or another "
-            "probability, for the exported generate()"
-        )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return {
         "attention_pattern": name,
@@ -108,9 +101,19 @@ def diffusion_settings(
         "token_shift": config.token_shift,
         "mask_token_id": tokenizer.mask_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "threshold": rule.get("threshold"),
-        "tokens_per_step": rule.get("tokens_per_step"),
-    }
+    } | commit_rule(config.decoding, threshold)
+
+
+def commit_rule(decoding: DictConfig, threshold: float | None) -> dict[str, float | int | None]:
+    """`threshold` and `tokens_per_step` of the exported decoding, one of them None: those of the run's decoder, or the
+    `threshold` that is asked for. `ValueError` for a decoder that the exported code does not have."""
+    decoder = make(decoding) if threshold is None else Threshold(threshold)
+    if type(decoder) not in (Threshold, Fixed):
+        raise ValueError(
+            f"the run's decoding {decoding._target_} cannot be exported: give threshold=0.9, or another probability, "
+            "for the exported generate()"
+        )
+    return {name: getattr(decoder, name, None) for name in ("threshold", "tokens_per_step")}
 
 
 def check_decode_mask(pattern: AttentionPattern, name: str) -> None:
@@ -149,6 +152,7 @@ def write_configs(folder: Path, settings: dict[str, Any]) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
+@command
 def main(cfg: DictConfig) -> None:
     folder = export(Run.load(cfg.run, cfg.runs_dir), cfg.to, cfg.threshold)
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dlm.evaluate import label
 from dlm.runs import Run
 
 USAGE = """\
@@ -20,8 +21,8 @@ print(tokenizer.decode(out.sequences[0, inputs.input_ids.shape[1] :], skip_speci
 ```
 
 `generate` also takes `threshold` (commit every token more probable than this), `tokens_per_step` (or a fixed number),
-`temperature`, `top_p`, `generator`, `eos_token_id` and `attention_mask`. Without `trust_remote_code` the weights load
-as the parent's class, which decodes autoregressively: that is not this model."""
+`temperature`, `top_p`, `generator`, `eos_token_id`, `stop_strings` with `tokenizer`, and `attention_mask`. Without
+`trust_remote_code` the weights load as the parent's class, which decodes autoregressively: that is not this model."""
 
 
 def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
@@ -67,15 +68,15 @@ def accuracy_table(evaluation: dict[str, Any]) -> str:
     """Exact match of the parent and of the dLM at every decoding setting, with its interval and its forwards."""
     rows = [
         [
-            model if model == "parent" else f"dLM, {g['name']}",
+            label(model, g),
             f"{g['accuracy']:.1%}",
             f"{g['low']:.1%} – {g['high']:.1%}",
             str(g["n"]),
             f"{g['tpf']:.2f}",
             f"{g['nfe']:.1f}",
         ]
-        for model in ("parent", "dlm")
-        for g in evaluation[model]["generation"]
+        for model in ("parent", "dLM")
+        for g in evaluation[model.lower()]["generation"]
     ]
     header = ["", "exact match", "95 % interval", "items", "tokens/forward", "forwards/answer"]
     return table(header, rows) + "\n\nOne run, one seed; every forward of the network is counted."

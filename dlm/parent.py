@@ -1,13 +1,15 @@
 """Load any Hugging Face causal LM as a parent, give it a mask token, and refuse what cannot be converted.
 
 Nothing is known here of single architectures. Whether a model can be converted is asked of the model itself: its
-forward must honour the attention mask and the positions that it is given (`check_convertible`).
+forward must honour the attention mask and the positions that it is given, and nothing else (`check_convertible`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
@@ -18,13 +20,16 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.attention.ar import AR
+from dlm.attention.base import AttentionPattern
 from dlm.attention.bidir import Bidir
-from dlm.attention.masks import attention_masks
+from dlm.denoiser import Denoiser
 from dlm.types import Rows
 
 NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
-PROBE_TOKENS = 8
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")  # those that take an arbitrary mask
+PROBE_TOKENS, PROBE_WINDOW = 8, 4
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -66,27 +71,59 @@ def load_parent(
     """
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    if attn_implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"model.attn_implementation {attn_implementation!r} does not take an arbitrary mask: choose one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
     folder = resolve(path)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
-    else:
-        options["use_safetensors"] = True
-    tokenizer_options = {k: v for k, v in options.items() if k != "use_safetensors"}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_options)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation=attn_implementation, dtype=getattr(torch, dtype), **options
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            attn_implementation=attn_implementation,
+            dtype=DTYPES[dtype],
+            use_safetensors=None if gguf_file else True,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+    except Exception as error:  # transformers raises many kinds; all mean that there is no such parent
         raise ValueError(
             f"model.path {path!r} could not be loaded as a causal LM: {one_line(error)}. It must be a Hugging Face hub "
-            "id or a folder with config.json, safetensors weights and a tokenizer (where SDPA is not supported, set "
-            "model.attn_implementation=eager)"
+            f"id or a folder with config.json, safetensors weights and a tokenizer{hint(error)}"
         ) from error
-    if gguf_file is not None:  # the weights are plain floats now, and are saved as such
-        del model.config.quantization_config
+    require_plain_weights(model, path, sorted(found["missing_keys"]), gguf_file is not None)
     return as_parent(model, tokenizer, path, mask_token, check)
+
+
+def hint(error: Exception) -> str:
+    """What else to try, where transformers' reason points to an option of ours."""
+    if "does not support an attention implementation" in str(error):
+        return "; this architecture needs model.attn_implementation=eager"
+    if "trust_remote_code" in str(error):
+        return "; to run the code that comes with it, set model.trust_remote_code=true"
+    return ""
+
+
+def require_plain_weights(model: PreTrainedModel, path: str, missing: list[str], gguf: bool) -> None:
+    """Refuse a checkpoint whose weights are not all there, which transformers fills with random numbers, or that is
+    quantised. GGUF is plain floats once it is loaded, so it is no longer marked as quantised."""
+    if missing:
+        raise ValueError(
+            f"model.path {path!r} lacks {len(missing)} weights of a {type(model).__name__} ({', '.join(missing[:3])}, "
+            "…), which would be random: name a complete causal LM"
+        )
+    quantisation = getattr(model.config, "quantization_config", None)
+    if quantisation is None:
+        return
+    if not gguf:
+        raise ValueError(f"model.path {path!r} is quantised, and cannot be trained: name the unquantised original")
+    del model.config.quantization_config
 
 
 def new_parent(
@@ -105,13 +142,20 @@ def new_parent(
     return as_parent(model, loaded, f"random {model_type}", None, check)
 
 
-def load_gguf_package(package: str, **kwargs: Any) -> Parent:
-    """A parent whose GGUF file comes in Python wheels: `package.assemble()` joins them and returns the file."""
+def load_gguf_package(package: str, install: str, **kwargs: Any) -> Parent:
+    """A parent whose GGUF file comes in Python wheels: `package.assemble()` joins them and returns the file. `install`
+    is the command that brings them and the GGUF reader."""
     try:
+        import_module("gguf")
         file = Path(import_module(package).assemble())
     except ImportError as error:
         raise ValueError(
-            f"the parent in package {package!r} is not installed: pip install 'dlm[gemma]' ({one_line(error)})"
+            f"the parent in package {package!r} is not installed: {install} ({one_line(error)})"
+        ) from error
+    except (OSError, ValueError) as error:  # an earlier process was stopped while it joined the parts
+        raise ValueError(
+            f"the parts of package {package!r} could not be joined ({one_line(error)}): delete the file that this "
+            "names, or free space, and try again"
         ) from error
     return load_parent(str(file.parent), gguf_file=file.name, **kwargs)
 
@@ -123,7 +167,9 @@ def as_parent(
     mask_token: str | None,
     check: bool,
 ) -> Parent:
-    """Add the mask token and check that the model can be converted."""
+    """Check that the model can be converted and give it a mask token."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {source!r} has no eos_token, so no answer could end: set one in its folder")
     model.config.use_cache = False
     types = layer_types(model)
     if check:
@@ -136,7 +182,10 @@ def resolve(path: str) -> str:
     """`pkg://package/folder` → the folder on disk; a path that looks like a folder must exist."""
     if path.startswith(PACKAGE_PREFIX):
         package, _, folder = path.removeprefix(PACKAGE_PREFIX).partition("/")
-        path = str(resources.files(package).joinpath(folder))
+        try:
+            path = str(resources.files(package).joinpath(folder))
+        except ImportError as error:
+            raise ValueError(f"model.path {path!r}: there is no installed package {package!r}") from error
     elif not path.startswith((".", "/", "~")):
         return path
     folder = Path(path).expanduser()
@@ -149,35 +198,39 @@ def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, m
     """The id of the mask token, adding one where the tokenizer has none.
 
     A new token's embedding starts at the mean of the others, and no other row changes. Its output row does not matter,
-    since the denoiser never predicts it. Raises `ValueError` for a `mask_token` outside the vocabulary.
+    since the denoiser never predicts it. Raises `ValueError` for a `mask_token` that cannot be one.
     """
     if mask_token is not None:
-        mask_id = tokenizer.convert_tokens_to_ids(mask_token)
-        if mask_id is None or mask_id == tokenizer.unk_token_id or mask_token not in tokenizer.get_vocab():
+        if mask_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"model.mask_token {mask_token!r} is not in the vocabulary of {len(tokenizer)} tokens: name one that "
                 "is, or leave it empty to add a new one"
             )
+        if mask_token in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
+            raise ValueError(
+                f"model.mask_token {mask_token!r} has another meaning (eos, bos or unk), and the mask is never "
+                "predicted: name an unused token, or leave it empty to add a new one"
+            )
         tokenizer.mask_token = mask_token
-        return check_row(model, mask_id)
+    embedding = model.get_input_embeddings()
+    known = embedding.weight.shape[0]
     if tokenizer.mask_token_id is not None:
-        return check_row(model, tokenizer.mask_token_id)
+        if tokenizer.mask_token_id >= known:
+            raise ValueError(
+                f"the mask token {tokenizer.mask_token!r} has id {tokenizer.mask_token_id}, outside the model's "
+                f"embedding of {known} rows: name another with model.mask_token"
+            )
+        return tokenizer.mask_token_id
     tokenizer.add_special_tokens({"mask_token": NEW_MASK_TOKEN})
     mask_id = tokenizer.mask_token_id
-    known = model.get_input_embeddings().weight.shape[0]
     if mask_id >= known:
         model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
     with torch.no_grad():
-        for embedding in {model.get_input_embeddings(), model.get_output_embeddings()}:
-            rows = embedding.weight[: min(known, mask_id)]
-            embedding.weight[mask_id] = rows.float().mean(0).to(rows.dtype)
-    return mask_id
-
-
-def check_row(model: PreTrainedModel, mask_id: int) -> int:
-    rows = model.get_input_embeddings().weight.shape[0]
-    if not 0 <= mask_id < rows:
-        raise ValueError(f"the mask token's id {mask_id} is outside the model's embedding of {rows} rows")
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            # Rows between the old end and the mask are new too, and would be random.
+            layer.weight[min(known, mask_id) : mask_id + 1] = layer.weight[: min(known, mask_id)].mean(
+                0, dtype=torch.float32
+            )
     return mask_id
 
 
@@ -195,8 +248,8 @@ def layer_types(model: PreTrainedModel) -> dict[str, int | None]:
     unknown = types - {"full_attention", "sliding_attention"}
     if unknown:
         raise ValueError(
-            f"{config.model_type} cannot be converted: its layers of type {', '.join(sorted(unknown))} do not take an "
-            "attention mask; only softmax attention (full or sliding-window) can be made bidirectional"
+            f"{config.model_type} cannot be converted: it has layers of type {', '.join(sorted(unknown))}; only softmax "
+            "attention (full or sliding-window) takes any mask"
         )
     if "sliding_attention" in types and not window:
         raise ValueError(f"{config.model_type} has sliding_attention layers but no sliding_window in its config")
@@ -207,47 +260,81 @@ def layer_types(model: PreTrainedModel) -> dict[str, int | None]:
 def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> None:
     """Refuse, by name and with the reason, a model that does not obey the mask and the positions it is given.
 
-    Three forwards of 8 tokens: an explicit causal mask must give the model's own logits; a bidirectional one must let
-    the first position see the last; and two documents in a row must not see each other.
+    Eight forwards of 8 tokens. The causal mask must give the model's own logits, in whatever order the columns come:
+    [noisy ; clean] is such an order. Two documents that see both ways must not see each other.
     """
-    name = model.config.model_type
-    refuse = f"{name} cannot be converted: "
-    forward = type(model).forward
-    if "position_ids" not in inspect.signature(forward).parameters:
-        raise ValueError(refuse + "its forward takes no position_ids (ALiBi or recurrent positions)")
-    device = model.device
-    ids = torch.arange(5, 5 + PROBE_TOKENS, device=device)[None]
-    implementation = model.config._attn_implementation
-    one = torch.zeros_like(ids)
-    two = (torch.arange(PROBE_TOKENS, device=device) >= PROBE_TOKENS // 2).long()[None]
-
-    def logits(ids, pattern, document):
-        rows = Rows(torch.ones_like(ids, dtype=torch.bool), document, torch.arange(PROBE_TOKENS, device=device)[None])
-        mask = attention_masks(pattern, rows, rows, types, implementation)
-        return model(input_ids=ids, attention_mask=mask, position_ids=rows.position, use_cache=False).logits[0]
-
-    training = model.training
-    model.eval()
+    refuse = f"{model.config.model_type} cannot be converted: "
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        raise ValueError(refuse + "its forward takes no position_ids (ALiBi, recurrent or fixed positions)")
+    if model.get_output_embeddings() is None:
+        raise ValueError(refuse + "it has no output embedding, the layer that scores tokens")
+    ids = torch.arange(5, 5 + PROBE_TOKENS, device=model.device)[None]
     changed = ids.clone()
     changed[0, -1] += 1
-    try:
-        own = model(input_ids=ids, use_cache=False).logits[0]
-        causal = logits(ids, AR(), one)
-        bidirectional = [logits(x, Bidir(1), one)[0] for x in (ids, changed)]
-        apart = [logits(x, Bidir(1), two)[0] for x in (ids, changed)]
-    except Exception as error:  # whatever a foreign forward raises on a 4-D mask, the answer is the same
-        raise ValueError(refuse + f"its forward does not take a 4-D attention mask ({one_line(error)})") from error
-    finally:
-        model.train(training)
-    tolerance = 1e-3 * own.abs().max().item() + (1e-4 if own.dtype == torch.float32 else 0.05)
-    if (own - causal).abs().max() > tolerance:
+    order = torch.arange(PROBE_TOKENS, device=model.device)
+    one, two = torch.zeros_like(order), order * 2 // PROBE_TOKENS
+    with narrow_windows(model, types) as narrow:
+        try:
+            own, own_changed = (model(input_ids=x, use_cache=False).logits[0, :, 1:].float() for x in (ids, changed))
+        except Exception as error:  # whatever a foreign forward raises
+            raise ValueError(refuse + f"its forward does not run on token ids alone ({one_line(error)})") from error
+        try:
+            causal, reverse = (probe(model, AR(), narrow, ids, one, o) for o in (order, order.flip(0)))
+            both_ways, both_ways_changed = (probe(model, Bidir(1), narrow, x, two, order) for x in (ids, changed))
+        except Exception as error:  # as above; only the mask and the positions are new
+            raise ValueError(refuse + f"its forward does not take a 4-D attention mask ({one_line(error)})") from error
+    if differ(own[:-1], own_changed[:-1], model.dtype):
+        raise ValueError(refuse + "it is not autoregressive: its positions see later ones")
+    if differ(own, causal, model.dtype):
         raise ValueError(refuse + "an explicit causal mask does not give its own logits, so it ignores the mask")
-    if torch.equal(*bidirectional):
+    if differ(causal, reverse, model.dtype):
         raise ValueError(
-            refuse + "under a bidirectional mask no position sees a later one (linear or recurrent layers)"
+            refuse + "its logits depend on the order of the columns, not on mask and positions alone (ALiBi, "
+            "convolutional, recurrent or linear layers)"
         )
-    if (apart[0] - apart[1]).abs().max() > tolerance:
-        raise ValueError(refuse + "a masked position still leaks into others (linear or recurrent layers)")
+    half = PROBE_TOKENS // 2
+    if differ(both_ways[:half], both_ways_changed[:half], model.dtype):
+        raise ValueError(refuse + "a masked position still leaks into others")
+    if torch.equal(both_ways[half], both_ways_changed[half]):
+        raise ValueError(refuse + "under a bidirectional mask no position sees a later one")
+
+
+@contextmanager
+def narrow_windows(model: PreTrainedModel, types: dict[str, int | None]) -> Iterator[dict[str, int | None]]:
+    """Evaluation mode, and sliding windows so narrow that the probe's few tokens show them."""
+    config, training = model.config.get_text_config(), model.training
+    window = getattr(config, "sliding_window", None)
+    model.eval()
+    if window:
+        config.sliding_window = PROBE_WINDOW
+    try:
+        yield {name: width and PROBE_WINDOW for name, width in types.items()}
+    finally:
+        if window:
+            config.sliding_window = window
+        model.train(training)
+
+
+def probe(
+    model: PreTrainedModel,
+    pattern: AttentionPattern,
+    types: dict[str, int | None],
+    ids: torch.Tensor,
+    document: torch.Tensor,
+    order: torch.Tensor,
+) -> torch.Tensor:
+    """The logits that training would see, the columns given to the model in `order`. Token 0 stands for the mask."""
+    denoiser = Denoiser(model, pattern, 0, True, types)
+    position = torch.arange(len(order), device=order.device)
+    rows = Rows(torch.ones_like(ids, dtype=torch.bool), document[order][None], position[order][None])
+    masks = denoiser.masks(rows, rows)
+    return denoiser.score(order.argsort(), ids[:, order], rows.position, masks, use_cache=False)[:, 1:]
+
+
+def differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits differ by more than rounding."""
+    tolerance = 1e-3 if dtype.itemsize >= 4 else 0.2
+    return bool((a - b).norm() > tolerance * (b - b.mean()).norm())
 
 
 def one_line(error: Exception) -> str:

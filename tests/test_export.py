@@ -8,12 +8,15 @@ import pytest
 import torch
 from conftest import config
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from dlm.attention.block import Block
 from dlm.build import converted_denoiser
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
-from dlm.export import export
+from dlm.export import check_decode_mask, export
 from dlm.parent import Parent, load_parent, new_parent
 from dlm.runs import Run
 from dlm.types import generator
@@ -153,3 +156,72 @@ def test_an_exported_folder_decodes_as_the_engine_does(case, runs, stranger):
         longest = max(len(tokens) for tokens, _ in expected)
         padded = [tokens + [1] * (longest - len(tokens)) for tokens, _ in expected]
         assert (setting, theirs, nfe) == (setting, padded, [n for _, n in expected])
+
+
+def test_the_exported_weights_and_tokenizer_are_the_runs_own(runs, tmp_path):
+    folder = export(runs["block"], tmp_path / "out")
+    before, after = load_file(runs["block"].model_folder / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    again = load_parent(str(folder), check=False)  # without trust_remote_code: the parent's class
+    assert all(torch.equal(weight, before.get(n, weight)) for n, weight in again.model.state_dict().items())
+    assert again.mask_id == json.loads((folder / "config.json").read_text())["mask_token_id"]
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(runs, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is not an empty folder: name a new one, nothing is overwritten"):
+        export(runs["block"], tmp_path / "out")
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "notes.txt"]
+
+
+def test_a_target_that_cannot_be_written_leaves_nothing_behind(runs, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match="cannot be written .*: name another folder"):
+        export(runs["block"], tmp_path / "file" / "out")
+    monkeypatch.setattr("dlm.export.write_configs", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(ValueError, match="No space left"):
+        export(runs["block"], tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_without_a_model_is_refused(tmp_path):
+    run = Run(tmp_path / "abc")
+    run.folder.mkdir()
+    run.update(status="interrupted")
+    with pytest.raises(ValueError, match="run abc is interrupted and has no model"):
+        export(run, tmp_path / "out")
+
+
+def test_a_pattern_whose_decode_mask_the_exported_code_does_not_know_is_refused():
+    class Nearsighted(Block):
+        def allowed(self, q, k):
+            return super().allowed(q, k) & (self.block(q) - self.block(k) < 2)
+
+    check_decode_mask(Block(8), "block")
+    with pytest.raises(ValueError, match="attention=nearsighted cannot be exported"):
+        check_decode_mask(Nearsighted(8), "nearsighted")
+
+
+def test_the_card_says_the_recipe_and_what_was_measured(runs, tmp_path):
+    setting = {"name": "TPF≈2", "accuracy": 0.654, "low": 0.6, "high": 0.7, "n": 360, "tpf": 1.94, "nfe": 3.5}
+    measured = {"generation": [setting | {"threshold": 0.9}]}
+    run = runs["block"]
+    run.update(evaluation={"parent": measured, "dlm": measured})
+    text = (export(run, tmp_path / "out") / "README.md").read_text()
+    assert "| block size | 8 |" in text and "| tokens | 123,456 |" in text and "| loss | nelbo |" in text
+    assert "| dLM, TPF≈2 | 65.4% | 60.0% – 70.0% | 360 | 1.94 | 3.5 |" in text
+
+
+def test_the_exported_generate_names_bad_settings(runs, tmp_path):
+    folder = export(runs["block"], tmp_path / "out", threshold=0.5)
+    assert json.loads((folder / "config.json").read_text())["threshold"] == 0.5
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    ids = torch.tensor([[5, 6]])
+    for wrong, message in (
+        ({"threshold": 0.5, "tokens_per_step": 2}, "give either threshold or tokens_per_step"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"),
+        ({"temperature": -1.0}, "temperature -1.0 must be >= 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(ids, **wrong)

@@ -178,13 +178,13 @@ class BlockDiffusionForCausalLM(Parent):
             filled = int(masked.int().argmax())
             new = x[begin:filled][:max_new_tokens]
             is_eos = torch.isin(new, rule.eos_ids)
-            if is_eos.any() or len(new) == max_new_tokens:
-                new = new[: int(is_eos.int().argmax()) + 1] if is_eos.any() else new
-                return new[: stop(new)], nfe
-            if filled >= start + size:
-                if (until := stop(new)) is not None:
-                    return new[:until], nfe
-                start += size
+            ended, block_done = bool(is_eos.any()) or len(new) == max_new_tokens, filled >= start + size
+            if is_eos.any():
+                new = new[: int(is_eos.int().argmax()) + 1]
+            until = stop(new) if ended or block_done else None
+            if ended or until is not None:
+                return new[:until], nfe
+            start += size * block_done
 
     def score(self, ids: Tensor, offset: int, rows: Tensor, cache: DynamicCache | None) -> Tensor:
         """The logits [N, V] of `rows` in one forward of `ids`, which begin at position `offset`; the mask token is
