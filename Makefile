@@ -44,8 +44,8 @@ parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on o
 	$(BIN)/python -m dlm.embedded to=dlm/assets/tiny
 
 ablation-report: $(BIN)/.installed ## train what is missing of Table 1 and Figure 2e, and render reports/ablation
-	$(BIN)/python -m analysis.study sweeps/table1_attention.yaml --jobs $(JOBS) $(ARGS)
-	$(BIN)/python -m analysis.report --runs runs --out reports/ablation
+	$(BIN)/python -m analysis.study sweeps/table1_attention.yaml --jobs $(JOBS) $(ARGS); status=$$?; \
+	$(BIN)/python -m analysis.report --runs runs --out reports/ablation $(ARGS) && exit $$status
 
 clean: ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

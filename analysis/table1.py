@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
+from hydra.utils import get_class
 
 from analysis.runs import DOMAINS, ONE_TOKEN
-from analysis.sweep import Sweep
+from analysis.sweep import Point, Sweep
 
-CACHED = {"b": "no", "c": "no"}  # whole-canvas denoising has nothing to keep
-
-COLUMNS = ["row", "label", "cache", "accuracy", "interval", "paper", *DOMAINS, "cloze", "bits_per_byte"]
-COLUMNS += ["items", "seeds", "tokens", "runs"]
+PERCENT = ("accuracy", *DOMAINS, "cloze")
+MEASURED = (*PERCENT, "bits_per_byte")
 
 
-def table1(sweep: Sweep, runs: pd.DataFrame, paper: dict) -> pd.DataFrame:
-    """One row per point, row a being the AR parent. Accuracies are in percent at one token per step; `kept` and `paper
-    kept` are fractions of the parent's; `interval` is Wilson's over items for one seed, the standard deviation over
-    seeds for several. A point without runs says so."""
-    rows = [row_of("a", "AR parent", select(runs, "parent"), paper)]
-    rows += [row_of(name, label, select(runs, "dlm", name), paper) for name, label in sweep.labels.items()]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    for measured, kept in (("accuracy", "kept"), ("paper", "paper kept")):
-        table[kept] = table[measured] / table.loc[table["row"] == "a", measured].iloc[0]
-    return table
+def table1(sweep: Sweep, runs: pd.DataFrame, paper: dict) -> list[dict[str, Any]]:
+    """One row per point, row a being the AR parent.
+
+    A measure of `MEASURED` is `{value, spread, n}`, in percent (`bits_per_byte` apart) at one token per step, averaged
+    over seeds; `spread` is the 95 % interval over items for one seed, the standard deviation over seeds for several.
+    `kept` and `paper_kept` are fractions of the AR parent's accuracy, `paper_change` the paper's points against it.
+    A point without runs has `seeds` 0 and no measure.
+    """
+    points = {point.name: point for point in reversed(sweep.points)}  # the first seed's
+    rows = [{"row": "a", "label": "AR parent", "cache": True} | measures(select(runs, "parent"))]
+    rows += [
+        {"row": name, "label": label, "cache": cacheable(points[name])} | measures(select(runs, "dlm", name))
+        for name, label in sweep.labels.items()
+    ]
+    if rows[0]["seeds"]:
+        rows[0] |= {"seeds": None, "tokens": None, "runs": []}  # measured, not trained
+    average = paper["average"]
+    for row in rows:
+        printed = average[row["row"]]
+        row |= {"paper": printed, "paper_kept": printed / average["a"], "paper_change": printed - average["a"]}
+        row["kept"] = row["accuracy"]["value"] / rows[0]["accuracy"]["value"] if "accuracy" in row else None
+    return rows
+
+
+def cacheable(point: Point) -> bool:
+    """Whether finished blocks keep their keys and values (the paper's column "KV cache")."""
+    return get_class(point.config["attention"]["_target_"]).cacheable
 
 
 def select(runs: pd.DataFrame, model: str, point: str | None = None) -> pd.DataFrame:
@@ -33,29 +51,33 @@ def select(runs: pd.DataFrame, model: str, point: str | None = None) -> pd.DataF
     return chosen.head(1) if point is None else chosen[chosen["point"] == point]
 
 
-def row_of(name: str, label: str, runs: pd.DataFrame, paper: dict) -> dict:
+def measures(runs: pd.DataFrame) -> dict[str, Any]:
     """The measurements of one row, averaged over its seeds."""
-    row = {"row": name, "label": label, "paper": paper["average"][name], "cache": CACHED.get(name, "yes")}
     if runs.empty:
-        return row | {"seeds": 0, "runs": "no finished run"}
-    means = {f: 100 * runs[f].mean() for f in ("accuracy", *DOMAINS, "cloze")}
-    one = len(runs) == 1
-    spread = (100 * runs["low"].iloc[0], 100 * runs["high"].iloc[0]) if one else (100 * runs["accuracy"].std(),)
-    return row | means | {
-        "interval": "{:.1f} – {:.1f}".format(*spread) if one else "± {:.1f}".format(*spread),
-        "bits_per_byte": runs["bits_per_byte"].mean(),
-        "items": int(runs["n"].sum()),
-        "seeds": len(runs),
-        "tokens": 0 if name == "a" else int(runs["tokens"].iloc[0]),
-        "runs": ", ".join(runs["run"]) if name != "a" else "measured beside the runs",
-    }  # fmt: skip
+        return {"seeds": 0, "tokens": None, "runs": []}
+    found = {name: measure(runs, name, 100 if name in PERCENT else 1) for name in MEASURED}
+    return found | {"seeds": len(runs), "tokens": int(runs["tokens"].iloc[0]), "runs": list(runs["run"])}
 
 
-def parallel_table(sweep: Sweep, runs: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy (percent) and tokens per forward of every point at every decoding setting, averaged over seeds."""
+def measure(runs: pd.DataFrame, name: str, scale: int = 100) -> dict[str, Any]:
+    """`value, spread, n` of one measure over the seeds of a row."""
+    digits = 1 if scale == 100 else 3
+    if len(runs) == 1:
+        low, high = (scale * runs[f"{name}_{end}"].iloc[0] for end in ("low", "high"))
+        spread = f"{low:.{digits}f} – {high:.{digits}f}"
+    else:
+        spread = f"± {scale * runs[name].std():.{digits}f}"
+    return {"value": scale * runs[name].mean(), "spread": spread, "n": int(runs[f"{name}_n"].iloc[0])}
+
+
+def parallel_table(sweep: Sweep, runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """Accuracy (percent, as in `table1`), tokens per forward and forwards per answer of every point at every decoding
+    setting, averaged over seeds."""
     if runs.empty:
-        return runs
-    dlm = runs[runs["model"] == "dlm"]
-    table = dlm.groupby(["point", "setting"], as_index=False)[["accuracy", "tpf", "nfe", "threshold"]].mean()
-    table["accuracy"] *= 100
-    return table.assign(label=table["point"].map(sweep.labels))
+        return []
+    return [
+        {"row": point, "label": sweep.labels[point], "setting": setting, "accuracy": measure(group, "accuracy")}
+        | {name: group[name].mean() for name in ("threshold", "tpf", "nfe")}
+        | {"seeds": len(group), "runs": list(group["run"])}
+        for (point, setting), group in runs[runs["model"] == "dlm"].groupby(["point", "setting"])
+    ]

@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A model that answers: what the answers of a dLM and of its parent have in common with one another."""
+    """A model that answers prompts, the dLM or its parent."""
 
     name: str
     denoiser: Denoiser
@@ -80,7 +80,7 @@ class Speaker:
         self, ids: list[int], max_new_tokens: int, stops: list[str], seed: int, on_frame: OnFrame | None = None
     ) -> Answer:
         """Continue the prompt `ids`; `stops` end it early. The time is that of decoding, without that of `on_frame`."""
-        eos_id, draw = self.tokenizer.eos_token_id, generator(seed)
+        eos_id = self.tokenizer.eos_token_id
 
         def stopped(tokens: list[int]) -> bool:
             text = self.tokenizer.decode(tokens)
@@ -97,9 +97,15 @@ class Speaker:
         generate(self.denoiser, [ids], self.decoder, 1, eos_id, generator=generator(seed))  # the first one is slow
         begin = time.perf_counter()
         (made,) = generate(
-            self.denoiser, [ids], self.decoder, max_new_tokens, eos_id,
-            generator=draw, stop=stopped if stops else None, on_step=on_step if on_frame else None,
-        )  # fmt: skip
+            self.denoiser,
+            [ids],
+            self.decoder,
+            max_new_tokens,
+            eos_id,
+            generator=generator(seed),
+            stop=stopped if stops else None,
+            on_step=on_step if on_frame else None,
+        )
         seconds = time.perf_counter() - begin - drawing
         return Answer(*cut(made, self.tokenizer, stops), seconds)
 
@@ -114,3 +120,148 @@ def cut(made: Generation, tokenizer: PreTrainedTokenizerBase, stops: list[str]) 
     kept = next(n for n in range(len(made.tokens), -1, -1) if len(tokenizer.decode(made.tokens[:n])) <= end)
     lists = {name: getattr(made, name)[:kept] for name in ("tokens", "step", "confidence")}
     return text[:end], replace(made, **lists)
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal: what a model writes may hold escape codes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+def piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token as it reads inside a text: some tokenizers drop the space of the first one."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return printable(tokenizer.decode([*anchor, token]).removeprefix(tokenizer.decode(anchor)))
+
+
+def rates(tokens: int, nfe: int, seconds: float) -> str:
+    """What an answer cost, in words."""
+    return f"{tokens} tokens in {nfe} forwards (NFE): TPF {tokens / nfe:.2f}, {tokens / seconds:.0f} tokens/s"
+
+
+def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, name: str, seconds: float) -> Text:
+    """The canvas of a single prompt after a forward, up to EOS: what this forward committed is marked, masked positions
+    are grey boxes. Below it the count so far."""
+    begin, nfe = int(canvas.prompt_length[0]), int(canvas.nfe[0])
+    text = Text(name.ljust(INDENT)).append(printable(tokenizer.decode(canvas.x[0, :begin])), "dim")
+    committed = 0
+    for slot in range(begin, begin + canvas.max_new_tokens):
+        if canvas.masked[0, slot]:
+            text.append(MASKED, "bright_black")
+            continue
+        token, committed = int(canvas.x[0, slot]), committed + 1
+        text.append(piece(tokenizer, token), NEW if int(canvas.step[0, slot]) == nfe else "")
+        if token == tokenizer.eos_token_id:
+            break
+    return text.append(f"\n{'':{INDENT}}{rates(committed, nfe, seconds)}", "dim")
+
+
+def style_of(step: int, nfe: int) -> str:
+    """The colour of the forward `step` (from 1) of `nfe`."""
+    return RAMP[(step - 1) * len(RAMP) // nfe]
+
+
+def annotated(made: Generation, tokenizer: PreTrainedTokenizerBase, width: int) -> Text:
+    """Every token in the colour of the forward that committed it, the number of that forward below it, and a legend.
+    Lines of tokens are at most `width` columns wide."""
+    lines = [(Text("  tokens".ljust(INDENT)), Text("  forward".ljust(INDENT)))]
+    for token, step in zip(made.tokens, made.step, strict=True):
+        shown = piece(tokenizer, token).translate(SPACES)
+        cells = max(cell_len(shown), len(str(step))) + 1
+        if lines[-1][0].cell_len + cells > width:
+            lines.append((Text(" " * INDENT), Text(" " * INDENT)))
+        tokens, steps = lines[-1]
+        tokens.append(shown, style_of(step, made.nfe)).append(" " * (cells - cell_len(shown)))
+        steps.append(str(step).ljust(cells), "dim")
+    legend = Text("  committed".ljust(INDENT)).append("by forward ")
+    for style, steps in itertools.groupby(range(1, made.nfe + 1), lambda step: style_of(step, made.nfe)):
+        first, *rest = steps
+        legend.append(f" ■ {first}" + (f"–{rest[-1]}" if rest else ""), style)
+    return Text("\n").join([line for pair in lines for line in pair] + [legend])
+
+
+def watched(speaker: Speaker, ids: list[int], options: dict, console: Console, delay: float | None) -> Answer:
+    """The answer to a prompt, drawn as it comes where `delay` is not None: seconds to wait after each forward."""
+    if delay is None:
+        return speaker.answer(ids, **options)
+    with Live(console=console, auto_refresh=False, transient=True) as screen:
+
+        def draw(canvas: Canvas, seconds: float) -> None:
+            lines = frame(canvas, speaker.tokenizer, speaker.name, seconds).wrap(console, console.width)
+            screen.update(Text("\n").join(lines[-console.height :]), refresh=True)  # the end of what is too long
+            time.sleep(delay)
+
+        return speaker.answer(ids, **options, on_frame=draw)
+
+
+def show(speaker: Speaker, found: Answer, console: Console) -> None:
+    """Print an answer, what it cost, and for a dLM which forward committed which token."""
+    text = Text(speaker.name.ljust(INDENT)).append(printable(found.text), "bold")
+    console.print(text, soft_wrap=True)
+    made = found.generation
+    if speaker.denoiser.pattern.noisy_stream:  # AR commits one token after the other
+        console.print(annotated(made, speaker.tokenizer, console.width), soft_wrap=True)
+    console.print(Text(f"  {rates(len(made.tokens), made.nfe, found.seconds)}", "dim"), soft_wrap=True)
+
+
+def texts(value: str | ListConfig | None) -> list[str]:
+    """The texts that an option names: one or a list."""
+    values = value if isinstance(value, ListConfig) else [value]
+    return ["" if v is None else str(v) for v in values]
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what is wrong whatever the model."""
+    if cfg.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens {cfg.max_new_tokens} must be at least 1")
+    if cfg.delay < 0:
+        raise ValueError(f"delay {cfg.delay} must be at least 0 seconds")
+    if cfg.live not in (True, False, "auto"):
+        raise ValueError(f"live {cfg.live!r} must be true, false or auto")
+    if "" in texts(cfg.stop):
+        raise ValueError("stop holds an empty text, which is in every answer: leave it out")
+
+
+def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
+    """The dLM of a run, and its parent where it is asked for."""
+    folder, asked = trained_model(run), cfg.get("decoding") or {}
+    # `decoding=NAME` is a decoder; `+decoding.threshold=0.5` changes the run's.
+    decoder = make(asked if "_target_" in asked else OmegaConf.merge(run.config.decoding, asked))
+    converted = load_parent(str(folder), dtype=run.config.model.get("dtype", "float32"), check=False)
+    found = [Speaker("dLM", converted_denoiser(run.config, converted), converted.tokenizer, decoder)]
+    if cfg.parent:
+        parent = make(run.config.model, check=False)
+        found.append(Speaker("parent (AR)", ar_denoiser(parent), parent.tokenizer, Fixed(1)))
+    return found
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="generate")
+@command
+def main(cfg: DictConfig) -> None:
+    check(cfg)
+    run = Run.newest(cfg.runs_dir) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
+    prompts = [sys.stdin.read().rstrip("\n")] if cfg.prompt == "-" else texts(cfg.prompt)
+    heard = speakers(cfg, run)
+    tokens = [[speaker.encode(prompt, cfg.max_new_tokens) for speaker in heard] for prompt in prompts]
+    console = Console(force_terminal=True if cfg.live is True else None)
+    delay = cfg.delay if cfg.live is True or (cfg.live == "auto" and console.is_terminal) else None
+    options = {"max_new_tokens": cfg.max_new_tokens, "stops": texts(cfg.stop), "seed": cfg.seed}
+    console.print(Text("run".ljust(INDENT)).append(run.id, "dim"))
+    for prompt, rows in zip(prompts, tokens, strict=True):
+        console.print(Text("\nprompt".ljust(INDENT + 1)).append(printable(prompt), "dim"), soft_wrap=True)
+        for speaker, ids in zip(heard, rows, strict=True):
+            show(speaker, watched(speaker, ids, options, console, delay), console)
+
+
+def literal(argument: str) -> str:
+    """`prompt=any, text=` as Hydra's quoted string, so that a shell's quotes are enough. Lists and strings that are
+    quoted already stay as they are."""
+    key, _, value = argument.partition("=")
+    if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
+        return argument
+    value = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + (match[2] and "\\'"), value)
+    return f"{key}='{value}'".replace("${", "\\${")  # not an interpolation
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = map(literal, sys.argv[1:])
+    main()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.attention.ar import AR
@@ -30,7 +29,6 @@ PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")  # those that take an arbitrary mask
 PROBE_TOKENS, PROBE_WINDOW = 8, 4
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -69,8 +67,6 @@ def load_parent(
     (or, with `gguf_file`, GGUF through transformers) are read, and no code that comes with a model is run unless
     `trust_remote_code` is set. Raises `ValueError` where the model cannot be found or converted.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     if attn_implementation not in IMPLEMENTATIONS:
@@ -142,15 +138,14 @@ def new_parent(
     return as_parent(model, loaded, f"random {model_type}", None, check)
 
 
-def load_gguf_package(package: str, install: str, **kwargs: Any) -> Parent:
-    """A parent whose GGUF file comes in Python wheels: `package.assemble()` joins them and returns the file. `install`
-    is the command that brings them and the GGUF reader."""
+def load_gguf_package(package: str, **kwargs: Any) -> Parent:
+    """A parent whose GGUF file comes in Python wheels: `package.assemble()` joins them and returns the file."""
     try:
         import_module("gguf")
         file = Path(import_module(package).assemble())
     except ImportError as error:
         raise ValueError(
-            f"the parent in package {package!r} is not installed: {install} ({one_line(error)})"
+            f"the parent in package {package!r} is not installed: pip install -e '.[gemma]' ({one_line(error)})"
         ) from error
     except (OSError, ValueError) as error:  # an earlier process was stopped while it joined the parts
         raise ValueError(
@@ -248,8 +243,8 @@ def layer_types(model: PreTrainedModel) -> dict[str, int | None]:
     unknown = types - {"full_attention", "sliding_attention"}
     if unknown:
         raise ValueError(
-            f"{config.model_type} cannot be converted: it has layers of type {', '.join(sorted(unknown))}; only softmax "
-            "attention (full or sliding-window) takes any mask"
+            f"{config.model_type} cannot be converted: it has layers of type {', '.join(sorted(unknown))}; only "
+            "softmax attention (full or sliding-window) takes any mask"
         )
     if "sliding_attention" in types and not window:
         raise ValueError(f"{config.model_type} has sliding_attention layers but no sliding_window in its config")

@@ -1,9 +1,12 @@
 """The study: its points, what is trained, what the tables say, how claims are decided, what the report shows."""
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
-from dataclasses import replace
+import time
 
 import numpy as np
 import pandas as pd
@@ -12,23 +15,25 @@ from conftest import ROOT
 
 from analysis.claims import accuracy_verdict, drift_verdict
 from analysis.figure2e import drift_by_layer, figure2e
-from analysis.report import build_report, paper_numbers
-from analysis.runs import ONE_TOKEN, rows_of, tidy
+from analysis.report import build_report, paper_numbers, reproduce
+from analysis.report import main as report
+from analysis.runs import MATHS, ONE_TOKEN, rows_of, tidy
 from analysis.study import study
-from analysis.sweep import load_sweep
+from analysis.sweep import FINISHED, load_sweep
 from analysis.table1 import parallel_table, table1
 from dlm.data.tasks import FAMILIES
 from dlm.drift import MEASURES
 from dlm.runs import Run
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
 PAPER = paper_numbers()
 N = 90  # items of a fabricated run
 
 
 @pytest.fixture(scope="module")
 def sweep():
-    return load_sweep(ROOT / "sweeps" / "table1_attention.yaml")
+    return load_sweep(TABLE1)
 
 
 def fabricate(runs_dir, point, accuracy: float, drift: float = 0.1, wrong_first: bool = True) -> Run:
@@ -37,7 +42,8 @@ def fabricate(runs_dir, point, accuracy: float, drift: float = 0.1, wrong_first:
     run.folder.mkdir(parents=True)
     right = round(accuracy * N)
     correct = np.r_[np.zeros(N - right, bool), np.ones(right, bool)][:: 1 if wrong_first else -1]
-    pd.DataFrame({"setting": ONE_TOKEN, "correct": correct}).to_csv(run.folder / "items.csv", index=False)
+    items = pd.DataFrame({"family": np.resize(FAMILIES, N), "setting": ONE_TOKEN, "correct": correct})
+    items.to_csv(run.folder / "items.csv", index=False)
     kinds = [(layer, kind) for layer in range(4) for kind in ("attention", "ffn")]
     pd.DataFrame(
         [{"tensor": f"{k}{i}", "layer": i, "kind": k, "numel": 10} | dict.fromkeys(MEASURES, drift) for i, k in kinds]
@@ -45,16 +51,23 @@ def fabricate(runs_dir, point, accuracy: float, drift: float = 0.1, wrong_first:
 
     def measured(value: float) -> dict:
         setting = {"accuracy": value, "low": value - 0.05, "high": value + 0.05, "n": N, "tpf": 1.0, "nfe": 7.0}
-        families = dict.fromkeys(FAMILIES, setting)
+        families = {f: {"accuracy": round(10 * value) / 10, "n": N // len(FAMILIES)} for f in FAMILIES}
         generation = [
             setting | {"name": ONE_TOKEN, "threshold": None, "families": families},
             setting | {"name": "TPF≈2", "threshold": 0.8, "families": families, "tpf": 2.1},
         ]
-        return {"likelihood": {"nats": 2.0, "bits_per_byte": 1.1}, "cloze": 0.5, "generation": generation}
+        likelihood = {"nats": 2.0, "standard_error": 0.1, "bits_per_byte": 1.0, "tokens": 12_700}
+        return {"likelihood": likelihood, "cloze": 0.5, "cloze_items": 100, "generation": generation}
 
     run.update(
         status="finished",
-        evaluation={"parent": measured(0.95), "dlm": measured(accuracy)},
+        config=point.config,
+        choices={"attention": point.config["attention"]["_target_"]},
+        evaluation={
+            "settings": point.config["evaluation"],
+            "parent": measured(0.95),
+            "dlm": measured(accuracy),
+        },
         drift={f"{kind}/{m}": drift for kind in ("attention", "ffn") for m in MEASURES},
         tokens=1000,
         train_seconds=60.0,
@@ -63,6 +76,7 @@ def fabricate(runs_dir, point, accuracy: float, drift: float = 0.1, wrong_first:
         versions={"python": "3"},
         machine={"cpus": 2, "platform": "somewhere"},
         parent={"source": "tiny", "fingerprint": "f00"},
+        parameters=1_115_520,
     )
     return run
 
@@ -79,11 +93,40 @@ def test_every_sweep_composes_and_its_points_are_distinct_runs(path):
 
 
 def test_the_doubled_row_has_twice_the_budget_whatever_the_budget_is():
-    path = ROOT / "sweeps" / "table1_attention.yaml"
-    for tokens in (None, 4096):
-        found = load_sweep(path, tokens=tokens)
-        budget = {p.name: int(dict(o.split("=") for o in p.overrides)["tokens"]) for p in found.points}
+    for overrides in ([], ["tokens=4096"], ["tokens=1e6"]):
+        found = load_sweep(TABLE1, overrides)
+        budget = {p.name: p.config["tokens"] for p in found.points}
         assert budget["e"] == 2 * found.tokens and {budget[n] for n in "bcdfghi"} == {found.tokens}
+
+
+def test_the_points_are_the_papers_rows(sweep):
+    chosen = {p.name: (p.config["attention"]["_target_"].split(".")[-1], p.config["token_shift"]) for p in sweep.points}
+    paper = {"b": ("Bidir", True), "c": ("Bidir", False), "d": ("BlockNoisy", True), "e": ("BlockNoisy", True)}
+    paper |= {"f": ("Block", True)} | dict.fromkeys("ghi", ("Block", False))
+    assert chosen == paper
+    assert {p.name: p.config["trainable"]["rank"] for p in sweep.points if p.name in "hi"} == {"h": 16, "i": 64}
+    assert {p.config["masking"]["_target_"] for p in sweep.points} == {"dlm.masking.uniform.Uniform"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tokens=0"], "tokens=0 must be a whole number of at least 1"),
+        (["tokens=many"], "tokens=many must be a whole number"),
+        (["lrr=3"], r"point b \(.*lrr=3\) cannot be composed: .*lrr"),
+        (["seed=1,1"], "points b and b .seeds 1 and 1. are the same run"),
+        (["attention=block"], "points b and d .* are the same run .* with attention=block"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_sweep(TABLE1, overrides)
+
+
+def test_seeds_replace_the_sweeps_own_and_every_point_has_each():
+    found = load_sweep(TABLE1, ["seed=1,2"])
+    assert [(p.name, p.seed) for p in found.points[:4]] == [("b", 1), ("b", 2), ("c", 1), ("c", 2)]
+    assert all(p.config["seed"] == p.seed for p in found.points)
 
 
 def test_the_points_cover_the_papers_rows_but_the_parent(sweep):
@@ -104,28 +147,33 @@ def test_the_tidy_table_repeats_the_record(sweep, tmp_path):
     rows = pd.DataFrame(rows_of(point, run))
     assert list(rows["model"]) == ["parent", "parent", "dlm", "dlm"]
     dlm = rows[rows["model"] == "dlm"].iloc[0]
-    assert dlm["accuracy"] == 0.6 and dlm["n"] == N and dlm["maths"] == pytest.approx(0.6)
+    assert dlm["accuracy"] == 0.6 and dlm["accuracy_n"] == N and dlm["accuracy_low"] == pytest.approx(0.55)
+    assert dlm["maths"] == pytest.approx(0.6) and dlm["maths_n"] == 10 * len(MATHS)
+    assert dlm["bits_per_byte_high"] == pytest.approx(1 + 1.96 * 0.05, abs=1e-4)  # 0.1 of 2 nats is 5 %
+    assert dlm["block_size"] == 8 and dlm["token_shift"] == False and dlm["attention"].endswith("Block")  # noqa: E712
     assert dlm["drift/ffn/relative"] == 0.1 and np.isnan(rows.iloc[0]["drift/ffn/relative"])
 
 
 def test_table1_shows_measured_rows_and_names_missing_ones(sweep, tmp_path):
     found = [(p, fabricate(tmp_path, p, a)) for p, a in zip(points(sweep, "c", "g"), (0.2, 0.76), strict=True)]
-    table = table1(sweep, tidy(found), PAPER["table1"]).set_index("row")
-    assert table.loc["g", "accuracy"] == pytest.approx(76) and table.loc["g", "kept"] == pytest.approx(0.8)
-    assert table.loc["a", "accuracy"] == pytest.approx(95) and table.loc["a", "kept"] == 1
-    assert table.loc["g", "paper kept"] == pytest.approx(38.41 / 41.79)
-    assert table.loc["c", "cache"] == "no" and table.loc["g", "cache"] == "yes"
-    assert table.loc["d", "seeds"] == 0 and table.loc["d", "runs"] == "no finished run"
-    assert set(parallel_table(sweep, tidy(found))["setting"]) == {ONE_TOKEN, "TPF≈2"}
+    table = {row["row"]: row for row in table1(sweep, tidy(found), PAPER["table1"])}
+    assert table["g"]["accuracy"] == {"value": pytest.approx(76), "spread": "71.0 – 81.0", "n": N}
+    assert table["g"]["kept"] == pytest.approx(0.8) and table["g"]["runs"] == [found[1][1].id]
+    assert table["a"]["accuracy"]["value"] == pytest.approx(95) and table["a"]["kept"] == 1
+    assert table["g"]["paper_kept"] == pytest.approx(38.41 / 41.79)
+    assert table["g"]["paper_change"] == pytest.approx(-3.38)
+    assert [name for name, row in table.items() if not row["cache"]] == ["b", "c"]
+    assert table["d"]["seeds"] == 0 and "accuracy" not in table["d"] and table["d"]["kept"] is None
+    parallel = parallel_table(sweep, tidy(found))
+    assert {(r["row"], r["setting"]) for r in parallel} == {(r, s) for r in "cg" for s in (ONE_TOKEN, "TPF≈2")}
 
 
-def test_several_seeds_are_averaged_with_their_spread(sweep, tmp_path):
-    (point,) = points(sweep, "g")
-    other = replace(point, seed=1, run="0" * 12)
-    found = [(point, fabricate(tmp_path, point, 0.5)), (other, fabricate(tmp_path, other, 0.7))]
-    row = table1(sweep, tidy(found), PAPER["table1"]).set_index("row").loc["g"]
-    assert row["accuracy"] == pytest.approx(60) and row["seeds"] == 2 and row["items"] == 2 * N
-    assert row["interval"] == "± 14.1"  # 20 points apart: 20 / sqrt(2)
+def test_several_seeds_are_averaged_with_their_spread(tmp_path):
+    sweep = load_sweep(TABLE1, ["seed=0,1"])
+    found = [(p, fabricate(tmp_path, p, 0.5 + 0.2 * p.seed)) for p in sweep.points if p.name == "g"]
+    row = next(r for r in table1(sweep, tidy(found), PAPER["table1"]) if r["row"] == "g")
+    assert row["accuracy"] == {"value": pytest.approx(60), "spread": "± 14.1", "n": N}  # 20 points apart: 20 / sqrt(2)
+    assert row["seeds"] == 2 and row["runs"] == [run.id for _, run in found]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +197,25 @@ def test_mcnemar_counts_only_discordant_items(sweep, tmp_path):
     assert decided.verdict == "undecided" and "45 to 45 of 90 items, p = 1" in decided.test
 
 
+def test_over_seeds_an_item_counts_once(tmp_path):
+    sweep = load_sweep(TABLE1, ["seed=0,1"])
+    claim = next(c for c in PAPER["claims"] if c["id"] == "clean_context_helps")
+    accuracy = {("f", 0): 0.8, ("f", 1): 0.8, ("d", 0): 0.4, ("d", 1): 0.6}
+    found = [(p, fabricate(tmp_path, p, accuracy[p.name, p.seed])) for p in sweep.points if p.name in "fd"]
+    decided = accuracy_verdict(claim, found, PAPER["table1"])
+    assert decided.verdict == "agrees" and "sign test: 36 to 0 of 90 items" in decided.test
+    assert decided.ours == "+30.0 points (+20.0 to +40.0)" and len(decided.runs) == 4
+
+
+def test_runs_that_answered_different_items_are_not_compared(sweep, tmp_path):
+    claim = next(c for c in PAPER["claims"] if c["id"] == "clean_context_helps")
+    found = [(p, fabricate(tmp_path, p, 0.5)) for p in points(sweep, "f", "d")]
+    path = found[0][1].folder / "items.csv"
+    pd.read_csv(path).head(45).to_csv(path, index=False)
+    with pytest.raises(ValueError, match=r"answered different items .45 and 90.: evaluate both again"):
+        accuracy_verdict(claim, found, PAPER["table1"])
+
+
 def test_a_drift_claim_needs_all_layers(sweep, tmp_path):
     claim = PAPER["drift_claims"][0]
     more, less = points(sweep, claim["more"], claim["less"])
@@ -157,6 +224,8 @@ def test_a_drift_claim_needs_all_layers(sweep, tmp_path):
     assert drift_verdict(claim, drift).verdict == "agrees" and drift_verdict(claim, drift).ours == "× 3.00"
     drift.loc[(drift["point"] == claim["more"]) & (drift["layer"] == 2), "relative"] = 0.05
     assert drift_verdict(claim, drift).verdict == "undecided"
+    drift.loc[drift["point"] == claim["more"], "relative"] = 0.05
+    assert drift_verdict(claim, drift).verdict == "disagrees"
 
 
 def test_a_claim_without_runs_says_so():
@@ -170,7 +239,14 @@ def test_figure_2e_draws_one_line_per_point_with_runs(sweep, tmp_path):
     assert [[len(line.get_xdata()) for line in axes.lines] for axes in figure.axes] == [[4, 4], [4, 4]]
 
 
-@pytest.mark.parametrize("names", ["", "cg", "bcdefghi"])
+def test_a_figure_has_room_above_its_highest_point(sweep, tmp_path):
+    (point,) = points(sweep, "g")
+    for stacked in (False, True):
+        figure = figure2e(drift_by_layer([(point, fabricate(tmp_path / str(stacked), point, 0.5))]), sweep.labels)
+        assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 0.1 for axes in figure.axes)
+
+
+@pytest.mark.parametrize("names", ["", "cg", "h", "bcdefghi"])
 def test_the_report_shows_what_there_is_and_names_what_is_missing(names, sweep, tmp_path):
     for point in points(sweep, *names):
         fabricate(tmp_path / "runs", point, 0.5)
@@ -179,33 +255,105 @@ def test_the_report_shows_what_there_is_and_names_what_is_missing(names, sweep, 
     missing = 8 - len(names)
     for rendered in (page, text):
         assert (f"{missing} of 8 runs are missing" in rendered) == bool(missing)
-        assert all(sweep.points[i].run in rendered for i in range(8) if sweep.points[i].name in names)
-        assert ("nothing is plotted" in rendered) == (not names)
-        assert "nan" not in re.sub(r"base64,[^\"]*", "", rendered).lower().replace("provenance", "")
-    assert page.count("<img") == (3 if names else 0) and "http" not in page.replace("https://", "")
-    assert len(list((tmp_path / "out").glob("figure2e_*.png"))) == (3 if names else 0)
+        assert all((p.run in rendered) == (p.name in names) for p in sweep.points)
+        assert ("nothing is plotted" in rendered) == (not set(names) & set("bcdfg"))
+        assert ("One seed (0)" in rendered) == bool(names)
+        assert not re.search(r"\bnan\b|\bNone\b", re.sub(r"base64,[^\"]*", "", rendered))
+    assert page.count("<img") == (3 if set(names) & set("bcdfg") else 0) and not re.search(r'(src|href)="http', page)
+    assert len(list((tmp_path / "out").glob("figure2e_*.png"))) == 2 * page.count("<img")
+    assert str(tmp_path) not in page + text
+
+
+def test_every_table_row_of_the_markdown_has_as_many_cells_as_its_head(sweep, tmp_path):
+    for point in points(sweep, "b", "e", "i"):
+        fabricate(tmp_path / "runs", point, 0.5)
+    build_report(sweep, tmp_path / "runs", tmp_path / "out")
+    for table in re.findall(r"(?:^\|.*\n)+", (tmp_path / "out" / "index.md").read_text(), re.MULTILINE):
+        assert len({line.count("|") for line in table.strip().split("\n") if "|ΔW|" not in line}) == 1, table
+
+
+def test_runs_of_different_parents_or_code_are_pointed_out(sweep, tmp_path):
+    for i, point in enumerate(points(sweep, "c", "g")):
+        fabricate(tmp_path, point, 0.5).update(parent={"source": "tiny", "fingerprint": f"f0{i}"}, commit=f"c{i}")
+    page = build_report(sweep, tmp_path, tmp_path / "out").read_text()
+    assert "2 different parents (f00, f01)" in page and "2 versions of the code: c0, c1" in page
+
+
+def test_a_report_leaves_nothing_of_runs_that_are_gone(sweep, tmp_path):
+    fabricate(tmp_path / "runs", points(sweep, "g")[0], 0.5)
+    build_report(sweep, tmp_path / "runs", tmp_path / "out")
+    build_report(sweep, tmp_path / "none", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["index.html", "index.md"]
+
+
+def test_the_report_takes_the_studys_overrides_in_any_place(tmp_path, capsys):
+    assert report(["--runs", str(tmp_path), "--out", str(tmp_path / "out"), "lr=5e-4", "--sweep", str(TABLE1)]) == 0
+    assert "0.0005, cosine" in (tmp_path / "out" / "index.md").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        report(["--sweep", str(TABLE1), "lrr=1"])
+    assert "lrr" in capsys.readouterr().err
+
+
+def test_the_command_in_a_report_makes_that_report():
+    default = TABLE1.relative_to(ROOT)
+    assert reproduce(default, []) == "make ablation-report"
+    assert reproduce(default, ["lr=5e-4", "seed=0,1"]) == "make ablation-report ARGS='lr=5e-4 seed=0,1'"
+    assert reproduce(ROOT / "sweeps" / "o.yaml", ["lr=1"]) == "python -m analysis.study sweeps/o.yaml lr=1"
 
 
 def test_the_study_trains_what_is_missing_and_a_failing_job_does_not_stop_the_others(sweep, tmp_path, capsys):
     fabricate(tmp_path, points(sweep, "g")[0], 0.5)
 
     def command(point):
-        return [sys.executable, "-c", f"print('hello'); raise SystemExit({int(point.name == 'c')})"]
+        return [sys.executable, "-c", f"print('hello\\nerror: bad'); raise SystemExit({int(point.name == 'c')})"]
 
     failed = study(sweep.points, tmp_path, 2, command)
     assert [p.name for p in failed] == ["c"]
     printed = capsys.readouterr().out
     assert "1 of 8 runs are there, 7 to train" in printed and printed.count("done in") == 6
-    assert f"c (bidirectional), seed 0, run {failed[0].run} FAILED" in printed
-    assert (tmp_path / ".logs" / f"{failed[0].run}.log").read_text() == "hello\n"
+    assert re.search(rf"c \(bidirectional\), seed 0, run {failed[0].run} FAILED in \d+ s: error: bad", printed)
+    assert (tmp_path / ".logs" / f"{failed[0].run}.log").read_text() == "hello\nerror: bad\n"
 
 
-def test_an_unevaluated_or_broken_off_run_is_missing(sweep, tmp_path):
+def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
+    """Each job notes when it began and ended; at no begin are there more than two open."""
+    code = "import time, sys; a = time.time(); time.sleep(0.2); print(a, time.time())"
+    study(sweep.points, tmp_path, 2, lambda point: [sys.executable, "-c", code])
+    spans = [tuple(map(float, log.read_text().split())) for log in (tmp_path / ".logs").glob("*.log")]
+    assert len(spans) == 8
+    assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_path):
+    """Also by SIGTERM in the background of a shell, where SIGINT is ignored."""
+    job = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('clean')"
+    driver = f"""
+import sys, analysis.study as s
+s.train_command = lambda runs, threads: lambda point: [sys.executable, "-c", {job!r}]
+sys.argv = ["study", {str(TABLE1)!r}, "--runs", {str(tmp_path)!r}, "--jobs", "2", "tokens=4096"]
+raise SystemExit(s.main())
+"""
+    begin = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **begin)
+    until = time.monotonic() + 30
+    while [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] != ["begun\n"] * 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, sent)
+    assert process.wait(20) == 130 and "the same command goes on" in process.stderr.read()
+    assert [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] == ["begun\nclean\n"] * 2
+
+
+def test_a_run_is_reported_only_where_it_is_finished_and_evaluated_as_the_others(sweep, tmp_path):
     point = points(sweep, "g")[0]
+    assert point.state(tmp_path) == "not trained"
     run = fabricate(tmp_path, point, 0.5)
-    assert point.find(tmp_path)
+    assert point.state(tmp_path) == FINISHED
+    other = load_sweep(TABLE1, ["evaluation.tasks_per_family=2"])
+    assert points(other, "g")[0].run == point.run
+    assert points(other, "g")[0].state(tmp_path) == "evaluated with other settings"
     run.update(evaluation={})
-    assert point.find(tmp_path) is None
+    assert point.state(tmp_path) == "not evaluated"
     run.update(evaluation={"dlm": 1}, status="interrupted")
-    assert point.find(tmp_path) is None
+    assert point.state(tmp_path) == "interrupted"
     assert json.loads(run.record_path.read_text())["status"] == "interrupted"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import config
+from conftest import ROOT, config
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -19,6 +19,7 @@ from dlm.decoding.threshold import Threshold
 from dlm.export import check_decode_mask, export
 from dlm.parent import Parent, load_parent, new_parent
 from dlm.runs import Run
+from dlm.trainable import Lora
 from dlm.types import generator
 
 TINY = "pkg://dlm/assets/tiny"
@@ -57,6 +58,7 @@ SETTINGS = [
     {"tokens_per_step": 3, "eos_token_id": [0]},
     {"tokens_per_step": 3, "eos_token_id": MANY_EOS},
     {"tokens_per_step": 2, "eos_token_id": [0], "temperature": 1.0, "top_p": 0.9, "seed": 3},
+    {"threshold": 0.3, "eos_token_id": [0], "stop_strings": ["e", ","]},
 ]
 PROMPTS = ["reverse:ABC=", "sum:1,2,3,4,5=", "A", "In the beginning God"]
 MAX_NEW_TOKENS = 21
@@ -80,7 +82,7 @@ for folder in job["folders"]:
         rows = slice(0, 1 if some else None)
         out = model.generate(
             inputs.input_ids[rows], inputs.attention_mask[rows], job["max_new_tokens"],
-            return_dict_in_generate=True, **setting, **some,
+            tokenizer=tokenizer, return_dict_in_generate=True, **setting, **some,
         )
         setting |= {} if seed is None else {"seed": seed}
         found[folder].append([out.sequences[:, inputs.input_ids.shape[1]:].tolist(), out.nfe.tolist()])
@@ -110,9 +112,13 @@ def make_run(folder, parent: Parent, *overrides: str) -> Run:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def parents():
+    return {"tiny": perturbed()} | {name: new_parent(c, TINY, 0) for name, c in ARCHITECTURES.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(parents, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    parents = {"tiny": perturbed()} | {name: new_parent(c, TINY, 0) for name, c in ARCHITECTURES.items()}
     return {name: make_run(root / name, parents[parent], *o) for name, (parent, *o) in CASES.items()}
 
 
@@ -139,14 +145,20 @@ def ours(run: Run, setting: dict) -> list[tuple[list[int], int]]:
     parent = load_parent(str(run.model_folder), check=False)
     prompts = parent.tokenizer(PROMPTS)["input_ids"]
     kinds = {"threshold": Threshold, "tokens_per_step": Fixed}
-    options = {k: v for k, v in setting.items() if k not in ("eos_token_id", "seed")}
+    options = {k: v for k, v in setting.items() if k not in ("eos_token_id", "seed", "stop_strings")}
     decoder = next(kind for name, kind in kinds.items() if name in options)(**options)
     drawn = torch.Generator().manual_seed(setting["seed"]) if "seed" in setting else None
+
+    def stop(tokens: list[int]) -> bool:
+        text = parent.tokenizer.decode(tokens)
+        return any(string in text for string in setting.get("stop_strings", []))
+
     made = generate(
         converted_denoiser(run.config, parent), prompts[: 1 if drawn else None], decoder, MAX_NEW_TOKENS,
-        setting["eos_token_id"], generator=drawn,
+        setting["eos_token_id"], generator=drawn, stop=stop,
     )  # fmt: skip
-    return [(g.tokens, g.nfe) for g in made]
+    ends = [next((n for n in range(len(g.tokens)) if stop(g.tokens[:n])), None) for g in made]
+    return [(g.tokens[:end], g.nfe) for g, end in zip(made, ends, strict=True)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -165,6 +177,33 @@ def test_the_exported_weights_and_tokenizer_are_the_runs_own(runs, tmp_path):
     again = load_parent(str(folder), check=False)  # without trust_remote_code: the parent's class
     assert all(torch.equal(weight, before.get(n, weight)) for n, weight in again.model.state_dict().items())
     assert again.mask_id == json.loads((folder / "config.json").read_text())["mask_token_id"]
+
+
+def test_an_exported_model_that_is_saved_and_loaded_again_is_the_same(runs, tmp_path):
+    """I10: export → load → save → load, weights and tokens."""
+    first = AutoModelForCausalLM.from_pretrained(export(runs["gemma3"], tmp_path / "out"), trust_remote_code=True)
+    first.save_pretrained(tmp_path / "again")
+    second = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    weights = second.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in first.state_dict().items())
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(first.generate(ids, max_new_tokens=9), second.generate(ids, max_new_tokens=9))
+
+
+def test_a_run_trained_with_lora_is_exported_in_its_parents_layout(tmp_path):
+    parent, trainable = perturbed(), Lora(rank=2, alpha=4)
+    adapted = trainable.apply(parent.model)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            weight += 0.1 * ("lora_B" in name)
+    inputs = torch.tensor([[5, 6, 7]])
+    expected = adapted(inputs).logits
+    parent.model = trainable.merged(adapted)
+    folder = export(make_run(tmp_path / "run", parent, "trainable=lora"), tmp_path / "out")
+    assert not any("lora" in name for name in load_file(folder / "model.safetensors"))
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    torch.testing.assert_close(model(inputs).logits, expected, atol=1e-4, rtol=1e-4)
+    assert "| trained weights | lora |" in (folder / "README.md").read_text()
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(runs, tmp_path):
@@ -203,6 +242,42 @@ def test_a_pattern_whose_decode_mask_the_exported_code_does_not_know_is_refused(
         check_decode_mask(Nearsighted(8), "nearsighted")
 
 
+class Half(Threshold):
+    """Commits what is confident enough, but only the left half of a block: not what the exported code does."""
+
+    def select(self, confidence, rank):
+        return super().select(confidence, rank) & (torch.arange(rank.shape[1]) < rank.shape[1] // 2)
+
+
+def test_a_decoder_that_the_exported_code_does_not_have_needs_a_threshold(parents, tmp_path):
+    run = make_run(tmp_path / "run", parents["llama"], f"decoding._target_={__name__}.Half")
+    with pytest.raises(ValueError, match=r"decoding test_export.Half cannot be exported: give threshold=0.9"):
+        export(run, tmp_path / "out")
+    assert json.loads((export(run, tmp_path / "out", 0.7) / "config.json").read_text())["threshold"] == 0.7
+    with pytest.raises(ValueError, match="threshold -1 must be >= 0"):
+        export(run, tmp_path / "other", -1)
+
+
+def test_the_runs_own_commit_rule_is_the_default(parents, tmp_path):
+    run = make_run(tmp_path / "run", parents["llama"], "decoding=fixed", "decoding.tokens_per_step=3")
+    config_of = json.loads((export(run, tmp_path / "out") / "config.json").read_text())
+    assert (config_of["tokens_per_step"], config_of["threshold"]) == (3, None)
+
+
+def test_the_command_exports_and_says_how_to_load(runs, tmp_path):
+    runs_dir = runs["llama"].folder.parent
+    words = [sys.executable, "-m", "dlm.export", f"runs_dir={runs_dir}", "run=llama", f"to={tmp_path}/out"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"AutoModelForCausalLM.from_pretrained('{tmp_path}/out', trust_remote_code=True)" in done.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_block_diffusion.py",
+        "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    again = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 1 and again.stderr.startswith("error: to ") and again.stderr.count("\n") == 1
+
+
 def test_the_card_says_the_recipe_and_what_was_measured(runs, tmp_path):
     setting = {"name": "TPF≈2", "accuracy": 0.654, "low": 0.6, "high": 0.7, "n": 360, "tpf": 1.94, "nfe": 3.5}
     measured = {"generation": [setting | {"threshold": 0.9}]}
@@ -210,7 +285,7 @@ def test_the_card_says_the_recipe_and_what_was_measured(runs, tmp_path):
     run.update(evaluation={"parent": measured, "dlm": measured})
     text = (export(run, tmp_path / "out") / "README.md").read_text()
     assert "| block size | 8 |" in text and "| tokens | 123,456 |" in text and "| loss | nelbo |" in text
-    assert "| dLM, TPF≈2 | 65.4% | 60.0% – 70.0% | 360 | 1.94 | 3.5 |" in text
+    assert "| dLM, TPF≈2 (τ=0.9) | 65.4% | 60.0% – 70.0% | 360 | 1.94 | 3.5 |" in text
 
 
 def test_the_exported_generate_names_bad_settings(runs, tmp_path):
@@ -222,6 +297,7 @@ def test_the_exported_generate_names_bad_settings(runs, tmp_path):
         ({"threshold": 0.5, "tokens_per_step": 2}, "give either threshold or tokens_per_step"),
         ({"max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"),
         ({"temperature": -1.0}, "temperature -1.0 must be >= 0"),
+        ({"stop_strings": "x"}, "give tokenizer= as well"),
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(ids, **wrong)

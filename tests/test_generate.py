@@ -6,17 +6,19 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, config
-from rich.console import Console
+from conftest import CONF, ROOT, config
+from hydra.core.hydra_config import HydraConfig
 
+from dlm.attention.block import Block
 from dlm.build import ar_denoiser
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
-from dlm.generate import MASKED, answer, coloured, frame, prompt_ids, prompts_of
+from dlm.generate import MASKED, NEW, Speaker, annotated, frame, literal, main, printable, style_of
 from dlm.parent import load_parent
 from dlm.runs import Run
-from dlm.train import train
+
+PROMPT, NEW_TOKENS = "reverse:ABCDEFG=", 16
 
 
 @pytest.fixture(scope="module")
@@ -24,129 +26,213 @@ def parent():
     return load_parent("pkg://dlm/assets/tiny", check=False)
 
 
+def dlm(parent, decoder=None, token_shift=True, block_size=8) -> Speaker:
+    """The parent as a block diffusion model: untrained, but it answers."""
+    scorer = Denoiser(parent.model, Block(block_size), parent.mask_id, token_shift, parent.layer_types)
+    return Speaker("dLM", scorer, parent.tokenizer, decoder or Threshold(0.5))
+
+
+def ar(parent) -> Speaker:
+    return Speaker("parent (AR)", ar_denoiser(parent), parent.tokenizer, Fixed(1))
+
+
+def answer(speaker: Speaker, prompt=PROMPT, stops=(), seed=0, on_frame=None):
+    return speaker.answer(speaker.encode(prompt, NEW_TOKENS), NEW_TOKENS, list(stops), seed, on_frame)
+
+
+def make_run(root, parent, seed: int, **record) -> Run:
+    """The folder that a finished training leaves."""
+    run = Run.create(config(f"runs_dir={root}", f"seed={seed}", "block_size=8", "token_shift=true"), {})
+    parent.model.save_pretrained(run.model_folder)
+    parent.tokenizer.save_pretrained(run.model_folder)
+    run.update(status="finished", **record)
+    return run
+
+
 @pytest.fixture(scope="module")
-def runs_dir(tmp_path_factory):
-    """A converted model (after four steps)."""
+def runs_dir(tmp_path_factory, parent):
     root = tmp_path_factory.mktemp("runs")
-    small = ["tokens=1024", "block_size=8", "data.length=64", "data.batch_size=4", "data.val_rows=4", "logger=csv"]
-    small += ["data.mixture={tasks: 1.0}", "trainer.volatile.progress_bar=false", "evaluation=none"]
-    train(config(*small, f"runs_dir={root}"))
+    for seed, ended in enumerate([100.0, 300.0, 200.0]):
+        make_run(root, parent, seed, ended=ended)
     return root
 
 
-def dlm(parent) -> Denoiser:
-    from dlm.attention.block import Block
+@pytest.fixture
+def command(runs_dir, monkeypatch, capsys):
+    """The command in this process: (exit code, stdout, stderr)."""
 
-    return Denoiser(parent.model, Block(8), parent.mask_id, True, parent.layer_types)
+    def run(*arguments: str) -> tuple[int, str, str]:
+        options = ["--config-path", str(CONF), f"runs_dir={runs_dir}"]
+        monkeypatch.setattr(sys, "argv", ["generate", *options, *map(literal, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    yield run
+    HydraConfig.instance().cfg = None
 
 
-def command(*arguments, runs_dir, stdin=""):
-    return subprocess.run(
-        [sys.executable, "-m", "dlm.generate", f"runs_dir={runs_dir}", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        input=stdin,
+@pytest.mark.parametrize("token_shift", [False, True])
+def test_one_frame_per_forward_and_committed_tokens_stay(parent, token_shift):
+    canvases = []
+    found = answer(
+        dlm(parent, token_shift=token_shift),
+        on_frame=lambda canvas, seconds: canvases.append((canvas.x.clone(), canvas.masked.clone())),
     )
-
-
-def test_one_frame_per_forward_and_committed_tokens_stay(parent):
-    denoiser, frames, canvases = dlm(parent), [], []
-
-    def seen(canvas):
-        frames.append(frame(canvas, parent).plain)
-        canvases.append((canvas.x.clone(), canvas.masked.clone()))
-
-    ids = prompt_ids(parent, "reverse:ABCDEFG=", denoiser, 16)
-    found = answer(denoiser, parent, ids, Threshold(0.5), 16, [], on_step=seen)
-    assert len(frames) == found.generation.nfe > 1
+    assert len(canvases) == found.generation.nfe > 1
     for (x, masked), (later, still) in itertools.pairwise(canvases):
         assert torch.equal(x[~masked], later[~masked]) and not (still & ~masked).any()
-    assert frames[0].startswith("forward   1  reverse:ABCDEFG=") and MASKED in frames[0]
 
 
-def test_a_frame_marks_exactly_what_its_forward_committed(parent):
-    marks = []
+def test_a_frame_marks_exactly_what_its_forward_committed_and_boxes_what_is_masked(parent):
+    speaker, seen = dlm(parent), []
 
-    def seen(canvas):
-        spans = [s for s in frame(canvas, parent).spans if "green" in str(s.style)]
-        committed = (canvas.step[0] == canvas.nfe[0]) & ~canvas.masked[0]
-        end = int(canvas.start[0]) + canvas.block_size
-        marks.append((len(spans), int(committed[:end].sum())))
+    def look(canvas, seconds):
+        drawn = frame(canvas, parent.tokenizer, "dLM", seconds)
+        begin = int(canvas.prompt_length[0])
+        tokens = canvas.x[0, begin : begin + NEW_TOKENS].tolist()
+        shown = slice(begin, begin + (tokens + [0]).index(0) + 1)  # up to EOS
+        masked = canvas.masked[0, shown][:NEW_TOKENS]
+        marks = sum(str(span.style) == NEW for span in drawn.spans)
+        assert marks == int(((canvas.step[0, shown][:NEW_TOKENS] == canvas.nfe[0]) & ~masked).sum())
+        assert drawn.plain.count(MASKED) == int(masked.sum())
+        assert PROMPT in drawn.plain and f"in {int(canvas.nfe[0])} forwards (NFE): TPF " in drawn.plain
+        seen.append((marks, int(masked.sum())))
 
-    denoiser = dlm(parent)
-    ids = prompt_ids(parent, "sort:QWERTYUIOP=", denoiser, 16)
-    answer(denoiser, parent, ids, Threshold(0.5), 16, [], on_step=seen)
-    assert all(drawn == committed for drawn, committed in marks[:-1]) and any(n for n, _ in marks)
-
-
-def test_the_last_view_gives_every_token_its_forward(parent):
-    denoiser = dlm(parent)
-    found = answer(denoiser, parent, prompt_ids(parent, "sort:CBA=", denoiser, 16), Fixed(1), 16, [])
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(coloured(found.generation, parent))
-    lines = console.export_text().splitlines()
-    assert len(lines[0].split()) == len(lines[1].split()) == len(found.generation.tokens) + 1
-    assert [int(n) for n in lines[1].split()[1:]] == found.generation.step
+    answer(speaker, "sort:QWERTYUIOP=", on_frame=lambda canvas, seconds: None)
+    answer(speaker, on_frame=look)
+    assert len(seen) > 1 and any(marks for marks, _ in seen) and seen[0][1] > 0
 
 
-def test_a_stop_string_ends_the_answer_and_is_cut(parent):
-    denoiser = ar_denoiser(parent)
-    ids = prompt_ids(parent, "reverse:ABCDEFG=", denoiser, 16)
-    whole = answer(denoiser, parent, ids, Fixed(1), 16, [])
-    cut = answer(denoiser, parent, ids, Fixed(1), 16, [whole.text[3]])
+def test_the_last_view_gives_every_token_its_forward_in_number_and_colour(parent):
+    made = answer(dlm(parent, Fixed(2)), "sort:CBA=").generation
+    for width in (40, 200):
+        view = annotated(made, parent.tokenizer, width)
+        lines = view.plain.splitlines()
+        assert all(len(line) <= width for line in lines[:-1]) and (len(lines) == 3) == (width == 200)
+        steps = " ".join(line[13:] for line in lines[1:-1:2]).split()
+        assert [int(n) for n in steps] == made.step
+        assert sum(len(line[13:].split()) for line in lines[:-1:2]) == len(made.tokens)
+    colours = [str(s.style) for s in view.spans if str(s.style) != "dim"]
+    assert colours[: len(made.step)] == [style_of(step, made.nfe) for step in made.step]
+    assert all(f"■ {n}" in lines[-1] for n in range(1, made.nfe + 1)) or "–" in lines[-1]
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5, 6, 7, 40])
+def test_colours_go_from_the_first_forward_to_the_last(nfe):
+    colours = [style_of(step, nfe) for step in range(1, nfe + 1)]
+    runs = [colour for colour, _ in itertools.groupby(colours)]
+    assert colours[0] == "yellow" and len(runs) == min(nfe, 6) == len(set(runs))
+
+
+def test_a_stop_string_ends_the_answer_and_what_follows_is_discarded(parent):
+    whole = answer(ar(parent))
+    cut = answer(ar(parent), stops=[whole.text[3]])
     assert cut.text == whole.text[:3] and cut.generation.nfe == 4 < whole.generation.nfe
+    assert cut.generation.tokens == whole.generation.tokens[:3] and len(cut.generation.step) == 3
 
 
-def test_the_parents_answer_is_hugging_faces_greedy_generation(parent):
-    denoiser = ar_denoiser(parent)
-    ids = prompt_ids(parent, "sum:1,2,3,4,5=", denoiser, 16)
-    theirs = parent.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16)[0, len(ids) :].tolist()
-    assert answer(denoiser, parent, ids, Fixed(1), 16, []).generation.tokens == theirs
+def test_a_stop_string_inside_a_block_cuts_there_though_the_block_was_finished(parent):
+    whole = answer(dlm(parent, Fixed(1), block_size=16))
+    cut = answer(dlm(parent, Fixed(1), block_size=16), stops=["never", whole.text[2:4]])
+    assert cut.text == whole.text[: whole.text.index(whole.text[2:4])]
+    assert parent.tokenizer.decode(cut.generation.tokens) == cut.text
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "sum:1,2,3,4,5=", "In the beginning"])
+def test_the_parents_answer_is_hugging_faces_greedy_generation(parent, prompt):
+    ids = ar(parent).encode(prompt, NEW_TOKENS)
+    theirs = parent.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=NEW_TOKENS)[0, len(ids) :]
+    assert answer(ar(parent), prompt).generation.tokens == theirs.tolist()
 
 
 def test_a_sampled_answer_is_a_function_of_the_seed(parent):
-    denoiser = dlm(parent)
-    ids = prompt_ids(parent, "In the beginning", denoiser, 16)
-    hot = Threshold(0.9, temperature=1.5)
-    tokens = [answer(denoiser, parent, ids, hot, 16, [], seed=s).generation.tokens for s in (0, 0, 1, 2)]
+    hot = dlm(parent, Threshold(0.9, temperature=1.5))
+    tokens = [answer(hot, "In the beginning", seed=s).generation.tokens for s in (0, 0, 1, 2)]
     assert tokens[0] == tokens[1] and len({tuple(t) for t in tokens}) > 1
 
 
-def test_prompts_are_one_several_or_standard_input(monkeypatch):
-    assert prompts_of("a b") == ["a b"] and prompts_of(["a", "b"]) == ["a", "b"]
-    monkeypatch.setattr("sys.stdin", type("In", (), {"read": lambda self: "from a pipe\n"})())
-    assert prompts_of("-") == ["from a pipe"]
-
-
-def test_a_prompt_that_does_not_fit_or_is_empty_is_refused(parent):
-    with pytest.raises(ValueError, match="10 tokens and max_new_tokens 2000 exceed the model's 1024 positions"):
-        prompt_ids(parent, "reverse:ABCDEFG=", dlm(parent), 2000)
-    with pytest.raises(ValueError, match="prompt '' is empty"):
-        prompt_ids(parent, "", dlm(parent), 16)
-
-
-def test_the_command_answers_with_the_newest_run_without_escape_codes_when_piped(runs_dir):
-    done = command("prompt=-", "decoding=fixed", "decoding.tokens_per_step=2", runs_dir=runs_dir, stdin="count A:ABA=")
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout and "prompt   count A:ABA=" in done.stdout
-    assert f"dLM, run {Run.newest(runs_dir).id}: " in done.stdout and "parent: " in done.stdout
+def test_what_a_model_writes_cannot_steer_the_terminal():
+    assert printable("a\x1b[31mb\r\n\tc") == "a�[31mb�\n\tc"
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    "text", ["reverse:ABC=", "1,2,3", "it's", "a\\'b", "end\\", "two\nlines", "null", "12", "${x}"]
+)
+def test_any_text_of_the_shell_is_the_prompt(text):
+    assert config(literal(f"prompt={text}"), name="generate").prompt == text
+
+
+def test_lists_and_quoted_texts_stay_hydras():
+    for argument in ('prompt=["a","b,c"]', "prompt='a, b'", "max_new_tokens=3"):
+        assert literal(argument) == argument
+
+
+def test_the_command_answers_with_the_newest_run_without_escape_codes_when_piped(runs_dir):
+    done = subprocess.run(
+        [sys.executable, "-m", "dlm.generate", f"runs_dir={runs_dir}", "prompt=-", "decoding=fixed"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        input="count A:ABA=\n",
+    )
+    assert done.returncode == 0, done.stderr
+    assert not any(c < " " and c != "\n" for c in done.stdout)
+    lines = done.stdout.splitlines()
+    newest = next(r for r in map(Run, runs_dir.iterdir()) if r.record["ended"] == 300.0)
+    assert lines[0].split() == ["run", newest.id] and lines[2].split(maxsplit=1) == ["prompt", "count A:ABA="]
+    assert [line[:11] for line in lines if line[:1].strip()] == [
+        "run        ",
+        "prompt     ",
+        "dLM        ",
+        "parent (AR)",
+    ]
+    assert sum("forwards (NFE): TPF " in line for line in lines) == 2
+
+
+def test_several_prompts_each_get_an_answer_under_changed_decoding(command, parent, runs_dir):
+    code, out, err = command('prompt=["sum:1,2=",A]', "+decoding.threshold=0.0", "parent=false", "max_new_tokens=20")
+    assert (code, err) == (0, "")
+    assert out.count("dLM  ") == out.count("prompt  ") == 2 and "parent (AR)" not in out
+    found = answer(dlm(parent, Threshold(0.0)), "sum:1,2=")
+    assert f"in {found.generation.nfe} forwards (NFE)" in out
+
+
+def test_live_draws_the_frames_on_a_terminal(command):
+    code, out, _ = command("live=true", "delay=0", "max_new_tokens=8")
+    assert code == 0 and "\x1b[" in out and MASKED in out and out.count("1 forwards (NFE)") >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
     [
-        ("run=nowhere", "error: run 'nowhere' does not exist"),
-        ("max_new_tokens=0", "error: max_new_tokens 0 must be at least 1"),
-        ("runs_dir=/nonexistent", "holds no finished run: make one with python -m dlm.train"),
+        (["run=nowhere"], "run 'nowhere' does not exist"),
+        (["runs_dir=/nonexistent"], "holds no finished run: make one with python -m dlm.train"),
+        (["max_new_tokens=0"], "max_new_tokens 0 must be at least 1"),
+        (
+            ["max_new_tokens=2000"],
+            "prompt's 10 tokens and max_new_tokens 2000 exceed the model's 1024 positions",
+        ),
+        (["prompt="], "prompt '' is empty, and the dLM scores every token from the one before it"),
+        (["decoding=threshold", "decoding.threshold=-1"], "decoding.threshold -1 must be >= 0"),
+        (["delay=-1"], "delay -1 must be at least 0 seconds"),
+        (["live=maybe"], "live 'maybe' must be true, false or auto"),
+        (["stop="], "stop holds an empty text"),
     ],
 )
-def test_bad_input_is_one_clear_line(argument, message, runs_dir):
-    done = command(argument, runs_dir=runs_dir)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+def test_bad_input_is_one_clear_line(command, arguments, message):
+    code, out, err = command(*arguments)
+    assert code == 1 and message in err and err.count("\n") == 1 and out == ""
 
 
-def test_a_run_without_a_model_is_named(runs_dir, tmp_path):
+def test_an_unfinished_run_is_named(command, tmp_path):
     run = Run.create(config(f"runs_dir={tmp_path}"), {})
-    done = command(f"run={run.id}", runs_dir=tmp_path)
-    assert done.returncode == 1 and f"run {run.id} is new and has no model" in done.stderr
+    code, _, err = command(f"runs_dir={tmp_path}", f"run={run.id}")
+    assert code == 1 and f"run {run.id} is new and has no model" in err
+
+
+def test_an_empty_prompt_is_continued_without_the_shift(parent):
+    assert answer(dlm(parent, token_shift=False), "").generation.tokens
