@@ -16,6 +16,7 @@ from dlm.loss.base import Loss
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
 from dlm.optim import AdamWCosine
+from dlm.trim import trim
 from dlm.types import Batch, ModelInputs, Movable, Scored, generator
 
 TRAIN_STREAM, VAL_STREAM = 1, 2
@@ -38,11 +39,11 @@ class Prepared(Movable):
 
 
 def prepare(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Generator) -> Prepared:
-    """Corrupt a batch and lay it out for the network (on the CPU)."""
+    """Corrupt a batch and lay out for the network what it has to read (on the CPU)."""
     batch = denoiser.scorable(batch)
     noised = masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
     inputs, scored = denoiser.inputs(batch, noised)
-    return Prepared(inputs, scored, batch.x0.numel(), int(batch.maskable.sum()))
+    return Prepared(trim(denoiser.pattern, inputs), scored, batch.x0.numel(), int(batch.maskable.sum()))
 
 
 class Conversion(lightning.LightningModule):

@@ -282,16 +282,16 @@ def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> N
         raise ValueError(refuse + "it is not autoregressive: its positions see later ones")
     if differ(own, causal, model.dtype):
         raise ValueError(refuse + "an explicit causal mask does not give its own logits, so it ignores the mask")
+    half = PROBE_TOKENS // 2
+    if torch.equal(both_ways[half], both_ways_changed[half]):
+        raise ValueError(refuse + "under a bidirectional mask no position sees a later one")
     if differ(causal, reverse, model.dtype):
         raise ValueError(
             refuse + "its logits depend on the order of the columns, not on mask and positions alone (ALiBi, "
             "convolutional, recurrent or linear layers)"
         )
-    half = PROBE_TOKENS // 2
     if differ(both_ways[:half], both_ways_changed[:half], model.dtype):
         raise ValueError(refuse + "a masked position still leaks into others")
-    if torch.equal(both_ways[half], both_ways_changed[half]):
-        raise ValueError(refuse + "under a bidirectional mask no position sees a later one")
 
 
 @contextmanager

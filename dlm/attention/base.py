@@ -38,6 +38,8 @@ class AttentionPattern(ABC):
     # Whether finished blocks keep their keys and values: no later token may be visible to them.
     cacheable: bool = True
     requires_token_shift: bool = False
+    # Whether `allowed` looks at positions only through `block`, so that it is one answer for all rows of a block.
+    blockwise: bool = True
 
     def __init__(self, block_size: int):
         if block_size < 1:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.attention.base import NoisePer
 from dlm.data.packing import Document, collate, pack
 from dlm.denoiser import Denoiser
+from dlm.trim import trim
 from dlm.types import Batch, Noised
 
 OPTIONS, CONTEXT_TOKENS, OPTION_TOKENS = 4, 40, 8
@@ -92,7 +93,7 @@ def answers(denoiser: Denoiser, cloze: list[Item], eos_id: int, batch_size: int)
         noised = Noised(*(torch.cat([getattr(x, n) for _, x in chunk]) for n in ("xt", "masked", "weight")))
         inputs, scored = denoiser.inputs(batch, noised)
         device = denoiser.model.device
-        logits = denoiser(inputs.to(device))
+        logits = denoiser(trim(denoiser.pattern, inputs).to(device))
         nll = torch.nn.functional.cross_entropy(logits, scored.target.to(device), reduction="none").double().cpu()
         which = torch.tensor(owner[begin : begin + batch_size])[scored.index // batch.x0.shape[1]]
         total.index_add_(0, which, -nll)

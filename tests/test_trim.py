@@ -1,0 +1,113 @@
+"""Trimming: the loss and every gradient of the whole forward, on the fewest rows."""
+
+import pytest
+import torch
+from conftest import CONF, MASK_ID, config, denoiser, options, random_batch
+
+from dlm.attention.base import NoisePer
+from dlm.build import make
+from dlm.loss.nelbo import Nelbo
+from dlm.masking.uniform import Uniform
+from dlm.trim import cells, first_fit, needed, trim
+from dlm.types import Batch, Noised, Rows, generator
+
+LENGTH = 48
+
+
+def prompts_first(documents: list[int]) -> Batch:
+    """Documents whose first half is a prompt."""
+    batch = random_batch(3, LENGTH, documents)
+    half = torch.cat([torch.arange(n) >= n // 2 for n in documents])
+    return Batch(batch.x0, batch.maskable & half, batch.document, batch.position)
+
+
+def gradients(scorer, inputs, scored):
+    scorer.zero_grad()
+    loss = Nelbo()(scorer(inputs), scored, 100).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in scorer.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("documents", [[LENGTH], [16, 9, 23], [7, 41]])
+@pytest.mark.parametrize("pattern", ["ar", "bidir", "block_noisy", "block"])
+def test_a_trimmed_forward_has_the_loss_and_all_gradients_of_the_whole(model, pattern, documents, token_shift):
+    """I7."""
+    scorer = denoiser(model, pattern, 4, token_shift or pattern == "ar")
+    batch = scorer.scorable(prompts_first(documents))
+    noised = Uniform()(batch, scorer.pattern.units(batch), MASK_ID, generator(1))
+    inputs, scored = scorer.inputs(batch, noised)
+    trimmed = trim(scorer.pattern, inputs)
+    if pattern == "block":
+        assert trimmed.input_ids.numel() < inputs.input_ids.numel()
+    (loss, grads), (whole_loss, whole_grads) = (gradients(scorer, i, scored) for i in (trimmed, inputs))
+    torch.testing.assert_close(loss, whole_loss, rtol=1e-6, atol=0)
+    assert grads.keys() == whole_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, whole_grads[name], rtol=1e-6, atol=1e-8)
+
+
+def test_the_last_clean_block_and_nothing_else_of_a_whole_document_is_left_out(llama):
+    scorer = denoiser(llama, "block", 4, False)
+    batch = random_batch(1, 16)
+    inputs, _ = scorer.inputs(batch, Noised(batch.x0, batch.maskable, batch.maskable.float()))
+    assert needed(scorer.pattern, inputs)[0].tolist() == [True] * 28 + [False] * 4
+    assert trim(scorer.pattern, inputs).input_ids.shape == (1, 2 * 16 - 4)
+
+
+def test_a_prompt_is_read_once_and_clean_and_what_follows_the_answer_not_at_all(llama):
+    """16 tokens in blocks of 4, of which only token 9 is masked: noisy block 2 and the clean blocks before it."""
+    scorer = denoiser(llama, "block", 4, False)
+    batch = random_batch(1, 16)
+    masked = batch.position == 9
+    inputs, _ = scorer.inputs(batch, Noised(batch.x0, masked, masked.float()))
+    kept = needed(scorer.pattern, inputs)[0]
+    assert kept.nonzero()[:, 0].tolist() == [8, 9, 10, 11, *range(16, 24)]
+
+
+def test_documents_of_a_batch_share_rows_and_their_masks_keep_them_apart(llama):
+    scorer = denoiser(llama, "block", 4, False)
+    batch = random_batch(4, 16)
+    masked = (batch.position == 5) & torch.tensor([[True], [True], [False], [True]])
+    inputs, _ = scorer.inputs(batch, Noised(batch.x0, masked, masked.float()))
+    trimmed = trim(scorer.pattern, inputs)  # a noisy and a clean block of three documents, one document to a row
+    assert trimmed.input_ids.shape == (3, 8)
+    assert sorted(trimmed.rows.document.unique().tolist()) == [0, 1, 2]
+    assert trim(scorer.pattern, inputs, multiple=24).input_ids.shape == (1, 24)  # or all in one
+    assert trim(scorer.pattern, inputs, multiple=32).rows.document.eq(-1).sum() == 32 - 24
+
+
+def test_a_batch_without_a_masked_token_still_is_a_forward(llama):
+    scorer = denoiser(llama, "block", 4, False)
+    batch = random_batch(2, 16)
+    nothing = torch.zeros_like(batch.maskable)
+    inputs, scored = scorer.inputs(batch, Noised(batch.x0, nothing, nothing.float()))
+    loss, _ = gradients(scorer, trim(scorer.pattern, inputs), scored)
+    assert loss == 0
+
+
+@pytest.mark.parametrize("name", options("attention"))
+def test_a_blockwise_pattern_treats_the_rows_of_a_block_alike(name):
+    pattern = make(config(f"attention={name}", "block_size=4").attention)
+    size = pattern.block_size if pattern.blockwise else 1
+    position = torch.arange(24).repeat(2)
+    rows = Rows(torch.arange(48) >= 24, torch.zeros_like(position), position)
+    visible = pattern.visible(rows[:, None], rows[None])
+    tiles = visible.view(48 // size, size, 48 // size, size).transpose(1, 2).flatten(2)
+    assert torch.equal(tiles.any(-1), tiles.all(-1)), f"{CONF / 'attention' / name}.yaml: set blockwise = False"
+    assert pattern.noise_per in NoisePer
+
+
+def test_cells_are_the_blocks_of_every_document_and_stream(llama):
+    scorer = denoiser(llama, "block", 4, False)
+    batch = random_batch(1, 10, [6, 4])
+    inputs, _ = scorer.inputs(batch, Noised(batch.x0, batch.maskable, batch.maskable.float()))
+    cell, first = cells(scorer.pattern, inputs.rows)
+    once = [0] * 4 + [1] * 2 + [2] * 4
+    assert cell[0].tolist() == once + [c + 3 for c in once]
+    assert first[0].tolist() == [0, 4, 6, 10, 14, 16]
+
+
+def test_first_fit_by_hand():
+    bins, offset, rows = first_fit([3, 5, 2, 4], 8)  # 5 and 3 fill a row, 4 and 2 share the next
+    assert (bins.tolist(), offset.tolist(), rows) == ([0, 0, 1, 1], [5, 0, 4, 0], 2)
