@@ -25,7 +25,8 @@ from dlm.build import ar_denoiser, converted_denoiser, make
 from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
-from dlm.decoding.engine import Canvas, Generation, generate
+from dlm.decoding.canvas import Canvas, Generation
+from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.denoiser import Denoiser
 from dlm.export import trained_model

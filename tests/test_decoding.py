@@ -3,10 +3,13 @@
 import pytest
 import torch
 from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, options, random_batch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from dlm.build import make
-from dlm.decoding.engine import generate
+from dlm.decoding import engine
+from dlm.decoding.canvas import Canvas
+from dlm.decoding.engine import generate, step
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.types import Batch, Noised, generator
@@ -83,14 +86,67 @@ def naive(scorer, prompt, new):
 def test_every_decoder_keeps_the_prompt_leaves_no_mask_and_counts_its_forwards(llama, name, pattern):
     decoder = make(config(f"decoding={name}").decoding)
     scorer = denoiser(llama, pattern, 4, pattern == "ar")
-    seen = []
-    made = decode(scorer, PROMPTS, decoder, on_step=lambda canvas: seen.append(canvas.x.clone()), batch_size=8)
+    steps = []
+
+    def on_step(canvas):
+        steps.append(1)
+        for n, number in enumerate(canvas.index.tolist()):
+            assert canvas.x[n, : len(PROMPTS[number])].tolist() == PROMPTS[number]
+
+    made = decode(scorer, PROMPTS, decoder, on_step=on_step, batch_size=8)
+    assert len(steps) == max(g.nfe for g in made)
     for g in made:
         assert len(g.tokens) == NEW and MASK_ID not in g.tokens
         assert 1 <= g.nfe <= NEW + 3  # the last block is whole: up to 3 tokens more than asked for
         assert max(g.step) <= g.nfe and min(g.step) >= 1
-    for prompt, row in zip(sorted(PROMPTS, key=len), seen[-1], strict=True):
-        assert row[: len(prompt)].tolist() == prompt
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("pattern", ["ar", "bidir", "block_noisy", "block"])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_finished_sequences_leave_the_batch_and_waiting_ones_join_it(llama, pattern, token_shift, batch_size):
+    """No forward is spent on a finished sequence: the rows of all forwards are the NFE of all sequences."""
+    scorer = denoiser(llama, pattern, 4, token_shift or pattern == "ar")
+    alone = decode(scorer, PROMPTS, Threshold(0.3), eos=EOS_ID, batch_size=1)
+    sizes = []
+    handle = llama.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    made = decode(scorer, PROMPTS, Threshold(0.3), eos=EOS_ID, batch_size=batch_size)
+    handle.remove()
+    assert made == alone
+    assert sum(sizes) == sum(g.nfe for g in made) and max(sizes) <= batch_size
+
+
+def test_a_forward_on_a_gpu_waits_for_nothing(llama, monkeypatch):
+    """The shapes and the branches of a step do not depend on values that are on the device."""
+    scorer = denoiser(llama, "block", 4, True)
+    canvas = Canvas(scorer, PROMPTS, list(range(5)), NEW, 24)
+    eos = torch.tensor([EOS_ID])
+    step(scorer, canvas, Threshold(0.3), eos, None, None)
+    shapes = set()
+    handle = llama.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.add(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr(engine, "on_host", lambda tensor: False)
+    with Syncs() as syncs:
+        for _ in range(6):
+            step(scorer, canvas, Threshold(0.3), eos, None, None)
+    handle.remove()
+    assert syncs.seen == [] and shapes == {(5, 8)}  # [pending ; current]
+
+
+class Syncs(TorchDispatchMode):
+    """The operations that make the host wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select"):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def test_forwards_of_the_network_are_the_nfe(llama):

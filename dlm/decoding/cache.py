@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class SlotLayer(CacheLayerMixin):
-    """Writes keys and values at the slots of the current forward (`cache.slots`) and returns all slots."""
+    """Writes keys and values at the slots of the current forward (`cache.slots`) and returns the first `cache.read` of
+    them. Slot -1, scratch, is kept in front."""
 
     is_sliding = False
     is_compileable = True
@@ -19,40 +21,54 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states, value_states=None):
         batch, heads, _, width = key_states.shape
-        self.keys = key_states.new_zeros(batch, heads, self.cache.num_slots, width)
+        size = self.cache.num_slots + 1
+        self.keys = key_states.new_zeros(batch, heads, size, width)
         self.values = (
-            self.keys
-            if value_states is None
-            else value_states.new_zeros(batch, heads, self.cache.num_slots, value_states.shape[-1])
+            self.keys if value_states is None else value_states.new_zeros(batch, heads, size, value_states.shape[-1])
         )
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        slots = self.cache.slots[:, None, :, None]
+        slots = self.cache.slots[:, None, :, None] + 1
         self.keys.scatter_(2, slots.expand_as(key_states), key_states)
         self.values.scatter_(2, slots.expand_as(value_states), value_states)
-        return self.keys, self.values
+        return self.keys[:, :, : self.cache.read + 1], self.values[:, :, : self.cache.read + 1]
 
     def get_mask_sizes(self, query_length):
-        return self.cache.num_slots, 0
+        return self.cache.read + 1, 0
 
     def get_seq_length(self):
         return 0
 
     def get_max_cache_shape(self):
-        return self.cache.num_slots
+        return self.cache.num_slots + 1
 
     def get_max_length(self):
-        return self.cache.num_slots
+        return self.cache.num_slots + 1
 
 
 class SlotCache(Cache):
-    """One `SlotLayer` per layer. Set `slots` (the slot of every row, [N R]) before each forward."""
+    """One `SlotLayer` per layer. Set `slots` (the slot of every row, [N R]) and `read` (how many slots, scratch not
+    counted, the rows may see) before each forward."""
 
     slots: Int[Tensor, "N R"]
+    read: int
 
     def __init__(self, num_layers: int, num_slots: int):
         self.num_slots = num_slots
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+
+    def keep(self, rows: Int[Tensor, " M"]) -> None:
+        """Only these sequences stay."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    def join(self, other: SlotCache) -> None:
+        """The sequences of another cache of as many slots are added."""
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            if layer.is_initialized:
+                layer.keys = torch.cat([layer.keys, new.keys])
+                layer.values = torch.cat([layer.values, new.values])

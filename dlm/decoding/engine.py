@@ -6,75 +6,31 @@ prompt and every finished block are written by a forward that denoises as well, 
 Patterns that cannot cache read the whole canvas in every forward instead. AR is the case of blocks of one token that
 are scored by the last pending token alone, so nothing is left to read as `current`.
 
+Sequences are independent: a finished one leaves the batch, and waiting prompts take its place. The state is on the
+device and shapes do not depend on it, so on a GPU the host waits for it only to ask what is finished.
+
 Which row sees which slot is the pattern's own predicate, applied to the slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.base import Decoder
-from dlm.decoding.cache import SlotCache
+from dlm.decoding.canvas import SCRATCH, Canvas, Generation, whole_blocks
 from dlm.denoiser import Denoiser
 from dlm.types import Rows
 
-
-@dataclass(frozen=True)
-class Generation:
-    """What one prompt gave: new tokens (up to and including EOS), the forwards they took, and for each token the
-    forward (from 1) that committed it and its confidence."""
-
-    tokens: list[int]
-    nfe: int
-    step: list[int]
-    confidence: list[float]
-
-    @property
-    def tpf(self) -> float:
-        """Tokens generated per forward, every forward counted."""
-        return len(self.tokens) / self.nfe
-
-
 Stop = Callable[[list[int]], bool]
-OnStep = Callable[["Canvas"], None]
+OnStep = Callable[[Canvas], None]
 
-
-class Canvas:
-    """The state of a batch while it is decoded. Slots are absolute positions; the last slot is scratch for the rows of
-    sequences that have nothing to write."""
-
-    def __init__(self, denoiser: Denoiser, prompts: list[list[int]], max_new_tokens: int):
-        pattern, device = denoiser.pattern, denoiser.model.device
-        self.block_size, self.max_new_tokens, self.mask_id = pattern.block_size, max_new_tokens, denoiser.mask_id
-        self.prompt_length = torch.tensor([len(p) for p in prompts], device=device)
-        ends = self.prompt_length + max_new_tokens
-        self.length = -(-ends // self.block_size) * self.block_size  # whole blocks, as in training
-        self.num_slots = int(self.length.max()) + 1
-        shape = (len(prompts), self.num_slots)
-        self.x = torch.full(shape, self.mask_id, device=device)
-        for row, prompt in zip(self.x, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt, device=device)
-        slots = torch.arange(self.num_slots, device=device)
-        self.masked = slots >= self.prompt_length[:, None]
-        self.start = self.prompt_length // self.block_size * self.block_size
-        self.written = torch.zeros_like(self.start)
-        self.nfe = torch.zeros_like(self.start)
-        self.step = torch.zeros(shape, dtype=torch.long, device=device)
-        self.confidence = torch.zeros(shape, device=device)
-        self.finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        self.carry: Float[Tensor, "N V"] | None = None
-
-    def block_slots(self) -> Int[Tensor, "N K"]:
-        return self.start[:, None] + torch.arange(self.block_size, device=self.x.device)
-
-    def filled(self) -> Int[Tensor, " N"]:
-        """How many slots from the left hold committed tokens."""
-        return self.masked.int().argmax(1)
+# Prompts join a batch when this fraction of it is free: each joining costs a forward of its own.
+JOIN_AT = 0.25
+POLL = 4  # forwards between two looks at what is finished on a device; on the host, looking costs nothing
 
 
 @torch.no_grad()
@@ -89,56 +45,86 @@ def generate(
     stop: Stop | None = None,
     on_step: OnStep | None = None,
 ) -> list[Generation]:
-    """Decode every prompt (token ids), in order. `stop(tokens)` ends a sequence early, asked at the end of each block;
-    `on_step(canvas)` is called after every forward. Raises `ValueError` for a prompt that cannot be continued."""
+    """Decode every prompt (token ids), in order, up to `batch_size` side by side. `stop(tokens)` ends a sequence early,
+    asked at the end of each block; `on_step(canvas)` is called after every forward. Raises `ValueError` for a prompt
+    that cannot be continued."""
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1")
     if denoiser.token_shift and not all(prompts):
         raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
-    eos_ids = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=denoiser.model.device).flatten()
+    device, size = denoiser.model.device, denoiser.pattern.block_size
+    eos_ids = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=device).flatten()
+    poll = 1 if on_host(eos_ids) else POLL
     training = denoiser.training
     denoiser.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
+    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
+    num_slots = max((whole_blocks(len(p) + max_new_tokens, size) for p in prompts), default=0)
     done: dict[int, Generation] = {}
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        canvas = Canvas(denoiser, [prompts[i] for i in chosen], max_new_tokens)
-        decode_batch(denoiser, canvas, decoder, eos_ids, generator, stop, on_step)
-        done |= dict(zip(chosen, results(canvas, eos_ids), strict=True))
+    canvas: Canvas | None = None
+
+    def forwards(canvas: Canvas, count: int) -> None:
+        for _ in range(count):
+            step(denoiser, canvas, decoder, eos_ids, generator, stop)
+            if on_step is not None:
+                on_step(canvas)
+
+    while waiting or canvas is not None:
+        free = batch_size - (0 if canvas is None else len(canvas))
+        if waiting and free >= (batch_size * JOIN_AT if canvas is not None else 1):
+            chosen, waiting = waiting[:free], waiting[free:]
+            new = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots)
+            forwards(new, 1)
+            if canvas is None:
+                canvas = new
+            else:
+                canvas.join(new)
+        else:
+            forwards(canvas, poll)
+        canvas = harvest(canvas, eos_ids, done)
     denoiser.train(training)
     return [done[i] for i in range(len(prompts))]
 
 
-def decode_batch(denoiser, canvas: Canvas, decoder: Decoder, eos_ids, generator, stop, on_step) -> None:
-    """Denoise until every sequence of the canvas is finished."""
-    config = denoiser.model.config.get_text_config()
-    cache = SlotCache(config.num_hidden_layers, canvas.num_slots)
-    while not bool(canvas.finished.all()):
-        logits = forward(denoiser, canvas, cache)
-        canvas.nfe += ~canvas.finished
-        commit(canvas, decoder, logits, denoiser.token_shift, eos_ids, generator)
-        advance(denoiser, canvas, eos_ids, stop)
-        if on_step is not None:
-            on_step(canvas)
+def harvest(canvas: Canvas, eos_ids: Int[Tensor, " E"], done: dict[int, Generation]) -> Canvas | None:
+    """Take the finished sequences out of the canvas; None where none is left."""
+    finished = canvas.finished.tolist()
+    over, live = ([n for n, value in enumerate(finished) if value is wanted] for wanted in (True, False))
+    done |= canvas.results(over, eos_ids)
+    if over and live:
+        canvas.keep(torch.tensor(live, device=canvas.x.device))
+    return canvas if live else None
 
 
-def forward(denoiser: Denoiser, canvas: Canvas, cache: SlotCache) -> Float[Tensor, "N K V"]:
+def on_host(tensor: Tensor) -> bool:
+    """Whether a value of this tensor can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def step(denoiser: Denoiser, canvas: Canvas, decoder: Decoder, eos_ids, generator, stop: Stop | None) -> None:
+    """One forward, and what it commits."""
+    logits = forward(denoiser, canvas)
+    canvas.nfe += ~canvas.finished
+    commit(canvas, decoder, logits, denoiser.token_shift, denoiser.mask_id, eos_ids, generator)
+    advance(canvas, eos_ids, stop)
+
+
+def forward(denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "N K V"]:
     """The logits of every position of each sequence's current block."""
-    pattern, scratch = denoiser.pattern, canvas.num_slots - 1
+    pattern, cache = denoiser.pattern, canvas.cache
     slots, current = rows_to_read(denoiser, canvas)
-    is_scratch = slots == scratch
-    cache.slots = slots
-    start = canvas.start[:, None]
+    cache.slots, cache.read = slots, slots_to_see(denoiser, canvas)
+    is_scratch = slots == SCRATCH
     clean = torch.full_like(slots, not pattern.noisy_stream, dtype=torch.bool)
     if pattern.clean_stream and pattern.noisy_stream:
-        clean = (slots < start) & ~is_scratch
+        clean = (slots < canvas.start[:, None]) & ~is_scratch
     q = Rows(clean, torch.where(is_scratch, -1, 0), slots)
     k = columns(denoiser, canvas)
     scored, from_pending = rows_to_score(denoiser, canvas, slots, current)
+    filled = slots.clamp_min(0)  # scratch rows read anything
     logits = denoiser.score(
         scored.flatten(),
-        canvas.x.gather(1, slots),
-        slots,
+        canvas.x.gather(1, filled),
+        filled,
         denoiser.masks(q, k),
         past_key_values=cache,
         use_cache=True,
@@ -147,46 +133,59 @@ def forward(denoiser: Denoiser, canvas: Canvas, cache: SlotCache) -> Float[Tenso
         fresh = from_pending[:, None]
         canvas.carry = logits[:, 0] if canvas.carry is None else torch.where(fresh, logits[:, 0], canvas.carry)
         logits = torch.cat([canvas.carry[:, None], logits[:, 1:]], 1)
-    canvas.written = canvas.start.clone() if pattern.cacheable else canvas.written
+    if pattern.cacheable:
+        canvas.written = torch.where(canvas.finished, canvas.written, canvas.start)
+        canvas.max_pending = canvas.block_size
     return logits
 
 
-def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"], int]:
-    """The slots of a forward's rows, [pending ; current] padded with the scratch slot, and where `current` begins."""
-    pattern, scratch, device = denoiser.pattern, canvas.num_slots - 1, canvas.x.device
-    live = ~canvas.finished
-    pending = torch.where(live, canvas.start - canvas.written, 0)
-    width = int(pending.max())
-    slots = canvas.written[:, None] + torch.arange(width, device=device)
-    slots = torch.where(torch.arange(width, device=device) < pending[:, None], slots, scratch)
-    if not pattern.noisy_stream:
-        return slots, width
-    size = canvas.block_size if pattern.cacheable else int((canvas.length - canvas.start).max())
-    current = canvas.start[:, None] + torch.arange(size, device=device)
-    current = torch.where(live[:, None] & (current < canvas.length[:, None]), current, scratch)
-    return torch.cat([slots, current], 1), width
+def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"], Int[Tensor, " N"]]:
+    """The slots of a forward's rows, and the row at which each sequence's current block begins: [pending ; current]
+    filled up with scratch, or the whole canvas where nothing is cached."""
+    pattern, device = denoiser.pattern, canvas.x.device
+    live = ~canvas.finished[:, None]
+    if not pattern.cacheable:
+        slots = torch.arange(slots_to_see(denoiser, canvas), device=device).expand(len(canvas), -1)
+        return torch.where(live & (slots < canvas.length[:, None]), slots, SCRATCH), canvas.start
+    pending = canvas.start - canvas.written
+    width = canvas.max_pending
+    if on_host(canvas.x):  # often nothing is pending, and rows cost time here
+        width = int(torch.where(canvas.finished, 0, pending).max())
+    ahead = torch.arange(width, device=device)
+    slots = torch.where(live & (ahead < pending[:, None]), canvas.written[:, None] + ahead, SCRATCH)
+    if pattern.noisy_stream:
+        slots = torch.cat([slots, torch.where(live, canvas.block_slots(), SCRATCH)], 1)
+    return slots, torch.full_like(canvas.start, width)
+
+
+def slots_to_see(denoiser: Denoiser, canvas: Canvas) -> int:
+    """How many slots are read as columns: on a CPU those that hold something, elsewhere all, for a fixed shape."""
+    if not on_host(canvas.x):
+        return canvas.num_slots
+    end = canvas.start + canvas.block_size * denoiser.pattern.noisy_stream
+    return int((end if denoiser.pattern.cacheable else canvas.length).max())
 
 
 def columns(denoiser: Denoiser, canvas: Canvas) -> Rows:
-    """The slots as columns of the attention matrix: those that hold something belong to document 0."""
+    """The slots as columns of the attention matrix, scratch first: those that hold something belong to document 0."""
     pattern = denoiser.pattern
-    slots = torch.arange(canvas.num_slots, device=canvas.x.device).expand_as(canvas.x)
+    slots = torch.arange(SCRATCH, canvas.cache.read, device=canvas.x.device).expand(len(canvas), -1)
     end = canvas.start + canvas.block_size * pattern.noisy_stream if pattern.cacheable else canvas.length
-    used = slots < end[:, None]
+    used = (slots < end[:, None]) & (slots != SCRATCH)
     clean = torch.full_like(used, not pattern.noisy_stream)
     if pattern.clean_stream and pattern.noisy_stream:
-        clean = slots < canvas.start[:, None]
+        clean = used & (slots < canvas.start[:, None])
     return Rows(clean, torch.where(used, 0, -1), slots)
 
 
 def rows_to_score(
-    denoiser: Denoiser, canvas: Canvas, slots: Int[Tensor, "N R"], current: int
+    denoiser: Denoiser, canvas: Canvas, slots: Int[Tensor, "N R"], current: Int[Tensor, " N"]
 ) -> tuple[Int[Tensor, "N K"], Bool[Tensor, " N"]]:
     """The flat index of the row that scores each position of the current block, and whether the block's first one is
     scored by a row of this forward."""
     batch, width = slots.shape
     device = slots.device
-    column = current + torch.arange(canvas.block_size, device=device).expand(batch, -1)
+    column = current[:, None] + torch.arange(canvas.block_size, device=device)
     from_pending = torch.zeros(batch, dtype=torch.bool, device=device)
     if denoiser.token_shift:
         before = slots == canvas.start[:, None] - 1
@@ -195,7 +194,7 @@ def rows_to_score(
     return column + torch.arange(batch, device=device)[:, None] * width, from_pending
 
 
-def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, eos_ids, generator) -> None:
+def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, mask_id: int, eos_ids, generator) -> None:
     """Write the tokens that the decoder keeps, at least one per sequence.
 
     Training documents end in EOS up to the end of their block, so the tail of a block is easily predicted. It must not
@@ -213,7 +212,7 @@ def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, eos_ids,
         # A first token that is alone has its final score already: it was fixed by the clean context.
         keep[:, 0] |= open_[:, 0] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1)
     tail = ((keep & is_eos).cumsum(1) > 0) & open_ & ~keep
-    token = torch.where(tail, eos_ids[0] if len(eos_ids) else canvas.mask_id, token)
+    token = torch.where(tail, eos_ids[0] if len(eos_ids) else mask_id, token)
     for state, value in (
         (canvas.x, token),
         (canvas.masked, torch.zeros_like(keep)),
@@ -223,10 +222,10 @@ def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, eos_ids,
         state.scatter_(1, slots, torch.where(keep | tail, value, state.gather(1, slots)))
 
 
-def advance(denoiser: Denoiser, canvas: Canvas, eos_ids: Int[Tensor, " E"], stop: Stop | None) -> None:
+def advance(canvas: Canvas, eos_ids: Int[Tensor, " E"], stop: Stop | None) -> None:
     """Finish the sequences that have reached EOS, a stop or their length; move the others on at the end of a block."""
     filled = canvas.filled()
-    slots = torch.arange(canvas.num_slots, device=canvas.x.device)
+    slots = torch.arange(canvas.num_slots + 1, device=canvas.x.device)
     new = (slots >= canvas.prompt_length[:, None]) & (slots < filled[:, None])
     ended = (torch.isin(canvas.x, eos_ids) & new).any(1)
     ended |= filled >= canvas.prompt_length + canvas.max_new_tokens
@@ -236,17 +235,3 @@ def advance(denoiser: Denoiser, canvas: Canvas, eos_ids: Int[Tensor, " E"], stop
             ended[n] |= stop(canvas.x[n, canvas.prompt_length[n] : filled[n]].tolist())
     canvas.finished |= ended
     canvas.start = torch.where(block_done & ~canvas.finished, canvas.start + canvas.block_size, canvas.start)
-
-
-def results(canvas: Canvas, eos_ids: Int[Tensor, " E"]) -> Iterator[Generation]:
-    """Cut every sequence at its EOS or its length."""
-    eos = set(eos_ids.tolist())
-    filled = canvas.filled()
-    for n, prompt_length in enumerate(canvas.prompt_length.tolist()):
-        end = min(int(filled[n]), prompt_length + canvas.max_new_tokens)
-        tokens = canvas.x[n, prompt_length:end].tolist()
-        cut = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
-        span = slice(prompt_length, prompt_length + cut)
-        yield Generation(
-            tokens[:cut], int(canvas.nfe[n]), canvas.step[n, span].tolist(), canvas.confidence[n, span].tolist()
-        )

@@ -1,0 +1,110 @@
+"""The state of the sequences that are being decoded: tensors on the model's device, one row per sequence.
+
+Rows are independent of one another: they may be in different blocks, they leave when they are finished, and new ones
+join. A slot is an absolute position; slot -1 is scratch, for rows of a forward that have nothing to read or write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dlm.decoding.cache import SlotCache
+from dlm.denoiser import Denoiser
+
+SCRATCH = -1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one prompt gave: new tokens (up to and including EOS), the forwards they took, and for each token the
+    forward (from 1) that committed it and its confidence."""
+
+    tokens: list[int]
+    nfe: int
+    step: list[int]
+    confidence: list[float]
+
+    @property
+    def tpf(self) -> float:
+        """Tokens generated per forward, every forward counted."""
+        return len(self.tokens) / self.nfe
+
+
+class Canvas:
+    """`prompts` (token ids) with room for `max_new_tokens` each, up to the end of a block; `index` numbers them.
+    `num_slots` is the length of the longest canvas that these may have to share a batch with."""
+
+    # What a sequence has a row of.
+    STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe")
+    STATE += ("finished",)
+
+    def __init__(
+        self, denoiser: Denoiser, prompts: list[list[int]], index: list[int], max_new_tokens: int, num_slots: int
+    ):
+        pattern, device = denoiser.pattern, denoiser.model.device
+        self.block_size, self.max_new_tokens, self.num_slots = pattern.block_size, max_new_tokens, num_slots
+        self.cache = SlotCache(denoiser.model.config.get_text_config().num_hidden_layers, num_slots)
+        lengths = [len(p) for p in prompts]
+        # The host knows how many tokens are read first; after that at most a block is pending.
+        self.max_pending = max(n // self.block_size * self.block_size for n in lengths)
+        shape = (len(prompts), num_slots + 1)  # the last one is always masked: a sentinel
+        self.x = torch.full(shape, denoiser.mask_id)
+        for row, prompt in zip(self.x, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        self.x = self.x.to(device)
+        self.index, self.prompt_length = torch.tensor(index, device=device), torch.tensor(lengths, device=device)
+        self.length = whole_blocks(self.prompt_length + max_new_tokens, self.block_size)
+        self.masked = torch.arange(num_slots + 1, device=device) >= self.prompt_length[:, None]
+        self.start = self.prompt_length // self.block_size * self.block_size
+        self.written = torch.zeros_like(self.start)
+        self.nfe = torch.zeros_like(self.start)
+        self.step = torch.zeros(shape, dtype=torch.long, device=device)
+        self.confidence = torch.zeros(shape, device=device)
+        self.finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        self.carry: Float[Tensor, "N V"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def block_slots(self) -> Int[Tensor, "N K"]:
+        """The slots of each sequence's current block."""
+        return self.start[:, None] + torch.arange(self.block_size, device=self.x.device)
+
+    def filled(self) -> Int[Tensor, " N"]:
+        """How many slots from the left hold committed tokens."""
+        return self.masked.int().argmax(1)
+
+    def keep(self, rows: Int[Tensor, " M"]) -> None:
+        """Only these sequences stay."""
+        for name in self.STATE:
+            setattr(self, name, getattr(self, name)[rows])
+        self.carry = None if self.carry is None else self.carry[rows]
+        self.cache.keep(rows)
+
+    def join(self, other: Canvas) -> None:
+        """The sequences of another canvas, after its first forward, go on in this one."""
+        for name in self.STATE:
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.carry = None if self.carry is None else torch.cat([self.carry, other.carry])
+        self.cache.join(other.cache)
+
+    def results(self, rows: list[int], eos_ids: Int[Tensor, " E"]) -> dict[int, Generation]:
+        """What these sequences gave, by their number, cut at EOS or at their length."""
+        eos, filled, made = set(eos_ids.tolist()), self.filled(), {}
+        for n in rows:
+            begin = int(self.prompt_length[n])
+            tokens = self.x[n, begin : min(int(filled[n]), begin + self.max_new_tokens)].tolist()
+            cut = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
+            span = slice(begin, begin + cut)
+            step, confidence = self.step[n, span].tolist(), self.confidence[n, span].tolist()
+            made[int(self.index[n])] = Generation(tokens[:cut], int(self.nfe[n]), step, confidence)
+        return made
+
+
+def whole_blocks(length, block_size: int):
+    """A length (a number or a tensor) rounded up to whole blocks: a block is always whole, as in training."""
+    return -(-length // block_size) * block_size
