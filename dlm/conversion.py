@@ -5,7 +5,7 @@ Masks are drawn on the CPU before the batch moves to the device, so the step nev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning
 import torch
@@ -43,7 +43,9 @@ def prepare(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Gen
     batch = denoiser.scorable(batch)
     noised = masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
     inputs, scored = denoiser.inputs(batch, noised)
-    return Prepared(trim(denoiser.pattern, inputs), scored, batch.x0.numel(), int(batch.maskable.sum()))
+    inputs = trim(denoiser.pattern, inputs)
+    inputs = replace(inputs, layout=inputs.rows.layout())
+    return Prepared(inputs, scored, batch.x0.numel(), int(batch.maskable.sum()))
 
 
 class Conversion(lightning.LightningModule):

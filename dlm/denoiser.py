@@ -37,6 +37,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.model, self.pattern, self.mask_id = model, pattern, mask_id
         self.token_shift, self.layer_types = token_shift, layer_types
+        self.last_masks = None, None  # their key, and the masks
 
     def scorable(self, batch: Batch) -> Batch:
         """The batch without maskable tokens that nothing can score."""
@@ -65,13 +66,21 @@ class Denoiser(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "N V"]:
         """Logits of the scored tokens in float32; the mask token's is -inf: it is never predicted."""
-        masks = self.masks(inputs.rows, inputs.rows)
+        masks = self.masks(inputs.rows, inputs.rows, inputs.layout)
         return self.score(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
 
-    def masks(self, q: Rows, k: Rows):
-        """The `attention_mask` argument for rows `q` over columns `k`."""
+    def masks(self, q: Rows, k: Rows, layout: str = ""):
+        """The `attention_mask` argument for rows `q` over columns `k`; for the `layout` of the forward before, its own
+        masks again."""
         implementation = self.model.config._attn_implementation
-        return attention_masks(self.pattern, q, k, self.layer_types, implementation)
+        # Autograd cannot save a tensor that was made in inference mode.
+        key = layout, implementation, q.position.device, torch.is_inference_mode_enabled()
+        if layout and key == self.last_masks[0]:
+            return self.last_masks[1]
+        masks = attention_masks(self.pattern, q, k, self.layer_types, implementation)
+        if layout:
+            self.last_masks = key, masks
+        return masks
 
     def score(
         self,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from dlm.attention import block_sparse
 from dlm.attention.ar import AR
 from dlm.attention.base import AttentionPattern
 from dlm.attention.bidir import Bidir
@@ -27,7 +28,7 @@ from dlm.types import Rows
 NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")  # those that take an arbitrary mask
+IMPLEMENTATIONS = (block_sparse.NAME, "sdpa", "eager", "flex_attention")  # those that take an arbitrary mask
 PROBE_TOKENS, PROBE_WINDOW = 8, 4
 
 
@@ -54,7 +55,7 @@ class Parent:
 def load_parent(
     path: str,
     mask_token: str | None = None,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str = block_sparse.NAME,
     dtype: str = "float32",
     gguf_file: str | None = None,
     revision: str | None = None,
@@ -82,7 +83,7 @@ def load_parent(
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
-            attn_implementation=attn_implementation,
+            attn_implementation=block_sparse.loaded_as(attn_implementation),
             dtype=DTYPES[dtype],
             use_safetensors=None if gguf_file else True,
             output_loading_info=True,
@@ -94,6 +95,7 @@ def load_parent(
             f"id or a folder with config.json, safetensors weights and a tokenizer{hint(error)}"
         ) from error
     require_plain_weights(model, path, sorted(found["missing_keys"]), gguf_file is not None)
+    model = block_sparse.set_implementation(model, attn_implementation)
     return as_parent(model, tokenizer, path, mask_token, check)
 
 
@@ -120,10 +122,15 @@ def require_plain_weights(model: PreTrainedModel, path: str, missing: list[str],
     if not gguf:
         raise ValueError(f"model.path {path!r} is quantised, and cannot be trained: name the unquantised original")
     del model.config.quantization_config
+    model.hf_quantizer = None  # else it could not be saved
 
 
 def new_parent(
-    config: dict[str, Any], tokenizer: str, seed: int, attn_implementation: str = "sdpa", check: bool = True
+    config: dict[str, Any],
+    tokenizer: str,
+    seed: int,
+    attn_implementation: str = block_sparse.NAME,
+    check: bool = True,
 ) -> Parent:
     """A parent with random weights: `config` is a Hugging Face config with its `model_type`."""
     loaded = AutoTokenizer.from_pretrained(resolve(tokenizer))
@@ -134,7 +141,10 @@ def new_parent(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attn_implementation)
+        model = AutoModelForCausalLM.from_config(
+            hf_config, attn_implementation=block_sparse.loaded_as(attn_implementation)
+        )
+    model = block_sparse.set_implementation(model, attn_implementation)
     return as_parent(model, loaded, f"random {model_type}", None, check)
 
 

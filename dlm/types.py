@@ -9,6 +9,7 @@ from 0 inside each, so a block is `position // block_size` of one document, in t
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -56,16 +57,25 @@ class Rows(Movable):
     def __getitem__(self, index: Any) -> Rows:
         return Rows(self.clean[index], self.document[index], self.position[index])
 
+    def layout(self) -> str:
+        """A name for rows on the CPU: equal rows, equal names."""
+        digest = hashlib.sha256(str(tuple(self.position.shape)).encode())
+        for values in (self.clean, self.document, self.position):
+            digest.update(values.contiguous().numpy().data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class ModelInputs(Movable):
     """What the network reads. `scored[n]` is the flat index (row * S + column) of the hidden state that scores masked
-    token n, with the token shift already applied; `rows` describes the S columns for the attention predicate."""
+    token n, with the token shift already applied; `rows` describes the S columns for the attention predicate. `layout`
+    names the rows, so that masks can be used again without a look at the device; "" is no name."""
 
     input_ids: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
     rows: Rows
     scored: Int[Tensor, " N"]
+    layout: str = ""
 
 
 @dataclass(frozen=True)

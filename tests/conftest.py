@@ -20,7 +20,7 @@ from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
 from dlm.denoiser import Denoiser
 from dlm.parent import layer_types
-from dlm.types import Batch, generator
+from dlm.types import Batch, Rows, generator
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -76,6 +76,14 @@ def random_batch(rows: int, length: int, documents: list[int] | None = None, see
     document = torch.cat([torch.full((n,), i) for i, n in enumerate(sizes)]).expand(rows, -1).clone()
     position = torch.cat([torch.arange(n) for n in sizes]).expand(rows, -1).clone()
     return Batch(x0, torch.ones_like(x0, dtype=torch.bool), document, position)
+
+
+def rows_of(pattern, batch: Batch) -> Rows:
+    """The rows a model reads under a pattern: [noisy ; clean] as far as it has them."""
+    copies = pattern.noisy_stream + pattern.clean_stream
+    clean = torch.full_like(batch.maskable, not pattern.noisy_stream)
+    both = torch.cat([clean, ~clean], 1) if copies == 2 else clean
+    return Rows(both, batch.document.repeat(1, copies), batch.position.repeat(1, copies))
 
 
 def options(group: str) -> list[str]:

@@ -6,20 +6,12 @@ import sys
 
 import pytest
 import torch
-from conftest import PATTERNS, ROOT, config, denoiser, options, random_batch
+from conftest import PATTERNS, ROOT, config, denoiser, options, random_batch, rows_of
 from torch.nn.attention.flex_attention import create_mask
 
 from dlm.attention.masks import TILE, attention_masks, block_mask, dense_mask
 from dlm.build import make
-from dlm.types import Noised, Rows
-
-
-def rows_of(pattern, batch):
-    """The rows a model reads under a pattern: [noisy ; clean] as far as it has them."""
-    copies = pattern.noisy_stream + pattern.clean_stream
-    clean = torch.full_like(batch.maskable, not pattern.noisy_stream)
-    both = torch.cat([clean, ~clean], 1) if copies == 2 else clean
-    return Rows(both, batch.document.repeat(1, copies), batch.position.repeat(1, copies))
+from dlm.types import Noised
 
 
 def figure2(name, size, q, k):

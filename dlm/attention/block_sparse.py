@@ -1,0 +1,101 @@
+"""Attention that computes only what the mask lets through, as transformers' `attn_implementation="block_sparse"`.
+
+The kind of mask, made by `dlm.attention.masks`, decides how: a `BandMask` is SDPA on the columns that each band of rows
+sees (CPU), any other `BlockMask` is compiled FlexAttention (CUDA). Both are exact. Transformers' own SDPA does the
+rest: dense masks, as in decoding, and none.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from dlm.attention.masks import BandMask
+
+NAME = "block_sparse"
+
+
+def block_sparse_attention(
+    module: nn.Module,
+    query: Float[Tensor, "B H Q D"],
+    key: Float[Tensor, "B G K D"],
+    value: Float[Tensor, "B G K E"],
+    attention_mask: BlockMask | Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "B Q H E"], None]:
+    """The interface of transformers' attention functions. Raises `ValueError` for what it cannot honour."""
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attn_implementation={NAME} does not support {name}: use eager")
+    if not isinstance(attention_mask, BlockMask):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    mask_size, size = tuple(attention_mask.shape[2:]), (query.shape[2], key.shape[2])
+    if mask_size != size:
+        raise ValueError(f"a mask of {mask_size} rows and columns does not fit attention of {size}")
+    if isinstance(attention_mask, BandMask):
+        return band_attention(query, key, value, attention_mask, dropout, scaling), None
+    if dropout:
+        raise ValueError(f"attn_implementation={NAME} has no attention dropout on CUDA: use sdpa")
+    # Under autocast, normalised queries and keys are wider than the values; FlexAttention wants one type.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    # Called directly, because the wrapper of transformers repeats the keys of head counts that are no power of two.
+    output = compiled_flex_attention()(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def band_attention(
+    query: Float[Tensor, "B H S D"],
+    key: Float[Tensor, "B G S D"],
+    value: Float[Tensor, "B G S E"],
+    mask: BandMask,
+    dropout: float,
+    scaling: float | None,
+) -> Float[Tensor, "B S H E"]:
+    """SDPA band by band, each on the columns that it sees."""
+    outputs = []
+    for band in mask.bands:
+        k, v = (
+            torch.cat([x[:, :, c] for c in band.columns], 2) if len(band.columns) > 1 else x[:, :, band.columns[0]]
+            for x in (key, value)
+        )
+        output = scaled_dot_product_attention(
+            query[:, :, band.rows], k, v, band.visible, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, 1)
+
+
+def loaded_as(name: str) -> str:
+    """The implementation to load a model with that shall have `name`: transformers know what SDPA cannot do
+    (soft-capping, sinks) and refuse it, but not that the same holds here."""
+    return "sdpa" if name == NAME else name
+
+
+def set_implementation(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The model, loaded as above, with `name`. A class that does not look its attention function up keeps SDPA."""
+    if name == NAME and model._can_set_attn_implementation():
+        model.set_attn_implementation(NAME)
+    return model
+
+
+@cache
+def compiled_flex_attention():
+    """FlexAttention, compiled once a process: uncompiled it makes the whole matrix of scores."""
+    return torch.compile(flex_attention)
+
+
+AttentionInterface.register(NAME, block_sparse_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # the parent's own forward, without a mask of ours, stays causal

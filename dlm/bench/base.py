@@ -1,0 +1,131 @@
+"""What every benchmark is given, and what it gives back.
+
+A benchmark is one Python file and one YAML: its constructor refuses bad values before any compute, `run` measures and
+returns what the JSON record holds, `tables` shows it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dlm.attention.block import Block
+from dlm.bench.timing import Clock
+from dlm.denoiser import Denoiser
+from dlm.masking.base import Masking
+from dlm.parent import Parent
+from dlm.types import generator
+
+
+@dataclass
+class Workbench:
+    """The model under test and how it is measured. Times are seconds; `peak_tflops` (1e12 FLOP/s) and
+    `peak_bandwidth_gbs` (1e9 bytes/s) are the machine's measured ceilings, None where nobody has given them."""
+
+    parent: Parent
+    masking: Masking
+    token_shift: bool
+    device: torch.device
+    dtype: torch.dtype
+    gate_dtype: torch.dtype
+    repeats: int
+    warmup: int
+    seed: int
+    clock: Clock
+    peak_tflops: float | None = None
+    peak_bandwidth_gbs: float | None = None
+
+    def __post_init__(self) -> None:
+        self.own = self.model.config._attn_implementation
+        # What a plain user of transformers has: a mask in SDPA. Models without SDPA have only eager attention.
+        self.plain = "eager" if self.own == "eager" else "sdpa"
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.parent.model
+
+    def denoiser(self, block_size: int) -> Denoiser:
+        """The model as a block diffusion model with clean context."""
+        parent = self.parent
+        return Denoiser(parent.model, Block(block_size), parent.mask_id, self.token_shift, parent.layer_types)
+
+    def ids(self, rows: int, length: int) -> Int[Tensor, "B L"]:
+        """Random tokens of the vocabulary without the mask token (on the CPU)."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        drawn = torch.randint(0, vocabulary - 1, (rows, length), generator=generator(self.seed, rows, length))
+        return drawn + (drawn >= self.parent.mask_id)
+
+    @contextmanager
+    def gate(self) -> Iterator[None]:
+        """The model in the precision of the correctness gate: in bfloat16 near-ties would decide about tokens, and
+        rounding would hide an error in a gradient."""
+        cast(self.model, self.device, self.gate_dtype)
+        try:
+            yield
+        finally:
+            cast(self.model, self.device, self.dtype)
+
+    def check_positions(self, length: int, what: str) -> None:
+        """Refuse a row that is longer than the model's positions."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit and length > limit:
+            raise ValueError(f"{what} {length} exceeds the model's {limit} positions: choose at most {limit}")
+
+
+class Bench(ABC):
+    """One benchmark."""
+
+    @abstractmethod
+    def run(self, bench: Workbench) -> dict[str, Any]:
+        """Pass the gate, measure, and return what was found, ready for JSON."""
+
+    @abstractmethod
+    def tables(self, result: dict[str, Any]) -> list[Table]:
+        """What `run` returned, in at most 100 columns."""
+
+
+@torch.no_grad()
+def cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a model, and cast its parameters alone: rotary frequencies are buffers, and lose positions in bfloat16."""
+    model.to(device)
+    for parameter in model.parameters():
+        parameter.grad = None
+        parameter.data = parameter.data.to(dtype)
+
+
+def use(model: PreTrainedModel, implementation: str) -> None:
+    """Switch the attention implementation, where it is not the current one."""
+    if model.config._attn_implementation != implementation:
+        model.set_attn_implementation(implementation)
+
+
+def require_at_least(minimum: int, **values: int) -> None:
+    """`ValueError` for a value that is too small."""
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(f"{name} {value} must be at least {minimum}")
+
+
+def require_divides(block_size: int, **lengths: int) -> None:
+    """`ValueError` where a block size does not divide a length."""
+    require_at_least(1, block_size=block_size)
+    for name, length in lengths.items():
+        if length % block_size:
+            fitting = ", ".join(str(b) for b in range(1, length + 1) if length % b == 0)
+            raise ValueError(f"block_size {block_size} must divide {name} {length}: choose one of {fitting}")
+
+
+def require_some(**lists: list) -> None:
+    """`ValueError` for an empty list of points."""
+    for name, values in lists.items():
+        if not values:
+            raise ValueError(f"{name} is empty: give at least one value, as in {name}=[8]")

@@ -1,0 +1,201 @@
+"""Decoding at a forced number of tokens per step, so that every engine does the same denoising steps.
+
+EOS is ignored, so lengths are fixed. Speeds include the prompt's forward. Ours and the naive loop decode the converted
+checkpoint; ours (AR) and Hugging Face `generate` its parent, which is the same weights here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from rich.table import Table
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from dlm.bench import naive
+from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, require_some, use
+from dlm.bench.gate import require_same_tokens
+from dlm.bench.timing import Arm, interleaved, ratio, spread, with_range
+from dlm.build import ar_denoiser
+from dlm.decoding.engine import generate
+from dlm.decoding.fixed import Fixed
+from dlm.denoiser import Denoiser
+
+OURS, AGAIN, NAIVE, OURS_AR, HF = "ours", "ours again", "naive loop", "ours, AR", "HF generate"
+
+Engine = Callable[[], Int[Tensor, "N T"]]
+
+
+class Decode(Bench):
+    """Every combination of `batch_sizes`, `block_sizes` and `tokens_per_step`: `new_tokens` after random prompts of
+    `prompt_length` tokens."""
+
+    def __init__(
+        self,
+        prompt_length: int,
+        new_tokens: int,
+        batch_sizes: list[int],
+        block_sizes: list[int],
+        tokens_per_step: list[int],
+    ):
+        require_at_least(1, prompt_length=prompt_length, new_tokens=new_tokens)
+        require_some(batch_sizes=batch_sizes, block_sizes=block_sizes, tokens_per_step=tokens_per_step)
+        for batch_size in batch_sizes:
+            require_at_least(1, batch_sizes=batch_size)
+        for block_size in block_sizes:
+            require_divides(block_size, prompt_length=prompt_length, new_tokens=new_tokens)
+        for k in tokens_per_step:
+            require_at_least(1, tokens_per_step=k)
+            if k > min(block_sizes):
+                raise ValueError(f"tokens_per_step {k} exceeds block_size {min(block_sizes)}: choose at most that many")
+        self.prompt_length, self.new_tokens = prompt_length, new_tokens
+        self.points = list(itertools.product(batch_sizes, block_sizes, tokens_per_step))
+
+    def run(self, bench: Workbench) -> dict[str, Any]:
+        bench.check_positions(self.prompt_length + self.new_tokens, "prompt_length + new_tokens")
+        bench.model.eval()
+        with ignoring_eos(bench.model):
+            return {
+                "settings": {"prompt_length": self.prompt_length, "new_tokens": self.new_tokens},
+                "points": [self.point(bench, *point) for point in self.points],
+            }
+
+    def point(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> dict[str, Any]:
+        """The gate and the times of one combination."""
+        engines = self.engines(bench, batch_size, block_size, k)
+        with bench.gate():
+            tokens = {name: made(bench, name, engine) for name, engine in engines.items() if name != AGAIN}
+            require_same_tokens("ours and the naive loop", tokens[OURS], tokens[NAIVE])
+            require_same_tokens("ours (AR) and Hugging Face generate", tokens[OURS_AR], tokens[HF])
+        forwards = {name: count_forwards(bench, name, engine) for name, engine in engines.items()}
+        arms = {name: Arm(engine, lambda name=name: ready(bench, name)) for name, engine in engines.items()}
+        times = interleaved(arms, bench.repeats, bench.warmup, bench.clock)
+        found = {"batch_size": batch_size, "block_size": block_size, "tokens_per_step": k, "seconds": times}
+        return found | {"arms": {n: self.summary(bench, n, found, forwards[n]) for n in engines}}
+
+    def engines(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> dict[str, Engine]:
+        """Every way to decode the same prompts, the reference of ratios last."""
+        prompt = bench.ids(batch_size, self.prompt_length)
+        parent, prompts, on_device = bench.parent, prompt.tolist(), prompt.to(bench.device)
+
+        def engine(denoiser: Denoiser, tokens: int) -> Engine:
+            decoder, options = Fixed(tokens), {"eos_id": None, "batch_size": batch_size}
+            return lambda: torch.tensor(
+                [g.tokens for g in generate(denoiser, prompts, decoder, self.new_tokens, **options)]
+            )
+
+        def loop() -> Int[Tensor, "N T"]:
+            settings = (self.new_tokens, parent.mask_id, block_size, k, bench.token_shift)
+            return naive.decode(parent.model, parent.layer_types, on_device, *settings)
+
+        rule = GenerationConfig(
+            max_new_tokens=self.new_tokens, do_sample=False, suppress_tokens=[parent.mask_id], pad_token_id=0
+        )
+        present = torch.ones_like(on_device)
+
+        def hugging_face() -> Int[Tensor, "N T"]:
+            made = parent.model.generate(on_device, attention_mask=present, generation_config=rule)
+            return made[:, self.prompt_length :]
+
+        ours = engine(bench.denoiser(block_size), k)
+        return {OURS: ours, NAIVE: loop, AGAIN: ours, OURS_AR: engine(ar_denoiser(parent), 1), HF: hugging_face}
+
+    def summary(self, bench: Workbench, name: str, point: dict[str, Any], forwards: int) -> dict[str, Any]:
+        """What an arm's times mean. Rates are of the whole batch; `tokens_per_forward` is of one sequence."""
+        seconds, batch_size = point["seconds"], point["batch_size"]
+        took = spread(seconds[name])["median"]
+        step = 1 if name in (OURS_AR, HF) else point["block_size"]
+        # The columns of a forward: what is before the block, and the block; the mean over the blocks.
+        context = self.prompt_length + (self.new_tokens - step) / 2 + step
+        weights, cache = weight_bytes(bench.model), batch_size * context * cache_bytes_per_token(bench.model)
+        limit = bench.peak_bandwidth_gbs and (weights + cache) / (bench.peak_bandwidth_gbs * 1e9)
+        return {
+            "forwards": forwards,
+            "tokens_per_forward": self.new_tokens / forwards,
+            "ms_per_forward": took / forwards * 1e3,
+            "tokens_per_second": batch_size * self.new_tokens / took,
+            "speed_over_hf": ratio(seconds[HF], seconds[name]),
+            "speed_over_naive": ratio(seconds[NAIVE], seconds[name]),
+            "weight_bytes_per_forward": weights,
+            "cache_bytes_per_forward": cache,
+            "fraction_of_bandwidth": limit and limit / (took / forwards),
+        }
+
+    def tables(self, result: dict[str, Any]) -> list[Table]:
+        s = result["settings"]
+        limited = result["points"][0]["arms"][OURS]["fraction_of_bandwidth"] is not None
+        table = Table(
+            title=f"Decoding: {s['new_tokens']} tokens after {s['prompt_length']}; median "
+            f"(range) of {len(result['points'][0]['seconds'][OURS])}",
+            caption="N batch, B block, k tokens committed in a step. Same tokens: ours = naive loop, ours (AR) = HF.",
+        )
+        columns = ["N", "B", "k", "arm", "forwards", "tok/fwd", "ms/fwd", "tok/s", "speed / HF"]
+        for column in columns + ["limit"] * limited:
+            table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+        for point in result["points"]:
+            key = [str(point[name]) for name in ("batch_size", "block_size", "tokens_per_step")]
+            for name, a in point["arms"].items():
+                cells = [f"{a['forwards']}", f"{a['tokens_per_forward']:.2f}", f"{a['ms_per_forward']:.2f}"]
+                cells += [f"{a['tokens_per_second']:,.0f}", with_range(a["speed_over_hf"])]
+                table.add_row(*key, name, *cells, *[f"{a['fraction_of_bandwidth'] or 0:.1%}"] * limited)
+                key = [""] * 3
+            table.add_section()
+        return [table]
+
+
+def ready(bench: Workbench, name: str) -> None:
+    """The arm's own attention."""
+    use(bench.model, bench.own if name in (OURS, AGAIN, OURS_AR) else bench.plain)
+
+
+def made(bench: Workbench, name: str, engine: Engine) -> Int[Tensor, "N T"]:
+    """The tokens of an engine, on the CPU."""
+    ready(bench, name)
+    return engine().cpu()
+
+
+def count_forwards(bench: Workbench, name: str, engine: Engine) -> int:
+    """The forwards of the network in one call, prefill and commits included."""
+    calls = 0
+
+    def count(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    hook = bench.model.register_forward_pre_hook(count)
+    try:
+        made(bench, name, engine)
+    finally:
+        hook.remove()
+    return calls
+
+
+@contextmanager
+def ignoring_eos(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills what its argument leaves open from the model's own generation config, the EOS too."""
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """The bytes of the weights that a forward reads: all, but of an untied input embedding only a few rows."""
+    embedding = model.get_input_embeddings().weight
+    tied = embedding is model.get_output_embeddings().weight
+    return sum(p.nbytes for p in model.parameters()) - (0 if tied else embedding.nbytes)
+
+
+def cache_bytes_per_token(model: PreTrainedModel) -> int:
+    """The bytes of one token's keys and values in all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * model.get_input_embeddings().weight.dtype.itemsize

@@ -1,0 +1,55 @@
+"""Nothing is timed that is not right: the same loss, the same gradients, the same tokens, or no numbers at all."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+# The largest relative error, |a - b| / |b| in the 2-norm of a tensor. Rounding alone stays an order below.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# A gradient that is nothing but rounding (a key's bias, say) is measured against this part of the whole gradient.
+FLOOR = 1e-3
+
+Step = dict[str, Tensor]  # "loss", and the gradient of every parameter by its name
+
+
+class GateError(ValueError):
+    """Two implementations of the same thing differ."""
+
+
+def require_same_step(ours: Step, naive: Step, tolerance: float) -> float:
+    """The largest relative error of loss and gradients; `GateError` where it exceeds `tolerance`."""
+    if ours.keys() != naive.keys():
+        name = sorted(ours.keys() ^ naive.keys())[0]
+        raise GateError(f"gate failed: only one of ours and naive has a gradient of {name}; nothing was timed")
+    floor = FLOOR * sum(float(g.double().norm() ** 2) for n, g in naive.items() if n != "loss") ** 0.5
+    worst = 0.0
+    for name, expected in naive.items():
+        scale = max(float(expected.double().norm()), floor if name != "loss" else 0.0)
+        error = float((ours[name].double() - expected.double()).norm()) / max(scale, 1e-30)
+        if not error <= tolerance:  # nan is not
+            what = "loss" if name == "loss" else f"gradient of {name}"
+            raise GateError(
+                f"gate failed: the {what} differs between ours and naive by {error:.3g} (relative; at most "
+                f"{tolerance:g}): {size(ours[name]):.6g} against {size(expected):.6g} (2-norms); nothing was timed"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def size(tensor: Tensor) -> float:
+    return float(tensor.double().norm())
+
+
+def require_same_tokens(pair: str, a: Int[Tensor, "N T"], b: Int[Tensor, "N T"]) -> None:
+    """`GateError` naming the first token that differs. `pair` names the two, `ours against naive`."""
+    if a.shape != b.shape:
+        raise GateError(f"gate failed: {pair} give {tuple(a.shape)} and {tuple(b.shape)} tokens; nothing was timed")
+    differs = (a != b).nonzero()
+    if len(differs):
+        row, column = differs[0].tolist()
+        raise GateError(
+            f"gate failed: {pair} differ in {len(differs)} of {a.numel()} tokens, first in sequence {row} at token "
+            f"{column}: {int(a[row, column])} against {int(b[row, column])}; nothing was timed"
+        )

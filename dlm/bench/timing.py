@@ -1,0 +1,69 @@
+"""Times of several arms, taken in turns so that the machine's load and temperature hit all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One contestant. `setup` is called before every `run`, outside the time."""
+
+    run: Callable[[], object]
+    setup: Callable[[], object] = lambda: None
+
+
+def clock_of(device: torch.device, name: str = "wall") -> Clock:
+    """Seconds, after everything that was given to the device is done. `cpu` counts those that this process computes, in
+    all its threads: another process that takes the machine's time is not counted."""
+    if name not in CLOCKS:
+        raise ValueError(f"clock {name!r} is unknown: choose one of {', '.join(CLOCKS)}")
+    if device.type != "cuda":
+        return CLOCKS[name]
+    if name != "wall":
+        raise ValueError(f"clock {name!r} does not see what device {str(device)!r} does: choose wall")
+
+    def synchronised() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return synchronised
+
+
+def interleaved(arms: dict[str, Arm], repeats: int, warmup: int, clock: Clock) -> dict[str, list[float]]:
+    """Seconds of every run, A B C A B C …: the n-th entry of each list belongs to round n. The first `warmup` rounds
+    are not kept."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(warmup + repeats):
+        for name, arm in arms.items():
+            arm.setup()
+            begin = clock()
+            arm.run()
+            seconds = clock() - begin
+            if turn >= warmup:
+                times[name].append(seconds)
+    return times
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median and range."""
+    values = list(values)
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
+    """Median and range of the ratios of each round. Not the ratio of medians: a round's load hits both its arms."""
+    return spread(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def with_range(value: dict[str, float], digits: int = 2) -> str:
+    """`2.41 (2.30–2.55)`."""
+    return f"{value['median']:.{digits}f} ({value['min']:.{digits}f}–{value['max']:.{digits}f})"

@@ -1,0 +1,259 @@
+"""One training step without the optimizer: ours, the naive one, and the parent's own autoregressive one.
+
+All arms have the same weights, tokens, noise and masks. Ours and naive compute the same loss; AR computes another one
+on the same tokens, and says what the parent would cost. The naive arm makes its mask in every step; ours as training
+does, once for batches that are laid out alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from rich.table import Table
+from torch import Tensor
+
+from dlm.bench import flops, naive
+from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, use
+from dlm.bench.gate import TOLERANCE, Step, require_same_step
+from dlm.bench.timing import Arm, interleaved, ratio, spread, with_range
+from dlm.conversion import Prepared, prepare
+from dlm.denoiser import Denoiser
+from dlm.loss.nelbo import Nelbo
+from dlm.types import Batch, generator
+
+OURS, AGAIN, NAIVE, AR = "ours", "ours again", "naive", "AR"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch as every arm reads it, on the device; `prepared` is ours."""
+
+    denoiser: Denoiser
+    batch: Batch
+    prepared: Prepared
+    x0: Int[Tensor, "B L"]
+    masked: Bool[Tensor, "B L"]
+    weight: Float[Tensor, "B L"]
+
+
+class Train(Bench):
+    """`batch_size` rows of `length` random tokens, in blocks of `block_size`."""
+
+    def __init__(self, length: int, batch_size: int, block_size: int):
+        require_at_least(2, length=length)
+        require_at_least(1, batch_size=batch_size)
+        require_divides(block_size, length=length)
+        self.length, self.batch_size, self.block_size = length, batch_size, block_size
+
+    def run(self, bench: Workbench) -> dict[str, Any]:
+        bench.check_positions(self.length, "length")
+        bench.model.train()
+        case = self.case(bench)
+        losses = self.losses(bench, case)
+        with bench.gate():
+            error = gate(bench, losses)
+        arms = {name: self.arm(bench, name, loss) for name, loss in losses.items()}
+        counts = {name: self.counts(bench, case, name, arm) for name, arm in arms.items() if name != AGAIN}
+        times = interleaved(arms, bench.repeats, bench.warmup, bench.clock)
+        times |= interleaved(
+            {"prepare": Arm(lambda: self.prepare(bench, case.denoiser, case.batch))}, bench.repeats, 1, bench.clock
+        )
+        tokens = self.batch_size * self.length
+        return {
+            "settings": {"length": self.length, "batch_size": self.batch_size, "block_size": self.block_size},
+            "gate": {"max_relative_error": error, "tolerance": TOLERANCE[bench.gate_dtype]},
+            "masked_tokens": int(case.masked.sum()),
+            "seconds": times,
+            "summary": {name: spread(values) for name, values in times.items()},
+            "tokens_per_second": {n: tokens / spread(times[n])["median"] for n in arms},
+            "time_over_ours": {n: ratio(times[n], times[OURS]) for n in arms},
+            "time_over_ar": {n: ratio(times[n], times[AR]) for n in arms},
+            "counts": counts,
+            "useful_mfu": useful_mfu(bench, counts, times),
+        }
+
+    def case(self, bench: Workbench) -> Case:
+        """The batch, its noise, and what each arm reads of it."""
+        x0 = bench.ids(self.batch_size, self.length)
+        position = torch.arange(self.length).expand_as(x0).contiguous()
+        batch = Batch(x0, torch.ones_like(x0, dtype=torch.bool), torch.zeros_like(x0), position)
+        denoiser = bench.denoiser(self.block_size)
+        prepared = self.prepare(bench, denoiser, batch)
+        masked = torch.zeros(x0.numel(), dtype=torch.bool)
+        masked[prepared.scored.index] = True
+        weight = torch.zeros(x0.numel())
+        weight[prepared.scored.index] = prepared.scored.weight
+        mine = (t.view_as(x0).to(bench.device) for t in (x0, masked, weight))
+        return Case(denoiser, batch, prepared.to(bench.device), *mine)
+
+    def prepare(self, bench: Workbench, denoiser: Denoiser, batch: Batch) -> Prepared:
+        """What the CPU does before a step: draw the noise, leave out what nobody reads."""
+        return prepare(denoiser, bench.masking, batch, generator(bench.seed))
+
+    def losses(self, bench: Workbench, case: Case) -> dict[str, Callable[[], Float[Tensor, ""]]]:
+        """The forward and the loss of every arm."""
+        parent, prepared = bench.parent, case.prepared
+
+        def ours() -> Float[Tensor, ""]:
+            return Nelbo()(case.denoiser(prepared.inputs), prepared.scored, prepared.num_tokens).loss
+
+        def plain() -> Float[Tensor, ""]:
+            noised = (case.x0, case.masked, case.weight, parent.mask_id)
+            return naive.diffusion_loss(parent.model, parent.layer_types, *noised, self.block_size, bench.token_shift)
+
+        return {OURS: ours, NAIVE: plain, AR: lambda: naive.ar_loss(parent.model, case.x0), AGAIN: ours}
+
+    def arm(self, bench: Workbench, name: str, loss: Callable[[], Tensor]) -> Arm:
+        return Arm(lambda: loss().backward(), lambda: ready(bench, name))
+
+    def counts(self, bench: Workbench, case: Case, name: str, arm: Arm) -> dict[str, Any]:
+        """Work and memory of one step: rows, logits, FLOP executed and useful, peak bytes on CUDA."""
+        rows: dict[str, int] = {"network": 0, "head": 0}
+        model, on_cuda = bench.model, bench.device.type == "cuda"
+        # Ours then has a compiled attention kernel, which a counter cannot see and would run uncompiled.
+        blind = on_cuda and name == OURS and bench.own != bench.plain
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+
+        def count(where: str, rows_of: Callable[[Any, Any], int]) -> Callable[..., None]:
+            def hook(module: Any, args: Any, output: Tensor) -> None:
+                rows[where] += rows_of(args, output)
+
+            return hook
+
+        hooks = [
+            model.get_input_embeddings().register_forward_hook(count("network", lambda args, _: args[0].numel())),
+            model.get_output_embeddings().register_forward_hook(
+                count("head", lambda _, output: output.numel() // vocabulary)
+            ),
+        ]
+        try:
+            arm.setup()
+            if blind:
+                use(model, bench.plain)
+            found = flops.executed(arm.run)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {
+            "rows_network": rows["network"],
+            "rows_head": rows["head"],
+            "logits_bytes": rows["head"] * vocabulary * bench.dtype.itemsize,
+            "flop_executed": found | {"attention": None} if blind else found,
+            "flop_useful": self.useful(bench, case, name),
+            "peak_bytes": peak_bytes(arm) if on_cuda else None,
+        }
+
+    def useful(self, bench: Workbench, case: Case, name: str) -> int | None:
+        """The FLOP that the arm's task needs, whatever it executes; None where there is no closed form."""
+        shape = flops.Shape.of(bench.model)
+        windows = [w for w in bench.parent.layer_types.values() if w is not None]
+        if shape is None or any(w < self.length for w in windows):
+            return None
+        if name == AR:
+            rows = case.x0.numel()
+            return flops.plain_step(shape, rows, rows * (self.length + 1) // 2, rows)
+        return flops.diffusion_step(shape, flops.needed(case.masked.cpu(), self.block_size, bench.token_shift))
+
+    def tables(self, result: dict[str, Any]) -> list[Table]:
+        return [times_table(result), counts_table(result)]
+
+
+def ready(bench: Workbench, name: str) -> None:
+    """No gradients, and the arm's own attention: ours may have a kernel that takes no dense mask."""
+    bench.model.zero_grad(set_to_none=True)
+    use(bench.model, bench.own if name in (OURS, AGAIN) else bench.plain)
+
+
+def gate(bench: Workbench, losses: dict[str, Callable[[], Tensor]]) -> float:
+    """Refuse to go on unless ours and naive have the same loss and the same gradients."""
+    ours, plain = (step(bench, name, losses[name]) for name in (OURS, NAIVE))
+    return require_same_step(ours, plain, TOLERANCE[bench.gate_dtype])
+
+
+def step(bench: Workbench, name: str, loss: Callable[[], Tensor]) -> Step:
+    """The loss and all gradients of one step, on the CPU: two sets may not fit on the device."""
+    ready(bench, name)
+    value = loss()
+    value.backward()
+    found = {n: p.grad.cpu().clone() for n, p in bench.model.named_parameters() if p.grad is not None}
+    bench.model.zero_grad(set_to_none=True)
+    return {"loss": value.detach().cpu()} | found
+
+
+def peak_bytes(arm: Arm) -> int:
+    """The most that was allocated on the device during one step, weights included."""
+    arm.setup()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    arm.run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def useful_mfu(bench: Workbench, counts: dict[str, Any], times: dict[str, list[float]]) -> dict[str, float]:
+    """Useful FLOP/s as a fraction of the peak, by arm; {} without a peak or a closed form."""
+    return {
+        name: found["flop_useful"] / spread(times[name])["median"] / (bench.peak_tflops * 1e12)
+        for name, found in counts.items()
+        if bench.peak_tflops and found["flop_useful"]
+    }
+
+
+def times_table(result: dict[str, Any]) -> Table:
+    """Times and their ratios."""
+    s, seconds = result["settings"], result["summary"]
+    table = Table(
+        title=f"Training step: L {s['length']}, batch {s['batch_size']}, block {s['block_size']}; "
+        f"median (range) of {len(result['seconds'][OURS])}",
+        caption="ours and naive: the same loss and gradients (largest relative error "
+        f"{result['gate']['max_relative_error']:.1e}, at most {result['gate']['tolerance']:g}).\n"
+        f"ours prepares a batch on the CPU in {seconds['prepare']['median'] * 1e3:.1f} ms, outside the step.",
+    )
+    for column, justify in (
+        ("arm", "left"),
+        ("ms", "right"),
+        ("tokens/s", "right"),
+        ("time / ours", "right"),
+        ("time / AR", "right"),
+    ):
+        table.add_column(column, justify=justify, no_wrap=True)
+    for name, rate in result["tokens_per_second"].items():
+        ms = {k: v * 1e3 for k, v in seconds[name].items()}
+        ratios = (with_range(result[key][name]) for key in ("time_over_ours", "time_over_ar"))
+        table.add_row(name, with_range(ms, 1), f"{rate:,.0f}", *ratios)
+    return table
+
+
+def counts_table(result: dict[str, Any]) -> Table:
+    """Work and memory."""
+    found, mfu = result["counts"], result["useful_mfu"]
+    blind = any(c["flop_executed"]["attention"] is None for c in found.values())
+    memory = any(c["peak_bytes"] for c in found.values())
+    columns = ["arm", "rows", "head rows", "logits MB", "GFLOP", "useful GFLOP"]
+    columns += ["useful MFU"] * bool(mfu) + ["peak GB"] * memory
+    table = Table(
+        title="Work of a step",
+        caption="* without attention: the counter cannot see a compiled kernel" if blind else None,
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for name, c in found.items():
+        flop = c["flop_executed"]
+        executed = f"{(flop['linear'] + (flop['attention'] or 0)) / 1e9:,.2f}" + "*" * (flop["attention"] is None)
+        useful = "–" if c["flop_useful"] is None else f"{c['flop_useful'] / 1e9:,.2f}"
+        cells = [
+            name,
+            f"{c['rows_network']:,}",
+            f"{c['rows_head']:,}",
+            f"{c['logits_bytes'] / 1e6:,.1f}",
+            executed,
+            useful,
+        ]
+        cells += [f"{mfu[name]:.1%}" if name in mfu else "–"] * bool(mfu)
+        cells += [f"{(c['peak_bytes'] or 0) / 1e9:.2f}"] * memory
+        table.add_row(*cells)
+    return table

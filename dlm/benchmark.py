@@ -1,0 +1,147 @@
+"""Measure training and decoding speed: `python -m dlm.benchmark [bench=train|decode|sweep] [option=value ...]`.
+
+A correctness gate runs before anything is timed; arms take turns; every ratio comes with its range; every repetition is
+in the JSON record.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from dlm.bench.base import Bench, Workbench, cast, require_at_least
+from dlm.bench.timing import clock_of
+from dlm.build import choices, make
+from dlm.console import command
+from dlm.parent import DTYPES
+from dlm.runs import environment, write_atomically
+
+WIDTH = 100  # columns, where standard output is not a terminal
+
+
+def benchmark(cfg: DictConfig, console: Console) -> Path:
+    """Measure, print the tables, and return the path of the record."""
+    bench, device, path = checked(cfg)
+    began = time.time()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    with torch.random.fork_rng(devices=[]):
+        workbench = make_workbench(cfg, device)
+    model = workbench.model
+    result = bench.run(workbench)
+    record = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
+        "bench": type(bench).__name__.lower(),
+        "choices": choices(),
+        "settings": OmegaConf.to_container(cfg, resolve=True),
+        **environment(),
+        "device": {"name": device_name(device), "threads": torch.get_num_threads()},
+        "model": {
+            "source": workbench.parent.source,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "dtype": str(workbench.dtype).removeprefix("torch."),
+            "attention": {"ours": workbench.own, "others": workbench.plain},
+        },
+        "result": result,
+        "wall_seconds": time.time() - began,
+    }
+    show(record, bench, console)  # first: a full disk shall not lose it
+    write_atomically(path, json.dumps(record, indent=1))
+    return path
+
+
+def checked(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
+    """Refuse bad values before the model is loaded: the benchmark, the device, and where the record goes."""
+    bench = make(cfg.bench)
+    make(cfg.masking)
+    require_at_least(1, repeats=cfg.repeats)
+    require_at_least(0, warmup=cfg.warmup)
+    for name in ("threads", "peak_tflops", "peak_bandwidth_gbs"):
+        if cfg[name] is not None and cfg[name] <= 0:
+            raise ValueError(f"{name} {cfg[name]} must be more than 0, or null")
+    for name in ("dtype", "gate_dtype"):
+        if cfg[name] is not None and cfg[name] not in DTYPES:
+            raise ValueError(f"{name} {cfg[name]!r} is unknown: choose one of {', '.join(DTYPES)}, or null")
+    device = usable_device(cfg.device)
+    clock_of(device, cfg.clock)
+    # Milliseconds, because the jobs of a sweep may begin together.
+    name = f"{type(bench).__name__.lower()}-{datetime.now().strftime('%Y-%m-%d_%H-%M-%S.%f')[:-3]}.json"
+    path = Path(cfg.out or Path(cfg.runs_dir) / "benchmarks" / name).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out {str(path)!r} cannot be written ({error.strerror}): name another file") from error
+    if path.is_dir():
+        raise ValueError(f"out {str(path)!r} is a folder: name a file in it, as {str(path / name)!r}")
+    return bench, device, path
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name; `ValueError` where this machine has none."""
+    count = torch.cuda.device_count()
+    known = ["cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
+    if name not in known:
+        raise ValueError(f"device {name!r} is not on this machine: choose one of {', '.join(known)}")
+    return torch.device(name)
+
+
+def make_workbench(cfg: DictConfig, device: torch.device) -> Workbench:
+    """The model, on its device and in its precision."""
+    parent = make(cfg.model)
+    dtype = DTYPES[cfg.dtype] if cfg.dtype else next(parent.model.parameters()).dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    gate_dtype = DTYPES[cfg.gate_dtype] if cfg.gate_dtype else wide
+    cast(parent.model, device, dtype)
+    return Workbench(
+        parent=parent,
+        masking=make(cfg.masking),
+        token_shift=cfg.token_shift,
+        device=device,
+        dtype=dtype,
+        gate_dtype=gate_dtype,
+        repeats=cfg.repeats,
+        warmup=cfg.warmup,
+        seed=cfg.seed,
+        clock=clock_of(device, cfg.clock),
+        peak_tflops=cfg.peak_tflops,
+        peak_bandwidth_gbs=cfg.peak_bandwidth_gbs,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def show(record: dict[str, Any], bench: Bench, console: Console) -> None:
+    """The tables, below what they were measured on."""
+    model, device = record["model"], record["device"]
+    where = f"{device['name']}, {device['threads']} threads" if device["name"] == "cpu" else device["name"]
+    console.print(
+        f"{model['source']}, {model['parameters'] / 1e6:,.1f}M parameters, {model['dtype']}, on {where}; "
+        f"torch {record['versions']['torch']}, transformers {record['versions']['transformers']}; "
+        f"{record['settings']['clock']} time",
+        highlight=False,
+    )
+    for table in bench.tables(record["result"]):
+        console.print(table)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
+@command
+def main(cfg: DictConfig) -> dict[str, Any]:
+    console = Console()
+    path = benchmark(cfg, console if console.is_terminal else Console(width=WIDTH))
+    print(f"record: {path}")
+    return {"id": path.stem, "status": "finished", "record": {}}
+
+
+if __name__ == "__main__":
+    main()

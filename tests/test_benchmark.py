@@ -1,0 +1,298 @@
+"""`python -m dlm.benchmark`: the gate refuses what differs, the arithmetic is that of the hand, records are whole. No
+test looks at a clock."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import CONF, MASK_ID, config, options, tiny
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+
+from dlm import benchmark as command_module
+from dlm.bench import decode, naive, train
+from dlm.bench.base import Workbench, cast, use
+from dlm.bench.gate import TOLERANCE, GateError, require_same_step, require_same_tokens
+from dlm.bench.timing import Arm, interleaved, ratio, spread
+from dlm.benchmark import benchmark, main
+from dlm.build import ar_denoiser, make
+from dlm.masking.uniform import Uniform
+from dlm.parent import Parent, layer_types
+
+FAST = ["repeats=2", "warmup=0", "model=tiny_random", "model.config.num_hidden_layers=2"]
+SMALL = {
+    "train": ["bench.length=32", "bench.block_size=8"],
+    "decode": ["bench.prompt_length=8", "bench.new_tokens=8", "bench.batch_sizes=[2]", "bench.block_sizes=[4]"],
+    "sweep": ["bench.lengths=[16]", "bench.block_sizes=[4,8]", "bench.new_tokens=8"],
+}
+
+
+def workbench(model, token_shift=False, **kwargs) -> Workbench:
+    parent = Parent(model, None, MASK_ID, layer_types(model), "test")
+    found = {"masking": Uniform(), "repeats": 2, "warmup": 0, "seed": 0, "clock": lambda: 0.0} | kwargs
+    dtype = next(model.parameters()).dtype
+    return Workbench(
+        parent=parent, token_shift=token_shift, device=torch.device("cpu"), dtype=dtype, gate_dtype=dtype, **found
+    )
+
+
+def losses_of(model, token_shift=False, length=24, block_size=4):
+    bench = workbench(model, token_shift)
+    task = train.Train(length, 2, block_size)
+    case = task.case(bench)
+    return bench, task, case, task.losses(bench, case)
+
+
+# --- the gate
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+def test_ours_and_naive_have_the_same_loss_and_all_gradients(model, token_shift):
+    bench, _, _, losses = losses_of(model, token_shift)
+    assert train.gate(bench, losses) <= TOLERANCE[torch.float64]
+
+
+def with_gradient(loss, tensor):
+    """The same loss, with 1 more as the gradient of every element of a tensor."""
+    return loss + (tensor - tensor.detach()).sum()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda loss, model: loss * 1.25, "the loss differs between ours and naive by 0.2 "),
+        (lambda loss, model: loss.detach() + (loss - loss.detach()) / 2, "the gradient of .* by 1 "),
+        (lambda loss, model: with_gradient(loss, model.model.norm.weight), "the gradient of model.norm.weight differs"),
+    ],
+)
+def test_the_gate_names_what_differs(llama, fault, message):
+    bench, _, _, losses = losses_of(llama)
+    right = losses[train.NAIVE]
+    faulty = losses | {train.NAIVE: lambda: fault(right(), llama)}
+    with pytest.raises(GateError, match=f"gate failed: ({message}).*nothing was timed"):
+        train.gate(bench, faulty)
+
+
+def test_the_gate_sees_a_naive_arm_that_may_predict_the_mask_token(llama, monkeypatch):
+    monkeypatch.setattr(naive, "without_mask_token", lambda logits, mask_id: logits.float())
+    bench, _, _, losses = losses_of(llama)
+    with pytest.raises(GateError, match="differs"):
+        train.gate(bench, losses)
+
+
+def test_the_gate_sees_a_missing_gradient_and_nan():
+    one = torch.ones(3)
+    with pytest.raises(GateError, match="only one of ours and naive has a gradient of b"):
+        require_same_step({"loss": one, "a": one}, {"loss": one, "a": one, "b": one}, 1e-4)
+    with pytest.raises(GateError, match="gradient of a"):
+        require_same_step({"loss": one, "a": one * torch.nan}, {"loss": one, "a": one}, 1e-4)
+    tiny_noise = {"loss": one, "a": one * 1e-9, "b": one * 1e3}  # a gradient that is nothing but rounding
+    assert require_same_step(tiny_noise, tiny_noise | {"a": -one * 1e-9}, 1e-4) < 1e-8
+
+
+def test_a_wrong_token_is_named():
+    a = torch.tensor([[1, 2], [3, 4]])
+    require_same_tokens("x and y", a, a.clone())
+    with pytest.raises(GateError, match="x and y differ in 1 of 4 tokens, first in sequence 1 at token 0: 3 against 9"):
+        require_same_tokens("x and y", a, torch.tensor([[1, 2], [9, 4]]))
+    with pytest.raises(GateError, match="tokens"):
+        require_same_tokens("x and y", a, a[:, :1])
+
+
+def test_nothing_is_timed_after_a_failed_gate(llama, monkeypatch):
+    monkeypatch.setattr(decode, "interleaved", lambda *args: pytest.fail("timed"))
+    right = naive.decode
+    monkeypatch.setattr(naive, "decode", lambda *args: (right(*args) + 1) % MASK_ID)
+    with pytest.raises(GateError, match="ours and the naive loop differ"):
+        decode.Decode(8, 8, [1], [4], [1]).run(workbench(llama))
+
+
+# --- times
+
+
+def test_arms_take_turns_and_warm_up_is_not_kept():
+    now, order = [0.0], []
+
+    def arm(name, seconds):
+        def run():
+            order.append(name)
+            now[0] += next(seconds)
+
+        def setup():
+            now[0] += 100  # not part of the time
+
+        return Arm(run, setup)
+
+    arms = {"a": arm("a", iter([9, 1, 2, 6])), "b": arm("b", iter([9, 2, 8, 3]))}
+    times = interleaved(arms, repeats=3, warmup=1, clock=lambda: now[0])
+    assert order == ["a", "b"] * 4
+    assert times == {"a": [1, 2, 6], "b": [2, 8, 3]}
+    assert spread(times["a"]) == {"median": 2, "min": 1, "max": 6}
+    assert ratio(times["b"], times["a"]) == {"median": 2, "min": 0.5, "max": 4}  # of the rounds: 2, 4, 1/2
+
+
+# --- the command
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """The command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        shared = ["--config-path", str(CONF), f"runs_dir={tmp_path}", *FAST]
+        monkeypatch.setattr(sys, "argv", ["benchmark", *shared, *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    yield run
+    HydraConfig.instance().cfg = None
+
+
+@pytest.mark.parametrize("option", options("bench"))
+def test_every_benchmark_yaml_composes_and_runs(option, command, tmp_path):
+    code, out, err = command(f"bench={option}", *SMALL.get(option, []), "peak_tflops=1", "peak_bandwidth_gbs=10")
+    assert code == 0, err
+    assert "…" not in out and all(len(line) <= 100 or line.startswith("record") for line in out.splitlines())
+    (path,) = (tmp_path / "benchmarks").iterdir()  # and no temporary file beside it
+    record = json.loads(path.read_text())
+    assert path.name.startswith(f"{option}-") and f"record: {path}" in out
+    assert {"date", "versions", "commit", "machine", "device", "model", "settings", "result"} <= record.keys()
+    assert record["bench"] == record["choices"]["bench"] == option
+    assert record["settings"]["repeats"] == 2 and record["model"]["source"] == "random qwen3"
+
+
+def test_the_record_of_a_training_step_holds_every_repetition(command, tmp_path):
+    out = tmp_path / "deep" / "record.json"
+    code, printed, err = command(*SMALL["train"], f"out={out}", "peak_tflops=1", "token_shift=true", "repeats=3")
+    assert code == 0, err
+    result = json.loads(out.read_text())["result"]
+    arms = {train.OURS, train.NAIVE, train.AR, train.AGAIN}
+    assert set(result["seconds"]) == arms | {"prepare"}
+    assert all(len(values) == 3 and min(values) > 0 for values in result["seconds"].values())
+    assert result["gate"]["max_relative_error"] <= result["gate"]["tolerance"] == 1e-4
+    for key in ("time_over_ours", "time_over_ar", "tokens_per_second"):
+        assert set(result[key]) == arms
+    assert result["time_over_ours"][train.OURS] == {"median": 1, "min": 1, "max": 1}
+    assert set(result["counts"]) == set(result["useful_mfu"]) == arms - {train.AGAIN}
+    assert "useful MFU" in printed and "peak GB" not in printed  # no honest figure on a CPU
+
+
+def test_a_record_is_not_written_where_the_gate_fails(command, tmp_path, monkeypatch):
+    right = naive.diffusion_loss
+    monkeypatch.setattr(naive, "diffusion_loss", lambda *args: right(*args) * 1.5)
+    code, _, err = command(*SMALL["train"])
+    assert code == 1 and err.startswith("error: gate failed: the loss differs") and err.count("\n") == 1
+    assert list((tmp_path / "benchmarks").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["repeats=0"], "repeats 0 must be at least 1"),
+        (["warmup=-1"], "warmup -1 must be at least 0"),
+        (["bench.block_size=7"], "block_size 7 must divide length 256: choose one of 1, 2, 4"),
+        (["bench.block_size=0"], "block_size 0 must be at least 1"),
+        (["bench.length=1"], "length 1 must be at least 2"),
+        (["bench=decode", "bench.block_sizes=[8,5]"], "block_size 5 must divide prompt_length 64"),
+        (["bench=decode", "bench.tokens_per_step=[16]"], "tokens_per_step 16 exceeds block_size 8"),
+        (["bench=decode", "bench.batch_sizes=[]"], "batch_sizes is empty"),
+        (["bench=sweep", "bench.lengths=[]"], "lengths is empty"),
+        (["device=tpu"], "device 'tpu' is not on this machine: choose one of cpu"),
+        (["dtype=int8"], "dtype 'int8' is unknown: choose one of float32"),
+        (["clock=sun"], "clock 'sun' is unknown: choose one of wall, cpu"),
+        (["threads=0"], "threads 0 must be more than 0"),
+        (["peak_tflops=-1"], "peak_tflops -1 must be more than 0"),
+        (["masking.t_max=2"], "masking.t_max 2 must satisfy"),
+        (["out=/proc/none/record.json"], "out '/proc/none/record.json' cannot be written"),
+        (["out=/tmp"], "out '/tmp' is a folder"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_model_is_loaded(command, monkeypatch, overrides, message):
+    monkeypatch.setattr(command_module, "make_workbench", lambda *args: pytest.fail("loaded"))
+    code, _, err = command(*overrides)
+    assert code == 1 and message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["bench.length=2048"], "length 2048 exceeds the model's 1024 positions: choose at most 1024"),
+        (["bench=decode", "bench.prompt_length=1024"], "prompt_length + new_tokens 1056 exceeds"),
+    ],
+)
+def test_a_row_longer_than_the_models_positions_is_refused(command, overrides, message):
+    code, _, err = command(*overrides)
+    assert code == 1 and message in err
+
+
+def test_the_help_explains_the_benchmarks(command):
+    code, out, _ = command("--help")
+    assert not code
+    for text in (*(f"bench={name}" for name in options("bench")), "peak_tflops", "bench.batch_sizes=[1,8]", "repeats"):
+        assert text in out
+
+
+# --- the workbench
+
+
+def test_bfloat16_is_gated_in_float32_and_timed_as_it_is(tmp_path):
+    cfg = config("bench=decode", *SMALL["decode"], *FAST, "dtype=bfloat16", f"out={tmp_path}/r.json", name="benchmark")
+    seen = []
+
+    class Watched(decode.Decode):
+        def point(self, bench, *args):
+            seen.append(next(bench.model.parameters()).dtype)
+            with bench.gate():
+                seen.append(next(bench.model.parameters()).dtype)
+            seen.append(next(bench.model.parameters()).dtype)
+            return super().point(bench, *args)
+
+    cfg.bench = dict(cfg.bench) | {"_target_": f"{__name__}.Watched"}
+    globals()["Watched"] = Watched
+    benchmark(cfg, Console(width=100))
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert json.loads((tmp_path / "r.json").read_text())["model"]["dtype"] == "bfloat16"
+
+
+def test_casting_leaves_the_rotary_frequencies_alone():
+    model = tiny("llama", torch.float32)
+    before = model.model.rotary_emb.inv_freq.clone()
+    cast(model, torch.device("cpu"), torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.model.rotary_emb.inv_freq, before)
+
+
+def test_the_attention_of_an_arm_is_its_own_and_changes_nothing():
+    model = tiny("llama")
+    bench, _, _, losses = losses_of(model)
+    bench.own = "eager"
+    assert train.gate(bench, losses) <= TOLERANCE[torch.float64]  # ours with eager attention, naive with SDPA
+    train.ready(bench, train.OURS)
+    assert model.config._attn_implementation == "eager"
+    use(model, bench.plain)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_random_tokens_never_hold_the_mask(llama):
+    ids = workbench(llama).ids(50, 40)
+    assert MASK_ID not in ids and ids.min() >= 0 and len(ids.unique()) == 60
+    assert torch.equal(ids, workbench(llama).ids(50, 40))
+
+
+def test_a_random_parent_has_the_vocabulary_that_it_is_given():
+    node = config("model=random_small").model
+    node.config.num_hidden_layers = 1
+    parent = make(node)
+    assert parent.model.get_input_embeddings().weight.shape == (8192, 256)
+    assert parent.mask_id < 8192 and ar_denoiser(parent).mask_id == parent.mask_id
+    node.config.vocab_size = 10
+    with pytest.raises(ValueError, match="vocab_size 10 must exceed the tokenizer's"):
+        make(node)
+    node.dtype = "int8"
+    with pytest.raises(ValueError, match="'int8' is unknown"):
+        make(node)
