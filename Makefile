@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format sweep parent ablation-report clean
+.PHONY: help install train test test-all lint format sweep parent ablation-report bench bench-gpu clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,18 @@ parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on o
 ablation-report: $(BIN)/.installed ## train what is missing of Table 1 and Figure 2e, and render reports/ablation
 	$(BIN)/python -m analysis.study sweeps/table1_attention.yaml --jobs $(JOBS) $(ARGS); status=$$?; \
 	$(BIN)/python -m analysis.report --runs runs --out reports/ablation $(ARGS) && exit $$status
+
+bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way
+	$(BIN)/python -m dlm.benchmark bench=train $(ARGS)
+	$(BIN)/python -m dlm.benchmark bench=decode $(ARGS)
+
+# With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch.
+BENCH_PYTHON ?= python3
+GPU := model=random_1_5b device=cuda dtype=bfloat16
+bench-gpu: ## the GPU tests, then training and decoding at the shape of Qwen2.5-1.5B on one GPU
+	$(BENCH_PYTHON) -m pytest -m gpu
+	$(BENCH_PYTHON) -m dlm.benchmark bench=train $(GPU) bench.length=4096 bench.batch_size=1 $(ARGS)
+	$(BENCH_PYTHON) -m dlm.benchmark bench=decode $(GPU) bench.prompt_length=512 bench.new_tokens=128 $(ARGS)
 
 clean: ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

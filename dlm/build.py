@@ -49,6 +49,11 @@ def build(cfg: DictConfig) -> Experiment:
     trainable, data = make(cfg.trainable), make(cfg.data)
     make(cfg.decoding)
     pattern.check(cfg.data.length, cfg.token_shift)
+    if masking.views > 1 and not pattern.noisy_stream:
+        raise ValueError(
+            f"masking.views {masking.views} needs a noisy stream to hide tokens in, and this attention pattern has "
+            "none: set masking.views=1"
+        )
     step_tokens = tokens_of_a_step(cfg)
     num_steps = math.ceil(cfg.tokens / step_tokens)
     parent = make(cfg.model)

@@ -11,6 +11,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from dlm.attention.masks import TILE
 from dlm.denoiser import Denoiser
 from dlm.loss.base import Loss
 from dlm.masking.base import Masking
@@ -24,17 +25,22 @@ TRAIN_STREAM, VAL_STREAM = 1, 2
 
 @dataclass(frozen=True)
 class Prepared(Movable):
-    """A corrupted batch, ready for the network. `num_tokens` is the size of the batch, the loss's fixed divisor;
-    `num_maskable` the number of tokens it could have scored."""
+    """A corrupted batch, ready for the network. `num_tokens` is the size of the batch and `num_maskable` the number of
+    tokens it could have scored, both once for each of its `views`."""
 
     inputs: ModelInputs
     scored: Scored
     num_tokens: int
     num_maskable: int
+    views: int = 1
 
     def to(self, *args, **kwargs):
         return Prepared(
-            self.inputs.to(*args, **kwargs), self.scored.to(*args, **kwargs), self.num_tokens, self.num_maskable
+            self.inputs.to(*args, **kwargs),
+            self.scored.to(*args, **kwargs),
+            self.num_tokens,
+            self.num_maskable,
+            self.views,
         )
 
 
@@ -43,9 +49,11 @@ def prepare(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Gen
     batch = denoiser.scorable(batch)
     noised = masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
     inputs, scored = denoiser.inputs(batch, noised)
-    inputs = trim(denoiser.pattern, inputs)
+    # Whole tiles on a GPU, so that its kernels see few shapes.
+    inputs = trim(denoiser.pattern, inputs, TILE if denoiser.model.device.type == "cuda" else 1)
     inputs = replace(inputs, layout=inputs.rows.layout())
-    return Prepared(inputs, scored, batch.x0.numel(), int(batch.maskable.sum()))
+    views = masking.views
+    return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views)
 
 
 class Conversion(lightning.LightningModule):
@@ -80,7 +88,8 @@ class Conversion(lightning.LightningModule):
         nelbo = (output.nll * batch.scored.weight).sum() / max(batch.num_maskable, 1)
         self.log("train/loss", output.loss.detach())
         self.log("train/nelbo", nelbo, prog_bar=True)
-        self.log("tokens", float((self.micro_batches) * batch.num_tokens * self.trainer.world_size))
+        rows_tokens = batch.num_tokens // batch.views
+        self.log("tokens", float(self.micro_batches * rows_tokens * self.trainer.world_size))
         return output.loss
 
     def on_validation_epoch_start(self) -> None:

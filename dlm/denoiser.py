@@ -46,23 +46,28 @@ class Denoiser(nn.Module):
         return replace(batch, maskable=batch.maskable & (batch.position > 0))
 
     def inputs(self, batch: Batch, noised: Noised) -> tuple[ModelInputs, Scored]:
-        """Lay out the streams and find the row that scores each masked token."""
+        """Lay out the streams, [noisy views ; clean] as far as the pattern has them, and find the row that scores each
+        masked token."""
         streams = [noised.xt] * self.pattern.noisy_stream + [batch.x0] * self.pattern.clean_stream
-        copies = len(streams)
-        length = batch.x0.shape[1]
-        clean = torch.zeros_like(batch.maskable) if self.pattern.noisy_stream else torch.ones_like(batch.maskable)
+        ids, length, width = torch.cat(streams, 1), batch.x0.shape[1], noised.xt.shape[1]
+        copies, views = ids.shape[1] // length, width // length
+        column = torch.arange(ids.shape[1]).expand_as(ids)
+        noisy_end = width if self.pattern.noisy_stream else 0
         rows = Rows(
-            torch.cat([clean, ~clean], 1) if copies == 2 else clean,
+            column >= noisy_end,
             batch.document.repeat(1, copies),
             batch.position.repeat(1, copies),
+            column // length if views > 1 else None,
         )
         where = noised.masked.flatten().nonzero()[:, 0]
-        row, column = where // length, where % length
+        row, column = where // width, where % width
+        token = row * length + column % length
         if self.token_shift:
-            first_of_block = batch.position.flatten()[where] % self.pattern.block_size == 0
-            column = column - 1 + torch.where(first_of_block, (copies - 1) * length, 0)
-        scored = Scored(batch.x0.flatten()[where], noised.weight.flatten()[where], where)
-        return ModelInputs(torch.cat(streams, 1), rows.position, rows, row * length * copies + column), scored
+            first_of_block = batch.position.flatten()[token] % self.pattern.block_size == 0
+            both = self.pattern.noisy_stream and self.pattern.clean_stream
+            column = torch.where(first_of_block & both, noisy_end + column % length, column) - 1
+        scored = Scored(batch.x0.flatten()[token], noised.weight.flatten()[where], token)
+        return ModelInputs(ids, rows.position, rows, row * ids.shape[1] + column), scored
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "N V"]:
         """Logits of the scored tokens in float32; the mask token's is -inf: it is never predicted."""

@@ -29,8 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
 VOLATILE = ("logger", "runs_dir", "force", "trainer.volatile", "evaluation", "decoding")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
-# before it keep their id: {"masking.views": 1}.
-NEUTRAL: dict[str, Any] = {}
+# before it keep their id.
+NEUTRAL: dict[str, Any] = {"masking.views": 1}
 
 PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "peft", "datasets", "pandas")
 

@@ -9,6 +9,8 @@ changes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -37,21 +39,21 @@ def trim(pattern: AttentionPattern, inputs: ModelInputs, multiple: int = 1) -> M
     rank[order] = torch.arange(len(document)) - start[document[order]]
     target = bins[document] * width + offset[document] + rank
 
-    def packed(values: Tensor, filler: int | bool) -> Tensor:
+    def packed(values: Tensor, filler: int) -> Tensor:
         out = torch.full((height * width,), filler, dtype=values.dtype)
         out[target] = values[row, column] if values.ndim == 2 else values
         return out.view(height, width)
 
     where = torch.full((keep.numel(),), -1)
     where[row * keep.shape[1] + column] = target
-    rows = Rows(packed(inputs.rows.clean, False), packed(document, -1), packed(inputs.rows.position, 0))
+    rows = replace(inputs.rows.map(lambda t: packed(t, 0)), document=packed(document, -1))
     return ModelInputs(packed(inputs.input_ids, 0), rows.position, rows, where[inputs.scored])
 
 
 def needed(pattern: AttentionPattern, inputs: ModelInputs) -> Bool[Tensor, "B S"]:
     """The rows that scored rows are, see, and see through others."""
     cell, first = cells(pattern, inputs.rows)
-    heads = Rows(*(getattr(inputs.rows, n).gather(1, first) for n in ("clean", "document", "position")))
+    heads = inputs.rows.map(lambda t: t.gather(1, first))
     sees = pattern.visible(heads[:, :, None], heads[:, None, :])
     size = cell.shape[1]
     row = inputs.scored // size
@@ -70,7 +72,7 @@ def cells(pattern: AttentionPattern, rows: Rows) -> tuple[Int[Tensor, "B S"], In
     one stream, or a single row where it looks at positions within blocks."""
     unit = pattern.block(rows) if pattern.blockwise else rows.position
     change = torch.ones_like(rows.clean)
-    for value in (rows.clean, rows.document, unit):
+    for value in (rows.clean, rows.document, unit, *([] if rows.view is None else [rows.view])):
         change[:, 1:] &= value[:, 1:] == value[:, :-1]
     change = ~change
     change[:, 0] = True

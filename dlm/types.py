@@ -10,6 +10,7 @@ from 0 inside each, so a block is `position // block_size` of one document, in t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -39,29 +40,36 @@ class Batch(Movable):
 @dataclass(frozen=True)
 class Noised(Movable):
     """A corrupted batch: `xt` is `x0` with `masked` hidden; `weight` is the likelihood weight of a masked token
-    (1/t in the continuous limit) and 0 elsewhere."""
+    (1/t in the continuous limit) and 0 elsewhere. Several views of the same tokens stand side by side: KL = views L."""
 
-    xt: Int[Tensor, "B L"]
-    masked: Bool[Tensor, "B L"]
-    weight: Float[Tensor, "B L"]
+    xt: Int[Tensor, "B KL"]
+    masked: Bool[Tensor, "B KL"]
+    weight: Float[Tensor, "B KL"]
 
 
 @dataclass(frozen=True)
 class Rows(Movable):
-    """What the attention predicate knows of a row or column of the attention matrix."""
+    """What the attention predicate knows of a row or column of the attention matrix. `view` numbers the noisy views of
+    a document where there are several; they see one clean stream and nothing of each other."""
 
     clean: Bool[Tensor, "*shape"]
     document: Int[Tensor, "*shape"]
     position: Int[Tensor, "*shape"]
+    view: Int[Tensor, "*shape"] | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
+        """Every tensor through a function."""
+        tensors = (getattr(self, f.name) for f in fields(self))
+        return Rows(*(None if t is None else function(t) for t in tensors))
 
     def __getitem__(self, index: Any) -> Rows:
-        return Rows(self.clean[index], self.document[index], self.position[index])
+        return self.map(lambda t: t[index])
 
     def layout(self) -> str:
         """A name for rows on the CPU: equal rows, equal names."""
         digest = hashlib.sha256(str(tuple(self.position.shape)).encode())
-        for values in (self.clean, self.document, self.position):
-            digest.update(values.contiguous().numpy().data)
+        for values in (self.clean, self.document, self.position, self.view):
+            digest.update(b"" if values is None else values.contiguous().numpy().data)
         return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Masking schemes: the contract of every YAML, and the closed forms of the paper's schemes."""
 
+import itertools
 import math
 
 import pytest
@@ -136,3 +137,41 @@ def test_right_to_left_hides_a_suffix():
 def test_bad_values_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         scheme("position", *overrides)
+
+
+@pytest.mark.parametrize("name", options("masking"))
+@pytest.mark.parametrize("count", ["exact", "bernoulli", "ceil"])
+def test_two_views_partition_the_maskable_tokens(name, count):
+    """I8."""
+    batch = with_prompt(random_batch(3, 32), 6)
+    noised = noise(scheme(name, f"masking.count={count}", "masking.views=2"), batch)
+    first, second = noised.masked.chunk(2, 1)
+    assert torch.equal(first ^ second, batch.maskable) and not (first & second).any()
+    assert torch.equal(noised.xt == MASK_ID, noised.masked)
+    assert ((noised.weight > 0) == noised.masked).all()
+
+
+def test_the_weight_of_a_complement_is_that_of_its_own_noise_level():
+    """n = 8 tokens of which k = 2 are hidden: weight 8 / 2, and 8 / 6 for those that the other view hides."""
+    batch = random_batch(1, 8)
+    masking = Uniform(count="exact", t_min=0.249, t_max=0.251, views=2)
+    first, second = noise(masking, batch).weight.chunk(2, 1)
+    assert sorted(first[0].tolist()) == [0] * 6 + [4] * 2
+    assert second[0].sort().values.tolist() == pytest.approx([0] * 2 + [8 / 6] * 6)
+
+
+def test_more_than_two_views_are_independent_draws():
+    noised = noise(Uniform(count="bernoulli", views=3), random_batch(64, 32))
+    views = [v.flatten().double() for v in noised.masked.chunk(3, 1)]
+    for a, b in itertools.combinations(views, 2):
+        assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_every_view_that_is_counted_token_by_token_is_unbiased(views):
+    masking = Uniform(count="bernoulli", t_min=0.1, t_max=0.9, views=views)
+    assert masking.unbiased and not Uniform(count="exact", views=2).unbiased
+    batch = random_batch(500, 2 * BLOCK)
+    draws = torch.stack([noise(masking, batch, seed).weight for seed in range(20)]).double()
+    error = draws.std((0, 1)) / math.sqrt(draws.shape[0] * draws.shape[1])
+    assert ((draws.mean((0, 1)) - 1).abs() / error).max() < 4.5

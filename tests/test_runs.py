@@ -1,5 +1,6 @@
 """A run is its config: identity, records that are whole, runs that are found or named as missing."""
 
+import functools
 import json
 
 import pytest
@@ -66,11 +67,11 @@ def test_the_id_does_not_depend_on_the_order_of_keys():
 
 def test_a_new_option_at_its_neutral_value_keeps_the_id_of_existing_runs(monkeypatch):
     before, new = run_id(resolved()), resolved()
-    new["masking"]["views"] = 1
+    new["masking"]["novel"] = 1
     assert run_id(new) != before
-    monkeypatch.setattr(runs, "NEUTRAL", {"masking.views": 1})
+    monkeypatch.setattr(runs, "NEUTRAL", {"masking.novel": 1} | runs.NEUTRAL)
     assert run_id(new) == before
-    new["masking"]["views"] = 2
+    new["masking"]["novel"] = 2
     assert run_id(new) != before
 
 
@@ -134,3 +135,16 @@ def test_newest_is_the_finished_run_that_ended_last_with_the_given_choices(tmp_p
 def test_the_environment_says_versions_commit_and_machine():
     found = runs.environment()
     assert found["versions"].keys() == {"python", *runs.PACKAGES} and found["machine"]["cpus"] > 0
+
+
+@pytest.mark.parametrize("key", runs.NEUTRAL)
+def test_a_neutral_value_is_the_default_and_another_is_another_run(key):
+    config = resolved()
+    *groups, leaf = key.split(".")
+    node = functools.reduce(lambda found, name: found[name], groups, config)
+    assert node[leaf] == runs.NEUTRAL[key]
+    before = run_id(config)
+    del node[leaf]
+    assert run_id(config) == before
+    node[leaf] = 7
+    assert run_id(config) != before

@@ -200,6 +200,8 @@ BAD = {
     "masking.t_min=0.7 masking.t_max=0.3": "masking.t_min 0.7 and masking.t_max 0.3 must satisfy",
     "masking.half_life=0": "masking.half_life 0 must be > 0",
     "masking.half_life=-1": "masking.half_life -1 must be > 0",
+    "masking.views=0": "masking.views 0 must be at least 1",
+    "attention=ar token_shift=true masking.views=2": "masking.views 2 needs a noisy stream to hide tokens in",
     "masking.count=some": "masking.count 'some' is unknown: choose one of exact, bernoulli, ceil",
     "attention=ar token_shift=false": "attention=ar scores token i from position i-1: set token_shift=true",
     "model.mask_token=nothing": "model.mask_token 'nothing' is not in the vocabulary of 1024 tokens",

@@ -111,3 +111,36 @@ def test_cells_are_the_blocks_of_every_document_and_stream(llama):
 def test_first_fit_by_hand():
     bins, offset, rows = first_fit([3, 5, 2, 4], 8)  # 5 and 3 fill a row, 4 and 2 share the next
     assert (bins.tolist(), offset.tolist(), rows) == ([0, 0, 1, 1], [5, 0, 4, 0], 2)
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("pattern", ["bidir", "block_noisy", "block"])
+@pytest.mark.parametrize("views", [2, 3])
+def test_views_that_share_a_clean_stream_have_the_loss_and_gradients_of_rows_of_their_own(
+    model, pattern, views, token_shift
+):
+    """I7, with packed documents and prompts."""
+    scorer = denoiser(model, pattern, 4, token_shift)
+    batch = scorer.scorable(prompts_first([16, 9, 23]))
+    noised = Uniform(views=views)(batch, scorer.pattern.units(batch), MASK_ID, generator(1))
+    inputs, scored = scorer.inputs(batch, noised)
+    assert inputs.input_ids.shape[1] == (views + scorer.pattern.clean_stream) * LENGTH
+    shared = gradients(scorer, inputs, scored)
+    trimmed = gradients(scorer, trim(scorer.pattern, inputs), scored)
+    split = [Noised(*(getattr(noised, n).chunk(views, 1)[v] for n in ("xt", "masked", "weight"))) for v in range(views)]
+    apart = [gradients(scorer, *scorer.inputs(batch, one)) for one in split]
+    expected = {name: sum(grads[name] for _, grads in apart) for name in apart[0][1]}
+    for loss, grads in (shared, trimmed):
+        torch.testing.assert_close(loss, sum(loss for loss, _ in apart), rtol=1e-6, atol=0)
+        for name, grad in grads.items():  # logits are float32, and other sums round otherwise
+            assert (grad - expected[name]).norm() <= 1e-6 * expected[name].norm()
+
+
+def test_two_views_of_a_row_are_three_streams_less_the_last_clean_block(llama):
+    scorer = denoiser(llama, "block", 4, False)
+    batch = random_batch(1, 16)
+    noised = Uniform(views=2)(batch, scorer.pattern.units(batch), MASK_ID, generator(0))
+    inputs, scored = scorer.inputs(batch, noised)
+    read = trim(scorer.pattern, inputs).input_ids.numel()
+    assert len(scored.index) == 16
+    assert read <= 3 * 16 - 4  # a block that is all masked in one view is not needed in the other

@@ -55,8 +55,12 @@ class AttentionPattern(ABC):
         return rows.position // self.block_size
 
     def visible(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
-        """May row `q` see column `k`? Documents never see each other; padding (document -1) sees only padding."""
-        return (q.document == k.document) & self.allowed(q, k)
+        """May row `q` see column `k`? Documents never see each other, nor do the noisy views of one; padding (document
+        -1) sees only padding."""
+        together = q.document == k.document
+        if q.view is not None:
+            together = together & (q.clean | k.clean | (q.view == k.view))
+        return together & self.allowed(q, k)
 
     def check(self, length: int, token_shift: bool) -> None:
         """Refuse a row length or a token shift that this pattern cannot have."""

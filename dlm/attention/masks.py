@@ -73,7 +73,7 @@ def block_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None)
     batch, size = rows.position.shape
     tiles = -(-size // TILE)
     pad = tiles * TILE - size
-    padded = Rows(*(torch.nn.functional.pad(getattr(rows, n), (0, pad)) for n in ("clean", "document", "position")))
+    padded = rows.map(lambda t: torch.nn.functional.pad(t, (0, pad)))
     padded.document[:, size:] = -2  # beyond the end: invisible to every row
     some, every = [], []
     for start in range(0, tiles * TILE, TILE):
@@ -101,7 +101,7 @@ def band_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None) 
     dense mask; of longer ones nothing of size S x S is made."""
     batch, size = rows.position.shape
     height = size if size <= 2 * CHUNK else CHUNK
-    if all((t == t[:1]).all() for t in (rows.clean, rows.document, rows.position)):
+    if all((t == t[:1]).all() for t in (rows.clean, rows.document, rows.position, rows.view) if t is not None):
         rows = rows[:1]  # one mask broadcasts over a batch of equal layouts
     bands = []
     for start in range(0, size, height):

@@ -9,6 +9,9 @@ the number that are hidden:
     ceil       k = ceil(t n), so k is uniform on 1..n, weight n / k (the any-order form of the same bound, with the
                                                                      least variance: what evaluation uses)
 
+Several `views` of a batch share one clean stream: (views + 1) L rows instead of 2 views L. Two are complementary, each
+token hidden in one of them (Fast-dLLM v2); more are independent draws.
+
 A scheme only says which k: `priority`. Levels are stratified over the units of a batch in random order, so they carry
 no trace of the block's index.
 """
@@ -41,12 +44,17 @@ class Masking(ABC):
 
     unbiased: bool = True
 
-    def __init__(self, count: str = "exact", t_min: float = 1e-3, t_max: float = 1.0):
+    def __init__(self, count: str = "exact", t_min: float = 1e-3, t_max: float = 1.0, views: int = 1):
         if count not in COUNTS:
             raise ValueError(f"masking.count {count!r} is unknown: choose one of {', '.join(COUNTS)}")
         if not 0 <= t_min < t_max <= 1:
             raise ValueError(f"masking.t_min {t_min} and masking.t_max {t_max} must satisfy 0 <= t_min < t_max <= 1")
-        self.count, self.t_min, self.t_max = count, t_min, t_max
+        if views < 1:
+            raise ValueError(f"masking.views {views} must be at least 1")
+        self.count, self.t_min, self.t_max, self.views = count, t_min, t_max, views
+        # Where a first view hides a whole unit there is nothing left for its complement, nor a weight that could make
+        # up for it. Counted one by one, tokens have the weight 1 / (1 - t).
+        self.unbiased = self.unbiased and not (views == 2 and count != "bernoulli")
 
     @abstractmethod
     def priority(
@@ -65,17 +73,33 @@ class Masking(ABC):
         return self.t_min + (self.t_max - self.t_min) * u
 
     def __call__(self, batch: Batch, units: Units, mask_id: int, generator: torch.Generator) -> Noised:
-        """Hide tokens of `batch`. All on the CPU, so that the step on the device never waits for the host."""
+        """Hide tokens of `batch`, in each of its views. All on the CPU, so that the step on the device never waits for
+        the host."""
         where = batch.maskable
         present, unit = units.index[where].unique(return_inverse=True)
         size = torch.bincount(unit, minlength=len(present))
-        t = self.levels(len(present), generator)
-        k, unit_weight = COUNTS[self.count](t, size, generator)
-        priority = self.priority(t[unit], units.offset[where], units.length[where], generator)
-        hidden = rank_within(priority, unit, size) < k[unit]
-        masked = torch.zeros_like(where).masked_scatter(where, hidden)
-        weight = torch.zeros(where.shape).masked_scatter(where, unit_weight[unit] * hidden)
-        return Noised(torch.where(masked, mask_id, batch.x0), masked, weight)
+        hidden, weight = [], []
+        for view in range(self.views):
+            if view == 1 and self.views == 2:
+                chosen, per_unit = ~hidden[0], complement(self.count, t, k, size)
+            else:
+                t = self.levels(len(present), generator)
+                k, per_unit = COUNTS[self.count](t, size, generator)
+                priority = self.priority(t[unit], units.offset[where], units.length[where], generator)
+                chosen = rank_within(priority, unit, size) < k[unit]
+            hidden.append(chosen)
+            weight.append(per_unit[unit] * chosen)
+        masked = torch.cat([torch.zeros_like(where).masked_scatter(where, h) for h in hidden], 1)
+        weights = torch.cat([torch.zeros(where.shape).masked_scatter(where, w) for w in weight], 1)
+        return Noised(torch.where(masked, mask_id, batch.x0.repeat(1, self.views)), masked, weights)
+
+
+def complement(
+    count: str, t: Float[Tensor, " U"], k: Int[Tensor, " U"], size: Int[Tensor, " U"]
+) -> Float[Tensor, " U"]:
+    """The likelihood weights of the second of two complementary views, which hides what the first one shows: noise
+    level 1 - t, or n - k tokens of n."""
+    return 1 / (1 - t).clamp_min(1e-6) if count == "bernoulli" else size / (size - k).clamp_min(1)
 
 
 def rank_within(priority: Float[Tensor, " M"], unit: Int[Tensor, " M"], size: Int[Tensor, " U"]) -> Int[Tensor, " M"]:
