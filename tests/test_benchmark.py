@@ -37,9 +37,9 @@ def workbench(model, token_shift=False, **kwargs) -> Workbench:
     )
 
 
-def losses_of(model, token_shift=False, length=24, block_size=4):
-    bench = workbench(model, token_shift)
-    task = train.Train(length, 2, block_size)
+def losses_of(model, token_shift=False, **kwargs):
+    bench = workbench(model, token_shift, **kwargs)
+    task = train.Train(24, 2, 4)
     case = task.case(bench)
     return bench, task, case, task.losses(bench, case)
 
@@ -47,9 +47,10 @@ def losses_of(model, token_shift=False, length=24, block_size=4):
 # --- the gate
 
 
+@pytest.mark.parametrize("masking", [Uniform(), Uniform(views=2), Uniform("bernoulli", views=3)])
 @pytest.mark.parametrize("token_shift", [False, True])
-def test_ours_and_naive_have_the_same_loss_and_all_gradients(model, token_shift):
-    bench, _, _, losses = losses_of(model, token_shift)
+def test_ours_and_naive_have_the_same_loss_and_all_gradients(model, token_shift, masking):
+    bench, _, _, losses = losses_of(model, token_shift, masking=masking)
     assert train.gate(bench, losses) <= TOLERANCE[torch.float64]
 
 

@@ -32,22 +32,25 @@ def test_the_closed_form_is_what_the_counter_counts(architecture):
     assert counts[train.NAIVE]["logits_bytes"] == rows * 61 * 8
 
 
+@pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("token_shift", [False, True])
-def test_needed_rows_and_pairs_are_those_of_the_predicate(llama, token_shift):
+def test_needed_rows_and_pairs_are_those_of_the_predicate(llama, token_shift, views):
     scorer = denoiser(llama, "block", 4, token_shift)
     batch = scorer.scorable(random_batch(3, 24))
-    masked = (torch.rand(3, 24, generator=generator(3)) < 0.15) & batch.maskable
-    masked[0, 16:] = False
-    inputs, _ = scorer.inputs(batch, Noised(batch.x0, masked, masked.float()))
+    masked = torch.rand(3, views * 24, generator=generator(3)) < 0.3
+    masked &= batch.maskable.repeat(1, views)
+    masked[0, 16:24] = False
+    inputs, _ = scorer.inputs(batch, Noised(batch.x0.repeat(1, views), masked, masked.float()))
     kept, rows = needed(scorer.pattern, inputs), inputs.rows
     visible = scorer.pattern.visible(rows[:, :, None], rows[:, None, :])
-    pairs, last = (visible & kept[:, :, None]).sum(), visible.flatten(0, 1)[inputs.scored].sum()
-    found = flops.needed(masked, 4, token_shift)
-    assert found == flops.Needed(int(kept.sum()), int(pairs), int(masked.sum()), int(last))
+    scoring = inputs.scored.unique()  # views may share a clean row that scores the first token of a block
+    pairs, last = (visible & kept[:, :, None]).sum(), visible.flatten(0, 1)[scoring].sum()
+    found = flops.needed(masked.view(3, views, 24), 4, token_shift)
+    assert found == flops.Needed(int(kept.sum()), int(pairs), len(scoring), int(last))
 
 
 def test_a_step_whose_tokens_are_all_masked_needs_all_rows_but_the_last_clean_block():
-    found = flops.needed(torch.ones(1, 64, dtype=torch.bool), 16, False)
+    found = flops.needed(torch.ones(1, 1, 64, dtype=torch.bool), 16, False)
     assert found == flops.Needed(2 * 64 - 16, 64**2, 64, 64 * 16 + 64 * 48 // 2)
 
 
@@ -55,7 +58,7 @@ def test_the_useful_work_of_a_known_model():
     """Qwen2.5-1.5B, L 4096, block 16, half of the tokens masked: by hand 75.3e12 FLOP, 1.75 steps of AR."""
     linear = 2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960
     shape = flops.Shape(layers=28, linear=linear, key_value=2 * 1536 * 256, width=1536, head=151936 * 1536)
-    masked = (torch.arange(4096) % 2 == 0)[None]
+    masked = (torch.arange(4096) % 2 == 0)[None, None]
     ours = flops.diffusion_step(shape, flops.needed(masked, 16, False))
     parent = flops.plain_step(shape, 4096, 4096 * 4097 // 2, 4096)
     assert parent == pytest.approx(43.0e12, rel=2e-3)

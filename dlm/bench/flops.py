@@ -51,7 +51,7 @@ class Shape:
 @dataclass(frozen=True)
 class Needed:
     """What a block-diffusion step with clean context cannot do without, summed over the batch: rows and pairs of every
-    layer but the last, and of the last layer, which only scored rows go through."""
+    layer but the last, and of the last layer, which only scoring rows go through."""
 
     rows: int
     pairs: int
@@ -59,19 +59,23 @@ class Needed:
     last_pairs: int
 
 
-def needed(masked: Bool[Tensor, "B L"], block_size: int, token_shift: bool) -> Needed:
-    """A noisy block is needed where one of its rows scores a masked token; clean blocks up to the one before the last
-    block with a masked token. With the shift, the first token of a block is scored by the clean row before it."""
-    offset = torch.arange(masked.shape[1]) % block_size
-    block = torch.arange(masked.shape[1]) // block_size
-    by_clean = masked & (offset == 0) if token_shift else torch.zeros_like(masked)
-    noisy = (masked & ~by_clean).unflatten(1, (-1, block_size)).any(-1)  # [B, blocks]
-    clean = torch.where(masked, block, 0).amax(1)  # blocks
-    index = torch.arange(noisy.shape[1])
+def needed(masked: Bool[Tensor, "B V L"], block_size: int, token_shift: bool) -> Needed:
+    """A noisy block is needed where one of its rows scores a masked token; clean blocks, which views of a row share,
+    up to the one before the last block with a masked token. With the shift, the first token of a block is scored by the
+    clean row before it."""
+    position = torch.arange(masked.shape[-1])
+    block = position // block_size
+    by_clean = masked & (position % block_size == 0) if token_shift else torch.zeros_like(masked)
+    noisy = (masked & ~by_clean).unflatten(-1, (-1, block_size)).any(-1)  # [B V blocks]
+    clean = torch.where(masked, block, 0).amax((1, 2))  # blocks
+    index = torch.arange(noisy.shape[-1])
     rows = block_size * int(noisy.sum() + clean.sum())
     pairs = block_size**2 * int((noisy * (index + 1)).sum() + (clean * (clean + 1) // 2).sum())
-    last_pairs = block_size * int((masked * (block + 1)).sum() - by_clean.sum())
-    return Needed(rows, pairs, int(masked.sum()), last_pairs)
+    # Views that hide the first token of the same block share the clean row that scores it, and its pairs.
+    scoring = by_clean.any(1)
+    last_rows = int((masked & ~by_clean).sum() + scoring.sum())
+    last_pairs = block_size * int(((masked & ~by_clean) * (block + 1)).sum() + (scoring * block).sum())
+    return Needed(rows, pairs, last_rows, last_pairs)
 
 
 def diffusion_step(shape: Shape, need: Needed) -> int:

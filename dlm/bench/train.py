@@ -30,14 +30,16 @@ OURS, AGAIN, NAIVE, AR = "ours", "ours again", "naive", "AR"
 
 @dataclass(frozen=True)
 class Case:
-    """A batch as every arm reads it, on the device; `prepared` is ours."""
+    """A batch as every arm reads it, on the device: `prepared` by ours, `x0`, `masked` and `weight` (a row for every
+    view) by the naive one, `clean` by AR."""
 
     denoiser: Denoiser
     batch: Batch
     prepared: Prepared
-    x0: Int[Tensor, "B L"]
-    masked: Bool[Tensor, "B L"]
-    weight: Float[Tensor, "B L"]
+    x0: Int[Tensor, "BV L"]
+    masked: Bool[Tensor, "BV L"]
+    weight: Float[Tensor, "BV L"]
+    clean: Int[Tensor, "B L"]
 
 
 class Train(Bench):
@@ -83,12 +85,14 @@ class Train(Bench):
         batch = Batch(x0, torch.ones_like(x0, dtype=torch.bool), torch.zeros_like(x0), position)
         denoiser = bench.denoiser(self.block_size)
         prepared = self.prepare(bench, denoiser, batch)
-        masked = torch.zeros(x0.numel(), dtype=torch.bool)
-        masked[prepared.scored.index] = True
-        weight = torch.zeros(x0.numel())
-        weight[prepared.scored.index] = prepared.scored.weight
-        mine = (t.view_as(x0).to(bench.device) for t in (x0, masked, weight))
-        return Case(denoiser, batch, prepared.to(bench.device), *mine)
+        scorable = denoiser.scorable(batch)  # the same noise once more, as it was before it was laid out
+        units = denoiser.pattern.units(scorable)
+        noised = bench.masking(scorable, units, bench.parent.mask_id, generator(bench.seed))
+        # Views of a row that share its clean stream are rows of their own to whoever cannot share it.
+        masked, weight = (t.view(-1, self.length).to(bench.device) for t in (noised.masked, noised.weight))
+        clean = x0.to(bench.device)
+        rows = clean.repeat_interleave(prepared.views, 0)
+        return Case(denoiser, batch, prepared.to(bench.device), rows, masked, weight, clean)
 
     def prepare(self, bench: Workbench, denoiser: Denoiser, batch: Batch) -> Prepared:
         """What the CPU does before a step: draw the noise, leave out what nobody reads."""
@@ -105,7 +109,7 @@ class Train(Bench):
             noised = (case.x0, case.masked, case.weight, parent.mask_id)
             return naive.diffusion_loss(parent.model, parent.layer_types, *noised, self.block_size, bench.token_shift)
 
-        return {OURS: ours, NAIVE: plain, AR: lambda: naive.ar_loss(parent.model, case.x0), AGAIN: ours}
+        return {OURS: ours, NAIVE: plain, AR: lambda: naive.ar_loss(parent.model, case.clean), AGAIN: ours}
 
     def arm(self, bench: Workbench, name: str, loss: Callable[[], Tensor]) -> Arm:
         return Arm(lambda: loss().backward(), lambda: ready(bench, name))
@@ -154,9 +158,10 @@ class Train(Bench):
         if shape is None or any(w < self.length for w in windows):
             return None
         if name == AR:
-            rows = case.x0.numel()
+            rows = case.clean.numel()
             return flops.plain_step(shape, rows, rows * (self.length + 1) // 2, rows)
-        return flops.diffusion_step(shape, flops.needed(case.masked.cpu(), self.block_size, bench.token_shift))
+        views = case.masked.cpu().unflatten(0, (-1, case.prepared.views))
+        return flops.diffusion_step(shape, flops.needed(views, self.block_size, bench.token_shift))
 
     def tables(self, result: dict[str, Any]) -> list[Table]:
         return [times_table(result), counts_table(result)]
