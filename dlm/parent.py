@@ -44,9 +44,11 @@ class Parent:
     source: str
 
     def fingerprint(self) -> str:
-        """A hash of every weight, so that a record says exactly which parent it is about."""
+        """A hash of every weight of the parent's own, so that a record says exactly which parent it is about: adapters
+        that are there already to be trained do not count."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        own = {n.replace(".base_layer.", "."): t for n, t in self.model.state_dict().items() if "lora_" not in n}
+        for name, tensor in sorted(own.items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]

@@ -26,6 +26,7 @@ from dlm.parent import (
 )
 from dlm.runs import Run
 from dlm.train import train
+from dlm.trainable import Lora
 from dlm.types import generator
 
 TINY = "dlm/assets/tiny"
@@ -236,6 +237,13 @@ def test_a_dequantised_model_can_be_saved_and_a_quantised_one_is_refused(tmp_pat
     require_plain_weights(model, "somewhere", [], gguf=True)
     model.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_adapters_that_are_to_be_trained_do_not_change_the_fingerprint():
+    plain, adapted = load_parent(f"./{TINY}", check=False), load_parent(f"./{TINY}", check=False)
+    adapted.model = Lora(rank=4, alpha=8).apply(adapted.model)
+    assert any("lora_" in name for name in adapted.model.state_dict())
+    assert adapted.fingerprint() == plain.fingerprint()
 
 
 @pytest.mark.slow
