@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -73,15 +74,29 @@ def name(config: DictConfig) -> str:
 
 
 def summary_table(lines: list[dict[str, Any]]) -> Table:
-    """One row per job."""
-    names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
-    table = Table(title=f"{len(lines)} jobs")
-    for column in ("job", "run", "status", *names):
-        table.add_column(column)
-    for line in lines:
-        numbers = (f"{line['metrics'][n]:.3f}" if n in line["metrics"] else "" for n in names)
-        table.add_row(line["job"], line["id"] or "", line["status"], *numbers)
+    """One row per job, narrow enough for a terminal of 80 columns."""
+    rows = [cells(line["metrics"]) for line in lines]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=f"{len(lines)} jobs", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    words = [word for line in lines for word in line["job"].split()]
+    table.add_column("job", min_width=max(map(len, words), default=0))  # broken between overrides, never within
+    for column in ("run", "status", *names):
+        table.add_column(column.replace(" ", "\n"), no_wrap=True)
+    for line, row in zip(lines, rows, strict=True):
+        table.add_row(line["job"], line["id"] or "", line["status"], *(row.get(name, "") for name in names))
     return table
+
+
+def cells(metrics: dict[str, float]) -> dict[str, str]:
+    """The headline of a job, with the accuracy of a decoding setting above its tokens per forward."""
+    found = {}
+    for name, value in metrics.items():
+        kind, _, setting = name.partition(", ")
+        if kind == "accuracy":
+            found[setting] = f"{value:.1%}\nTPF {metrics[f'TPF, {setting}']:.2f}"
+        elif kind != "TPF":
+            found[name] = f"{value:.3f}"
+    return found
 
 
 def run(main: Callable[[], Any]) -> None:

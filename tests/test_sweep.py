@@ -1,5 +1,6 @@
 """Sweeps from the command line: what is finished is skipped, one failing job does not stop the others."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,6 +8,9 @@ import sys
 
 import pytest
 from conftest import ROOT
+from rich.console import Console
+
+from dlm.sweep import summary_table
 
 SMALL = [
     "tokens=512",
@@ -49,7 +53,7 @@ def test_a_failing_job_does_not_stop_the_others_and_a_rerun_trains_only_what_is_
     again = sweep(tmp_path, "block_size=8,16", "attention=block")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("skipped in") == 1 and again.stdout.count("finished in") == 1
-    assert "2 jobs" in again.stdout and "val NELBO" in again.stdout
+    assert "2 jobs" in again.stdout and "NELBO" in again.stdout
 
 
 @pytest.mark.slow
@@ -58,3 +62,14 @@ def test_the_joblib_launcher_runs_jobs_side_by_side_with_the_same_summary(tmp_pa
     assert done.returncode == 0, done.stderr
     assert len([r for r in records(tmp_path) if r["status"] == "finished"]) == 2
     assert "2 jobs" in done.stdout and done.stdout.count("finished") >= 2
+
+
+def test_the_summary_of_a_sweep_fits_eighty_columns_and_cuts_no_number():
+    setting = {"accuracy, 1 token/step": 0.634, "TPF, 1 token/step": 1, "accuracy, TPF≈2": 0.6, "TPF, TPF≈2": 2}
+    line = {"job": "attention=bidir block_size=128", "id": "0123456789ab", "status": "finished"}
+    table = summary_table([line | {"metrics": {"val NELBO": 12.345} | setting | {"drift ffn": 0.054}}])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert all(w in text for w in (*line["job"].split(), "0123456789ab", "12.345", "63.4%", "TPF 2.00", "0.054"))
