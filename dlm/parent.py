@@ -132,19 +132,28 @@ def new_parent(
     tokenizer: str,
     seed: int,
     attn_implementation: str = block_sparse.NAME,
+    dtype: str = "float32",
+    device: str = "cpu",
     check: bool = True,
 ) -> Parent:
-    """A parent with random weights: `config` is a Hugging Face config with its `model_type`."""
+    """A parent with random weights: `config` is a Hugging Face config with its `model_type`, the vocabulary that of the
+    tokenizer unless it says more. Weights are made on `device`: a large model takes minutes on a CPU."""
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     loaded = AutoTokenizer.from_pretrained(resolve(tokenizer))
-    model_type = config["model_type"]
-    values = {k: v for k, v in config.items() if k != "model_type"}
-    hf_config = AutoConfig.for_model(
-        model_type, vocab_size=len(loaded), eos_token_id=loaded.eos_token_id, pad_token_id=loaded.pad_token_id, **values
-    )
-    with torch.random.fork_rng(devices=[]):
+    ends = {"eos_token_id": loaded.eos_token_id, "pad_token_id": loaded.pad_token_id}
+    values = {"vocab_size": len(loaded)} | ends | config
+    model_type = values.pop("model_type")
+    if values["vocab_size"] < len(loaded):
+        raise ValueError(
+            f"model.config.vocab_size {values['vocab_size']} must be at least the tokenizer's {len(loaded)}"
+        )
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(
-            hf_config, attn_implementation=block_sparse.loaded_as(attn_implementation)
+            AutoConfig.for_model(model_type, **values),
+            attn_implementation=block_sparse.loaded_as(attn_implementation),
+            dtype=DTYPES[dtype],
         )
     model = block_sparse.set_implementation(model, attn_implementation)
     return as_parent(model, loaded, f"random {model_type}", None, check)

@@ -292,7 +292,7 @@ def test_a_random_parent_has_the_vocabulary_that_it_is_given():
     assert parent.model.get_input_embeddings().weight.shape == (8192, 256)
     assert parent.mask_id < 8192 and ar_denoiser(parent).mask_id == parent.mask_id
     node.config.vocab_size = 10
-    with pytest.raises(ValueError, match="vocab_size 10 must exceed the tokenizer's"):
+    with pytest.raises(ValueError, match="vocab_size 10 must be at least the tokenizer's"):
         make(node)
     node.dtype = "int8"
     with pytest.raises(ValueError, match="'int8' is unknown"):
