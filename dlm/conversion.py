@@ -84,7 +84,7 @@ class Conversion(lightning.LightningModule):
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: Prepared, batch_idx: int) -> Tensor:
-        output = self.loss(self.denoiser(batch.inputs), batch.scored, batch.num_tokens)
+        output = self.denoiser.loss(batch.inputs, batch.scored, self.loss, batch.num_tokens)
         nelbo = (output.nll * batch.scored.weight).sum() / max(batch.num_maskable, 1)
         self.log("train/loss", output.loss.detach())
         self.log("train/nelbo", nelbo, prog_bar=True)
@@ -97,7 +97,7 @@ class Conversion(lightning.LightningModule):
         self.val_sum, self.val_count = 0.0, 0
 
     def validation_step(self, batch: Prepared, batch_idx: int) -> None:
-        nll = self.loss(self.denoiser(batch.inputs), batch.scored, batch.num_tokens).nll
+        nll = self.denoiser.loss(batch.inputs, batch.scored, self.loss, batch.num_tokens).nll
         self.val_sum += (nll * batch.scored.weight).double().sum().item()
         self.val_count += batch.num_maskable
 
