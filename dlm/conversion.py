@@ -11,7 +11,6 @@ import lightning
 import torch
 from torch import Tensor
 
-from dlm.attention.masks import TILE
 from dlm.denoiser import Denoiser
 from dlm.loss.base import Loss
 from dlm.masking.base import Masking
@@ -49,8 +48,7 @@ def prepare(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Gen
     batch = denoiser.scorable(batch)
     noised = masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
     inputs, scored = denoiser.inputs(batch, noised)
-    # Whole tiles on a GPU, so that its kernels see few shapes.
-    inputs = trim(denoiser.pattern, inputs, TILE if denoiser.model.device.type == "cuda" else 1)
+    inputs = trim(denoiser.pattern, inputs, few_shapes=denoiser.compiles)
     inputs = replace(inputs, layout=inputs.rows.layout())
     views = masking.views
     return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views)

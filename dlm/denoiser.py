@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
@@ -39,10 +40,26 @@ class Denoiser(nn.Module):
         super().__init__()
         self.model, self.pattern, self.mask_id = model, pattern, mask_id
         self.token_shift, self.layer_types = token_shift, layer_types
+        self.compiled = False
         self.last_masks = None, None  # their key, and the masks
         self.row_bytes = 4 * model.get_output_embeddings().weight.shape[0]  # of logits in float32
         # Not as a submodule: its modules are the model's own.
         object.__setattr__(self, "head", without_decoder(model))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether something is compiled for the shape of a forward: attention on a GPU, or whole layers."""
+        return self.compiled or self.model.device.type != "cpu"
+
+    def compile(self, **options) -> None:
+        """Compile the model's layers, one function for all of them and one version for a shape. `options` go to
+        `torch.compile`."""
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not layers:
+            raise ValueError(f"trainer.compile=true finds no layers in {type(self.model).__name__}: set it to false")
+        for layer in layers:
+            layer.compile(dynamic=False, **options)
+        self.compiled = True
 
     def scorable(self, batch: Batch) -> Batch:
         """The batch without maskable tokens that nothing can score."""
@@ -96,7 +113,8 @@ class Denoiser(nn.Module):
         logits = self.head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         # A copy in any case, because what the model saved for its backward must not be written to.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-        return logits.index_fill_(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
+        logits[:, self.mask_id] = -torch.inf
+        return logits
 
     def masks(self, q: Rows, k: Rows, layout: str = ""):
         """The `attention_mask` argument for rows `q` over columns `k`; for the `layout` of the forward before, its own

@@ -49,13 +49,18 @@ def without_decoder(model: PreTrainedModel) -> PreTrainedModel:
     return head
 
 
+def chunk_bytes(device: torch.device) -> int:
+    """The bytes of a chunk's logits."""
+    return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+
+
 def chunked(value: ChunkLoss, hidden: Float[Tensor, "N D"], head: nn.Module, row_bytes: int) -> LossOutput:
     """The sum of `value(hidden[chunk], chunk)` over chunks of rows; a row has logits of `row_bytes` bytes.
 
     The gradients are made chunk by chunk in the forward, so that no logits outlive their chunk and none are computed
     twice. They are exact: a loss is a sum over rows.
     """
-    rows = max(CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // row_bytes, 1)
+    rows = max(chunk_bytes(hidden.device) // row_bytes, 1)
     chunks = [slice(start, start + rows) for start in range(0, max(len(hidden), 1), rows)]
     parameters = [p for p in head.parameters() if p.requires_grad]
     if not torch.is_grad_enabled():

@@ -61,7 +61,8 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time(small_chunks, llama):
     assert max(seen) == ROWS and sum(seen) == len(prepared.scored.target)
 
 
-def test_a_frozen_head_gets_no_gradient_and_its_model_does(small_chunks, llama):
+def test_a_frozen_head_gets_no_gradient_and_its_model_does(small_chunks):
+    llama = tiny("llama")
     llama.lm_head.requires_grad_(False)
     scorer = denoiser(llama, "block", 4, False)
     prepared = prepare(scorer, Uniform(), random_batch(2, 16), generator(0))
@@ -70,8 +71,8 @@ def test_a_frozen_head_gets_no_gradient_and_its_model_does(small_chunks, llama):
     assert llama.model.layers[0].mlp.up_proj.weight.grad.norm() > 0
 
 
-def test_a_batch_without_a_masked_token_has_a_loss_of_zero(llama):
-    scorer = denoiser(llama, "block", 4, False)
+def test_a_batch_without_a_masked_token_has_a_loss_of_zero():
+    scorer = denoiser(tiny("llama"), "block", 4, False)
     batch = random_batch(1, 8)
     batch.maskable[:] = False
     prepared = prepare(scorer, Uniform(), batch, generator(0))
