@@ -98,7 +98,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def peer(cfg: DictConfig) -> AbstractContextManager[Dllm | None]:
-    """The peer that is measured beside ours, not started yet; `ValueError` where it is not there, or does other work."""
+    """The peer that is measured too, not started yet; `ValueError` where it is not there, or would do other work."""
     if cfg.peer.dllm is None:
         return nullcontext()
     if cfg.token_shift:

@@ -163,27 +163,15 @@ class Decode(Bench):
             caption="N batch, B block, k tokens committed in a step. Same tokens: "
             f"ours = naive loop{' = dllm' * peer}, ours (AR) = HF.",
         )
-        columns = [
-            "N",
-            "B",
-            "k",
-            "arm",
-            "forwards",
-            "tok/fwd",
-            "ms/fwd",
-            "tok/s",
-            "speed / dllm" if peer else "speed / HF",
-        ]
+        speed, of = ("speed / dllm", "speed_over_dllm") if peer else ("speed / HF", "speed_over_hf")
+        columns = ["N", "B", "k", "arm", "forwards", "tok/fwd", "ms/fwd", "tok/s", speed]
         for column in columns + ["limit"] * limited:
             table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
         for point in result["points"]:
             key = [str(point[name]) for name in ("batch_size", "block_size", "tokens_per_step")]
             for name, a in point["arms"].items():
                 cells = [f"{a['forwards']}", f"{a['tokens_per_forward']:.2f}", f"{a['ms_per_forward']:.2f}"]
-                cells += [
-                    f"{a['tokens_per_second']:,.0f}",
-                    with_range(a["speed_over_dllm" if peer else "speed_over_hf"]),
-                ]
+                cells += [f"{a['tokens_per_second']:,.0f}", with_range(a[of])]
                 fraction = a["fraction_of_bandwidth"]
                 table.add_row(*key, name, *cells, *["–" if fraction is None else f"{fraction:.1%}"] * limited)
                 key = [""] * 3

@@ -28,6 +28,6 @@ def peak_resident(run: Callable[[], object]) -> int:
 
 
 def in_a_fresh_process(function: Callable[..., int], *args: Any) -> int:
-    """What a function of a module returns in a new Python process. Forked, it would hold what this one has left over."""
+    """What a function returns in a new Python process. Forked, it would hold what this one has left over."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()

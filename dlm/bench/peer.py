@@ -23,7 +23,10 @@ from dlm.runs import write_atomically
 
 DLLM = "dllm"
 WORKER = Path(__file__).parent / "peers" / "dllm_worker.py"
-INSTALL = "git clone https://github.com/ZHZisZZ/dllm, and in it: python -m venv .venv && .venv/bin/pip install -e . trl lm_eval"
+INSTALL = (
+    "git clone https://github.com/ZHZisZZ/dllm && cd dllm && python -m venv .venv && "
+    ".venv/bin/pip install -e . trl lm_eval"
+)
 
 
 class Worker:
@@ -55,7 +58,8 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what a dead one was asked
+            self.process.stdin.close()
         self.process.stdout.close()
 
 
@@ -72,7 +76,9 @@ class Dllm:
         self.loaded: torch.dtype | None = None
         for path in (self.folder / "dllm" / "__init__.py", self.python):
             if not path.is_file():
-                raise ValueError(f"peer.dllm {folder!r} has no {path.relative_to(self.folder)}: {INSTALL}")
+                raise ValueError(
+                    f"peer.dllm {folder!r} has no {path.relative_to(self.folder)}. To install it: {INSTALL}"
+                )
 
     def __enter__(self) -> Dllm:
         self.scratch = tempfile.TemporaryDirectory(prefix="dlm-peer-")
@@ -84,9 +90,8 @@ class Dllm:
             self.versions = self.worker.answer("at its start")["versions"]
         except ValueError as error:
             self.__exit__()
-            raise ValueError(
-                f"peer.dllm {str(self.folder)!r} cannot be imported ({error}). To install it: {INSTALL}"
-            ) from None
+            what = f"peer.dllm {str(self.folder)!r} cannot be imported by its own Python ({error})"
+            raise ValueError(f"{what}. To install it: {INSTALL}") from None
         return self
 
     def __exit__(self, *args: Any) -> None:
@@ -99,8 +104,9 @@ class Dllm:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Which dllm it is, for the record."""
-        return {"name": DLLM, "folder": str(self.folder), "commit": commit(self.folder), "versions": self.versions}
+        """Which dllm it was, for the record."""
+        found = {"name": DLLM, "folder": str(self.folder), "commit": commit(self.folder)}
+        return found | {"versions": self.versions, "attention": self.attention}
 
     def load(self, model: PreTrainedModel, mask_id: int) -> None:
         """The model as it stands, which no benchmark trains: again only where its precision is another."""
@@ -111,7 +117,7 @@ class Dllm:
         model.save_pretrained(folder)
         write_atomically(folder / "config.json", json.dumps(converted(model.config.to_dict())))
         options = {"threads": torch.get_num_threads(), "device": str(parameter.device), "clock": self.clock}
-        self.worker.ask(do="load", folder=str(folder), mask_id=mask_id, **options)
+        self.attention = self.worker.ask(do="load", folder=str(folder), mask_id=mask_id, **options)["attention"]
         self.loaded = parameter.dtype
 
     def train_on(
@@ -160,14 +166,14 @@ class Dllm:
 def commit(folder: Path) -> str | None:
     """The commit of a clone; None where git knows of none."""
     with contextlib.suppress(OSError):
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
-        )
+        command = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
         return done.stdout.strip() or None
 
 
 def converted(config: dict[str, Any]) -> dict[str, Any]:
     """A config of transformers 5 as dllm's conversion makes it, in the spelling of transformers 4."""
-    rope = dict(config.pop("rope_parameters"))
-    config |= {"model_type": f"a2d-{config['model_type']}", "architectures": None, "rope_theta": rope.pop("rope_theta")}
-    return config | {"rope_scaling": None if rope["rope_type"] == "default" else rope}
+    rope = dict(config.pop("rope_parameters", None) or {})
+    config |= {"model_type": f"a2d-{config['model_type']}", "architectures": None}
+    config["rope_theta"] = rope.pop("rope_theta", None)
+    return config | {"rope_scaling": None if rope.get("rope_type", "default") == "default" else rope}

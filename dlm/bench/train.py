@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float, Int
 from rich.table import Table
 from torch import Tensor
 
-from dlm.bench import flops, memory, naive
+from dlm.bench import flops, naive
 from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, use
 from dlm.bench.gate import TOLERANCE, Step, require_same_step
+from dlm.bench.memory import in_a_fresh_process, measurable, peak_resident
 from dlm.bench.peer import DLLM, Dllm
 from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread
 from dlm.bench.train_tables import AGAIN, AR, NAIVE, OURS, counts_table, times_table
@@ -51,7 +52,8 @@ class Train(Bench):
         require_at_least(2, length=length)
         require_at_least(1, batch_size=batch_size)
         require_divides(block_size, length=length)
-        self.length, self.batch_size, self.block_size, self.memory = length, batch_size, block_size, memory
+        self.length, self.batch_size, self.block_size = length, batch_size, block_size
+        self.memory = memory and measurable()
 
     def run(self, bench: Workbench) -> dict[str, Any]:
         bench.check_positions(self.length, "length")
@@ -163,9 +165,7 @@ class Train(Bench):
         nothing else."""
         if bench.device.type == "cuda":
             return peak_bytes(arm)
-        return (
-            memory.in_a_fresh_process(alone, bench.again, self, name) if self.memory and memory.measurable() else None
-        )
+        return in_a_fresh_process(alone, bench.again, self, name) if self.memory else None
 
     def give(self, peer: Dllm, bench: Workbench, case: Case) -> None:
         """The model as it stands and the batch, to a peer."""
@@ -224,7 +224,7 @@ def alone(again: Callable[[], Workbench], task: Train, name: str) -> int:
     bench.model.train()
     arm = task.arm(bench, name, task.losses(bench, task.case(bench))[name])
     arm.setup()
-    return memory.peak_resident(arm.run)
+    return peak_resident(arm.run)
 
 
 def gate(bench: Workbench, losses: dict[str, Callable[[], Tensor]], peer: Step | None = None) -> float:

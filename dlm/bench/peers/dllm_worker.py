@@ -7,7 +7,7 @@ A training step is `BD3LMTrainer.compute_loss` with the default SDPA attention, 
 
 - its two draws of `torch.rand`, the noise level and the masked positions, are our masked positions;
 - `_compute_loss_weights`, its own hook, returns our weights: it has one noise level a row, we one a block;
-- a hook on the head sets the mask token's logit to -inf, one column in place: here it is never predicted, there it may be;
+- a hook on the head sets the mask token's logit to -inf, one column in place: we never predict it;
 - no token of the vocabulary is its padding or its end, as our benchmarks ignore both.
 
 Two of its definitions are others, and agree where the benchmark uses it: it divides by the number of labels (here all
