@@ -17,7 +17,7 @@ from test_benchmark import SMALL, command, workbench  # noqa: F401 - command is 
 
 from dlm import benchmark as command_module
 from dlm.bench import decode, memory, train
-from dlm.bench.gate import GateError
+from dlm.bench.gate import TOLERANCE, GateError
 from dlm.bench.peer import DLLM, Dllm, Worker, converted
 from dlm.bench.timing import Arm, Elsewhere, interleaved
 
@@ -51,7 +51,7 @@ TRAIN, DECODE = train.Train(32, 2, 8, memory=False), decode.Decode(16, 16, [2], 
 
 def test_a_peers_training_step_is_ours_and_is_reported(peer, qwen):
     found = TRAIN.run(workbench(qwen, peer=peer, clock=time.process_time))
-    assert found["gate"]["max_relative_error"] < 1e-9
+    assert found["gate"]["max_relative_error"] <= TOLERANCE[torch.float64]
     assert len(found["seconds"][DLLM]) == 2 and min(found["seconds"][DLLM]) > 0
     counts = found["counts"]
     assert counts[DLLM]["rows_network"] == counts[DLLM]["rows_head"] == 2 * 2 * 32  # one step's, of several made
