@@ -25,7 +25,7 @@ DLLM = "dllm"
 WORKER = Path(__file__).parent / "peers" / "dllm_worker.py"
 INSTALL = (
     "git clone https://github.com/ZHZisZZ/dllm && cd dllm && python -m venv .venv && "
-    ".venv/bin/pip install -e . trl lm_eval"
+    ".venv/bin/pip install -e . trl==0.23.1 lm_eval"
 )
 
 
