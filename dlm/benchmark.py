@@ -129,6 +129,7 @@ def make_workbench(cfg: DictConfig, device: torch.device, found: Dllm | None = N
         warmup=cfg.warmup,
         seed=cfg.seed,
         clock=clock_of(device, cfg.clock),
+        compile=cfg.compile,
         peak_tflops=cfg.peak_tflops,
         peak_bandwidth_gbs=cfg.peak_bandwidth_gbs,
         again=partial(make_workbench, cfg, device),
