@@ -14,21 +14,25 @@ from typing import Any
 import hydra
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from dlm import memory, sweep
 from dlm.build import Experiment, build, choices
+from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
 from dlm.console import command
 from dlm.drift import DriftMonitor, measure, save_reference, summary
 from dlm.evaluate import evaluate_run, headline, is_evaluated, show
-from dlm.loggers import Progress, close_wandb, loggers, merge_metrics
+from dlm.interruption import Interruption, sigterm_as_ctrl_c
+from dlm.loggers import Progress, close_wandb, loggers
+from dlm.metrics import MetricTable
 from dlm.runs import Run, environment
 
-# What a run writes, in sizes of the model: the reference of drift, a checkpoint with two moments of AdamW, the result.
-SPACE_IN_WEIGHTS = 5
+# What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
+# result.
+SPACE_IN_WEIGHTS = 8
 
 
+@sigterm_as_ctrl_c()
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record."""
     run = Run.create(cfg, choices())
@@ -38,7 +42,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             run.update(evaluation=evaluate_run(run, cfg.evaluation))
         return {"id": run.id, "status": "skipped", "record": run.record}
     if cfg.force:
-        for folder in (run.folder / "metrics", run.checkpoint.parent, run.model_folder):
+        for folder in (run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
     run.update(status="running", error=None, started=time.time(), **environment())
     try:
@@ -46,7 +50,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             fit(cfg, run)
         run.update(evaluation=evaluate_run(run, cfg.evaluation))
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        stopped = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
             run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
         close_wandb(cfg.logger, {}, failed=True)
@@ -65,7 +69,9 @@ def fit(cfg: DictConfig, run: Run) -> None:
     if volatile.threads:
         torch.set_num_threads(volatile.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
-    resume = checkpoint_of(run)
+    resume = newest_whole(run.checkpoint.parent)
+    if resume:
+        print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     fingerprint = experiment.parent.fingerprint()
@@ -80,22 +86,27 @@ def fit(cfg: DictConfig, run: Run) -> None:
     fit_into_memory(cfg, experiment)
     if cfg.trainer.compile:
         experiment.denoiser.compile()
-    trainer = make_trainer(cfg, run, experiment, reference)
+    table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
+    trainer = make_trainer(cfg, run, experiment, reference, table, interruption)
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
         trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt from None
     finally:  # what an interrupted run has cost so far counts
         run.update(train_seconds=earlier + time.perf_counter() - begin)
     drift = measure(experiment.parent.model, reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
-        train={name: float(value) for name, value in trainer.callback_metrics.items()},
+        train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
         drift=summary(drift),
         peak_memory=peak_memory(),
     )
     drift.to_csv(run.folder / "drift.csv", index=False)
-    merge_metrics(run)
+    table.write()
     save_model(experiment, run)
+    if interruption.requested:  # in the last step
+        raise KeyboardInterrupt
 
 
 def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:
@@ -113,16 +124,14 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:
         memory.checkpoint_activations(denoiser.model)
 
 
-def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: Path) -> lightning.Trainer:
+def make_trainer(
+    cfg: DictConfig, run: Run, experiment: Experiment, reference: Path, table: MetricTable, interruption: Interruption
+) -> lightning.Trainer:
     """The Lightning trainer of a run."""
     volatile = cfg.trainer.volatile
-    checkpoints = ModelCheckpoint(
-        dirpath=run.checkpoint.parent,
-        filename=run.checkpoint.stem,
-        every_n_train_steps=volatile.checkpoint_every,
-        enable_version_counter=False,
-    )
-    callbacks = [checkpoints, DriftMonitor(reference, volatile.drift_every)]
+    val_every = min(volatile.val_every, experiment.num_steps)
+    checkpoints = Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption)
+    callbacks = [interruption, table, DriftMonitor(reference, volatile.drift_every, table), checkpoints]
     if volatile.progress_bar:
         callbacks.append(Progress())
     return lightning.Trainer(
@@ -135,7 +144,7 @@ def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: P
         gradient_clip_val=cfg.trainer.clip,
         max_steps=experiment.num_steps,
         max_epochs=1,
-        val_check_interval=min(volatile.val_every, experiment.num_steps) * cfg.trainer.accumulate,
+        val_check_interval=val_every * cfg.trainer.accumulate,
         check_val_every_n_epoch=None,
         log_every_n_steps=volatile.log_every,
         num_sanity_val_steps=0,
@@ -143,29 +152,16 @@ def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: P
         enable_progress_bar=volatile.progress_bar,
         enable_model_summary=False,
         callbacks=callbacks,
+        plugins=AtomicCheckpointIO(),
         logger=loggers(cfg.logger, run),
         default_root_dir=run.folder,
     )
 
 
-def checkpoint_of(run: Run) -> Path | None:
-    """The checkpoint to resume from. A damaged one is named before any compute is spent."""
-    if not run.checkpoint.exists():
-        return None
-    try:
-        torch.load(run.checkpoint, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:  # whatever torch says about a damaged file
-        raise ValueError(
-            f"the checkpoint {run.checkpoint} is damaged ({type(error).__name__}): delete it to train this run from "
-            "the start"
-        ) from error
-    print(f"resuming run {run.id} from {run.checkpoint}")
-    return run.checkpoint
-
-
 def save_model(experiment: Experiment, run: Run) -> None:
     """The converted model as a Hugging Face folder, written beside and renamed."""
     temporary = run.folder / ".model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
     model = experiment.trainable.merged(experiment.parent.model)
     model.save_pretrained(temporary)
     experiment.parent.tokenizer.save_pretrained(temporary)
