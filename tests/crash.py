@@ -7,7 +7,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import random
 import signal
 import sys
 import time
@@ -189,12 +188,6 @@ def outcome(runs_dir: Path) -> dict[str, object]:
         "checkpoint": (folder / "checkpoint").exists(),
         "left over": left,
     }
-
-
-def moments(count: int, seconds: float, seed: int) -> list[float]:
-    """Random moments of a run that takes `seconds`."""
-    rng = random.Random(seed)
-    return [rng.uniform(0, seconds) for _ in range(count)]
 
 
 def elapsed(function: Callable[[], object]) -> float:
