@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from lightning import Callback
 
-from dlm.runs import write_atomically
+from dlm.storage import write_atomically
 
 
 class MetricTable(Callback):

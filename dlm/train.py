@@ -19,13 +19,15 @@ from omegaconf import DictConfig
 from dlm import memory, sweep
 from dlm.build import Experiment, build, choices
 from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
-from dlm.console import command
+from dlm.console import command, is_sweep
 from dlm.drift import DriftMonitor, measure, save_reference, summary
-from dlm.evaluate import evaluate_run, headline, is_evaluated, show
+from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
 from dlm.interruption import Interruption, sigterm_as_ctrl_c
+from dlm.lease import Busy, lease
 from dlm.loggers import Progress, close_wandb, loggers
 from dlm.metrics import MetricTable
 from dlm.runs import Run, environment
+from dlm.storage import digests
 
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
@@ -34,33 +36,55 @@ SPACE_IN_WEIGHTS = 8
 
 @sigterm_as_ctrl_c()
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record."""
+    """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record.
+    Raises `Busy` where another process works on the run."""
     run = Run.create(cfg, choices())
-    if run.status == "finished" and not cfg.force:
+    done = run.status == "finished" and not cfg.force
+    if done and is_evaluated(run, cfg.evaluation):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
-        if not is_evaluated(run, cfg.evaluation):
-            run.update(evaluation=evaluate_run(run, cfg.evaluation))
         return {"id": run.id, "status": "skipped", "record": run.record}
+    with lease(run.folder) as claim:
+        if run.status == "finished" and not cfg.force:  # perhaps since a moment ago
+            if not is_evaluated(run, cfg.evaluation):
+                evaluate_again(run, cfg.evaluation)
+            return {"id": run.id, "status": "skipped", "record": run.record}
+        if run.status == "failed" and not cfg.retry:
+            reason = run.record["error"].strip().splitlines()[-1]
+            raise ValueError(f"run {run.id} has failed before ({reason}): retry=true tries it again")
+        try:
+            work(cfg, run)
+        except BaseException as error:
+            if claim.compromise is None:  # else the run is another process's now
+                leave(cfg, run, error)
+            raise
+    return {"id": run.id, "status": "finished", "record": run.record}
+
+
+def work(cfg: DictConfig, run: Run) -> None:
+    """Take a run from where it is to its end."""
+    for path in run.leavings():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     if cfg.force:
         for folder in (run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
     run.update(status="running", error=None, started=time.time(), **environment())
-    try:
-        if not run.model_folder.exists():  # the last thing that training writes
-            fit(cfg, run)
-        run.update(evaluation=evaluate_run(run, cfg.evaluation))
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
-            run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
-        close_wandb(cfg.logger, {}, failed=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(f"{error}: free space and give the same command again, it goes on where it was") from error
-        raise
+    if not run.model_folder.exists():  # the last thing that training writes
+        fit(cfg, run)
+    run.update(evaluation=evaluate_run(run, cfg.evaluation))
+    run.seal()
     run.update(status="finished", ended=time.time())
     close_wandb(cfg.logger, headline(run.record), failed=False)
     shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
-    return {"id": run.id, "status": "finished", "record": run.record}
+
+
+def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
+    """Record why a run ends before its end. What another attempt can use stays."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
+        run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
+    close_wandb(cfg.logger, {}, failed=True)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise ValueError(f"{error}: free space and give the same command again, it goes on where it was") from error
 
 
 def fit(cfg: DictConfig, run: Run) -> None:
@@ -161,11 +185,11 @@ def make_trainer(
 def save_model(experiment: Experiment, run: Run) -> None:
     """The converted model as a Hugging Face folder, written beside and renamed."""
     temporary = run.folder / ".model.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
     model = experiment.trainable.merged(experiment.parent.model)
     model.save_pretrained(temporary)
     experiment.parent.tokenizer.save_pretrained(temporary)
     shutil.rmtree(run.model_folder, ignore_errors=True)
+    run.update(files={f"model/{name}": digest for name, digest in digests(temporary, [*temporary.rglob("*")]).items()})
     temporary.rename(run.model_folder)
 
 
@@ -179,7 +203,13 @@ def peak_memory() -> int:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @command
 def main(cfg: DictConfig) -> dict[str, Any]:
-    result = train(cfg)
+    try:
+        result = train(cfg)
+    except Busy as busy:
+        if is_sweep():  # the next job may be free
+            print(busy)
+            return {"id": None, "status": "busy"}
+        raise
     show(Run.load(result["id"], cfg.runs_dir))
     return result
 

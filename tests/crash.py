@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from conftest import ROOT, config
 
 import dlm
 from dlm.data import prose
+from dlm.lease import Busy
 from dlm.train import train
 
 # Six optimizer steps of two micro-batches with dropout, a validation every two, a checkpoint every step, and a light
@@ -143,6 +145,18 @@ def child(runs_dir: Path, overrides: tuple[str, ...], fault: AtCall | AtWrite | 
         os._exit(130)
 
 
+def sweep(runs_dir: Path, overrides: tuple[str, ...], fault: None) -> None:
+    """What a process of a sweep does: the points in order, but those that another one works on."""
+    for seed in range(5):
+        try:
+            with (runs_dir.parent / "log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+                status = train(config(*OVERRIDES, f"runs_dir={runs_dir}", f"seed={seed}", *overrides))["status"]
+        except Busy:
+            status = "busy"
+        with (runs_dir.parent / "done").open("a") as done:
+            done.write(f"{seed} {status}\n")
+
+
 class Processes:
     """Starts them."""
 
@@ -180,7 +194,9 @@ def outcome(runs_dir: Path) -> dict[str, object]:
     record = json.loads((folder / "run.json").read_text())
     evaluation = {name: value for name, value in record["evaluation"].items() if name != "throughput"}
     files = ("model/model.safetensors", "metrics.csv", "drift.csv", "items.csv", "trace.json")
-    left = sorted(str(path.relative_to(runs_dir)) for path in runs_dir.rglob("*") if ".tmp" in path.name)
+    left = sorted(
+        str(path.relative_to(runs_dir)) for path in runs_dir.rglob("*") if path.name.endswith(".tmp") and path.is_file()
+    )
     return {
         "files": {name: (folder / name).read_bytes() for name in files},
         "record": {name: record[name] for name in ("status", "train", "drift", "tokens", "steps", "parent", "error")},
