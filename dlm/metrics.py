@@ -6,13 +6,17 @@ table of an uninterrupted one, no row missing and none from a step that was made
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from statistics import mean, variance
 from typing import Any
 
 import pandas as pd
 from lightning import Callback
 
 from dlm.storage import write_atomically
+
+ROWS = 5  # with fewer a difference is noise
 
 
 class MetricTable(Callback):
@@ -44,8 +48,22 @@ class MetricTable(Callback):
 
     def last_validation(self) -> dict[str, float]:
         """What the last validation measured; {} before the first."""
-        found = {n: v for step in sorted(self.rows) for n, v in self.rows[step].items() if is_validation(n)}
-        return found
+        return {n: v for step in sorted(self.rows) for n, v in self.rows[step].items() if is_validation(n)}
+
+    def diverged(self) -> bool:
+        """Whether training made the loss worse: the NELBO of the last quarter of the rows is not finite, or lies above
+        that of the first quarter by more than three standard errors of their difference (at least 5 rows each)."""
+        found = [self.rows[step]["train/nelbo"] for step in sorted(self.rows) if "train/nelbo" in self.rows[step]]
+        quarter = len(found) // 4
+        if found and not any(map(math.isfinite, found[-max(quarter, 1) :])):
+            return True
+        first, last = (
+            [v for v in part if math.isfinite(v)] for part in (found[:quarter], found[len(found) - quarter :])
+        )
+        if min(len(first), len(last)) < ROWS:
+            return False
+        error = math.sqrt(variance(first) / len(first) + variance(last) / len(last))
+        return mean(last) - mean(first) > 3 * error
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

@@ -5,7 +5,7 @@
              metrics.csv    metrics over time            drift.csv    weights against the parent's, tensor by tensor
              trace.json     when each position was committed in decoding
              model/         the converted model, a Hugging Face folder            checkpoint/   what a resume needs
-             .lease         the process that works on it
+             .lease         who works on it              nonfinite.pt  the batch that stopped it
 
 A run is its config: the id is a hash of the resolved config without what cannot change the result. Records are written
 to a temporary name and renamed, so a record is always whole; it holds its own checksum and those of the other files.
@@ -37,7 +37,7 @@ from dlm.storage import damaged, digests, read_json, write_atomically, write_jso
 VOLATILE = ("logger", "runs_dir", "force", "retry", "trainer.volatile", "evaluation", "decoding")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
-NEUTRAL: dict[str, Any] = {"masking.views": 1, "trainer.compile": False}
+NEUTRAL: dict[str, Any] = {"masking.views": 1, "trainer.compile": False, "trainer.on_nonfinite": "stop"}
 
 # Of the folder above; a record that does not say is of the first.
 LAYOUT = 1
@@ -162,6 +162,11 @@ class Run:
     @property
     def model_folder(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def nonfinite(self) -> Path:
+        """The batch that stopped the run."""
+        return self.folder / "nonfinite.pt"
 
     def leavings(self) -> list[Path]:
         """What processes that were killed left half written."""

@@ -22,6 +22,7 @@ from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
 from dlm.console import command, is_sweep
 from dlm.drift import DriftMonitor, measure, save_reference, summary
 from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
+from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption, sigterm_as_ctrl_c
 from dlm.lease import Busy, lease
 from dlm.loggers import Progress, close_wandb, loggers
@@ -32,6 +33,7 @@ from dlm.storage import digests
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
 SPACE_IN_WEIGHTS = 8
+Watches = tuple[Interruption, FiniteGuard, MetricTable, DriftMonitor]
 
 
 @sigterm_as_ctrl_c()
@@ -93,6 +95,7 @@ def fit(cfg: DictConfig, run: Run) -> None:
     if volatile.threads:
         torch.set_num_threads(volatile.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
+    skip = skips(cfg.trainer.on_nonfinite)
     resume = newest_whole(run.checkpoint.parent)
     if resume:
         print(f"resuming run {run.id} from {resume}")
@@ -111,7 +114,9 @@ def fit(cfg: DictConfig, run: Run) -> None:
     if cfg.trainer.compile:
         experiment.denoiser.compile()
     table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
-    trainer = make_trainer(cfg, run, experiment, reference, table, interruption)
+    guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
+    watches = interruption, guard, table, DriftMonitor(reference, volatile.drift_every, table)
+    trainer = make_trainer(cfg, run, experiment, watches)
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
         trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
@@ -125,6 +130,8 @@ def fit(cfg: DictConfig, run: Run) -> None:
         train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
         drift=summary(drift),
         peak_memory=peak_memory(),
+        skipped_steps=guard.skipped,
+        diverged=table.diverged(),
     )
     drift.to_csv(run.folder / "drift.csv", index=False)
     table.write()
@@ -148,14 +155,18 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:
         memory.checkpoint_activations(denoiser.model)
 
 
-def make_trainer(
-    cfg: DictConfig, run: Run, experiment: Experiment, reference: Path, table: MetricTable, interruption: Interruption
-) -> lightning.Trainer:
+def skips(on_nonfinite: str) -> bool:
+    if on_nonfinite not in ("stop", "skip"):
+        raise ValueError(f"trainer.on_nonfinite {on_nonfinite!r} is unknown: choose stop or skip")
+    return on_nonfinite == "skip"
+
+
+def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, watches: Watches) -> lightning.Trainer:
     """The Lightning trainer of a run."""
     volatile = cfg.trainer.volatile
     val_every = min(volatile.val_every, experiment.num_steps)
-    checkpoints = Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption)
-    callbacks = [interruption, table, DriftMonitor(reference, volatile.drift_every, table), checkpoints]
+    interruption, _, table, _ = watches
+    callbacks = [*watches, Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption)]
     if volatile.progress_bar:
         callbacks.append(Progress())
     return lightning.Trainer(
