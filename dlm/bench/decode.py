@@ -167,7 +167,7 @@ def count_forwards(bench: Workbench, name: str, engine: Engine) -> int:
         nonlocal calls
         calls += 1
 
-    hook = bench.model.register_forward_pre_hook(count)
+    hook = bench.model.get_decoder().register_forward_pre_hook(count)
     try:
         made(bench, name, engine)
     finally:

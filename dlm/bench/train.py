@@ -103,7 +103,7 @@ class Train(Bench):
         parent, prepared = bench.parent, case.prepared
 
         def ours() -> Float[Tensor, ""]:
-            return Nelbo()(case.denoiser(prepared.inputs), prepared.scored, prepared.num_tokens).loss
+            return case.denoiser.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).loss
 
         def plain() -> Float[Tensor, ""]:
             noised = (case.x0, case.masked, case.weight, parent.mask_id)

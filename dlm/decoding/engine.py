@@ -219,7 +219,7 @@ def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, mask_id:
         (canvas.step, canvas.nfe[:, None].expand_as(slots)),
         (canvas.confidence, confidence),
     ):
-        state.scatter_(1, slots, torch.where(keep | tail, value, state.gather(1, slots)))
+        state.scatter_(1, slots, torch.where(keep | tail, value.to(state.dtype), state.gather(1, slots)))
 
 
 def advance(canvas: Canvas, eos_ids: Int[Tensor, " E"], stop: Stop | None) -> None:
