@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             run.update(evaluation=evaluate_run(run, cfg.evaluation))
         return {"id": run.id, "status": "skipped", "record": run.record}
     if cfg.force:
-        for folder in (run.folder / "metrics", run.checkpoint.parent, run.model_folder):
+        for folder in (run.folder / "metrics", run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
     run.update(status="running", error=None, started=time.time(), **environment())
     try:
