@@ -57,9 +57,10 @@ ablation-report: $(BIN)/.installed ## train what is missing of Table 1 and Figur
 	$(BIN)/python -m analysis.study sweeps/table1_attention.yaml --jobs $(JOBS) $(ARGS); status=$$?; \
 	$(BIN)/python -m analysis.report --runs runs --out reports/ablation $(ARGS) && exit $$status
 
-bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way
-	$(BIN)/python -m dlm.benchmark bench=train $(ARGS)
-	$(BIN)/python -m dlm.benchmark bench=decode $(ARGS)
+PEER ?=
+bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way (PEER=a clone of dllm)
+	$(BIN)/python -m dlm.benchmark bench=train peer.dllm=$(or $(PEER),null) $(ARGS)
+	$(BIN)/python -m dlm.benchmark bench=decode peer.dllm=$(or $(PEER),null) $(ARGS)
 
 # With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch.
 BENCH_PYTHON ?= python3

@@ -120,14 +120,13 @@ class Denoiser(nn.Module):
         """The `attention_mask` argument for rows `q` over columns `k`; for the `layout` of the forward before, its own
         masks again."""
         implementation = self.model.config._attn_implementation
+        if not layout:
+            return attention_masks(self.pattern, q, k, self.layer_types, implementation)
         # Autograd cannot save a tensor that was made in inference mode.
         key = layout, implementation, q.position.device, torch.is_inference_mode_enabled()
-        if layout and key == self.last_masks[0]:
-            return self.last_masks[1]
-        masks = attention_masks(self.pattern, q, k, self.layer_types, implementation)
-        if layout:
-            self.last_masks = key, masks
-        return masks
+        if key != self.last_masks[0]:
+            self.last_masks = key, attention_masks(self.pattern, q, k, self.layer_types, implementation)
+        return self.last_masks[1]
 
     def hidden(
         self,

@@ -66,7 +66,7 @@ def step_flop(model, pattern, masked_share):
     batch = Batch(x0, x0 > 0, torch.zeros_like(x0), torch.arange(LENGTH)[None])
     level = {"t_min": masked_share, "t_max": masked_share + 1e-6}
     prepared = prepare(scorer, Uniform(**level), batch, generator(0))
-    mask = block_mask(pattern, prepared.inputs.rows)
+    mask = block_mask(pattern, prepared.inputs.rows, prepared.inputs.rows)
     tiles = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
     scorer.masks = lambda *rows: mask
     moved = prepared.to("meta")
