@@ -25,7 +25,8 @@ from analysis.figure2e import MEASURES, STYLES, drift_by_layer, figure2e, save
 from analysis.runs import DOMAINS, tidy
 from analysis.sweep import FINISHED, Point, Sweep, load_sweep
 from analysis.table1 import MEASURED, parallel_table, table1
-from dlm.runs import Run, write_atomically
+from dlm.runs import Run
+from dlm.storage import write_atomically
 
 Found = list[tuple[Point, Run]]
 SWEEP = Path("sweeps/table1_attention.yaml")

@@ -4,6 +4,7 @@
              run.json       the record: status, config, versions, machine, metrics, error
              metrics.csv    metrics over time            drift.csv    weights against the parent's, tensor by tensor
              trace.json     when each position was committed in decoding
+             measurements/  what `dlm.measure` found of it, a file for each measurement and its settings
              model/         the converted model, a Hugging Face folder            checkpoint/   what a resume needs
              .lease         who works on it              nonfinite.pt  the batch that stopped it
 
@@ -34,7 +35,9 @@ from dlm.storage import damaged, digests, read_json, write_atomically, write_jso
 
 # Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
-VOLATILE = ("logger", "runs_dir", "force", "retry", "trainer.volatile", "evaluation", "decoding")
+# `study` is what sweeps are made from, and another place of the runs does not make another run of an earlier one.
+VOLATILE = ("logger", "runs_dir", "force", "retry", "trainer.volatile", "evaluation", "decoding", "study")
+VOLATILE += ("model.runs_dir", "masking.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
 NEUTRAL: dict[str, Any] = {"masking.views": 1, "trainer.compile": False, "trainer.on_nonfinite": "stop"}
@@ -66,6 +69,12 @@ def run_id(config: dict[str, Any]) -> str:
 
 # What a finished run consists of besides its record.
 FILES = ("config.yaml", "metrics.csv", "drift.csv", "items.csv", "trace.json", "model")
+
+
+def measurement_file(settings: dict[str, Any]) -> str:
+    """Where what a measurement with these resolved settings found lies in a run's folder."""
+    kind = settings["_target_"].split(".")[-2]
+    return f"measurements/{kind}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}.json"
 
 
 class Run:

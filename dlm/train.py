@@ -67,7 +67,7 @@ def work(cfg: DictConfig, run: Run) -> None:
     for path in run.leavings():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     if cfg.force:
-        for folder in (run.checkpoint.parent, run.model_folder):
+        for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
     run.update(status="running", error=None, started=time.time(), **environment())
     if not run.model_folder.exists():  # the last thing that training writes

@@ -1,12 +1,6 @@
 """The study: its points, what is trained, what the tables say, how claims are decided, what the report shows."""
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -18,14 +12,12 @@ from analysis.figure2e import drift_by_layer, figure2e
 from analysis.report import build_report, paper_numbers, reproduce
 from analysis.report import main as report
 from analysis.runs import MATHS, ONE_TOKEN, rows_of, tidy
-from analysis.study import study
-from analysis.sweep import FINISHED, load_sweep
+from analysis.sweep import load_sweep
 from analysis.table1 import parallel_table, table1
 from dlm.data.tasks import FAMILIES
 from dlm.drift import MEASURES
 from dlm.runs import Run
 
-SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
 PAPER = paper_numbers()
 N = 90  # items of a fabricated run
@@ -33,7 +25,7 @@ N = 90  # items of a fabricated run
 
 @pytest.fixture(scope="module")
 def sweep():
-    return load_sweep(TABLE1)
+    return load_sweep(TABLE1, ["seed=0"])
 
 
 def fabricate(runs_dir, point, accuracy: float, drift: float = 0.1, wrong_first: bool = True) -> Run:
@@ -85,60 +77,11 @@ def points(sweep, *names):
     return [next(p for p in sweep.points if p.name == name) for name in names]
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
-def test_every_sweep_composes_and_its_points_are_distinct_runs(path):
-    found = load_sweep(path)
-    assert len({p.run for p in found.points}) == len(found.points) > 1
-    assert all(re.fullmatch(r"[0-9a-f]{12}", p.run) for p in found.points)
-
-
-def test_the_doubled_row_has_twice_the_budget_whatever_the_budget_is():
-    for overrides in ([], ["tokens=4096"], ["tokens=1e6"]):
-        found = load_sweep(TABLE1, overrides)
-        budget = {p.name: p.config["tokens"] for p in found.points}
-        assert budget["e"] == 2 * found.tokens and {budget[n] for n in "bcdfghi"} == {found.tokens}
-
-
-def test_the_points_are_the_papers_rows(sweep):
-    chosen = {p.name: (p.config["attention"]["_target_"].split(".")[-1], p.config["token_shift"]) for p in sweep.points}
-    paper = {"b": ("Bidir", True), "c": ("Bidir", False), "d": ("BlockNoisy", True), "e": ("BlockNoisy", True)}
-    paper |= {"f": ("Block", True)} | dict.fromkeys("ghi", ("Block", False))
-    assert chosen == paper
-    assert {p.name: p.config["trainable"]["rank"] for p in sweep.points if p.name in "hi"} == {"h": 16, "i": 64}
-    assert {p.config["masking"]["_target_"] for p in sweep.points} == {"dlm.masking.uniform.Uniform"}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["tokens=0"], "tokens=0 must be a whole number of at least 1"),
-        (["tokens=many"], "tokens=many must be a whole number"),
-        (["lrr=3"], r"point b \(.*lrr=3\) cannot be composed: .*lrr"),
-        (["seed=1,1"], "points b and b .seeds 1 and 1. are the same run"),
-        (["attention=block"], "points b and d .* are the same run .* with attention=block"),
-    ],
-)
-def test_overrides_that_do_not_fit_are_named(overrides, message):
-    with pytest.raises(ValueError, match=message):
-        load_sweep(TABLE1, overrides)
-
-
-def test_seeds_replace_the_sweeps_own_and_every_point_has_each():
-    found = load_sweep(TABLE1, ["seed=1,2"])
-    assert [(p.name, p.seed) for p in found.points[:4]] == [("b", 1), ("b", 2), ("c", 1), ("c", 2)]
-    assert all(p.config["seed"] == p.seed for p in found.points)
-
-
 def test_the_points_cover_the_papers_rows_but_the_parent(sweep):
     assert set(sweep.labels) | {"a"} == set(PAPER["table1"]["average"])
     named = {c[side] for c in PAPER["claims"] for side in ("better", "worse")}
     named |= {c[side] for c in PAPER["drift_claims"] for side in ("more", "less")}
     assert named <= set(sweep.labels)
-
-
-def test_a_missing_sweep_is_named_beside_those_that_exist():
-    with pytest.raises(ValueError, match=r"nowhere.yaml' does not exist: choose one of .*table1_attention.yaml"):
-        load_sweep(ROOT / "sweeps" / "nowhere.yaml")
 
 
 def test_the_tidy_table_repeats_the_record(sweep, tmp_path):
@@ -299,61 +242,3 @@ def test_the_command_in_a_report_makes_that_report():
     assert reproduce(default, []) == "make ablation-report"
     assert reproduce(default, ["lr=5e-4", "seed=0,1"]) == "make ablation-report ARGS='lr=5e-4 seed=0,1'"
     assert reproduce(ROOT / "sweeps" / "o.yaml", ["lr=1"]) == "python -m analysis.study sweeps/o.yaml lr=1"
-
-
-def test_the_study_trains_what_is_missing_and_a_failing_job_does_not_stop_the_others(sweep, tmp_path, capsys):
-    fabricate(tmp_path, points(sweep, "g")[0], 0.5)
-
-    def command(point):
-        return [sys.executable, "-c", f"print('hello\\nerror: bad'); raise SystemExit({int(point.name == 'c')})"]
-
-    failed = study(sweep.points, tmp_path, 2, command)
-    assert [p.name for p in failed] == ["c"]
-    printed = capsys.readouterr().out
-    assert "1 of 8 runs are there, 7 to train" in printed and printed.count("done in") == 6
-    assert re.search(rf"c \(bidirectional\), seed 0, run {failed[0].run} FAILED in \d+ s: error: bad", printed)
-    assert (tmp_path / ".logs" / f"{failed[0].run}.log").read_text() == "hello\nerror: bad\n"
-
-
-def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
-    """Each job notes when it began and ended; at no begin are there more than two open."""
-    code = "import time, sys; a = time.time(); time.sleep(0.2); print(a, time.time())"
-    study(sweep.points, tmp_path, 2, lambda point: [sys.executable, "-c", code])
-    spans = [tuple(map(float, log.read_text().split())) for log in (tmp_path / ".logs").glob("*.log")]
-    assert len(spans) == 8
-    assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
-
-
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_path):
-    """Also by SIGTERM in the background of a shell, where SIGINT is ignored."""
-    job = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('clean')"
-    driver = f"""
-import sys, analysis.study as s
-s.train_command = lambda runs, threads: lambda point: [sys.executable, "-c", {job!r}]
-sys.argv = ["study", {str(TABLE1)!r}, "--runs", {str(tmp_path)!r}, "--jobs", "2", "tokens=4096"]
-raise SystemExit(s.main())
-"""
-    begin = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **begin)
-    until = time.monotonic() + 30
-    while [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] != ["begun\n"] * 2 and time.monotonic() < until:
-        time.sleep(0.05)
-    os.kill(process.pid, sent)
-    assert process.wait(20) == 130 and "the same command goes on" in process.stderr.read()
-    assert [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] == ["begun\nclean\n"] * 2
-
-
-def test_a_run_is_reported_only_where_it_is_finished_and_evaluated_as_the_others(sweep, tmp_path):
-    point = points(sweep, "g")[0]
-    assert point.state(tmp_path) == "not trained"
-    run = fabricate(tmp_path, point, 0.5)
-    assert point.state(tmp_path) == FINISHED
-    other = load_sweep(TABLE1, ["evaluation.tasks_per_family=2"])
-    assert points(other, "g")[0].run == point.run
-    assert points(other, "g")[0].state(tmp_path) == "evaluated with other settings"
-    run.update(evaluation={})
-    assert point.state(tmp_path) == "not evaluated"
-    run.update(evaluation={"dlm": 1}, status="interrupted")
-    assert point.state(tmp_path) == "interrupted"
-    assert json.loads(run.record_path.read_text())["status"] == "interrupted"

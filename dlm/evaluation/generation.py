@@ -9,8 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
-from dlm.decoding.engine import generate
 from dlm.denoiser import Denoiser
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> list[list[int]]:
+    """The prompts as a model reads them, with BOS where training had it."""
+    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    return [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
 
 
 def run_tasks(
@@ -22,9 +27,8 @@ def run_tasks(
     batch_size: int,
 ) -> pd.DataFrame:
     """One row per example: `family, correct, tokens, nfe, output` and the per-position `step` and `confidence`."""
-    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    prompts = [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
-    generations = generate(denoiser, prompts, decoder, max_new_tokens, tokenizer.eos_token_id, batch_size)
+    prompts = prompt_ids(tokenizer, examples)
+    generations = decoder.generate(denoiser, prompts, max_new_tokens, tokenizer.eos_token_id, batch_size=batch_size)
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)
