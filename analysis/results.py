@@ -1,0 +1,115 @@
+"""What the report is made from: tidy tables of every run of the study, as one file that a reader can have without the
+runs.
+
+The report reads nothing else, so that it comes out the same from a results file as from the runs it was collected from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+from dlm.runs import write_atomically
+
+FINISHED = "finished"
+PARENT, DLM = "parent", "dlm"
+
+
+def table(*columns: str) -> Any:
+    """A table of a `Results`, by default empty with these columns."""
+    return field(default_factory=lambda: pd.DataFrame(columns=list(columns)), metadata={"columns": columns})
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of a study. Columns named here are always there; a measure `m` has its interval as `m_low, m_high`
+    (95 %, of one run, over items) and its sample count as `m_n`.
+
+    `points` which run a sweep's point with a seed is, and its `state`: finished, or why there is nothing to report;
+    `runs` the choices and the cost of a run; `evaluations` one row per run, model (parent, dlm) and evaluation point,
+    `correct` being the outcome of every item, packed (`unpack`); `drift` weights against the parent's per layer and
+    kind; `positions` means over positions, of the block or of the sequence (`quantity` says of what); `steps` one
+    decoding, token by token; `curves` metrics over training; `scores` of embeddings per task.
+    """
+
+    points: pd.DataFrame = table("sweep", "point", "label", "seed", "run", "state", "error")
+    runs: pd.DataFrame = table("run", "seed", "tokens", "train_seconds", "train_flops")
+    evaluations: pd.DataFrame = table("run", "model", "setting", "accuracy", "tpf", "nfe", "correct")
+    drift: pd.DataFrame = table("run", "layer", "kind", "mean_abs", "relative", "one_minus_cos")
+    positions: pd.DataFrame = table("run", "model", "quantity", "setting", "position", "value", "n")
+    steps: pd.DataFrame = table("run", "position", "step", "confidence", "committed", "token")
+    curves: pd.DataFrame = table("run", "tokens", "metric", "value")
+    scores: pd.DataFrame = table("run", "model", "task", "score", "score_low", "score_high", "score_n")
+
+    def of(self, name: str, sweeps: str | Iterable[str]) -> pd.DataFrame:
+        """The table `name` for the finished points of sweeps: its rows with the point's and the run's columns before
+        them. A run that is a point of two of the sweeps is there once for each."""
+        wanted = [sweeps] if isinstance(sweeps, str) else list(sweeps)
+        points = self.points[self.points["sweep"].isin(wanted) & (self.points["state"] == FINISHED)]
+        found = points[["sweep", "point", "label", "run"]].merge(self.runs, on="run")
+        return found if name == "runs" else found.merge(getattr(self, name), on="run")
+
+    def missing(self, sweeps: str | Iterable[str]) -> pd.DataFrame:
+        """The points of sweeps that have no finished run."""
+        wanted = [sweeps] if isinstance(sweeps, str) else list(sweeps)
+        return self.points[self.points["sweep"].isin(wanted) & (self.points["state"] != FINISHED)]
+
+    def save(self, path: Path) -> None:
+        """Write all tables as one JSON file, column by column, whole or not at all."""
+        content = {f.name: columnar(getattr(self, f.name)) for f in fields(self)}
+        lines = (f"{json.dumps(name)}: {json.dumps(columns, ensure_ascii=False)}" for name, columns in content.items())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` wrote.
+
+        Raises `ValueError` where the file is not there, is no results file, or a table lacks a column.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            tables = {f.name: pd.DataFrame(content[f.name]) for f in fields(cls)}
+        except FileNotFoundError as error:
+            raise ValueError(f"results {str(path)!r} do not exist: collect them with make ablation-report") from error
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"results {str(path)!r} are damaged ({error}): collect them again") from error
+        for f in fields(cls):
+            lacking = [c for c in f.metadata["columns"] if c not in tables[f.name]]
+            if lacking:
+                raise ValueError(f"results {str(path)!r}: table {f.name} lacks {', '.join(lacking)}: collect them again")
+        return cls(**tables)
+
+
+def columnar(frame: pd.DataFrame) -> dict[str, list]:
+    """Column → values, with None for what is not there. Floats keep 7 significant digits: more is noise."""
+    return {str(name): [plain(v) for v in frame[name].tolist()] for name in frame.columns}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.7g}")
+    return value
+
+
+def pack(correct: Iterable[bool]) -> str:
+    """Outcomes as `count:hex`, one bit an item."""
+    bits = np.fromiter((bool(c) for c in correct), dtype=bool)
+    return f"{len(bits)}:{np.packbits(bits).tobytes().hex()}"
+
+
+def unpack(packed: str) -> Bool[np.ndarray, " n"]:
+    """The outcomes that `pack` packed."""
+    count, _, digits = packed.partition(":")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count)).astype(bool)
