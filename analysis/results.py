@@ -21,6 +21,7 @@ from dlm.runs import write_atomically
 
 FINISHED = "finished"
 PARENT, DLM = "parent", "dlm"
+MEASURED_FOR = ("for_sweep", "evaluation")  # the sweep and the name in it; both "" of what every run measures
 
 
 def table(*columns: str) -> Any:
@@ -42,20 +43,26 @@ class Results:
 
     points: pd.DataFrame = table("sweep", "point", "label", "seed", "run", "state", "error")
     runs: pd.DataFrame = table("run", "seed", "tokens", "train_seconds", "train_flops")
-    evaluations: pd.DataFrame = table("run", "model", "setting", "accuracy", "tpf", "nfe", "correct")
+    evaluations: pd.DataFrame = table("run", *MEASURED_FOR, "model", "setting", "accuracy", "tpf", "nfe", "correct")
     drift: pd.DataFrame = table("run", "layer", "kind", "mean_abs", "relative", "one_minus_cos")
-    positions: pd.DataFrame = table("run", "model", "quantity", "setting", "position", "value", "n")
-    steps: pd.DataFrame = table("run", "position", "step", "confidence", "committed", "token")
+    positions: pd.DataFrame = table("run", *MEASURED_FOR, "model", "quantity", "position", "value", "n")
+    steps: pd.DataFrame = table("run", *MEASURED_FOR, "position", "step", "confidence", "committed", "token")
     curves: pd.DataFrame = table("run", "tokens", "metric", "value")
-    scores: pd.DataFrame = table("run", "model", "task", "score", "score_low", "score_high", "score_n")
+    scores: pd.DataFrame = table("run", *MEASURED_FOR, "model", "task", "score")
 
     def of(self, name: str, sweeps: str | Iterable[str]) -> pd.DataFrame:
         """The table `name` for the finished points of sweeps: its rows with the point's and the run's columns before
-        them. A run that is a point of two of the sweeps is there once for each."""
+        them, of measurements those that every run has and those that the sweep asks for. A run that is a point of two
+        of the sweeps is there once for each."""
         wanted = [sweeps] if isinstance(sweeps, str) else list(sweeps)
         points = self.points[self.points["sweep"].isin(wanted) & (self.points["state"] == FINISHED)]
         found = points[["sweep", "point", "label", "run"]].merge(self.runs, on="run")
-        return found if name == "runs" else found.merge(getattr(self, name), on="run")
+        if name == "runs":
+            return found
+        found = found.merge(getattr(self, name), on="run", suffixes=("_of_run", ""))
+        if "for_sweep" in found:
+            found = found[(found["for_sweep"] == "") | (found["for_sweep"] == found["sweep"])]
+        return found.reset_index(drop=True)
 
     def missing(self, sweeps: str | Iterable[str]) -> pd.DataFrame:
         """The points of sweeps that have no finished run."""

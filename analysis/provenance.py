@@ -1,0 +1,84 @@
+"""What was run: how much, on what, with which code, and what a reader has to know before comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from analysis.results import Results
+
+# What a setting says of the runs of an artefact: column → name.
+VARIED = {
+    "parameters": "parameters",
+    "tokens": "tokens",
+    "block_size": "block size",
+    "lr": "learning rate",
+    "masking_name": "masking",
+    "batch_size_train": "rows of a batch",
+    "length": "tokens of a row",
+}
+
+
+def ran(results: Results, sweeps: Iterable[str]) -> list[tuple[str, str]]:
+    """(what, how much) of the distinct runs of sweeps."""
+    runs = results.of("runs", list(sweeps)).drop_duplicates("run")
+    if runs.empty:
+        return []
+    flops = runs["train_flops"].astype(float)
+    counted = f"{flops.sum() / 1e15:.3g} PFLOP" if flops.notna().all() else f"known of {flops.notna().sum()} runs only"
+    said = [
+        ("runs", f"{len(runs)}"),
+        ("seeds", ", ".join(f"{s}" for s in sorted(runs["seed"].unique()))),
+        ("training tokens", f"{runs['tokens'].sum():,}"),
+        ("training FLOPs", counted),
+        ("training time", f"{runs['train_seconds'].sum() / 3600:.2f} h, on a machine that may have done other things"),
+    ]
+    return said + [(name, listed(runs[name])) for name in ("machine", "versions", "commit") if name in runs]
+
+
+def setting(results: Results, sweeps: Iterable[str]) -> str:
+    """Our setting in one line: what the runs of an artefact have in common, and between what the rest varies."""
+    runs = results.of("runs", list(sweeps)).drop_duplicates("run")
+    said = [f"{name} {values(runs[c])}" for c, name in VARIED.items() if c in runs and runs[c].notna().any()]
+    return "; ".join(said)
+
+
+def values(column: pd.Series) -> str:
+    """The distinct values of a column, in order."""
+    found = column.dropna().unique()
+    return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in sorted(found.tolist()))
+
+
+def listed(column: pd.Series) -> str:
+    """The distinct texts of a column, at most five of them."""
+    found = list(dict.fromkeys(column.dropna()))
+    return "; ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+def failed(results: Results) -> list[dict[str, str]]:
+    """The runs that failed, with the last line of what they said."""
+    rows = results.points[results.points["state"] == "failed"].drop_duplicates("run")
+    return [
+        {"run": r.run, "point": f"{r.sweep} {r.point}, seed {r.seed}", "error": str(r.error or "").strip().split("\n")[-1]}
+        for r in rows.itertuples()
+    ]
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader has to know before comparing the rows."""
+    said, runs = [], results.runs
+    if runs.empty:
+        return said
+    if "source" in runs:
+        parents = runs.groupby("source")["parent"].nunique()
+        for source in parents[parents > 1].index:
+            said.append(f"The runs from {source} converted {parents[source]} different weights: train all again.")
+    commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []
+    if len(commits) > 1:
+        said.append(f"The runs were made by {len(commits)} versions of the code: {', '.join(commits)}.")
+    seeds = runs["seed"].nunique()
+    if seeds == 1:
+        only = runs["seed"].iloc[0]
+        said.append(f"One seed ({only}): intervals are over items, and what another seed would change is unknown.")
+    return said
