@@ -1,9 +1,23 @@
-"""A sweep of the study: named points, each a set of overrides of `conf/train.yaml`, and the runs that they are."""
+"""A sweep of the study: named points, each a run and what is measured of it, from a YAML in `sweeps/`.
+
+    title        what it is
+    points       name → {label, overrides of conf/train.yaml}; `times=2` among them doubles the budget
+    grid         key → values: its combinations are points, or multiply the `points`. The values of a key are a list, or
+                 name → overrides where one value takes several
+    shared       overrides of every point                                       seeds    instead of the scale's
+    evaluations  name → {overrides of conf/measure.yaml, grid, points (default: all)}: measured of finished runs,
+                 without training
+
+`${study.…}` is a value of the scale (`conf/scale/`). `key=@sweep:point` is the run of another sweep's point, and
+`key=@sweep:point/evaluation` the file that holds one of its evaluations; the point needs them first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +27,38 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dlm
-from dlm.runs import Run, run_id
+from dlm.runs import Run, measurement_file, run_id
 
 CONF = Path(dlm.__path__[0]).parent / "conf"
 FINISHED = "finished"
+KEYS = {"title", "points", "grid", "shared", "seeds", "evaluations"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measurement of a finished run. `name` is its section in the sweep and `values` what the section's grid varies;
+    `settings` is the resolved measurement, and `file` where it lies in the run's folder."""
+
+    name: str
+    values: dict[str, Any]
+    overrides: tuple[str, ...]
+    settings: dict[str, Any]
+    file: str
 
 
 @dataclass(frozen=True)
 class Point:
-    """One row of an artefact with one seed; `run` is its run's id, a function of its resolved `config`."""
+    """One row of an artefact with one seed; `run` is its run's id, a function of its resolved `config`. `values` are
+    those of the grid. `needs` are points that have to be there first, with the evaluations that are needed of them."""
 
     name: str
     label: str
     overrides: tuple[str, ...]
     config: dict[str, Any]
     run: str
+    values: dict[str, Any]
+    evaluations: tuple[Evaluation, ...] = ()
+    needs: tuple[Point, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -46,11 +77,16 @@ class Point:
             return "not evaluated"
         return FINISHED if evaluation["settings"] == self.config["evaluation"] else "evaluated with other settings"
 
+    def to_measure(self, runs_dir: Path) -> list[Evaluation]:
+        """The evaluations that its run's folder does not hold."""
+        return [e for e in self.evaluations if not (runs_dir / self.run / e.file).exists()]
+
 
 @dataclass(frozen=True)
 class Sweep:
     """What a YAML in `sweeps/` holds. `tokens` is the budget of a point whose `times` is 1."""
 
+    name: str
     title: str
     tokens: int
     points: tuple[Point, ...]
@@ -60,32 +96,155 @@ class Sweep:
         return {point.name: point.label for point in self.points}
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a sweep; `overrides` go to every point. Among them `tokens=N` replaces the budget, which `times` multiplies,
-    and `seed=0,1,2` the seeds.
+@dataclass(frozen=True)
+class Variant:
+    """What is overridden, under a name; `values` are those of the grid."""
 
-    Raises `ValueError` where the file is not there or lacks a key, where an override does not fit, or where overrides
+    name: str
+    label: str
+    overrides: tuple[str, ...]
+    values: dict[str, Any]
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep; `overrides` go to every point. Among them `scale=NAME` chooses the scale, `tokens=N` replaces its
+    budget, which `times` multiplies, and `seed=0,1,2` the seeds.
+
+    Raises `ValueError` where the file is not there or is no sweep, where an override does not fit, or where overrides
     make two points the same run.
     """
     if not path.is_file():
         known = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) or "none there"
         raise ValueError(f"sweep {str(path)!r} does not exist: choose one of {known}")
-    raw = OmegaConf.to_container(OmegaConf.load(path))
-    missing = {"title", "tokens", "seeds", "shared", "points"} - set(raw)
-    if missing:
-        raise ValueError(f"sweep {str(path)!r} lacks {', '.join(sorted(missing))}: add it")
     own = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in ("tokens", "seed")}
-    tokens = positive("tokens", own["tokens"]) if "tokens" in own else raw["tokens"]
-    seeds = own["seed"].split(",") if "seed" in own else raw["seeds"]
     others = [o for o in overrides if o.partition("=")[0] not in own]
-    points = [
-        make_point(name, point["label"], [*raw["shared"], *point["overrides"], *budget, f"seed={seed}", *others])
-        for name, point in raw["points"].items()
-        for budget in [[f"tokens={tokens * point.get('times', 1)}"]]
-        for seed in seeds
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        scale = [o for o in others if o.startswith("scale=")]
+        study = composed("train", f"sweep {path.stem}", scale)["study"]
+        raw = read(path, study)
+        tokens = positive("tokens", own["tokens"]) if "tokens" in own else study["tokens"]
+        seeds = own["seed"].split(",") if "seed" in own and "seeds" not in raw else raw.get("seeds", study["seeds"])
+        evaluations = [
+            (section.get("points"), evaluation)
+            for name, section in raw.get("evaluations", {}).items()
+            for evaluation in make_evaluations(name, section, study["measure"])
+        ]
+        points = []
+        for variant in variants(raw.get("points", {}), raw.get("grid", {})):
+            mine = tuple(e for wanted, e in evaluations if wanted is None or variant.name in wanted)
+            shared = [*study["shared"], *raw.get("shared", []), *variant.overrides]
+            for seed in seeds:
+                merged = [*scale, *with_budget(shared, tokens), f"seed={seed}", *(o for o in others if o not in scale)]
+                points.append((variant, merged, mine))
+    made = []
+    for variant, merged, mine in points:
+        resolved, needs = with_references(merged, path, overrides)
+        config = compose_point(variant.name, resolved)
+        made.append(
+            Point(variant.name, variant.label, tuple(resolved), config, run_id(config), variant.values, mine, needs)
+        )
+    refuse_twins(made, overrides)
+    refuse_strangers(path, raw, {point.name for point in made})
+    return Sweep(path.stem, raw["title"], tokens, tuple(made))
+
+
+def read(path: Path, study: dict[str, Any]) -> dict[str, Any]:
+    """The YAML with the scale's values in it."""
+    try:
+        raw = OmegaConf.to_container(OmegaConf.merge({"study": study}, OmegaConf.load(path)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"sweep {str(path)!r} does not fit the scale: {' '.join(str(error).split())}") from error
+    del raw["study"]
+    if "title" not in raw or not {"points", "grid"} & set(raw):
+        raise ValueError(f"sweep {str(path)!r} lacks a title, or points or a grid: add it")
+    if unknown := set(raw) - KEYS:
+        raise ValueError(f"sweep {str(path)!r} has {', '.join(sorted(unknown))}: choose of {', '.join(sorted(KEYS))}")
+    return raw
+
+
+def variants(points: dict[str, dict], grid: dict[str, Any]) -> Iterator[Variant]:
+    """The points, multiplied by the combinations of the grid."""
+    begin = [Variant(name, p["label"], tuple(p.get("overrides", ())), {}) for name, p in points.items()]
+    axes = [axis(key, values) for key, values in grid.items()]
+    for chosen in itertools.product(*([begin] if begin else []), *axes):
+        yield Variant(
+            ", ".join(v.name for v in chosen),
+            ", ".join(v.label for v in chosen),
+            tuple(itertools.chain.from_iterable(v.overrides for v in chosen)),
+            {key: value for v in chosen for key, value in v.values.items()},
+        )
+
+
+def axis(key: str, values: list | dict[str, list[str]]) -> list[Variant]:
+    """The values of a key of a grid; of a dict each name stands for its overrides."""
+    if isinstance(values, dict):
+        return [Variant(f"{key}={name}", f"{key} {name}", tuple(o), {key: name}) for name, o in values.items()]
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+    word = key.rpartition(".")[2].replace("_", " ")
+    return [
+        Variant(f"{key}={text}", f"{word} {text}", (f"{key}={text}",), {key: value})
+        for text, value in zip(texts, values, strict=True)
     ]
-    refuse_twins(points, overrides)
-    return Sweep(raw["title"], tokens, tuple(points))
+
+
+def make_evaluations(name: str, section: dict[str, Any], shared: list[str]) -> Iterator[Evaluation]:
+    """The evaluations of one section, with the settings that `python -m dlm.measure` makes of their overrides."""
+    begin = {name: {"label": name, "overrides": section["overrides"]}}
+    for variant in variants(begin, section.get("grid", {})):
+        merged = (*shared, *variant.overrides)
+        settings = composed("measure", f"evaluation {name}", list(merged))["measurement"]
+        yield Evaluation(name, variant.values, merged, settings, measurement_file(settings))
+
+
+def composed(name: str, what: str, overrides: list[str]) -> dict[str, Any]:
+    """A config by its overrides, inside `initialize_config_dir`."""
+    try:
+        return OmegaConf.to_container(compose(name, overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} ({' '.join(overrides)}) cannot be composed: {reason}") from error
+
+
+def compose_point(name: str, overrides: list[str]) -> dict[str, Any]:
+    """The config that `python -m dlm.train` makes of a point's overrides."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return composed("train", f"point {name}", overrides)
+
+
+def with_budget(overrides: list[str], tokens: int) -> list[str]:
+    """`times=N`, once or never, as a budget: the last one counts."""
+    times = [float(o.partition("=")[2]) for o in overrides if o.startswith("times=")]
+    rest = [o for o in overrides if not o.startswith("times=")]
+    return [*rest, f"tokens={round(tokens * (times[-1] if times else 1))}"]
+
+
+def with_references(overrides: list[str], path: Path, given: Sequence[str]) -> tuple[list[str], tuple[Point, ...]]:
+    """The overrides with every `@sweep:point` replaced by what it names, and the points that it names."""
+    resolved, needs = [], []
+    seed = next(o.partition("=")[2] for o in reversed(overrides) if o.startswith("seed="))
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if value.startswith("@"):
+            target, name = find(value[1:], path, given, int(seed))
+            needs.append(target)
+            value = f"{target.run}/{target.evaluations[0].file}" if name else target.run
+        resolved.append(f"{key}={value}")
+    return resolved, tuple(needs)
+
+
+def find(reference: str, path: Path, given: Sequence[str], seed: int) -> tuple[Point, str]:
+    """The point `sweep:point`, with the same seed where it has one, and the name of the evaluation after a slash: the
+    point is given with that evaluation alone."""
+    sweep, _, rest = reference.partition(":")
+    name, _, evaluation = rest.partition("/")
+    points = [p for p in load_sweep(path.with_name(f"{sweep}.yaml"), given).points if p.name == name]
+    if not points:
+        raise ValueError(f"sweep {path.stem} refers to @{reference}, but {sweep} has no point {name!r}")
+    point = next((p for p in points if p.seed == seed), points[0])
+    chosen = tuple(e for e in point.evaluations if e.name == evaluation)
+    if evaluation and not chosen:
+        raise ValueError(f"sweep {path.stem} refers to @{reference}, but {name} has no evaluation {evaluation!r}")
+    return replace(point, evaluations=chosen), evaluation
 
 
 def positive(name: str, value: str) -> int:
@@ -99,17 +258,6 @@ def positive(name: str, value: str) -> int:
     return int(number)
 
 
-def make_point(name: str, label: str, overrides: list[str]) -> Point:
-    """A point with the config that `python -m dlm.train` makes of its overrides."""
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            config = OmegaConf.to_container(compose("train", overrides), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"point {name} ({' '.join(overrides)}) cannot be composed: {reason}") from error
-    return Point(name, label, tuple(overrides), config, run_id(config))
-
-
 def refuse_twins(points: list[Point], overrides: Sequence[str]) -> None:
     """Two rows that are one run compare nothing."""
     first: dict[str, Point] = {}
@@ -119,4 +267,14 @@ def refuse_twins(points: list[Point], overrides: Sequence[str]) -> None:
             raise ValueError(
                 f"points {twin.name} and {point.name} (seeds {twin.seed} and {point.seed}) are the same run "
                 f"{point.run} with {' '.join(overrides) or 'these overrides'}: leave out what makes them equal"
+            )
+
+
+def refuse_strangers(path: Path, raw: dict[str, Any], names: set[str]) -> None:
+    """An evaluation of a point that is not there would never be made."""
+    for section, content in raw.get("evaluations", {}).items():
+        if unknown := set(content.get("points", ())) - names:
+            raise ValueError(
+                f"sweep {str(path)!r}, evaluation {section}: {', '.join(sorted(unknown))} is none of its points "
+                f"{', '.join(sorted(names))}"
             )

@@ -4,6 +4,7 @@
              run.json       the record: status, config, versions, machine, metrics, error
              metrics.csv    metrics over time            drift.csv    weights against the parent's, tensor by tensor
              trace.json     when each position was committed in decoding
+             measurements/  what `dlm.measure` found of it, a file for each measurement and its settings
              model/         the converted model, a Hugging Face folder            checkpoint/   what a resume needs
 
 A run is its config: the id is a hash of the resolved config without what cannot change the result. Records are written
@@ -27,7 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 
 # Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
-VOLATILE = ("logger", "runs_dir", "force", "trainer.volatile", "evaluation", "decoding")
+# `study` is what sweeps are made from, and another place of the runs does not make another run of an earlier one.
+VOLATILE = ("logger", "runs_dir", "force", "trainer.volatile", "evaluation", "decoding", "study")
+VOLATILE += ("model.runs_dir", "masking.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
 NEUTRAL: dict[str, Any] = {"masking.views": 1}
@@ -52,6 +55,12 @@ def run_id(config: dict[str, Any]) -> str:
         and not (key in NEUTRAL and value == NEUTRAL[key])
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def measurement_file(settings: dict[str, Any]) -> str:
+    """Where what a measurement with these resolved settings found lies in a run's folder."""
+    kind = settings["_target_"].split(".")[-2]
+    return f"measurements/{kind}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
