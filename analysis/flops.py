@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from analysis.results import Results
 from dlm.bench.flops import Shape, plain_step
 from dlm.build import build, tokens_of_a_step
 from dlm.conversion import TRAIN_STREAM, prepare
+from dlm.data.packing import collate
 from dlm.types import generator
 
 BATCHES = 8
@@ -23,20 +23,21 @@ def training_flops(config: dict[str, Any], steps: int) -> float | None:
     models whose layers differ. LoRA is counted as full training: the gradients of the frozen weights that it saves are a
     third of the work of these weights at most."""
     cfg = OmegaConf.create(config)
-    cfg.tokens = BATCHES * tokens_of_a_step(cfg)
+    cfg.tokens, cfg.trainable = BATCHES * tokens_of_a_step(cfg), {"_target_": "dlm.trainable.Full"}
     experiment = build(cfg)
-    shape = Shape.of(getattr(experiment.parent.model, "base_model", experiment.parent.model))
+    shape = Shape.of(experiment.parent.model)
     if shape is None:
         return None
     total = 0
-    batches = list(itertools.islice(experiment.data.train_dataloader(), BATCHES))
-    for i, batch in enumerate(batches):
+    data = experiment.data
+    for i in range(BATCHES):
         noise = generator(cfg.seed, TRAIN_STREAM, 0, i)
+        batch = collate([data.train_rows[i * data.batch_size + j] for j in range(data.batch_size)])
         prepared = prepare(experiment.denoiser, experiment.conversion.masking, batch, noise)
         rows = prepared.inputs.rows
         seen = experiment.denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
         total += plain_step(shape, prepared.inputs.input_ids.numel(), int(seen.sum()), len(prepared.scored.target))
-    return float(total / len(batches) * cfg.trainer.accumulate * steps)
+    return float(total / BATCHES * cfg.trainer.accumulate * steps)
 
 
 def training_curves(results: Results, sweep: str, metric: str = "val/nelbo") -> pd.DataFrame:

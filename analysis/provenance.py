@@ -60,7 +60,11 @@ def failed(results: Results) -> list[dict[str, str]]:
     """The runs that failed, with the last line of what they said."""
     rows = results.points[results.points["state"] == "failed"].drop_duplicates("run")
     return [
-        {"run": r.run, "point": f"{r.sweep} {r.point}, seed {r.seed}", "error": str(r.error or "").strip().split("\n")[-1]}
+        {
+            "run": r.run,
+            "point": f"{r.sweep} {r.point}, seed {r.seed}",
+            "error": str(r.error or "").strip().split("\n")[-1],
+        }
         for r in rows.itertuples()
     ]
 

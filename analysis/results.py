@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,33 @@ PARENT, DLM = "parent", "dlm"
 MEASURED_FOR = ("for_sweep", "evaluation")  # the sweep and the name in it; both "" of what every run measures
 
 
-def table(*columns: str) -> Any:
-    """A table of a `Results`, by default empty with these columns."""
-    return field(default_factory=lambda: pd.DataFrame(columns=list(columns)), metadata={"columns": columns})
+IDS = ("run", *MEASURED_FOR)
+INTERVALS = tuple(f"accuracy_{end}" for end in ("low", "high", "n"))
+# The columns that every table has, whether anything was measured or not.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "points": ("sweep", "point", "label", "values", "seed", "run", "state", "error"),
+    "runs": (
+        *("run", "seed", "attention_name", "masking_name", "loss_name", "trainable_name", "block_size", "token_shift"),
+        *("lr", "tokens", "parameters", "source", "parent", "train_seconds", "train_flops", "val_nelbo"),
+        *("machine", "versions", "commit", "ended"),
+    ),
+    "evaluations": (
+        *(*IDS, "model", "setting", "decoder", "threshold", "target", "eval_block_size", "batch_size"),
+        *("tpf", "nfe", "tokens_per_second", "accuracy", *INTERVALS, "code", "maths", "symbols", "cloze"),
+        *("bits_per_byte", "correct"),
+    ),
+    "drift": ("run", "layer", "kind", "mean_abs", "relative", "one_minus_cos"),
+    "positions": (*IDS, "model", "quantity", "position", "value", "n"),
+    "steps": (*IDS, "position", "step", "confidence", "committed", "token"),
+    "curves": ("run", "tokens", "metric", "value"),
+    "scores": (*IDS, "model", "task", "score"),
+}
 
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of a study. Columns named here are always there; a measure `m` has its interval as `m_low, m_high`
-    (95 %, of one run, over items) and its sample count as `m_n`.
+    """The tables of a study, with at least `COLUMNS`. A measure `m` has its interval as `m_low, m_high` (95 %, of one
+    run, over items) and its sample count as `m_n`.
 
     `points` which run a sweep's point with a seed is, and its `state`: finished, or why there is nothing to report;
     `runs` the choices and the cost of a run; `evaluations` one row per run, model (parent, dlm) and evaluation point,
@@ -41,14 +59,20 @@ class Results:
     decoding, token by token; `curves` metrics over training; `scores` of embeddings per task.
     """
 
-    points: pd.DataFrame = table("sweep", "point", "label", "seed", "run", "state", "error")
-    runs: pd.DataFrame = table("run", "seed", "tokens", "train_seconds", "train_flops")
-    evaluations: pd.DataFrame = table("run", *MEASURED_FOR, "model", "setting", "accuracy", "tpf", "nfe", "correct")
-    drift: pd.DataFrame = table("run", "layer", "kind", "mean_abs", "relative", "one_minus_cos")
-    positions: pd.DataFrame = table("run", *MEASURED_FOR, "model", "quantity", "position", "value", "n")
-    steps: pd.DataFrame = table("run", *MEASURED_FOR, "position", "step", "confidence", "committed", "token")
-    curves: pd.DataFrame = table("run", "tokens", "metric", "value")
-    scores: pd.DataFrame = table("run", *MEASURED_FOR, "model", "task", "score")
+    points: pd.DataFrame
+    runs: pd.DataFrame
+    evaluations: pd.DataFrame
+    drift: pd.DataFrame
+    positions: pd.DataFrame
+    steps: pd.DataFrame
+    curves: pd.DataFrame
+    scores: pd.DataFrame
+
+    @classmethod
+    def of_rows(cls, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Results:
+        """From the rows of each table; one that is not there is empty, a column that is not there has no values."""
+        tables = {name: pd.DataFrame(list(rows.get(name, ()))) for name in COLUMNS}
+        return cls(**{name: complete(name, table) for name, table in tables.items()})
 
     def of(self, name: str, sweeps: str | Iterable[str]) -> pd.DataFrame:
         """The table `name` for the finished points of sweeps: its rows with the point's and the run's columns before
@@ -71,7 +95,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write all tables as one JSON file, column by column, whole or not at all."""
-        content = {f.name: columnar(getattr(self, f.name)) for f in fields(self)}
+        content = {name: columnar(getattr(self, name)) for name in COLUMNS}
         lines = (f"{json.dumps(name)}: {json.dumps(columns, ensure_ascii=False)}" for name, columns in content.items())
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -84,16 +108,22 @@ class Results:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            tables = {f.name: pd.DataFrame(content[f.name]) for f in fields(cls)}
+            tables = {name: pd.DataFrame(content[name]) for name in COLUMNS}
         except FileNotFoundError as error:
             raise ValueError(f"results {str(path)!r} do not exist: collect them with make ablation-report") from error
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"results {str(path)!r} are damaged ({error}): collect them again") from error
-        for f in fields(cls):
-            lacking = [c for c in f.metadata["columns"] if c not in tables[f.name]]
-            if lacking:
-                raise ValueError(f"results {str(path)!r}: table {f.name} lacks {', '.join(lacking)}: collect them again")
+        for name, columns in COLUMNS.items():
+            if lacking := set(columns) - set(tables[name].columns):
+                raise ValueError(
+                    f"results {str(path)!r}: table {name} lacks {', '.join(sorted(lacking))}: collect them again"
+                )
         return cls(**tables)
+
+
+def complete(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A table with all columns of `COLUMNS`, these first."""
+    return table.reindex(columns=[*COLUMNS[name], *(c for c in table.columns if c not in COLUMNS[name])])
 
 
 def columnar(frame: pd.DataFrame) -> dict[str, list]:
@@ -120,3 +150,8 @@ def unpack(packed: str) -> Bool[np.ndarray, " n"]:
     """The outcomes that `pack` packed."""
     count, _, digits = packed.partition(":")
     return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count)).astype(bool)
+
+
+def columns(name: str, value: float, low: float, high: float, n: int) -> dict[str, float]:
+    """A measure with its interval and its sample count, as columns of a row."""
+    return {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}

@@ -24,7 +24,16 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     table = by_point(kept, shown, ("size", "block_size")).rename(columns={"size": "parent", "block_size": "block"})
     panels = (
         lines(rows, "block_size", "accuracy", "size", "", "training block size", "accuracy, %", 100, log=True),
-        lines(kept, "block_size", "kept", "size", "", "training block size", "accuracy, fraction of its parent's", log=True),
+        lines(
+            kept,
+            "block_size",
+            "kept",
+            "size",
+            "",
+            "training block size",
+            "accuracy, fraction of its parent's",
+            log=True,
+        ),
     )
     return [
         Plot("block_by_size", panels, "At one token per step; bands: range over seeds.", "Accuracy over block size"),

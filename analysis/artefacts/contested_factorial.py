@@ -26,8 +26,12 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = own(results.of("evaluations", SWEEP))
     shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
     effects = factorial(rows, "accuracy")
-    said = "Effects in points of accuracy: the mean where a choice has its second value (in parentheses) minus the mean "
-    said += "where it has its first; of an interaction, half the difference of one effect between the values of the other. "
+    said = (
+        "Effects in points of accuracy: the mean where a choice has its second value (in parentheses) minus the mean "
+    )
+    said += (
+        "where it has its first; of an interaction, half the difference of one effect between the values of the other. "
+    )
     said += "95 % intervals from the residuals over seeds."
     made: list[Exhibit] = []
     if len(effects):
@@ -49,7 +53,10 @@ def factorial(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     crossed = factors(rows) if len(rows) else {}
     if not crossed:
         return pd.DataFrame(columns=columns)
-    codes = {f"{c.removesuffix('_name').replace('_', ' ')} ({b})": np.where(rows[c] == b, 0.5, -0.5) for c, (_, b) in crossed.items()}
+    codes = {
+        f"{c.removesuffix('_name').replace('_', ' ')} ({b})": np.where(rows[c] == b, 0.5, -0.5)
+        for c, (_, b) in crossed.items()
+    }
     pairs = {f"{a.split(' (')[0]} × {b.split(' (')[0]}": 2 * codes[a] * codes[b] for a, b in combinations(codes, 2)}
     terms = codes | pairs
     design = np.column_stack([np.ones(len(rows)), *terms.values()])

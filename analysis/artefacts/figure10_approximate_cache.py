@@ -23,9 +23,13 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         frontier(rows, "tokens_per_second", "line", "setting", "", "tokens/s"),
         frontier(rows, "nfe", "line", "setting", "", "forwards per answer (NFE)"),
     )
-    said = "A forward of an approximate cache may read one block or the whole canvas, so that NFE alone does not tell its "
+    said = (
+        "A forward of an approximate cache may read one block or the whole canvas, so that NFE alone does not tell its "
+    )
     said += "cost; tokens/s does."
     return [
-        Plot("figure10_approximate_cache", panels, said, "Accuracy against throughput with exact and approximate caches"),
+        Plot(
+            "figure10_approximate_cache", panels, said, "Accuracy against throughput with exact and approximate caches"
+        ),
         Table(table, CELLS, {"TPF": 2, "tokens/s": 0}),
     ]

@@ -37,5 +37,8 @@ def speedup(rows: pd.DataFrame) -> pd.DataFrame:
     rate = rows.groupby(["batch_size", "model", "setting"])["tokens_per_second"].mean()
     if rate.empty or not {"AR parent", "dLM"} <= set(rate.index.get_level_values("model")):
         return pd.DataFrame()
-    dlm, parent = rate.xs("dLM", level="model").unstack(), rate.xs("AR parent", level="model").groupby("batch_size").mean()
+    dlm, parent = (
+        rate.xs("dLM", level="model").unstack(),
+        rate.xs("AR parent", level="model").groupby("batch_size").mean(),
+    )
     return dlm.div(parent, axis=0).rename_axis("batch").reset_index()

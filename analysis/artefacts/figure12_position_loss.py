@@ -37,7 +37,9 @@ def loss_is_block_periodic(results: Results, paper: dict) -> list[Effect]:
     """The share of the loss's variance over positions that the position within the block explains."""
     found = losses(results)
     shares = {
-        model: pd.Series({seed: periodic_share(g) for seed, g in found[found["model"] == model].groupby("seed")}, dtype=float)
+        model: pd.Series(
+            {seed: periodic_share(g) for seed, g in found[found["model"] == model].groupby("seed")}, dtype=float
+        )
         for model in (DLM, PARENT)
     }
     what = "share of the variance that the position in the block explains, dLM − parent"

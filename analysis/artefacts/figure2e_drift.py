@@ -20,7 +20,9 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     drift = results.of("drift", SWEEP)
     drift = drift[drift["point"].isin(FULL)] if len(drift) else drift
     drift = drift.assign(line=drift["point"] + "  " + drift["label"])
-    said = "‖ΔW‖ / ‖W‖ per layer, averaged over its weights; lines: mean over seeds, bands: their range. The paper plots "
+    said = (
+        "‖ΔW‖ / ‖W‖ per layer, averaged over its weights; lines: mean over seeds, bands: their range. The paper plots "
+    )
     said += "an average difference that it does not define; the table has two more measures."
     return [
         Plot("figure2e_drift", drift_panels(drift, "line"), said, "Weight change per layer for attention and FFN"),

@@ -29,7 +29,9 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     names = {"block_size": "training block", "eval_block_size": "evaluation block"}
     said = "Accuracy at one token per step, mean over seeds; the paper's six-task averages beside it."
     return [
-        Plot("figure3_block_size", tuple(panels), said, "Heat maps of accuracy over training and evaluation block size"),
+        Plot(
+            "figure3_block_size", tuple(panels), said, "Heat maps of accuracy over training and evaluation block size"
+        ),
         Table(table.rename(columns=names), CELLS, {"TPF": 2}),
     ]
 

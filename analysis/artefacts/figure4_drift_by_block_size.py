@@ -21,7 +21,12 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     drift = drift.assign(line=[f"block {v:g}" for v in drift["block_size"]])
     said = "‖ΔW‖ / ‖W‖ per layer, averaged over its weights; lines: mean over seeds, bands: their range."
     return [
-        Plot("figure4_drift_by_block_size", drift_panels(drift, "line"), said, "Weight change per layer by training block size"),
+        Plot(
+            "figure4_drift_by_block_size",
+            drift_panels(drift, "line"),
+            said,
+            "Weight change per layer by training block size",
+        ),
         Table(drift_table(drift, "line"), "Mean over the layers; in small: interval over seeds.", 4),
     ]
 
@@ -32,7 +37,9 @@ def drift_grows_with_block_size(results: Results, paper: dict) -> list[Effect]:
     made = []
     for kind, name in KINDS.items():
         chosen = drift[drift["kind"] == kind] if len(drift) else drift
-        slopes = slope_by_seed(chosen.assign(log=np.log(chosen["relative"].astype(float))), "block_size", "log", np.log2)
+        slopes = slope_by_seed(
+            chosen.assign(log=np.log(chosen["relative"].astype(float))), "block_size", "log", np.log2
+        )
         what = f"log of the change per doubling of the block, {name}"
         made.append(scalar_effect(what, slopes, chosen["run"], "{:+.3f}", "grows", f"{SWEEP} at two block sizes"))
     return made

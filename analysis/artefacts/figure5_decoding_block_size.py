@@ -25,7 +25,12 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     panel = frontier(rows, "nfe", "line", "threshold", "", "forwards per answer (NFE)")
     said = "Each line is one evaluation block size through its confidence thresholds, mean over seeds."
     return [
-        Plot("figure5_decoding_block_size", (panel,), said, "Accuracy against forwards per answer by evaluation block size"),
+        Plot(
+            "figure5_decoding_block_size",
+            (panel,),
+            said,
+            "Accuracy against forwards per answer by evaluation block size",
+        ),
         Table(table, CELLS, {"TPF": 2, "threshold": 2}),
     ]
 

@@ -17,6 +17,8 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     if found.empty:
         return []
     figure = lines(found, "position", "value", "masking_name", "", "position in the block", "probability to be hidden")
-    said = "Mean over noise levels t in (0, 1], estimated from 20,000 blocks drawn with the scheme itself: a property of "
+    said = (
+        "Mean over noise levels t in (0, 1], estimated from 20,000 blocks drawn with the scheme itself: a property of "
+    )
     said += "the scheme, not of a trained model."
     return [Plot("figure7_masking", (figure,), said, "Masking probability over position in the block by scheme")]

@@ -22,10 +22,14 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     one = by_budget(own(results.of("evaluations", SWEEP)))
     panels = (
         lines(one.assign(line="cloze"), "tokens", "cloze", "line", "(a)", "training tokens", "cloze, %", 100, log=True),
-        lines(one.assign(line="bound"), "tokens", "bits_per_byte", "line", "(a)", "training tokens", "bits/byte", log=True),
+        lines(
+            one.assign(line="bound"), "tokens", "bits_per_byte", "line", "(a)", "training tokens", "bits/byte", log=True
+        ),
         frontier(rows, "nfe", "budget", "threshold", "(b–d)", "forwards per answer (NFE)"),
     )
-    likelihoods = by_point(one, {"accuracy": "accuracy %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}, ("budget",))
+    likelihoods = by_point(
+        one, {"accuracy": "accuracy %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}, ("budget",)
+    )
     table = by_point(rows, {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}, ("budget", "threshold"))
     said = "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is 25 %. "
     said += "(b–d) Accuracy against forwards, one line per budget through its decoding settings."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.exhibits import CELLS, Exhibit, Table
 from analysis.artefacts.table2_masking import parallel
+from analysis.exhibits import CELLS, Exhibit, Table
 from analysis.measure import accuracy_effect, by_point
 from analysis.results import Results
 

@@ -26,8 +26,13 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     ]
     table = by_point(rows, shown, ("setting_name", "tokens", "shift")).rename(columns={"setting_name": "conversion"})
     return [
-        Plot("shift_by_budget", tuple(panels), "At one token per step; bands: range over seeds.", "Accuracy over tokens"),
-        Table(gains(rows), "With the shift minus without, points of accuracy; crossing: where the means meet, interpolated."),
+        Plot(
+            "shift_by_budget", tuple(panels), "At one token per step; bands: range over seeds.", "Accuracy over tokens"
+        ),
+        Table(
+            gains(rows),
+            "With the shift minus without, points of accuracy; crossing: where the means meet, interpolated.",
+        ),
         Table(table, CELLS, {"TPF": 2, "bits/byte": 3}),
     ]
 

@@ -29,7 +29,9 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         lines(curves, "tokens", "value", "point", "at equal tokens", "training tokens", "validation NELBO, nats/token"),
         lines(curves, "flops", "value", "point", "at equal FLOPs", "training FLOPs", "validation NELBO, nats/token"),
     )
-    said = "Validation NELBO (always with uniform masking) over training. A step with clean context reads up to 2 L rows "
+    said = (
+        "Validation NELBO (always with uniform masking) over training. A step with clean context reads up to 2 L rows "
+    )
     said += "for L tokens, so equal tokens are not equal work. Lines: mean over seeds; bands: their range."
     return [
         Table(accuracies(results, paper["table1_attention"]), f"At one token per step. {CELLS} {LEGEND}", DIGITS),
@@ -64,7 +66,9 @@ def accuracies(results: Results, paper: dict) -> pd.DataFrame:
         value = ours["accuracy %"]
         kept = f"{value.mean / reference.mean:.0%}" if value and reference and reference.mean else None
         label = labels.get(point, "")
-        made.append({"row": point, "conversion": label, "KV cache": printed.pop("cache")} | ours | {"kept": kept} | printed)
+        made.append(
+            {"row": point, "conversion": label, "KV cache": printed.pop("cache")} | ours | {"kept": kept} | printed
+        )
     return pd.DataFrame(made)
 
 

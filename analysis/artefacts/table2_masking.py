@@ -25,7 +25,11 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     theirs = pd.DataFrame([printed[name] for name in names], columns=columns)
     theirs.insert(0, "masking", [name.replace("_", " ") for name in names])
     return [
-        Table(table, f"Thresholds are chosen on validation items to come near the targets. {CELLS}", {"TPF": 2, "threshold": 2}),
+        Table(
+            table,
+            f"Thresholds are chosen on validation items to come near the targets. {CELLS}",
+            {"TPF": 2, "threshold": 2},
+        ),
         Table(theirs, "The paper's: accuracy %, average of six tasks.", 2),
     ]
 

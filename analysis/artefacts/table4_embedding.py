@@ -32,5 +32,7 @@ def dlm_embeds_better(results: Results, paper: dict) -> list[Effect]:
     both = {PARENT, DLM} <= set(mean.columns)
     gain = 100 * (mean[DLM] - mean[PARENT]) if both else pd.Series(dtype=float)
     return [
-        scalar_effect("dLM − parent, mean over tasks", gain, scores["run"], "{:+.1f} points", "+7.71 (4B: +9.91)", SWEEP)
+        scalar_effect(
+            "dLM − parent, mean over tasks", gain, scores["run"], "{:+.1f} points", "+7.71 (4B: +9.91)", SWEEP
+        )
     ]

@@ -1,0 +1,40 @@
+"""What `dlm.measure` found of a run, as rows of the results' tables: one function per kind of measurement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.domains import domains
+from analysis.results import DLM, PARENT, columns, pack
+from analysis.sweep import Evaluation
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def tables_of(evaluation: Evaluation, found: dict[str, Any]) -> Rows:
+    """Table name → rows, without the columns that say whose they are."""
+    kind = evaluation.settings["_target_"].split(".")[-2]
+    return READERS[kind](evaluation, found["result"])
+
+
+def decode(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """The tasks under one way of decoding."""
+    settings, values = evaluation.settings, evaluation.values
+    decoder = settings["decoder"]["_target_"].split(".")[-1]
+    row = {
+        "model": PARENT if settings["model"] == "ar" else DLM,
+        "setting": ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {v}" for key, v in values.items()) or "as is",
+        "decoder": decoder,
+        "threshold": result["threshold"],
+        "eval_block_size": result["block_size"],
+        "batch_size": settings.get("timed_batch_size"),
+        "target": settings.get("tpf"),
+        **{key: result[key] for key in ("tpf", "nfe", "tokens_per_second")},
+        **columns("accuracy", *(result[key] for key in ("accuracy", "low", "high", "n"))),
+        **domains(result["families"]),
+        "correct": pack(result["items"]["correct"]),
+    }
+    return {"evaluations": [row]}
+
+
+READERS = {f.__name__: f for f in (decode,)}
