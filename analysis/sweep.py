@@ -18,12 +18,13 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dlm
@@ -36,8 +37,8 @@ KEYS = {"title", "points", "grid", "shared", "seeds", "evaluations"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One measurement of a finished run. `name` is its section in the sweep and `values` what the section's grid varies;
-    `settings` is the resolved measurement, and `file` where it lies in the run's folder."""
+    """One measurement of a finished run. `name` is its section in the sweep, `values` what the section's grid varies,
+    `settings` the resolved measurement, and `file` where it lies in the run's folder."""
 
     name: str
     values: dict[str, Any]
@@ -118,34 +119,28 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise ValueError(f"sweep {str(path)!r} does not exist: choose one of {known}")
     own = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in ("tokens", "seed")}
     others = [o for o in overrides if o.partition("=")[0] not in own]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        scale = [o for o in others if o.startswith("scale=")]
-        study = composed("train", f"sweep {path.stem}", scale)["study"]
-        raw = read(path, study)
-        tokens = positive("tokens", own["tokens"]) if "tokens" in own else study["tokens"]
-        seeds = own["seed"].split(",") if "seed" in own and "seeds" not in raw else raw.get("seeds", study["seeds"])
-        evaluations = [
-            (section.get("points"), evaluation)
-            for name, section in raw.get("evaluations", {}).items()
-            for evaluation in make_evaluations(name, section, study["measure"])
-        ]
-        points = []
-        for variant in variants(raw.get("points", {}), raw.get("grid", {})):
-            mine = tuple(e for wanted, e in evaluations if wanted is None or variant.name in wanted)
-            shared = [*study["shared"], *raw.get("shared", []), *variant.overrides]
-            for seed in seeds:
-                merged = [*scale, *with_budget(shared, tokens), f"seed={seed}", *(o for o in others if o not in scale)]
-                points.append((variant, merged, mine))
-    made = []
-    for variant, merged, mine in points:
-        resolved, needs = with_references(merged, path, overrides)
-        config = compose_point(variant.name, resolved)
-        made.append(
-            Point(variant.name, variant.label, tuple(resolved), config, run_id(config), variant.values, mine, needs)
-        )
-    refuse_twins(made, overrides)
-    refuse_strangers(path, raw, {point.name for point in made})
-    return Sweep(path.stem, raw["title"], tokens, tuple(made))
+    study = resolved("train", f"sweep {path.stem}", [o for o in others if o.startswith("scale=")])["study"]
+    raw = read(path, study)
+    tokens = positive("tokens", own["tokens"]) if "tokens" in own else study["tokens"]
+    seeds = own["seed"].split(",") if "seed" in own and "seeds" not in raw else raw.get("seeds", study["seeds"])
+    evaluations = [
+        (section.get("points"), evaluation)
+        for name, section in raw.get("evaluations", {}).items()
+        for evaluation in make_evaluations(name, section, study["measure"])
+    ]
+    points = []
+    for variant in variants(raw.get("points", {}), raw.get("grid", {})):
+        mine = tuple(e for wanted, e in evaluations if wanted is None or variant.name in wanted)
+        budget = with_budget([*study["shared"], *raw.get("shared", []), *variant.overrides], tokens)
+        for seed in seeds:
+            merged, needs = with_references([*budget, f"seed={seed}", *others], path, overrides)
+            config = resolved("train", f"point {variant.name}", merged)
+            points.append(
+                Point(variant.name, variant.label, tuple(merged), config, run_id(config), variant.values, mine, needs)
+            )
+    refuse_twins(points, overrides)
+    refuse_strangers(path, raw, {point.name for point in points})
+    return Sweep(path.stem, raw["title"], tokens, tuple(points))
 
 
 def read(path: Path, study: dict[str, Any]) -> dict[str, Any]:
@@ -192,23 +187,28 @@ def make_evaluations(name: str, section: dict[str, Any], shared: list[str]) -> I
     begin = {name: {"label": name, "overrides": section["overrides"]}}
     for variant in variants(begin, section.get("grid", {})):
         merged = (*shared, *variant.overrides)
-        settings = composed("measure", f"evaluation {name}", list(merged))["measurement"]
+        settings = resolved("measure", f"evaluation {name}", list(merged))["measurement"]
         yield Evaluation(name, variant.values, merged, settings, measurement_file(settings))
 
 
-def composed(name: str, what: str, overrides: list[str]) -> dict[str, Any]:
-    """A config by its overrides, inside `initialize_config_dir`."""
+def resolved(name: str, what: str, overrides: list[str]) -> dict[str, Any]:
+    """The config `name` with its overrides, as the command of that name would make it."""
+    seeds = [o.partition("=")[2] for o in overrides if o.startswith("seed=")]
     try:
-        return OmegaConf.to_container(compose(name, overrides), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+        config = composed(name, tuple(o for o in overrides if not o.startswith("seed="))).copy()
+        if seeds:
+            config.seed = int(seeds[-1])
+        return OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{what} ({' '.join(overrides)}) cannot be composed: {reason}") from error
 
 
-def compose_point(name: str, overrides: list[str]) -> dict[str, Any]:
-    """The config that `python -m dlm.train` makes of a point's overrides."""
+@cache
+def composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """A config before it is resolved; made once for all seeds and for all sweeps that share a point."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return composed("train", f"point {name}", overrides)
+        return compose(name, list(overrides))
 
 
 def with_budget(overrides: list[str], tokens: int) -> list[str]:
@@ -220,7 +220,7 @@ def with_budget(overrides: list[str], tokens: int) -> list[str]:
 
 def with_references(overrides: list[str], path: Path, given: Sequence[str]) -> tuple[list[str], tuple[Point, ...]]:
     """The overrides with every `@sweep:point` replaced by what it names, and the points that it names."""
-    resolved, needs = [], []
+    merged, needs = [], []
     seed = next(o.partition("=")[2] for o in reversed(overrides) if o.startswith("seed="))
     for override in overrides:
         key, _, value = override.partition("=")
@@ -228,8 +228,8 @@ def with_references(overrides: list[str], path: Path, given: Sequence[str]) -> t
             target, name = find(value[1:], path, given, int(seed))
             needs.append(target)
             value = f"{target.run}/{target.evaluations[0].file}" if name else target.run
-        resolved.append(f"{key}={value}")
-    return resolved, tuple(needs)
+        merged.append(f"{key}={value}")
+    return merged, tuple(needs)
 
 
 def find(reference: str, path: Path, given: Sequence[str], seed: int) -> tuple[Point, str]:
