@@ -17,11 +17,11 @@ from dlm.build import ar_denoiser, converted_denoiser, make
 from dlm.console import command
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
-from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
 from dlm.evaluation import cloze
+from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
@@ -97,16 +97,18 @@ def measure_model(
 
 
 def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, Decoder]:
-    """`TPF≈2`, …: for each target the threshold that comes nearest on validation items (never on the test items)."""
-    examples = tasks.evaluation_set("val", cfg.calibration_per_family)
-    reached = {}
-    for threshold in cfg.thresholds if cfg.tpf_targets else []:
-        results = run_tasks(
-            denoiser, parent.tokenizer, examples, Threshold(threshold), cfg.max_new_tokens, cfg.batch_size
-        )
-        reached[threshold] = results["tokens"].sum() / results["nfe"].sum()
-    nearest = {target: min(reached, key=lambda tau: abs(reached[tau] - target)) for target in cfg.tpf_targets}
-    return {f"TPF≈{target:g}": Threshold(threshold) for target, threshold in nearest.items()}
+    """`TPF≈2`, …: for each target the threshold that comes nearest."""
+    found = nearest_thresholds(
+        denoiser,
+        parent.tokenizer,
+        Threshold(1.0),
+        cfg.thresholds,
+        cfg.tpf_targets,
+        cfg.calibration_per_family,
+        cfg.max_new_tokens,
+        cfg.batch_size,
+    )
+    return {f"TPF≈{target:g}": Threshold(threshold) for target, threshold in found.items()}
 
 
 def measure_throughput(
@@ -118,7 +120,7 @@ def measure_throughput(
 
     def decode(denoiser: Denoiser, decoder: Decoder):
         def once() -> int:
-            made = generate(denoiser, prompts, decoder, cfg.max_new_tokens, parent.tokenizer.eos_token_id, 1)
+            made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, parent.tokenizer.eos_token_id, batch_size=1)
             return sum(len(g.tokens) for g in made)
 
         return once

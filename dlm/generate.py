@@ -26,7 +26,6 @@ from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import Canvas, Generation
-from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.denoiser import Denoiser
 from dlm.export import trained_model
@@ -95,12 +94,11 @@ class Speaker:
             on_frame(canvas, now - begin - drawing)
             drawing += time.perf_counter() - now
 
-        generate(self.denoiser, [ids], self.decoder, 1, eos_id, generator=generator(seed))  # the first one is slow
+        self.decoder.generate(self.denoiser, [ids], 1, eos_id, generator=generator(seed))  # the first one is slow
         begin = time.perf_counter()
-        (made,) = generate(
+        (made,) = self.decoder.generate(
             self.denoiser,
             [ids],
-            self.decoder,
             max_new_tokens,
             eos_id,
             generator=generator(seed),

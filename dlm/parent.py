@@ -23,6 +23,7 @@ from dlm.attention.ar import AR
 from dlm.attention.base import AttentionPattern
 from dlm.attention.bidir import Bidir
 from dlm.denoiser import Denoiser
+from dlm.runs import Run
 from dlm.types import Rows
 
 NEW_MASK_TOKEN = "<|mask|>"
@@ -157,6 +158,18 @@ def new_parent(
         )
     model = block_sparse.set_implementation(model, attn_implementation)
     return as_parent(model, loaded, f"random {model_type}", None, check)
+
+
+def load_run(run: str, runs_dir: str, **kwargs: Any) -> Parent:
+    """A parent that a finished run of this project made, such as one of recipe=parent."""
+    found = Run.load(run, runs_dir)
+    if not found.model_folder.exists():
+        raise ValueError(
+            f"model.run {run!r} is {found.status} and has no model: finish it with the command that began it"
+        )
+    parent = load_parent(str(found.model_folder.absolute()), **kwargs)
+    parent.source = f"run {found.id}"
+    return parent
 
 
 def load_gguf_package(package: str, **kwargs: Any) -> Parent:

@@ -7,11 +7,16 @@ engine (`dlm.decoding.engine`) does the rest; where a decoder keeps none, it com
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import TopPLogitsWarper
+
+if TYPE_CHECKING:
+    from dlm.decoding.canvas import Generation
+    from dlm.denoiser import Denoiser
 
 
 class Decoder(ABC):
@@ -42,3 +47,17 @@ class Decoder(ABC):
             flat = TopPLogitsWarper(self.top_p)(None, flat)
         token = torch.multinomial(flat.softmax(-1), 1, generator=generator).view(logits.shape[:2])
         return token, (logits.gather(-1, token[..., None])[..., 0] - normaliser).exp()
+
+    def generate(
+        self,
+        denoiser: Denoiser,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        eos_id: int | list[int] | None,
+        **kwargs,
+    ) -> list[Generation]:
+        """Decode prompts by this rule, see `engine.generate`. A decoder that reads the canvas in its own way has its
+        own loop."""
+        from dlm.decoding.engine import generate  # it imports this module
+
+        return generate(denoiser, prompts, self, max_new_tokens, eos_id, **kwargs)

@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
-from dlm.decoding.engine import generate
 from dlm.denoiser import Denoiser
 
 
@@ -24,7 +23,7 @@ def run_tasks(
     """One row per example: `family, correct, tokens, nfe, output` and the per-position `step` and `confidence`."""
     bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     prompts = [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
-    generations = generate(denoiser, prompts, decoder, max_new_tokens, tokenizer.eos_token_id, batch_size)
+    generations = decoder.generate(denoiser, prompts, max_new_tokens, tokenizer.eos_token_id, batch_size=batch_size)
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)

@@ -1,0 +1,115 @@
+"""Fast-dLLM's approximate caches for bidirectional attention (arXiv 2505.22618, §3.2; Efficient-DLM, Figure 10).
+
+Under bidirectional attention every key and value changes with every token that is committed, so nothing can be cached
+exactly. Here the whole canvas is read when a block begins, and the forwards after it read only a part of it again: the
+block alone (dual cache), or the block and all that follows (prefix cache). What they do not read keeps the keys and
+values of the last full forward. Every forward denoises, and every one counts, whatever it reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dlm.decoding.canvas import SCRATCH, Canvas, Generation, whole_blocks
+from dlm.decoding.engine import OnStep, Stop, advance, commit
+from dlm.decoding.threshold import Threshold
+from dlm.denoiser import Denoiser
+from dlm.types import Rows
+
+
+class ApproximateCache(Threshold):
+    """Commits by threshold. The whole canvas is read again `refresh` forwards after it was last read (1: always, which
+    is exact), and at the start of each block."""
+
+    reads_suffix: bool
+
+    def __init__(self, threshold: float, refresh: int | None = None, **kwargs):
+        super().__init__(threshold, **kwargs)
+        if refresh is not None and refresh < 1:
+            raise ValueError(f"decoding.refresh {refresh} must be at least 1, or null for only the start of a block")
+        self.refresh = refresh
+
+    @torch.no_grad()
+    def generate(
+        self,
+        denoiser: Denoiser,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        eos_id: int | list[int] | None,
+        batch_size: int = 32,
+        generator: torch.Generator | None = None,
+        stop: Stop | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Generation]:
+        """As `engine.generate`. Raises `ValueError` for a pattern that has an exact cache."""
+        if denoiser.pattern.cacheable:
+            raise ValueError(
+                f"an approximate cache is for attention that cannot be cached, and {type(denoiser.pattern).__name__} "
+                "can: choose decoding=threshold"
+            )
+        if max_new_tokens < 1 or batch_size < 1:
+            raise ValueError(f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1")
+        if denoiser.token_shift and not all(prompts):
+            raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
+        device, size, training = denoiser.model.device, denoiser.pattern.block_size, denoiser.training
+        eos_ids = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=device).flatten()
+        denoiser.eval()
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
+        done: dict[int, Generation] = {}
+        for begin in range(0, len(order), batch_size):
+            chosen = order[begin : begin + batch_size]
+            num_slots = max(whole_blocks(len(prompts[i]) + max_new_tokens, size) for i in chosen)
+            canvas = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots)
+            age = torch.zeros_like(canvas.start)  # forwards since the whole canvas was read; 0: it must be read now
+            while not bool(canvas.finished.all()):
+                block = canvas.start
+                logits = forward(denoiser, canvas, age == 0, self.reads_suffix)
+                canvas.nfe += ~canvas.finished
+                commit(canvas, self, logits, denoiser.token_shift, denoiser.mask_id, eos_ids, generator)
+                advance(canvas, eos_ids, stop)
+                if on_step is not None:
+                    on_step(canvas)
+                age = age + 1 if self.refresh is None else (age + 1) % self.refresh
+                age = torch.where(canvas.start == block, age, 0)
+            done |= canvas.results(list(range(len(chosen))), eos_ids)
+        denoiser.train(training)
+        return [done[i] for i in range(len(prompts))]
+
+
+class PrefixCache(ApproximateCache):
+    """What lies before the block is not read again."""
+
+    reads_suffix = True
+
+
+class DualCache(ApproximateCache):
+    """Neither what lies before the block nor what follows it is read again."""
+
+    reads_suffix = False
+
+
+def forward(denoiser: Denoiser, canvas: Canvas, full: Bool[Tensor, " N"], reads_suffix: bool) -> Float[Tensor, "N K V"]:
+    """The logits of every position of each sequence's block, from a forward of the whole canvas where `full`, else of
+    the block (and what follows it), with the position before it where that scores its first token."""
+    cache, size, shift = canvas.cache, canvas.block_size, int(denoiser.token_shift)
+    first = torch.where(full, 0, (canvas.start - shift).clamp_min(0))
+    last = torch.where(full, canvas.length, canvas.length if reads_suffix else canvas.start + size)
+    last = torch.where(canvas.finished, first, last)
+    slots = first[:, None] + torch.arange(int((last - first).max()), device=first.device)
+    slots = torch.where(slots < last[:, None], slots, SCRATCH)
+    cache.slots, cache.read = slots, canvas.num_slots
+    columns: Int[Tensor, "N S"] = torch.arange(SCRATCH, cache.read, device=first.device).expand(len(canvas), -1)
+    used = (columns < canvas.length[:, None]) & (columns != SCRATCH)
+    q = Rows(torch.zeros_like(slots, dtype=torch.bool), torch.where(slots == SCRATCH, -1, 0), slots)
+    k = Rows(torch.zeros_like(used), torch.where(used, 0, -1), columns)
+    row = (canvas.start - first - shift)[:, None] + torch.arange(size, device=first.device)
+    row = row.clamp(0, slots.shape[1] - 1)  # position 0 is never scored with the shift; finished sequences read nothing
+    scored = row + torch.arange(len(canvas), device=first.device)[:, None] * slots.shape[1]
+    filled = slots.clamp_min(0)  # scratch rows read anything
+    masks = denoiser.masks(q, k)
+    logits = denoiser.score(
+        scored.flatten(), canvas.x.gather(1, filled), filled, masks, past_key_values=cache, use_cache=True
+    )
+    return logits.view(*scored.shape, -1)

@@ -1,0 +1,33 @@
+"""Which threshold gives so many tokens per forward."""
+
+from __future__ import annotations
+
+import copy
+
+from transformers import PreTrainedTokenizerBase
+
+from dlm.data import tasks
+from dlm.decoding.base import Decoder
+from dlm.denoiser import Denoiser
+from dlm.evaluation.generation import run_tasks
+
+
+def nearest_thresholds(
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    decoder: Decoder,
+    thresholds: list[float],
+    targets: list[float],
+    per_family: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> dict[float, float]:
+    """For each target the threshold of `decoder` whose tokens per forward come nearest on `per_family` validation items
+    (never on the test items)."""
+    examples, reached = tasks.evaluation_set("val", per_family), {}
+    for threshold in thresholds if targets else []:
+        tried = copy.copy(decoder)
+        tried.threshold = threshold
+        results = run_tasks(denoiser, tokenizer, examples, tried, max_new_tokens, batch_size)
+        reached[threshold] = results["tokens"].sum() / results["nfe"].sum()
+    return {target: min(reached, key=lambda tau: abs(reached[tau] - target)) for target in targets}

@@ -1,0 +1,82 @@
+"""The tasks under one way of decoding: which items are right, the forwards they took, tokens per second."""
+
+from __future__ import annotations
+
+from dlm.data import tasks
+from dlm.decoding.base import Decoder
+from dlm.evaluation.calibration import nearest_thresholds
+from dlm.evaluation.generation import accuracy, run_tasks
+from dlm.evaluation.throughput import interleaved
+from dlm.measurement.base import Measurement
+
+
+class Decode(Measurement):
+    """Decodes `items_per_family` test items. `model` is `dlm`, at its own or another `block_size`, or `ar`, its parent.
+
+    With `tpf`, the decoder's threshold is the one of `thresholds` that comes nearest to so many tokens per forward on
+    validation items. With `timed_batch_size`, tokens per second at that batch size are the median of `repeats`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        decoder: Decoder,
+        block_size: int | None,
+        tpf: float | None,
+        thresholds: list[float],
+        calibration_per_family: int,
+        batch_size: int,
+        items_per_family: int,
+        max_new_tokens: int,
+        timed_batch_size: int | None,
+        timed_items_per_family: int,
+        repeats: int,
+    ):
+        if model not in ("dlm", "ar"):
+            raise ValueError(f"measurement.model {model!r} is unknown: choose dlm or ar")
+        if tpf is not None and not hasattr(decoder, "threshold"):
+            raise ValueError(f"measurement.tpf {tpf} is reached through a threshold: choose decoding=threshold")
+        self.model, self.decoder, self.block_size = model, decoder, block_size
+        self.tpf, self.thresholds, self.calibration_per_family = tpf, thresholds, calibration_per_family
+        self.batch_size, self.items_per_family, self.max_new_tokens = batch_size, items_per_family, max_new_tokens
+        self.timed_batch_size, self.timed_items_per_family = timed_batch_size, timed_items_per_family
+        self.repeats = repeats
+
+    def __call__(self, subject):
+        """`accuracy, low, high, n, tpf, nfe` over all items and in `families`; `items` has for each item, in the order
+        of the evaluation set, its family, whether it is `correct` and its `tokens` and `nfe`."""
+        denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
+        tokenizer = subject.converted.tokenizer
+        if self.tpf is not None:
+            self.decoder.threshold = nearest_thresholds(
+                denoiser,
+                tokenizer,
+                self.decoder,
+                self.thresholds,
+                [self.tpf],
+                self.calibration_per_family,
+                self.max_new_tokens,
+                self.batch_size,
+            )[self.tpf]
+        examples = tasks.evaluation_set("test", self.items_per_family)
+        results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
+        columns = ["family", "correct", "tokens", "nfe"]
+        return {
+            **accuracy(results),
+            "threshold": getattr(self.decoder, "threshold", None),
+            "block_size": denoiser.pattern.block_size,
+            "tokens_per_second": self.time(denoiser, tokenizer),
+            "items": {name: results[name].tolist() for name in columns},
+        }
+
+    def time(self, denoiser, tokenizer) -> float | None:
+        """Tokens per second at `timed_batch_size`."""
+        if self.timed_batch_size is None:
+            return None
+        examples = tasks.evaluation_set("test", self.timed_items_per_family)
+
+        def once() -> int:
+            made = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.timed_batch_size)
+            return int(made["tokens"].sum())
+
+        return interleaved({"it": once}, self.repeats)["it"]
