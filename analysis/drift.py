@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -28,19 +29,18 @@ def drift_panels(drift: pd.DataFrame, by: str, order: Sequence[Any] | None = Non
 def drift_table(drift: pd.DataFrame, by: str) -> pd.DataFrame:
     """All measures, averaged over the layers of a run, per value of `by` and kind."""
     inside = drift[drift["kind"].isin(list(KINDS))] if len(drift) else drift
+    inside = inside.assign(kind=inside["kind"].map(KINDS))
     per_run = inside.groupby([by, "kind", "run", "seed"], as_index=False, sort=False)[list(MEASURES)].mean()
     return by_point(per_run, MEASURES, (by, "kind")).rename(columns={by: ""})
 
 
-def per_seed(drift: pd.DataFrame, kind: str, transform: Callable[[Any], Any]) -> pd.Series:
-    """The relative change of every seed, transformed and averaged over its layers."""
+def per_seed(drift: pd.DataFrame, kind: str) -> pd.Series:
+    """The logarithm of the relative change of every seed, averaged over its layers."""
     chosen = drift[drift["kind"] == kind]
-    return transform(chosen["relative"]).groupby(chosen["seed"]).mean()
+    return np.log(chosen["relative"].astype(float)).groupby(chosen["seed"]).mean()
 
 
-def drift_effect(
-    drift: pd.DataFrame, sweep: str, more: str, less: str, kind: str, transform: Callable[[Any], Any]
-) -> Effect:
+def drift_effect(drift: pd.DataFrame, sweep: str, more: str, less: str, kind: str) -> Effect:
     """By how much `more` moves the weights further than `less`: the difference of the logarithms (averaged over the
     layers), so above 0 where the claim holds."""
     what = f"log of the change, {more} − {less}, {KINDS[kind]}"
@@ -48,6 +48,6 @@ def drift_effect(
     lacking = ", ".join(f"{sweep} {p}" for p, side in zip((more, less), sides, strict=True) if side.empty)
     if lacking:
         return Effect(what, missing=(lacking,))
-    first, second = (per_seed(side, kind, transform) for side in sides)
+    first, second = (per_seed(side, kind) for side in sides)
     runs = pd.concat(sides)["run"].tolist()
     return scalar_effect(what, (first - second).dropna(), runs, "{:+.2f}", "further")

@@ -88,8 +88,8 @@ def spread(value: Estimate, digits: int) -> str:
 
 DIGITS = 1  # after the point, where nothing else is said
 CELLS = (
-    "In small: the 95 % interval, over seeds (Student's t) where there are several, over items for one seed (Wilson for "
-    "proportions); then seeds × items."
+    "In small: the 95 % interval, over seeds (Student's t) where there are several, over items for one seed (Wilson "
+    "for proportions); then seeds × items."
 )
 
 NAMES = {"humaneval": "HumanEval", "humaneval_plus": "HumanEval+", "mbpp": "MBPP", "mbpp_plus": "MBPP+"}

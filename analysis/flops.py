@@ -20,8 +20,8 @@ BATCHES = 8
 
 def training_flops(config: dict[str, Any], steps: int) -> float | None:
     """The FLOPs of a run's training, from the rows and pairs that its first batches send through the network; None for
-    models whose layers differ. LoRA is counted as full training: the gradients of the frozen weights that it saves are a
-    third of the work of these weights at most."""
+    models whose layers differ. LoRA is counted as full training: the gradients of the frozen weights that it saves
+    are a third of the work of these weights at most."""
     cfg = OmegaConf.create(config)
     cfg.tokens, cfg.trainable = BATCHES * tokens_of_a_step(cfg), {"_target_": "dlm.trainable.Full"}
     experiment = build(cfg)

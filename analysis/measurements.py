@@ -37,4 +37,36 @@ def decode(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
     return {"evaluations": [row]}
 
 
-READERS = {f.__name__: f for f in (decode,)}
+def trace(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """When the positions of a block are committed, and one decoding."""
+    positions = [
+        {"model": DLM, "quantity": "step", "position": p["position"], "value": p["step"], "n": p["n"]}
+        for p in result["positions"]
+    ]
+    example = result["example"]
+    texts = dict(enumerate(example["tokens"], example["prompt_tokens"]))
+    return {"positions": positions, "steps": [c | {"token": texts[c["position"]]} for c in example["cells"]]}
+
+
+def position_loss(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """`loss` of a masked token by position in the block; `sequence_loss`, the bound by position in the sequence."""
+    rows = []
+    for model, name in ((DLM, "dlm"), (PARENT, "ar")):
+        for quantity, where, measure in (("loss", "block", "nll"), ("sequence_loss", "sequence", "nelbo")):
+            found = result[name][where]
+            columns = zip(found["position"], found[measure], found["n"], strict=True)
+            rows += [{"model": model, "quantity": quantity, "position": p, "value": v, "n": n} for p, v, n in columns]
+    return {"positions": rows}
+
+
+def masked(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """How often the masking scheme hides each position of a block."""
+    n = evaluation.settings["draws"]
+    rows = [
+        {"model": DLM, "quantity": "masked", "position": p, "value": value, "n": n}
+        for p, value in enumerate(result["probability"])
+    ]
+    return {"positions": rows}
+
+
+READERS = {f.__name__: f for f in (decode, trace, position_loss, masked)}

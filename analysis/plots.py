@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.render import STYLE
-from analysis.stats import over_seeds
 
 SIZE = (4.4, 3.5)
 # Colour and marker together, so that a line is known without its colour; mid-tones that show on light and on dark.
@@ -113,11 +113,9 @@ def finish(figure: Figure, axes: Axes, names: int, log: bool = False) -> None:
         ticks = sorted({float(v) for line in axes.lines for v in line.get_xdata()})
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.minorticks_off()
+    elif all(float(v).is_integer() for line in axes.lines for v in line.get_xdata()):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:
         with matplotlib.rc_context(STYLE):
-            figure.legend(loc="outside lower left", ncols=2 if names > 3 else 1)
-
-
-def bounds(values: pd.Series) -> tuple[float, float, float]:
-    """Mean and interval over seeds."""
-    return over_seeds(values)
+            longest = max(len(str(text)) for text in axes.get_legend_handles_labels()[1])
+            figure.legend(loc="outside lower left", ncols=max(1, min(4, 56 // (longest + 8))))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from analysis.results import Results
 
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 # What a setting says of the runs of an artefact: column → name.
 VARIED = {
     "parameters": "parameters",
@@ -26,12 +28,12 @@ def ran(results: Results, sweeps: Iterable[str]) -> list[tuple[str, str]]:
     if runs.empty:
         return []
     flops = runs["train_flops"].astype(float)
-    counted = f"{flops.sum() / 1e15:.3g} PFLOP" if flops.notna().all() else f"known of {flops.notna().sum()} runs only"
+    unknown = f", of {flops.notna().sum()} runs" if flops.isna().any() else ""
     said = [
         ("runs", f"{len(runs)}"),
         ("seeds", ", ".join(f"{s}" for s in sorted(runs["seed"].unique()))),
         ("training tokens", f"{runs['tokens'].sum():,}"),
-        ("training FLOPs", counted),
+        ("training FLOPs", quantity(flops.sum(), "FLOP") + unknown),
         ("training time", f"{runs['train_seconds'].sum() / 3600:.2f} h, on a machine that may have done other things"),
     ]
     return said + [(name, listed(runs[name])) for name in ("machine", "versions", "commit") if name in runs]
@@ -48,6 +50,14 @@ def values(column: pd.Series) -> str:
     """The distinct values of a column, in order."""
     found = column.dropna().unique()
     return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in sorted(found.tolist()))
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A number with its SI prefix: 6.37 TFLOP."""
+    if value is None or pd.isna(value):
+        return "–"
+    power = min(max(int(np.floor(np.log10(value)) // 3), 0), len(PREFIXES) - 1) if value > 0 else 0
+    return f"{value / 1000**power:.3g} {PREFIXES[power]}{unit}"
 
 
 def listed(column: pd.Series) -> str:

@@ -38,9 +38,9 @@ LATEX = str.maketrans(
     {c: rf"\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"‖": r"$\Vert$", "Δ": r"$\Delta$", "−": r"$-$", "×": r"$\times$", "≈": r"$\approx$", "→": r"$\to$"}
-    | {"λ": r"$\lambda$", "τ": r"$\tau$", "β": r"$\beta$", "≥": r"$\geq$", "≤": r"$\leq$", "∞": r"$\infty$", "–": "--"}
+    | {"λ": r"$\lambda$", "τ": r"$\tau$", "β": r"$\beta$", "≥": r"$\geq$", "≤": r"$\leq$", "–": "--"}
     | {"…": r"\ldots{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "’": "'"}
-    | {"·": r"$\cdot$", "²": r"$^2$", "±": r"$\pm$", "″": "''", "∑": r"$\sum$", "²": r"$^2$"}
+    | {"·": r"$\cdot$", "²": r"$^2$", "±": r"$\pm$", "″": "''", "∑": r"$\sum$"}
 )
 
 

@@ -25,7 +25,7 @@ from analysis.artefacts import artefacts
 from analysis.claims import Claim, claim_table, evaluate_claims, paper_numbers, shown
 from analysis.collect import collect
 from analysis.exhibits import Exhibit, Plot, Table
-from analysis.provenance import failed, notes, ran, setting
+from analysis.provenance import failed, notes, quantity, ran, setting
 from analysis.results import FINISHED, Results
 from dlm.runs import write_atomically
 
@@ -67,7 +67,7 @@ def section(
     """What the templates show of one artefact; its figures are written to `figures`. Without runs there is nothing to
     show but that."""
     trained = len(results.of("runs", module.SWEEPS)) > 0
-    found = [e for e in module.exhibits(results, paper) if not is_empty(e)] if trained else []
+    found = module.exhibits(results, paper) if trained else []
     return {
         "name": name,
         "title": module.TITLE,
@@ -90,10 +90,13 @@ def is_empty(shown: Exhibit) -> bool:
 
 
 def exhibit(made: Exhibit, figures: Path) -> dict[str, Any]:
-    """A table, or a plot with its panels for the page and the names of its files."""
+    """A table, or a plot with its panels for the page and the names of its files; of one with nothing in it what was
+    not measured."""
+    if is_empty(made):
+        return {"unmeasured": made.caption}
     if isinstance(made, Table):
         return {"table": made, "caption": made.caption}
-    panels = [Markup(panel) for panel in render.save_plot(made, figures)]  # noqa: S704: escaped by matplotlib
+    panels = [Markup(p) for p in render.save_plot(made, figures)]  # noqa: S704 matplotlib escapes the texts in them
     files = [f"figures/{made.name}-{i}" for i in range(1, len(panels) + 1)]
     return {"panels": panels, "files": files, "alt": made.alt, "caption": made.caption}
 
@@ -118,12 +121,12 @@ def run_table(results: Results) -> Table:
             "points": [names["point"].get(run, "") for run in runs["run"]],
             "seed": [f"{s}" for s in runs["seed"]],
             "tokens": runs["tokens"],
-            "PFLOP": runs["train_flops"].astype(float) / 1e15,
+            "FLOPs": [quantity(f, "FLOP") for f in runs["train_flops"]],
             "minutes": runs["train_seconds"].astype(float) / 60,
             "commit": [c or "" for c in runs["commit"]] if "commit" in runs else "",
         }
     )
-    return Table(frame.astype({"points": str}), "Every run of the report.", {"tokens": 0, "PFLOP": 3})
+    return Table(frame.astype({"points": str}), "Every run of the report.", {"tokens": 0})
 
 
 def environment() -> Environment:

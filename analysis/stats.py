@@ -115,7 +115,8 @@ class Effect:
             return "to run: " + ", ".join(self.missing) if self.missing else "nothing measured"
         said = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}" + (f" × {self.items} items" if self.items else "")
         if self.seeds < SEEDS_NEEDED:
-            return f"{said}; a verdict needs {SEEDS_NEEDED} seeds"
+            leaning = " over items it agrees," if self.low > 0 else " over items it disagrees," if self.high < 0 else ""
+            return f"{said};{leaning} a verdict needs {SEEDS_NEEDED} seeds"
         return said if self.verdict != UNDECIDED else f"{said}; the interval holds 0"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from analysis.drift import drift_effect, drift_panels, drift_table
 from analysis.exhibits import Exhibit, Plot, Table
 from analysis.results import Results
@@ -33,4 +31,4 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 def block_drifts_less(results: Results, paper: dict) -> list[Effect]:
     drift = results.of("drift", SWEEP)
     wanted = ("c", "g", "attention"), ("c", "g", "ffn"), ("d", "f", "ffn")
-    return [drift_effect(drift, SWEEP, more, less, kind, np.log) for more, less, kind in wanted]
+    return [drift_effect(drift, SWEEP, more, less, kind) for more, less, kind in wanted]

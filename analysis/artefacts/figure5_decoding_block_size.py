@@ -41,7 +41,7 @@ def by_block(results: Results) -> pd.DataFrame:
 
 
 def large_eval_blocks_at_low_nfe(results: Results, paper: dict) -> list[Effect]:
-    """At the fewest and at the most forwards that all block sizes reach: points of accuracy per doubling of the block."""
+    """Points of accuracy per doubling of the block, at the fewest and at the most forwards that all blocks reach."""
     rows = by_block(results)
     low, high = (slope_by_seed(at_level(rows, end), "eval_block_size", "accuracy", np.log2) for end in (0, 1))
     runs, missing = rows["run"], f"{SWEEP} at two evaluation blocks with overlapping NFE"

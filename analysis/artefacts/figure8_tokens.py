@@ -31,8 +31,8 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         one, {"accuracy": "accuracy %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}, ("budget",)
     )
     table = by_point(rows, {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}, ("budget", "threshold"))
-    said = "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is 25 %. "
-    said += "(b–d) Accuracy against forwards, one line per budget through its decoding settings."
+    said = "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is "
+    said += "25 %. (b–d) Accuracy against forwards, one line per budget through its decoding settings."
     return [
         Plot("figure8_tokens", panels, said, "Likelihood and accuracy by training tokens"),
         Table(likelihoods, f"At one token per step. {CELLS}", {"bits/byte": 3}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 
@@ -67,7 +69,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 def zero_crossing(gain: dict[float, float]) -> str:
     """The budget at which the gain reaches 0, interpolated over the logarithm of the tokens."""
     tokens = sorted(gain)
-    for a, b in zip(tokens, tokens[1:], strict=False):
+    for a, b in pairwise(tokens):
         if gain[a] * gain[b] < 0:
             share = gain[a] / (gain[a] - gain[b])
             return f"{np.exp(np.log(a) + share * np.log(b / a)):,.0f} tokens"

@@ -19,7 +19,7 @@ SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
 MEASURES = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "code": "code %", "maths": "maths %"}
 MEASURES |= {"symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
-DIGITS = {"TPF": 2, "bits/byte": 3, "paper %": 2, "NELBO": 3, "NELBO, equal FLOPs": 3}
+DIGITS = {"TPF": 2, "bits/byte": 3, "paper %": 2, "NELBO": 3, "tokens": 0, "TFLOP": 2, "NELBO, equal FLOPs": 3}
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
@@ -43,9 +43,9 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 LEGEND = (
     "TPF: tokens per forward; NFE: forwards per answer, every forward counted. Kept: fraction of the AR parent's "
-    "accuracy. Accuracy: exact match on the generated tasks; cloze: four-way multiple choice by likelihood, chance 25 %; "
-    "bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean of its "
-    "HumanEval and MBPP columns, its maths of GSM8K and Minerva Math."
+    "accuracy. Accuracy: exact match on the generated tasks; cloze: four-way multiple choice by likelihood, chance "
+    "25 %; bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean "
+    "of its HumanEval and MBPP columns, its maths of GSM8K and Minerva Math."
 )
 EQUAL = (
     "What training cost, and the validation NELBO (nats/token) at the end of it and at equal FLOPs: where each run had "
@@ -97,10 +97,9 @@ def parallel(rows: pd.DataFrame) -> pd.DataFrame:
 
 def work(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
     """Training cost of every point, and how good it is at equal tokens and at equal FLOPs."""
-    runs = results.of("runs", SWEEP).assign(
-        petaflops=lambda r: r["train_flops"] / 1e15, minutes=lambda r: r["train_seconds"] / 60
-    )
-    shown = {"tokens": "tokens", "petaflops": "PFLOP", "minutes": "minutes", "val_nelbo": "NELBO"}
+    runs = results.of("runs", SWEEP)
+    runs = runs.assign(teraflop=runs["train_flops"].astype(float) / 1e12, minutes=runs["train_seconds"] / 60)
+    shown = {"tokens": "tokens", "teraflop": "TFLOP", "minutes": "minutes", "val_nelbo": "NELBO"}
     made = by_point(runs, shown)
     equal = at_equal_flops(curves)
     return made.assign(**{"NELBO, equal FLOPs": [equal.get(point) for point in made["point"]]})
