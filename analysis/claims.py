@@ -73,7 +73,7 @@ def claim_table(claims: list[Claim]) -> Table:
 
 RULE = (
     "A comparison expects its effect above 0. It is decided where the 95 % interval leaves out 0 and there are at "
-    "least three seeds, else undecided. Accuracy: paired by item and seed, items by the bootstrap, seeds by Student's t; "
-    "everything else: Student's t over seeds. Not corrected for the number of comparisons. A claim agrees where all "
+    "least three seeds, else undecided. Accuracy: paired by item and seed, items by the bootstrap, seeds by Student's "
+    "t; everything else: Student's t over seeds. Not corrected for the number of comparisons. A claim agrees where all "
     "its comparisons do, and disagrees where one does."
 )

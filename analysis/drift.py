@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.measure import by_point, scalar_effect
+from analysis.compare import by_point, scalar_effect
 from analysis.plots import lines
 from analysis.stats import Effect
 

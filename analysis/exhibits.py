@@ -81,7 +81,8 @@ def number(value: float, digits: int) -> str:
 
 def spread(value: Estimate, digits: int) -> str:
     """The interval and what was counted: `58.1–67.9; 3 × 360`, seeds × items."""
-    interval = "" if math.isnan(value.low) else f"{number(value.low, digits)} to {number(value.high, digits)}"
+    known = not math.isnan(value.low) and value.low < value.high
+    interval = "" if not known else f"{number(value.low, digits)} to {number(value.high, digits)}"
     counted = f"{value.seeds} × {value.n:,}" if value.n else f"{value.seeds} seed{'s' if value.seeds > 1 else ''}"
     return "; ".join(part for part in (interval, counted) if part)
 

@@ -19,11 +19,12 @@ def tables_of(evaluation: Evaluation, found: dict[str, Any]) -> Rows:
 
 def decode(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
     """The tasks under one way of decoding."""
-    settings, values = evaluation.settings, evaluation.values
+    settings = evaluation.settings
     decoder = settings["decoder"]["_target_"].split(".")[-1]
+    varied = [f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in evaluation.values.items()]
     row = {
         "model": PARENT if settings["model"] == "ar" else DLM,
-        "setting": ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {v}" for key, v in values.items()) or "as is",
+        "setting": ", ".join(varied) or evaluation.name.replace("_", " "),
         "decoder": decoder,
         "threshold": result["threshold"],
         "eval_block_size": result["block_size"],

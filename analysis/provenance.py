@@ -36,7 +36,12 @@ def ran(results: Results, sweeps: Iterable[str]) -> list[tuple[str, str]]:
         ("training FLOPs", quantity(flops.sum(), "FLOP") + unknown),
         ("training time", f"{runs['train_seconds'].sum() / 3600:.2f} h, on a machine that may have done other things"),
     ]
-    return said + [(name, listed(runs[name])) for name in ("machine", "versions", "commit") if name in runs]
+    return [*said, ("machine", listed(runs["machine"]))]
+
+
+def code(results: Results) -> list[tuple[str, str]]:
+    """(what, which) of the code that made the runs."""
+    return [(name, listed(results.runs[name])) for name in ("commit", "versions")] if len(results.runs) else []
 
 
 def setting(results: Results, sweeps: Iterable[str]) -> str:

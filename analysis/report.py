@@ -25,7 +25,7 @@ from analysis.artefacts import artefacts
 from analysis.claims import Claim, claim_table, evaluate_claims, paper_numbers, shown
 from analysis.collect import collect
 from analysis.exhibits import Exhibit, Plot, Table
-from analysis.provenance import failed, notes, quantity, ran, setting
+from analysis.provenance import code, failed, notes, quantity, ran, setting
 from analysis.results import FINISHED, Results
 from dlm.runs import write_atomically
 
@@ -52,7 +52,7 @@ def render_report(results: Results, out: Path) -> Path:
         "finished": int((results.points["state"] == FINISHED).sum()),
         "failed": failed(results),
         "notes": notes(results),
-        "total": ran(results, results.points["sweep"].unique()),
+        "total": ran(results, results.points["sweep"].unique()) + code(results),
         "source": paper["source"],
         "runs": run_table(results),
     }

@@ -140,7 +140,7 @@ def _masking(study: Study, seed: int) -> None:
 
 def _speed(study: Study, seed: int) -> None:
     for i, name in enumerate(("small", "middle", "large")):
-        sizes = {"parameters": 10**6 * 3**i, "parent": f"f{i}"}
+        sizes = {"parameters": 10**6 * 3**i, "parent": f"f{i}", "source": name}
         run = study.point("table3_family", f"parent={name}", seed, **sizes)
         for batch in (1, 8):
             at = {"batch_size": batch, "sweep": "table3_family"}
@@ -182,7 +182,8 @@ def _beyond(study: Study, seed: int) -> None:
     for i, size in enumerate((10**6, 4 * 10**6)):
         for block, accuracy in ((4, 0.4), (8, 0.5 + 0.2 * i), (16, 0.6)):
             name = f"parent={i}, block_size={block}"
-            study.own(study.point("block_by_size", name, seed, parameters=size, parent=f"f{i}", block_size=block), accuracy)
+            sizes = {"parameters": size, "parent": f"f{i}", "source": f"parent {i}", "block_size": block}
+            study.own(study.point("block_by_size", name, seed, **sizes), accuracy)
     for shift in (False, True):
         for loss in ("nelbo", "mean"):
             accuracy = 0.4 + 0.2 * shift + 0.1 * (loss == "mean") + 0.01 * seed

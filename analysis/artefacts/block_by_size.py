@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
-from analysis.measure import by_point, own
+from analysis.compare import by_point, own
 from analysis.plots import lines
 from analysis.results import Results
 

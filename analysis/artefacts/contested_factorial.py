@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
-from analysis.measure import by_point, own
+from analysis.compare import by_point, own
 from analysis.plots import bars
 from analysis.results import Results
 from analysis.stats import LEVEL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
-from analysis.measure import by_point
+from analysis.compare import by_point
 from analysis.plots import frontier
 from analysis.results import Results
 

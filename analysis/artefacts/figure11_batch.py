@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
-from analysis.measure import by_point
+from analysis.compare import by_point
 from analysis.plots import frontier
 from analysis.results import PARENT, Results
 

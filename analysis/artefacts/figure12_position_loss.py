@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.exhibits import Exhibit, Plot
-from analysis.measure import scalar_effect
+from analysis.compare import scalar_effect
 from analysis.plots import lines
 from analysis.results import DLM, PARENT, Results
 from analysis.stats import Effect
@@ -20,7 +20,10 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     found = losses(results)
     if found.empty:
         return []
-    figure = lines(found, "position", "value", "model", "", "position in the sequence", "loss, nats")
+    found = found.assign(
+        line=["AR parent" if m == PARENT else x for m, x in zip(found["model"], found["label"], strict=True)]
+    )
+    figure = lines(found, "position", "value", "line", "", "position in the sequence", "loss, nats")
     for line in figure.axes[0].lines:
         line.set(markersize=0, linewidth=1.2)
     size = found["block_size"].iloc[0]
@@ -34,8 +37,9 @@ def losses(results: Results) -> pd.DataFrame:
 
 
 def loss_is_block_periodic(results: Results, paper: dict) -> list[Effect]:
-    """The share of the loss's variance over positions that the position within the block explains."""
+    """The share of the loss's variance over positions that the position within the block explains; without shift."""
     found = losses(results)
+    found = found[found["point"] == "base"]
     shares = {
         model: pd.Series(
             {seed: periodic_share(g) for seed, g in found[found["model"] == model].groupby("seed")}, dtype=float
@@ -49,7 +53,7 @@ def loss_is_block_periodic(results: Results, paper: dict) -> list[Effect]:
 
 def periodic_share(rows: pd.DataFrame) -> float:
     """R² of the means per position in the block, over whole blocks after the first (whose loss is high for want of
-    context in any model), adjusted for the number of means; 0 is what a loss without period has on average."""
+    context in any model), adjusted for the number of means and at least 0."""
     size = int(rows["block_size"].iloc[0])
     inner = rows[rows["position"] >= size].sort_values("position")
     inner = inner.head(len(inner) // size * size)
@@ -57,4 +61,4 @@ def periodic_share(rows: pd.DataFrame) -> float:
     if n <= size or total == 0:
         return 0.0 if total == 0 else float("nan")
     within = inner["value"] - inner.groupby(inner["position"] % size)["value"].transform("mean")
-    return float(1 - ((within**2).sum() / (n - size)) / (total / (n - 1)))
+    return max(0.0, float(1 - ((within**2).sum() / (n - size)) / (total / (n - 1))))

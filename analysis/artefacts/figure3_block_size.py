@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
-from analysis.measure import by_point, inner_best, own, swept
+from analysis.compare import by_point, inner_best, own, swept
 from analysis.plots import heat_map
 from analysis.results import Results
 from analysis.stats import Effect

@@ -6,7 +6,7 @@ import numpy as np
 
 from analysis.drift import KINDS, drift_panels, drift_table
 from analysis.exhibits import Exhibit, Plot, Table
-from analysis.measure import scalar_effect, slope_by_seed
+from analysis.compare import scalar_effect, slope_by_seed
 from analysis.results import Results
 from analysis.stats import Effect
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.exhibits import Exhibit, Plot
-from analysis.measure import scalar_effect, slope_by_seed
+from analysis.compare import scalar_effect, slope_by_seed
 from analysis.plots import colour, lines, panel
 from analysis.results import Results
 from analysis.stats import Effect
@@ -23,7 +23,8 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     made: list[Exhibit] = []
     step, loss = (found[found["quantity"] == name] for name in ("step", "loss"))
     if len(step):
-        figure = lines(step, "position", "value", "evaluation", "(a)", "position in the block", "mean step, from 0")
+        step = step.assign(setting=step["evaluation"].str.replace("_", " "))
+        figure = lines(step, "position", "value", "setting", "(a)", "position in the block", "mean step, from 0")
         said = "(a) The step of its block in which a position is committed, mean over answers; bands: range over seeds."
         made.append(Plot("figure6a_steps", (figure,), said, "Mean denoising step over position in the block"))
     if len(results.steps):

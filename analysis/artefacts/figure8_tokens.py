@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
-from analysis.measure import at_cost, by_point, own, scalar_effect, shared_costs, slope_by_seed, swept
+from analysis.compare import at_cost, by_point, own, scalar_effect, shared_costs, slope_by_seed, swept
 from analysis.plots import frontier, lines
 from analysis.results import Results
 from analysis.stats import Effect

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.artefacts.table2_masking import parallel
 from analysis.exhibits import CELLS, Exhibit, Table
-from analysis.measure import accuracy_effect, by_point
+from analysis.compare import accuracy_effect, by_point
 from analysis.results import Results
 
 PLACE = 220

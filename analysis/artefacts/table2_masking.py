@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.exhibits import CELLS, Exhibit, Table
-from analysis.measure import accuracy_effect, by_point, swept
+from analysis.compare import accuracy_effect, by_point, swept
 from analysis.results import Results
 from analysis.stats import Effect
 

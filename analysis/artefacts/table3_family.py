@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, printed
-from analysis.measure import by_point
-from analysis.plots import frontier, panel
+from analysis.compare import by_point
+from analysis.plots import finish, frontier, panel
 from analysis.results import DLM, PARENT, Results
 
 PLACE = 100
@@ -55,5 +55,5 @@ def frontier_of_paper(family: pd.DataFrame) -> Figure:
     for kind, marker, colour in (("ar", "s", "#d9762b"), ("dlm", "o", "#2f7fc1")):
         chosen = family[family["type"] == kind]
         axes.scatter(chosen["tps"], chosen["avg"], marker=marker, color=colour, s=18, label=kind)
-    figure.legend(loc="outside lower left", ncols=2)
+    finish(figure, axes, 2)
     return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.exhibits import CELLS, Exhibit, Table, printed
-from analysis.measure import by_point, own, parent_row
+from analysis.compare import by_point, own, parent_row
 from analysis.results import Results
 
 PLACE = 120

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, printed
-from analysis.measure import by_point, inner_best, own
+from analysis.compare import by_point, inner_best, own
 from analysis.plots import lines
 from analysis.results import Results
 from analysis.stats import Effect

@@ -40,6 +40,11 @@ def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = (
     columns of `rows` to the columns of the table."""
     made = []
     for names, group in rows.groupby(list(by), sort=False, dropna=False):
+        if group["seed"].duplicated().any():
+            raise ValueError(
+                f"{dict(zip(by, names, strict=True))} has several rows of one seed: name what tells them apart"
+            )
+        names = [int(v) if isinstance(v, float) and v.is_integer() else v for v in names]
         scaled = {shown: estimate(group, m, 100 if m in PERCENT else 1) for m, shown in measures.items()}
         made.append(dict(zip(by, names, strict=True)) | scaled)
     return pd.DataFrame(made, columns=[*by, *measures.values()])
