@@ -118,11 +118,13 @@ class Results:
                 raise ValueError(
                     f"results {str(path)!r}: table {name} lacks {', '.join(sorted(lacking))}: collect them again"
                 )
-        return cls(**tables)
+        return cls(**{name: complete(name, table) for name, table in tables.items()})
 
 
 def complete(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A table with all columns of `COLUMNS`, these first."""
+    """A table with all columns of `COLUMNS`, these first; without rows of no type, so that it merges with any."""
+    if table.empty:
+        return pd.DataFrame(columns=list(COLUMNS[name]), dtype=object)
     return table.reindex(columns=[*COLUMNS[name], *(c for c in table.columns if c not in COLUMNS[name])])
 
 

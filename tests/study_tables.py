@@ -176,6 +176,9 @@ def _positions(study: Study, seed: int) -> None:
         for position in range(32):
             value = 2 + (0.1 * (position % 8) if model == DLM else 0.1 * np.sin(5.0 * position))
             study.add("positions", **ids, model=model, position=position, value=value + 0.01 * seed, n=9)
+    for position in range(8):
+        loss = {"quantity": "loss", "model": DLM, "position": position, "value": 1.0, "n": 9}
+        study.add("positions", **ids | loss)
 
 
 def _beyond(study: Study, seed: int) -> None:

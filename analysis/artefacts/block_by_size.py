@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.compare import by_point, own
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import lines
 from analysis.results import Results
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.compare import by_point, own
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import bars
 from analysis.results import Results
 from analysis.stats import LEVEL

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.compare import by_point
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import frontier
 from analysis.results import Results
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.compare import by_point
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import frontier
 from analysis.results import PARENT, Results
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.exhibits import Exhibit, Plot
 from analysis.compare import scalar_effect
+from analysis.exhibits import Exhibit, Plot
 from analysis.plots import lines
 from analysis.results import DLM, PARENT, Results
 from analysis.stats import Effect

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.compare import by_point, inner_best, own, swept
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import heat_map
 from analysis.results import Results
 from analysis.stats import Effect

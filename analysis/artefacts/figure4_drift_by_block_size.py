@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.compare import scalar_effect, slope_by_seed
 from analysis.drift import KINDS, drift_panels, drift_table
 from analysis.exhibits import Exhibit, Plot, Table
-from analysis.compare import scalar_effect, slope_by_seed
 from analysis.results import Results
 from analysis.stats import Effect
 

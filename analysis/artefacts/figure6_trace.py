@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.exhibits import Exhibit, Plot
 from analysis.compare import scalar_effect, slope_by_seed
+from analysis.exhibits import Exhibit, Plot
 from analysis.plots import colour, lines, panel
 from analysis.results import Results
 from analysis.stats import Effect

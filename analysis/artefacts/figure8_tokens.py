@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.compare import at_cost, by_point, own, scalar_effect, shared_costs, slope_by_seed, swept
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import frontier, lines
 from analysis.results import Results
 from analysis.stats import Effect

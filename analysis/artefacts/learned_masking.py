@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.artefacts.table2_masking import parallel
-from analysis.exhibits import CELLS, Exhibit, Table
 from analysis.compare import accuracy_effect, by_point
+from analysis.exhibits import CELLS, Exhibit, Table
 from analysis.results import Results
 
 PLACE = 220

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.compare import accuracy_effect, by_point, own
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import lines
 from analysis.results import DLM, Results
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.compare import by_point, compare, own, parent_row
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.flops import at_equal_flops, training_curves
-from analysis.compare import by_point, compare, own, parent_row
 from analysis.plots import lines
 from analysis.results import Results
 from analysis.stats import Effect

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.exhibits import CELLS, Exhibit, Table
 from analysis.compare import accuracy_effect, by_point, swept
+from analysis.exhibits import CELLS, Exhibit, Table
 from analysis.results import Results
 from analysis.stats import Effect
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.exhibits import Exhibit, Table
 from analysis.compare import by_point, scalar_effect
+from analysis.exhibits import Exhibit, Table
 from analysis.results import DLM, PARENT, Results
 from analysis.stats import Effect
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.exhibits import CELLS, Exhibit, Table, printed
 from analysis.compare import by_point, own, parent_row
+from analysis.exhibits import CELLS, Exhibit, Table, printed
 from analysis.results import Results
 
 PLACE = 120
