@@ -70,4 +70,15 @@ def masked(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
     return {"positions": rows}
 
 
-READERS = {f.__name__: f for f in (decode, trace, position_loss, masked)}
+def embedding(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """The quality of embeddings, task by task."""
+    rows = [
+        {"model": model, "task": f"{task} ({found['metric']})"}
+        | columns("score", *(found[key] for key in ("score", "low", "high", "n")))
+        for model, name in ((DLM, "dlm"), (PARENT, "ar"))
+        for task, found in result[name].items()
+    ]
+    return {"scores": rows}
+
+
+READERS = {f.__name__: f for f in (decode, trace, position_loss, masked, embedding)}
