@@ -51,7 +51,8 @@ def latex(text: str) -> str:
 
 def markdown(text: str) -> str:
     """Text for a cell of a Markdown table."""
-    return re.sub(r"([|*_`<>\[\]])", r"\\\1", str(text)).replace("\n", " ")
+    escaped = re.sub(r"([\\|*_`\[\]$])", r"\\\1", str(text)).replace("\n", " ")
+    return escaped.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def to_markdown(table: Table) -> str:
@@ -99,7 +100,8 @@ def svg(figure: Figure, salt: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     made = buffer.getvalue()
     made = made[made.index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", made, count=1)
+    head, body = made.split(">", 1)
+    return re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
 
 
 def standalone(inline: str) -> str:

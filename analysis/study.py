@@ -87,10 +87,12 @@ def everything(sweeps: Iterable[Sweep]) -> list[Point]:
     """One point per run of the sweeps and of what they need, with all that is evaluated of it; in the order in which
     they are best done: what others need first, then seed by seed."""
     merged: dict[str, Point] = {}
+    needed: set[str] = set()
 
     def add(point: Point) -> None:
-        for needed in point.needs:
-            add(needed)
+        for need in point.needs:
+            needed.add(need.run)
+            add(need)
         known = merged.setdefault(point.run, point)
         evaluations = {e.file: e for e in (*known.evaluations, *point.evaluations)}
         merged[point.run] = replace(known, evaluations=tuple(evaluations.values()))
@@ -99,7 +101,7 @@ def everything(sweeps: Iterable[Sweep]) -> list[Point]:
         for point in sweep.points:
             add(point)
     rank = {seed: i for i, seed in enumerate(dict.fromkeys(p.seed for p in merged.values()))}
-    return sorted(merged.values(), key=lambda p: rank[p.seed])
+    return sorted(merged.values(), key=lambda p: (p.run not in needed, rank[p.seed]))
 
 
 def is_ready(point: Point, runs_dir: Path) -> bool:

@@ -91,7 +91,15 @@ def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
+# What an option cannot do without.
+NEEDS = {
+    "masking=learned": [f"masking.runs_dir={ROOT / 'tests' / 'data'}", "masking.trace=trace.json"],
+    "model=run": ["model.run=none"],
+}
+
+
 def config(*overrides: str, name: str = "train"):
-    """A composed config."""
+    """A composed config, with what its options need."""
+    needs = [need for override in overrides for need in NEEDS.get(override, [])]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose(name, list(overrides))
+        return compose(name, [*needs, *overrides])

@@ -1,6 +1,7 @@
 """Masking schemes: the contract of every YAML, and the closed forms of the paper's schemes."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from conftest import MASK_ID, PATTERNS, config, options, random_batch
 
 from dlm.build import make
+from dlm.masking.learned import Learned
 from dlm.masking.position import Position
 from dlm.masking.right_to_left import RightToLeft
 from dlm.masking.uniform import Uniform
@@ -123,6 +125,39 @@ def test_infinite_half_life_is_uniform_and_vanishing_half_life_is_right_to_left(
 def test_right_to_left_hides_a_suffix():
     masked = noise(RightToLeft(), random_batch(200, BLOCK)).masked.int()
     assert (masked.diff(dim=1) >= 0).all() and masked[:, -1].all()
+
+
+@pytest.mark.parametrize("k", range(1, BLOCK))
+def test_learned_masking_hides_each_position_as_often_as_its_table_says(k):
+    """Order sampling is not exact, but close: Rosén's bound falls with k, and 8 positions are few."""
+    masking = scheme("learned", f"masking.t_min={(k - 0.5) / BLOCK}", f"masking.t_max={k / BLOCK}")
+    masked = noise(masking, random_batch(20_000, BLOCK)).masked.double()
+    assert masked.sum(1).eq(k).all()
+    assert (masked.mean(0) - masking.table[k - 1]).abs().max() < 0.02
+
+
+def test_a_table_without_preference_is_uniform_masking(tmp_path):
+    (tmp_path / "flat.json").write_text(
+        json.dumps({"result": {"masked": [[0.25] * 4, [0.5] * 4, [0.75] * 4, [1.0] * 4]}})
+    )
+    masked = noise(Learned("flat.json", str(tmp_path)), random_batch(20_000, BLOCK)).masked.double().mean(0)
+    assert (masked - masked.mean()).abs().max() < 4.5 * math.sqrt(0.25 / 20_000)
+
+
+def test_a_table_of_another_block_size_is_read_at_the_same_relative_position(tmp_path):
+    """The right half of a block of 2 is the last 4 positions of a block of 8."""
+    (tmp_path / "half.json").write_text(json.dumps({"result": {"masked": [[1e-4, 0.9999], [1.0, 1.0]]}}))
+    masked = noise(Learned("half.json", str(tmp_path), t_min=0.49, t_max=0.5), random_batch(500, BLOCK)).masked
+    assert masked[:, 4:].double().mean() > 0.99 and masked[:, :4].double().mean() < 0.01
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"result": {"masked": [0.5]}}', '{"result": {"masked": [[0.0, 2.0]]}}'])
+def test_what_is_no_trace_is_named(text, tmp_path):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=r"masking.trace '.*bad.json' (holds no decode trace|is damaged)"):
+        Learned("bad.json", str(tmp_path))
+    with pytest.raises(ValueError, match=r"none.json' holds no decode trace .FileNotFoundError.: make one with python"):
+        Learned("none.json", str(tmp_path))
 
 
 @pytest.mark.parametrize(

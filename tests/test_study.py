@@ -1,0 +1,350 @@
+"""The study: what a sweep's file says, which run each point is, what is trained and measured, in which order."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from analysis.progress import Progress
+from analysis.study import Commands, everything, study
+from analysis.sweep import FINISHED, load_sweep, resolved
+from dlm.runs import Run, run_id
+
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
+ONE = """
+title: one
+shared: [attention=block, token_shift=false, logger=csv]
+points:
+  a: {label: A, overrides: [loss=nelbo]}
+  b: {label: B, overrides: [loss=mean]}
+grid: {block_size: [2, 4]}
+evaluations:
+  order: {points: ["a, block_size=2"], overrides: [measurement=trace, decoding.threshold=1]}
+  speed:
+    overrides: [measurement=decode]
+    grid: {decoding.threshold: [0.5, 0.9]}
+"""
+TWO = """
+title: two
+points:
+  plain: {label: plain, overrides: [attention=block, token_shift=false, logger=csv, loss=nelbo, block_size=2]}
+  learned: {label: learned, overrides: [masking=learned, "masking.trace=@one:a, block_size=2/order"]}
+  child: {label: child, overrides: [model=run, "model.run=@parents:old", times=0.5]}
+"""
+PARENTS = "title: parents\nseeds: [7]\npoints: {old: {label: old, overrides: [recipe=parent]}}"
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    return load_sweep(TABLE1, ["seed=0"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sweeps that refer to one another."""
+    path = tmp_path_factory.mktemp("sweeps")
+    for name, text in (("one", ONE), ("two", TWO), ("parents", PARENTS)):
+        (path / f"{name}.yaml").write_text(text)
+    return path
+
+
+def finish(runs_dir, point) -> Run:
+    """A finished run, as far as a study looks."""
+    run = Run(runs_dir / point.run)
+    run.folder.mkdir(parents=True)
+    run.update(status="finished", evaluation={"settings": point.config["evaluation"]}, tokens=10, train_seconds=2.0)
+    return run
+
+
+def by_name(sweep):
+    return {point.name: point for point in sweep.points}
+
+
+@pytest.mark.parametrize("scale", ["embedded", "paper"])  # the smoke study composes its own
+def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(scale):
+    for path in SWEEPS:
+        found = load_sweep(path, [f"scale={scale}"])
+        assert len({p.run for p in found.points}) == len(found.points) >= 1
+        assert all(re.fullmatch(r"[0-9a-f]{12}", p.run) for p in found.points)
+        assert all(p.config["tokens"] >= 1 for p in found.points)
+
+
+def test_runs_from_before_there_were_scales_keep_their_ids():
+    """C7: the main job of the README, and the rows of the first report."""
+    assert run_id(resolved("train", "main job", [])) == "8d66ebc58be8"
+    found = {name: p.run for name, p in by_name(load_sweep(TABLE1, ["tokens=1_000_000", "seed=0"])).items()}
+    assert (found["b"], found["e"], found["g"]) == ("6742b2886ab8", "26aee76e2991", "f07d55075bcd")
+
+
+def test_a_setting_that_several_artefacts_share_is_one_run():
+    names = ("table1_attention", "g"), ("figure3_block_size", "block_size=8"), ("figure6_trace", "base")
+    names += ("table2_masking", "uniform"), ("figure8_tokens", "times=1"), ("table3_family", "parent=middle")
+    names += ("table5_ladder", "no_shift"), ("table7_lr", "lr=0.001"), ("figure12_position_loss", "base")
+    names += ("contested_factorial", "attention=block, token_shift=false, loss=nelbo"), ("table4_embedding", "base")
+    runs = {by_name(load_sweep(ROOT / "sweeps" / f"{s}.yaml", ["seed=1"]))[point].run for s, point in names}
+    assert len(runs) == 1
+
+
+def test_the_doubled_row_has_twice_the_budget_whatever_the_budget_is():
+    for overrides in ([], ["tokens=4096"], ["tokens=1e6"]):
+        found = load_sweep(TABLE1, overrides)
+        budget = {p.name: p.config["tokens"] for p in found.points}
+        assert budget["e"] == 2 * found.tokens and {budget[n] for n in "bcdfghi"} == {found.tokens}
+
+
+def test_the_points_are_the_papers_rows(sweep):
+    chosen = {p.name: (p.config["attention"]["_target_"].split(".")[-1], p.config["token_shift"]) for p in sweep.points}
+    paper = {"b": ("Bidir", True), "c": ("Bidir", False), "d": ("BlockNoisy", True), "e": ("BlockNoisy", True)}
+    paper |= {"f": ("Block", True)} | dict.fromkeys("ghi", ("Block", False))
+    assert chosen == paper
+    assert {p.name: p.config["trainable"]["rank"] for p in sweep.points if p.name in "hi"} == {"h": 16, "i": 64}
+    assert {p.config["masking"]["_target_"] for p in sweep.points} == {"dlm.masking.uniform.Uniform"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tokens=0"], "tokens=0 must be a whole number of at least 1"),
+        (["tokens=many"], "tokens=many must be a whole number"),
+        (["lrr=3"], r"point b \(.*lrr=3\) cannot be composed: .*lrr"),
+        (["seed=1,1"], "points b and b .seeds 1 and 1. are the same run"),
+        (["attention=block"], "points b and d .* are the same run .* with attention=block"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_sweep(TABLE1, overrides)
+
+
+def test_seeds_replace_the_sweeps_own_and_every_point_has_each():
+    found = load_sweep(TABLE1, ["seed=1,2"])
+    assert [(p.name, p.seed) for p in found.points[:4]] == [("b", 1), ("b", 2), ("c", 1), ("c", 2)]
+    assert all(p.config["seed"] == p.seed for p in found.points)
+
+
+def test_a_missing_sweep_is_named_beside_those_that_exist():
+    with pytest.raises(ValueError, match=r"nowhere.yaml' does not exist: choose one of .*table1_attention.yaml"):
+        load_sweep(ROOT / "sweeps" / "nowhere.yaml")
+
+
+def test_points_are_multiplied_by_the_grid_and_evaluated_as_they_ask(folder):
+    found = by_name(load_sweep(folder / "one.yaml", ["seed=3"]))
+    assert list(found) == ["a, block_size=2", "a, block_size=4", "b, block_size=2", "b, block_size=4"]
+    point = found["b, block_size=4"]
+    assert point.config["block_size"] == 4 and point.config["loss"]["_target_"].endswith("Mean")
+    assert point.values == {"block_size": 4} and point.seed == 3 and point.label == "B, block size 4"
+    assert [(e.name, e.values) for e in point.evaluations] == [
+        ("speed", {"decoding.threshold": 0.5}),
+        ("speed", {"decoding.threshold": 0.9}),
+    ]
+    assert [e.settings["decoder"]["threshold"] for e in point.evaluations] == [0.5, 0.9]
+    assert [e.name for e in found["a, block_size=2"].evaluations] == ["order", "speed", "speed"]
+
+
+def test_a_reference_is_the_run_or_the_file_of_the_point_with_the_same_seed(folder):
+    one = {(p.name, p.seed): p for p in load_sweep(folder / "one.yaml", ["seed=0,1"]).points}
+    two = {(p.name, p.seed): p for p in load_sweep(folder / "two.yaml", ["seed=0,1"]).points}
+    for seed in (0, 1):
+        source, learned, child = one["a, block_size=2", seed], two["learned", seed], two["child", seed]
+        assert learned.config["masking"]["trace"] == f"{source.run}/{source.evaluations[0].file}"
+        assert [(n.run, [e.name for e in n.evaluations]) for n in learned.needs] == [(source.run, ["order"])]
+        (parent,) = child.needs
+        assert parent.seed == 7 and child.config["model"]["run"] == parent.run and not parent.evaluations
+        assert child.config["tokens"] * 2 == learned.config["tokens"]
+    assert two["child", 0].needs[0].run == two["child", 1].needs[0].run
+
+
+def test_moving_the_runs_does_not_make_other_runs_of_them(folder):
+    here, there = (load_sweep(folder / "two.yaml", [f"runs_dir={d}"]) for d in ("runs", "/elsewhere"))
+    assert [p.run for p in here.points] == [p.run for p in there.points]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: t", "lacks a title, or points or a grid"),
+        ("points: {a: {label: A}}", "lacks a title"),
+        ("title: t\npoint: {}\npoints: {a: {label: A}}", "has point: choose of evaluations"),
+        ("title: t\ngrid: {lr: '${study.lr}'}", "does not fit the scale: .*lr"),
+        ("title: t\npoints: {a: {label: A, overrides: [model=run, 'model.run=@one:z']}}", "one has no point 'z'"),
+        (
+            "title: t\npoints: {a: {label: A, overrides: [masking=learned, 'masking.trace=@one:b, block_size=2/o']}}",
+            "has no evaluation 'o'",
+        ),
+        (
+            "title: t\npoints: {a: {label: A}}\nevaluations: {e: {points: [z], overrides: [measurement=masked]}}",
+            "evaluation e: z is none of its points a",
+        ),
+        (
+            "title: t\npoints: {a: {label: A}}\nevaluations: {e: {overrides: [measurement=nothing]}}",
+            "evaluation e .measurement=nothing. cannot be composed",
+        ),
+    ],
+)
+def test_a_sweep_that_does_not_fit_is_named_with_the_reason(text, message, folder):
+    path = folder / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_sweep(path)
+    path.unlink()
+
+
+def test_everything_is_each_run_once_with_all_that_is_evaluated_of_it_and_what_it_needs_first(folder):
+    sweeps = [load_sweep(folder / f"{name}.yaml", ["seed=0,1"]) for name in ("two", "one")]
+    points = everything(sweeps)
+    # A parent; per seed the four of one, learned and child.
+    assert len({p.run for p in points}) == len(points) == 1 + 2 * 6
+    order = [p.run for p in points]
+    assert all(order.index(need.run) < order.index(p.run) for p in points for need in p.needs)
+    needed = {need.run for p in points for need in p.needs}
+    seeds = [p.seed for p in points if p.run not in needed]
+    assert seeds == sorted(seeds)
+    shared = next(p for p in points if p.name == "a, block_size=2" or p.name == "plain")
+    assert [e.name for e in shared.evaluations] == ["order", "speed", "speed"]
+
+
+# A job that does what the real ones do, as far as a study looks.
+TRAINED = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True, exist_ok=True)
+record = {"status": "finished", "evaluation": {"settings": json.loads(sys.argv[2])}}
+(folder / "run.json").write_text(json.dumps(record))
+"""
+MEASURED = """
+import pathlib, sys
+for name in sys.argv[2:]:
+    path = pathlib.Path(sys.argv[1], name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+"""
+
+
+def pretend(runs_dir, failing=()):
+    """Commands that note what a study would have made; a run of a point in `failing` fails."""
+
+    def train(point):
+        if point.name in failing:
+            return [sys.executable, "-c", "print('error: bad'); raise SystemExit(1)"]
+        settings = json.dumps(point.config["evaluation"])
+        return [sys.executable, "-c", TRAINED, str(runs_dir / point.run), settings]
+
+    def measure(point):
+        files = [e.file for e in point.to_measure(runs_dir)]
+        return [sys.executable, "-c", MEASURED, str(runs_dir / point.run), *files]
+
+    return Commands(train, measure)
+
+
+def begun(printed: str) -> list[tuple[str, str]]:
+    """What was begun, in order: (kind, run)."""
+    return re.findall(r"^(train|measure) .* run (\w+)$", printed, re.MULTILINE)
+
+
+def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(folder, tmp_path, capsys):
+    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    assert study(points, tmp_path, 2, pretend(tmp_path)) == []
+    order = begun(capsys.readouterr().out)
+    learned = next(p for p in points if p.name == "learned")
+    (need,) = learned.needs
+    assert order.index(("train", need.run)) < order.index(("measure", need.run)) < order.index(("train", learned.run))
+    assert len(order) == len(set(order)) == 7 + 4
+    assert study(points, tmp_path, 2, pretend(tmp_path)) == []
+    assert "7 of 7 runs are there, 0 to train" in (again := capsys.readouterr().out) and begun(again) == []
+    measured = tmp_path / need.run / need.evaluations[0].file
+    measured.unlink()
+    study(points, tmp_path, 2, pretend(tmp_path))
+    assert begun(capsys.readouterr().out) == [("measure", need.run)] and measured.exists()
+
+
+def test_a_failing_job_stops_what_needs_it_and_nothing_else(folder, tmp_path, capsys):
+    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    failed = study(points, tmp_path, 2, pretend(tmp_path, failing={"old"}))
+    assert {p.name for p in failed} == {"old", "child"}
+    printed = capsys.readouterr().out
+    assert re.search(r"old \(old\), seed 7, run \w+ FAILED in \d+ s: error: bad", printed)
+    assert "left out child" in printed
+    assert {p.name for p in points if p.state(tmp_path) != FINISHED} == {"old", "child"}
+
+
+def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
+    """Each job notes when it began and ended; at no begin are there more than two open."""
+    code = "import time, sys; a = time.time(); time.sleep(0.2); print(a, time.time())"
+    command = Commands(lambda point: [sys.executable, "-c", code], None)
+    study(sweep.points, tmp_path, 2, command)
+    spans = [tuple(map(float, log.read_text().split())) for log in (tmp_path / ".logs").glob("*.log")]
+    assert len(spans) == 8
+    assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_path):
+    """Also by SIGTERM in the background of a shell, where SIGINT is ignored."""
+    job = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('clean')"
+    driver = f"""
+import sys, analysis.study as s
+s.commands = lambda runs, threads: s.Commands(lambda point: [sys.executable, "-c", {job!r}], None)
+sys.argv = ["study", {str(TABLE1)!r}, "--runs", {str(tmp_path)!r}, "--jobs", "2", "tokens=4096", "seed=0"]
+raise SystemExit(s.main())
+"""
+    begin = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **begin)
+    until = time.monotonic() + 60
+    while [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] != ["begun\n"] * 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, sent)
+    assert process.wait(20) == 130 and "the same command goes on" in process.stderr.read()
+    assert [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] == ["begun\nclean\n"] * 2
+
+
+def test_the_time_to_go_is_the_work_left_at_the_rates_seen(folder, tmp_path):
+    points = everything([load_sweep(folder / "one.yaml", ["seed=0", "tokens=1000"])])
+    a, b = points[:2]
+    finish(tmp_path, a)
+    progress = Progress(points[1:], points, tmp_path, jobs=2)
+    assert progress.seconds_left([]) is None  # how long measuring takes is not known
+    progress.done("measure", a, 30.0)  # three evaluations
+    finish(tmp_path, b)
+    progress.done("train", b, 100.0)
+    assert progress.seconds_left([]) == pytest.approx((2 * 100 + 3 * 2 * 10) / 2)
+    assert progress.seconds_left([("train", points[2], 40.0)]) == pytest.approx((160 + 60) / 2)
+    assert progress.line([]).startswith("[1 of 3 runs trained, 1 of 4 measured; 0 min, about 2 min to go]")
+    progress.done("train", points[2], 60.0)  # it failed: there is no record, and nothing to measure
+    assert progress.left == {"train": {points[3].run: 1000}, "measure": {b.run: 2, points[3].run: 2}}
+
+
+def test_before_any_job_ends_the_rate_of_training_is_that_of_the_runs_that_are_there(folder, tmp_path):
+    points = everything([load_sweep(folder / "one.yaml", ["seed=0", "tokens=1000"])])
+    finish(tmp_path, points[0])  # 0.2 s per token
+    assert Progress(points[1:], [], tmp_path, jobs=1).seconds_left([]) == pytest.approx(3 * 1000 * 0.2)
+    assert Progress(points[1:], [], tmp_path / "empty", jobs=1).seconds_left([]) is None
+
+
+def test_a_run_counts_as_finished_only_where_it_was_evaluated_as_the_others(sweep, tmp_path):
+    point = by_name(sweep)["g"]
+    assert point.state(tmp_path) == "not trained"
+    run = finish(tmp_path, point)
+    assert point.state(tmp_path) == FINISHED
+    other = by_name(load_sweep(TABLE1, ["seed=0", "evaluation.tasks_per_family=2"]))["g"]
+    assert other.run == point.run and other.state(tmp_path) == "evaluated with other settings"
+    run.update(evaluation={})
+    assert point.state(tmp_path) == "not evaluated"
+    run.update(evaluation={"dlm": 1}, status="interrupted")
+    assert point.state(tmp_path) == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--dry-run"], ["no=sweep"], ["sweeps/nowhere.yaml"], [str(TABLE1), "--jobs", "0"]]
+)
+def test_a_study_without_a_sweep_says_what_to_give(arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.study", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
