@@ -67,7 +67,7 @@ def tables_of_run(run: Run) -> Rows:
         "runs": [run_row(run, record)],
         "evaluations": list(own_evaluations(run, record)),
         "drift": drift.assign(run=run.id).to_dict("records"),
-        "curves": list(curves(run)),
+        "curves": list(curves(run, record)),
     }
 
 
@@ -114,13 +114,14 @@ def flops(run: Run, record: dict[str, Any]) -> float | None:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def curves(run: Run) -> Iterator[dict[str, Any]]:
+def curves(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The validation NELBO over the tokens of training."""
     path = run.folder / "metrics.csv"
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["tokens", "val/nelbo"])
-    table["tokens"] = table["tokens"].ffill()
-    for row in table.dropna(subset=["val/nelbo"])[["tokens", "val/nelbo"]].itertuples(index=False):
-        yield {"run": run.id, "tokens": row[0], "metric": "val/nelbo", "value": row[1]}
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if "val/nelbo" in table:
+        for step, value in table.dropna(subset=["val/nelbo"])[["step", "val/nelbo"]].itertuples(index=False):
+            tokens = round(record["tokens"] * (step + 1) / record["steps"])
+            yield {"run": run.id, "tokens": tokens, "metric": "val/nelbo", "value": value}
 
 
 def own_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -170,6 +170,7 @@ def _positions(study: Study, seed: int) -> None:
         for position in range(step - 1, 2):
             cell = {"position": position, "step": step, "confidence": 0.5, "committed": position == step - 1}
             study.add("steps", **ids, **cell, token="<b>&\n"[position * 2 :])
+            study.add("steps", **ids | {"evaluation": "threshold"}, **cell, token="<b>&\n"[position * 2 :])
     run = study.point("figure12_position_loss", "base", seed)
     ids = {"run": run, "for_sweep": "figure12_position_loss", "evaluation": "loss", "quantity": "sequence_loss"}
     for model in (DLM, PARENT):

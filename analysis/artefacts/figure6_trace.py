@@ -27,9 +27,10 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         figure = lines(step, "position", "value", "setting", "(a)", "position in the block", "mean step, from 0")
         said = "(a) The step of its block in which a position is committed, mean over answers; bands: range over seeds."
         made.append(Plot("figure6a_steps", (figure,), said, "Mean denoising step over position in the block"))
-    if len(results.steps):
+    steps = results.of("steps", SWEEP)
+    if len(steps):
         said = "(b) One answer: confidence of every masked position in every step; circles are committed tokens."
-        made.append(Plot("figure6b_example", (example(results.steps),), said, "Confidence over position and step"))
+        made.append(Plot("figure6b_example", (example(steps),), said, "Confidence over position and step"))
     if len(loss):
         figure = lines(loss, "position", "value", "model", "(c)", "position in the block", "loss, nats")
         said = "(c) Mean loss over the position in the block; bands: range over seeds."
@@ -38,8 +39,10 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 
 def example(steps: pd.DataFrame) -> Figure:
-    """Confidence over position and step of the first run that has one."""
-    one = steps[steps["run"] == steps["run"].iloc[0]]
+    """Confidence over position and step of one run, where several tokens may be committed in a step
+    if there is such a decoding."""
+    last = steps.sort_values("evaluation", kind="stable").iloc[-1]  # "threshold" comes after "one_token"
+    one = steps[(steps["run"] == last["run"]) & (steps["evaluation"] == last["evaluation"])]
     confidence = one.pivot(index="step", columns="position", values="confidence")
     figure, axes = panel("(b)", "position", "step", (4.4, 3.8))
     shown = axes.imshow(np.ma.masked_invalid(confidence.to_numpy(dtype=float)), vmin=0, vmax=1, aspect="auto")
