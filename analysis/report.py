@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -37,12 +38,13 @@ def render_report(results: Results, out: Path) -> Path:
     """Write the report's files to `out`, a pure function of the results, and return its index.html."""
     paper, modules = paper_numbers(), artefacts()
     claims = evaluate_claims(results, paper, modules)
-    figures = out / "figures"
-    temporary = out / f".figures.{os.getpid()}.tmp"
-    sections = [section(name, module, results, paper, claims, temporary) for name, module in modules.items()]
-    temporary.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(figures, ignore_errors=True)  # none of an earlier report, whose runs are gone
-    temporary.rename(figures)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".figures") as temporary:
+        figures = Path(temporary) / "figures"
+        figures.mkdir()
+        sections = [section(name, module, results, paper, claims, figures) for name, module in modules.items()]
+        shutil.rmtree(out / "figures", ignore_errors=True)  # none of an earlier report, whose runs are gone
+        figures.rename(out / "figures")
     context = {
         "claims": claims,
         "claim_table": claim_table(claims),
@@ -75,7 +77,8 @@ def section(
         "paper": paper["settings"].get(name),
         "claims": [c for c in claims if c.artefact == name],
         "trained": trained,
-        "exhibits": [exhibit(e, figures) for e in found],
+        "exhibits": [exhibit(e, figures) for e in found if not is_empty(e)],
+        "unmeasured": unmeasured([e for e in found if is_empty(e)]),
         "ran": ran(results, module.SWEEPS),
         "setting": setting(results, module.SWEEPS),
         "missing": missing(results, module.SWEEPS),
@@ -89,11 +92,14 @@ def is_empty(shown: Exhibit) -> bool:
     return not any(axes.lines or axes.images or axes.collections for f in shown.panels for axes in f.axes)
 
 
+def unmeasured(empty: Sequence[Exhibit]) -> str:
+    """What of an artefact there is nothing to show for, in words."""
+    plots = [e.alt for e in empty if isinstance(e, Plot)]
+    return "; ".join(plots) or ("a table" if empty else "")
+
+
 def exhibit(made: Exhibit, figures: Path) -> dict[str, Any]:
-    """A table, or a plot with its panels for the page and the names of its files; of one with nothing in it what was
-    not measured."""
-    if is_empty(made):
-        return {"unmeasured": made.caption}
+    """A table, or a plot with its panels for the page and the names of its files."""
     if isinstance(made, Table):
         return {"table": made, "caption": made.caption}
     panels = [Markup(p) for p in render.save_plot(made, figures)]  # noqa: S704 matplotlib escapes the texts in them

@@ -39,8 +39,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 
 def example(steps: pd.DataFrame) -> Figure:
-    """Confidence over position and step of one run, where several tokens may be committed in a step
-    if there is such a decoding."""
+    """Confidence over position and step of one run, decoded by a threshold if there is such a trace."""
     last = steps.sort_values("evaluation", kind="stable").iloc[-1]  # "threshold" comes after "one_token"
     one = steps[(steps["run"] == last["run"]) & (steps["evaluation"] == last["evaluation"])]
     confidence = one.pivot(index="step", columns="position", values="confidence")

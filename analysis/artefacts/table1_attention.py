@@ -47,6 +47,8 @@ LEGEND = (
     "25 %; bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean "
     "of its HumanEval and MBPP columns, its maths of GSM8K and Minerva Math."
 )
+ORDER = ["row", "conversion", "KV cache", "accuracy %", "kept", "paper %", "paper kept", "TPF", "NFE"]
+ORDER += ["code %", "paper code %", "maths %", "paper maths %", "symbols %", "cloze %", "bits/byte"]
 EQUAL = (
     "What training cost, and the validation NELBO (nats/token) at the end of it and at equal FLOPs: where each run had "
     "used the FLOPs of the cheapest, interpolated between validations."
@@ -69,7 +71,7 @@ def accuracies(results: Results, paper: dict) -> pd.DataFrame:
         made.append(
             {"row": point, "conversion": label, "KV cache": printed.pop("cache")} | ours | {"kept": kept} | printed
         )
-    return pd.DataFrame(made)
+    return pd.DataFrame(made)[ORDER]
 
 
 def printed_rows(paper: dict) -> dict[str, dict[str, Any]]:
