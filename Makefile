@@ -43,8 +43,8 @@ parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on o
 	$(BIN)/python -m dlm.train recipe=parent logger=csv
 	$(BIN)/python -m dlm.embedded to=dlm/assets/tiny
 
-# QUICK=1: one seed and a quarter of the tokens, to reports/quick. FROM=committed: the committed results as they are.
-STUDY := $(if $(QUICK),seed=0 tokens=125_000) $(ARGS)
+# QUICK=1: one seed and fewer points, to reports/quick. FROM=committed: the committed results as they are.
+STUDY := $(if $(QUICK),scale=quick) $(ARGS)
 REPORT := $(if $(QUICK),reports/quick,reports/ablation)
 ablation-report: $(BIN)/.installed ## do what is missing of the study and render reports/ablation (QUICK=1, FROM=committed)
 ifeq ($(FROM),committed)

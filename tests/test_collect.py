@@ -103,7 +103,7 @@ def test_the_tables_repeat_the_record(sweeps, tmp_path):
     assert dlm["accuracy"] == 0.6 and dlm["accuracy_n"] == N and dlm["accuracy_low"] == pytest.approx(0.55)
     assert dlm["maths"] == pytest.approx(0.6) and dlm["maths_n"] == 30 and dlm["tokens_per_second"] == 80
     assert dlm["bits_per_byte_high"] == pytest.approx(1 + 1.96 * 0.05, abs=1e-4)  # 0.1 of 2 nats is 5 %
-    assert (unpack(dlm["correct"]) == correct(0.6, N)).all() and parent["correct"] is None
+    assert (unpack(dlm["correct"]) == correct(0.6, N)).all() and pd.isna(parent["correct"])
     curve = results.of("curves", SWEEP)
     assert list(curve["tokens"]) == [500, 1000] and list(curve["value"]) == [3, 2]
     drift = results.of("drift", SWEEP)
