@@ -13,7 +13,7 @@ import yaml
 
 from analysis.exhibits import Table
 from analysis.results import Results
-from analysis.stats import Effect, overall
+from analysis.stats import DISAGREES, Effect, overall
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,39 @@ class Claim:
     artefact: str
     text: str
     effects: tuple[Effect, ...]
+    tested: str = ""
 
     @property
     def verdict(self) -> str:
         return overall(self.effects)
 
+    @property
+    def cause(self) -> str:
+        """Why our result is another than the paper's, as far as it was tested; nothing where it is not."""
+        return self.tested if self.verdict == DISAGREES else ""
+
 
 def paper_numbers() -> dict[str, Any]:
     """What the paper prints, from `analysis/paper.yaml`."""
-    return yaml.safe_load(resources.files("analysis").joinpath("paper.yaml").read_text(encoding="utf-8"))
+    return read("paper.yaml")
+
+
+def read(name: str) -> dict[str, Any]:
+    """A YAML of this package."""
+    return yaml.safe_load(resources.files("analysis").joinpath(name).read_text(encoding="utf-8")) or {}
 
 
 def evaluate_claims(results: Results, paper: dict[str, Any], modules: Mapping[str, ModuleType]) -> list[Claim]:
     """Every claim of the paper, by the function of its artefact that has its id as its name."""
+    causes = read("causes.yaml")
     return [
-        Claim(c["id"], c["from"], c["text"], tuple(getattr(modules[c["from"]], c["id"])(results, paper)))
+        Claim(
+            c["id"],
+            c["from"],
+            c["text"],
+            tuple(getattr(modules[c["from"]], c["id"])(results, paper)),
+            causes.get(c["id"], ""),
+        )
         for c in paper["claims"]
     ]
 

@@ -52,7 +52,8 @@ def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = (
 
 def outcomes(rows: pd.DataFrame) -> dict[int, np.ndarray]:
     """The outcome of every item by seed."""
-    return {int(seed): unpack(packed) for seed, packed in zip(rows["seed"], rows["correct"], strict=True) if isinstance(packed, str)}
+    known = rows.dropna(subset=["correct"])
+    return {int(seed): unpack(packed) for seed, packed in zip(known["seed"], known["correct"], strict=True)}
 
 
 def accuracy_effect(

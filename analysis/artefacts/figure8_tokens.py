@@ -54,11 +54,12 @@ def training_improves_parallelism(results: Results, paper: dict) -> list[Effect]
     level = shared_costs(fast, "nfe", "tokens")[0] if len(fast) else float("nan")
     made = [(*names, at_cost(group, "nfe", level)) for names, group in fast.groupby(["seed", "tokens"])]
     at_level = pd.DataFrame(made, columns=["seed", "tokens", "accuracy"])
+    at = f"at {level:.1f} forwards" if len(fast) else "at few forwards"
     missing, shown = f"{SWEEP} at two budgets", "{:+.1f} points"
     return [
         scalar_effect(what, 100 * slope_by_seed(chosen, "tokens", measure, np.log2), used, shown, "grows", missing)
         for what, chosen, measure, used in (
             ("cloze per doubling of the tokens", one, "cloze", one["run"]),
-            (f"accuracy at {level:.1f} forwards per doubling of the tokens", at_level, "accuracy", fast["run"]),
+            (f"accuracy {at} per doubling of the tokens", at_level, "accuracy", fast["run"]),
         )
     ]

@@ -19,7 +19,17 @@ SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
 MEASURES = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "code": "code %", "maths": "maths %"}
 MEASURES |= {"symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
-DIGITS = {"TPF": 2, "bits/byte": 3, "paper %": 2, "NELBO": 3, "tokens": 0, "TFLOP": 2, "NELBO, equal FLOPs": 3}
+DIGITS = {
+    "TPF": 2,
+    "bits/byte": 3,
+    "paper %": 2,
+    "kept %": 0,
+    "paper kept %": 0,
+    "NELBO": 3,
+    "tokens": 0,
+    "TFLOP": 2,
+    "NELBO, equal FLOPs": 3,
+}
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
@@ -42,12 +52,12 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 
 LEGEND = (
-    "TPF: tokens per forward; NFE: forwards per answer, every forward counted. Kept: fraction of the AR parent's "
+    "TPF: tokens per forward; NFE: forwards per answer, every forward counted. Kept: percent of the AR parent's "
     "accuracy. Accuracy: exact match on the generated tasks; cloze: four-way multiple choice by likelihood, chance "
     "25 %; bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean "
     "of its HumanEval and MBPP columns, its maths of GSM8K and Minerva Math."
 )
-ORDER = ["row", "conversion", "KV cache", "accuracy %", "kept", "paper %", "paper kept", "TPF", "NFE"]
+ORDER = ["row", "conversion", "KV cache", "accuracy %", "kept %", "paper %", "paper kept %", "TPF", "NFE"]
 ORDER += ["code %", "paper code %", "maths %", "paper maths %", "symbols %", "cloze %", "bits/byte"]
 EQUAL = (
     "What training cost, and the validation NELBO (nats/token) at the end of it and at equal FLOPs: where each run had "
@@ -66,10 +76,10 @@ def accuracies(results: Results, paper: dict) -> pd.DataFrame:
         ours: dict[str, Any] = {shown: found[shown].get(point) for shown in MEASURES.values()}
         reference = found["accuracy %"].get("a")
         value = ours["accuracy %"]
-        kept = f"{value.mean / reference.mean:.0%}" if value and reference and reference.mean else None
+        kept = 100 * value.mean / reference.mean if value and reference and reference.mean else None
         label = labels.get(point, "")
         made.append(
-            {"row": point, "conversion": label, "KV cache": printed.pop("cache")} | ours | {"kept": kept} | printed
+            {"row": point, "conversion": label, "KV cache": printed.pop("cache")} | ours | {"kept %": kept} | printed
         )
     return pd.DataFrame(made)[ORDER]
 
@@ -82,7 +92,7 @@ def printed_rows(paper: dict) -> dict[str, dict[str, Any]]:
         name: {
             "cache": row["kv_cache"],
             "paper %": row["avg"],
-            "paper kept": f"{row['avg'] / parent:.0%}",
+            "paper kept %": 100 * row["avg"] / parent,
             "paper code %": sum(row[t] for t in ("humaneval", "humaneval_plus", "mbpp", "mbpp_plus")) / 4,
             "paper maths %": (row["gsm8k"] + row["minerva_math"]) / 2,
         }
