@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format sweep parent ablation-report bench bench-gpu clean
+.PHONY: help install train test test-all lint format sweep study parent parents ablation-report bench bench-gpu clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,18 @@ format: $(BIN)/.installed ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-sweep: $(BIN)/.installed ## attention x block size, eight jobs (ARGS='option=value ...')
+sweep: $(BIN)/.installed ## one of sweeps/ (NAME=table1_attention), or attention x block size (ARGS='option=value ...')
+ifdef NAME
+	$(BIN)/python -m analysis.study sweeps/$(NAME).yaml --jobs $(JOBS) $(ARGS)
+else
 	$(BIN)/python -m dlm.train -m attention=bidir,block block_size=4,16,64,128 $(ARGS)
+endif
+
+study: $(BIN)/.installed ## train and measure what is missing of every sweep (ARGS=scale=quick, or smoke)
+	$(BIN)/python -m analysis.study sweeps/*.yaml --jobs $(JOBS) $(ARGS)
+
+parents: $(BIN)/.installed ## train the AR models of other sizes that the study compares
+	$(BIN)/python -m analysis.study sweeps/parents.yaml --jobs $(JOBS) $(ARGS)
 
 parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on one core) and install it with its card
 	$(BIN)/python -m dlm.data.tokenizer to=dlm/assets/tiny
@@ -54,9 +64,10 @@ else
 	$(BIN)/python -m analysis.report --runs runs --out $(REPORT) $(STUDY) && exit $$status
 endif
 
-bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way
-	$(BIN)/python -m dlm.benchmark bench=train $(ARGS)
-	$(BIN)/python -m dlm.benchmark bench=decode $(ARGS)
+PEER ?=
+bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way (PEER=a clone of dllm)
+	$(BIN)/python -m dlm.benchmark bench=train peer.dllm=$(or $(PEER),null) $(ARGS)
+	$(BIN)/python -m dlm.benchmark bench=decode peer.dllm=$(or $(PEER),null) $(ARGS)
 
 # With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch.
 BENCH_PYTHON ?= python3

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from dlm.bench.base import Bench, Workbench, cast, require_at_least
+from dlm.bench.peer import Dllm
 from dlm.bench.timing import clock_of
 from dlm.build import choices, make
 from dlm.console import command
@@ -31,12 +34,11 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
     """Measure, print the tables, and return the path of the record."""
     bench, device, path = checked(cfg)
     began = time.time()
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    with torch.random.fork_rng(devices=[]):
-        workbench = make_workbench(cfg, device)
+    with peer(cfg) as found:  # before the model is loaded: it may not start
+        with torch.random.fork_rng(devices=[]):
+            workbench = make_workbench(cfg, device, found)
+        result = bench.run(workbench)
     model = workbench.model
-    result = bench.run(workbench)
     record = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
         "bench": type(bench).__name__.lower(),
@@ -50,6 +52,7 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
             "dtype": str(workbench.dtype).removeprefix("torch."),
             "attention": {"ours": workbench.own, "others": workbench.plain},
         },
+        "peer": found and found.description,
         "result": result,
         "wall_seconds": time.time() - began,
     }
@@ -72,6 +75,7 @@ def checked(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
             raise ValueError(f"{name} {cfg[name]!r} is unknown: choose one of {', '.join(DTYPES)}, or null")
     device = usable_device(cfg.device)
     clock_of(device, cfg.clock)
+    peer(cfg)
     # Milliseconds, because the jobs of a sweep may begin together.
     name = f"{type(bench).__name__.lower()}-{datetime.now().strftime('%Y-%m-%d_%H-%M-%S.%f')[:-3]}.json"
     path = Path(cfg.out or Path(cfg.runs_dir) / "benchmarks" / name).expanduser()
@@ -93,8 +97,22 @@ def usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_workbench(cfg: DictConfig, device: torch.device) -> Workbench:
-    """The model, on its device and in its precision."""
+def peer(cfg: DictConfig) -> AbstractContextManager[Dllm | None]:
+    """The peer that is measured too, not started yet; `ValueError` where it is not there, or would do other work."""
+    if cfg.peer.dllm is None:
+        return nullcontext()
+    if cfg.token_shift:
+        raise ValueError(
+            "token_shift true cannot be measured beside peer.dllm, which scores the first token of a block from the "
+            "noisy stream: set token_shift=false"
+        )
+    return Dllm(cfg.peer.dllm, cfg.clock)
+
+
+def make_workbench(cfg: DictConfig, device: torch.device, found: Dllm | None = None) -> Workbench:
+    """The model, on its device and in its precision, and the threads of this process."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
     parent = make(cfg.model)
     dtype = DTYPES[cfg.dtype] if cfg.dtype else next(parent.model.parameters()).dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -113,6 +131,8 @@ def make_workbench(cfg: DictConfig, device: torch.device) -> Workbench:
         clock=clock_of(device, cfg.clock),
         peak_tflops=cfg.peak_tflops,
         peak_bandwidth_gbs=cfg.peak_bandwidth_gbs,
+        again=partial(make_workbench, cfg, device),
+        peer=found,
     )
 
 

@@ -11,7 +11,6 @@ import lightning
 import torch
 from torch import Tensor
 
-from dlm.attention.masks import TILE
 from dlm.denoiser import Denoiser
 from dlm.loss.base import Loss
 from dlm.masking.base import Masking
@@ -49,8 +48,7 @@ def prepare(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Gen
     batch = denoiser.scorable(batch)
     noised = masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
     inputs, scored = denoiser.inputs(batch, noised)
-    # Whole tiles on a GPU, so that its kernels see few shapes.
-    inputs = trim(denoiser.pattern, inputs, TILE if denoiser.model.device.type == "cuda" else 1)
+    inputs = trim(denoiser.pattern, inputs, few_shapes=denoiser.compiles)
     inputs = replace(inputs, layout=inputs.rows.layout())
     views = masking.views
     return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views)
@@ -84,7 +82,7 @@ class Conversion(lightning.LightningModule):
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: Prepared, batch_idx: int) -> Tensor:
-        output = self.loss(self.denoiser(batch.inputs), batch.scored, batch.num_tokens)
+        output = self.denoiser.loss(batch.inputs, batch.scored, self.loss, batch.num_tokens)
         nelbo = (output.nll * batch.scored.weight).sum() / max(batch.num_maskable, 1)
         self.log("train/loss", output.loss.detach())
         self.log("train/nelbo", nelbo, prog_bar=True)
@@ -97,7 +95,7 @@ class Conversion(lightning.LightningModule):
         self.val_sum, self.val_count = 0.0, 0
 
     def validation_step(self, batch: Prepared, batch_idx: int) -> None:
-        nll = self.loss(self.denoiser(batch.inputs), batch.scored, batch.num_tokens).nll
+        nll = self.denoiser.loss(batch.inputs, batch.scored, self.loss, batch.num_tokens).nll
         self.val_sum += (nll * batch.scored.weight).double().sum().item()
         self.val_count += batch.num_maskable
 

@@ -14,10 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
-from dlm.types import Batch, ModelInputs, Noised, Rows, Scored
+from dlm.loss.base import Loss
+from dlm.readout import chunked, without_decoder
+from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
 
 
 class Denoiser(nn.Module):
@@ -37,7 +40,26 @@ class Denoiser(nn.Module):
         super().__init__()
         self.model, self.pattern, self.mask_id = model, pattern, mask_id
         self.token_shift, self.layer_types = token_shift, layer_types
+        self.compiled = False
         self.last_masks = None, None  # their key, and the masks
+        self.row_bytes = 4 * model.get_output_embeddings().weight.shape[0]  # of logits in float32
+        # Not as a submodule: its modules are the model's own.
+        object.__setattr__(self, "head", without_decoder(model))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether something is compiled for the shape of a forward: attention on a GPU, or whole layers."""
+        return self.compiled or self.model.device.type != "cpu"
+
+    def compile(self, **options) -> None:
+        """Compile the model's layers, one function for all of them and one version for a shape. `options` go to
+        `torch.compile`."""
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not layers:
+            raise ValueError(f"trainer.compile=true finds no layers in {type(self.model).__name__}: set it to false")
+        for layer in layers:
+            layer.compile(dynamic=False, **options)
+        self.compiled = True
 
     def scorable(self, batch: Batch) -> Batch:
         """The batch without maskable tokens that nothing can score."""
@@ -71,42 +93,55 @@ class Denoiser(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "N V"]:
         """Logits of the scored tokens in float32; the mask token's is -inf: it is never predicted."""
+        return self.logits(self.read(inputs))
+
+    def loss(self, inputs: ModelInputs, scored: Scored, loss: Loss, num_tokens: int) -> LossOutput:
+        """`loss(self(inputs), scored, num_tokens)`, without the logits of all scored tokens at once."""
+
+        def part(hidden: Float[Tensor, "M D"], chunk: slice) -> LossOutput:
+            return loss(self.logits(hidden), scored[chunk], num_tokens)
+
+        return chunked(part, self.read(inputs), self.head, self.row_bytes)
+
+    def read(self, inputs: ModelInputs) -> Float[Tensor, "N D"]:
+        """The hidden states that score the masked tokens."""
         masks = self.masks(inputs.rows, inputs.rows, inputs.layout)
-        return self.score(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
+        return self.hidden(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
+
+    def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """What the model's head makes of hidden states, in float32 at least."""
+        logits = self.head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        # A copy in any case, because what the model saved for its backward must not be written to.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        logits[:, self.mask_id] = -torch.inf
+        return logits
 
     def masks(self, q: Rows, k: Rows, layout: str = ""):
         """The `attention_mask` argument for rows `q` over columns `k`; for the `layout` of the forward before, its own
         masks again."""
         implementation = self.model.config._attn_implementation
+        if not layout:
+            return attention_masks(self.pattern, q, k, self.layer_types, implementation)
         # Autograd cannot save a tensor that was made in inference mode.
         key = layout, implementation, q.position.device, torch.is_inference_mode_enabled()
-        if layout and key == self.last_masks[0]:
-            return self.last_masks[1]
-        masks = attention_masks(self.pattern, q, k, self.layer_types, implementation)
-        if layout:
-            self.last_masks = key, masks
-        return masks
+        if key != self.last_masks[0]:
+            self.last_masks = key, attention_masks(self.pattern, q, k, self.layer_types, implementation)
+        return self.last_masks[1]
 
-    def score(
+    def hidden(
         self,
         scored: Int[Tensor, " N"],
         input_ids: Int[Tensor, "B S"],
         position_ids: Int[Tensor, "B S"],
         attention_mask,
         **kwargs,
-    ) -> Float[Tensor, "N V"]:
-        """The forward of the network, with the head on the rows `scored` (flat in [B S]) alone.
+    ) -> Float[Tensor, "N D"]:
+        """The forward of the network up to its head: the hidden states of the rows `scored` (flat in [B S])."""
+        output = self.model.get_decoder()(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kwargs
+        )
+        return output.last_hidden_state.flatten(0, 1)[scored]
 
-        The rows are chosen at the door of the head, so that whatever the model does after it (soft-capping, scaling)
-        is its own code.
-        """
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, 1)[scored][None], *args[1:]))
-        try:
-            logits = self.model(
-                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kwargs
-            ).logits[0]
-        finally:
-            hook.remove()
-        logits = logits.float()
-        return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
+    def score(self, scored: Int[Tensor, " N"], *args, **kwargs) -> Float[Tensor, "N V"]:
+        """The logits of the rows `scored` of a forward (see `hidden`)."""
+        return self.logits(self.hidden(scored, *args, **kwargs))

@@ -33,7 +33,7 @@ VOLATILE = ("logger", "runs_dir", "force", "trainer.volatile", "evaluation", "de
 VOLATILE += ("model.runs_dir", "masking.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
-NEUTRAL: dict[str, Any] = {"masking.views": 1}
+NEUTRAL: dict[str, Any] = {"masking.views": 1, "trainer.compile": False}
 
 PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "peft", "datasets", "pandas")
 

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
-from dlm import sweep
+from dlm import memory, sweep
 from dlm.build import Experiment, build, choices
 from dlm.console import command
 from dlm.drift import DriftMonitor, measure, save_reference, summary
@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             run.update(evaluation=evaluate_run(run, cfg.evaluation))
         return {"id": run.id, "status": "skipped", "record": run.record}
     if cfg.force:
-        for folder in (run.folder / "metrics", run.checkpoint.parent, run.model_folder):
+        for folder in (run.folder / "metrics", run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
     run.update(status="running", error=None, started=time.time(), **environment())
     try:
@@ -77,6 +77,9 @@ def fit(cfg: DictConfig, run: Run) -> None:
         steps=experiment.num_steps,
     )
     experiment.conversion.train()
+    fit_into_memory(cfg, experiment)
+    if cfg.trainer.compile:
+        experiment.denoiser.compile()
     trainer = make_trainer(cfg, run, experiment, reference)
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
@@ -93,6 +96,21 @@ def fit(cfg: DictConfig, run: Run) -> None:
     drift.to_csv(run.folder / "drift.csv", index=False)
     merge_metrics(run)
     save_model(experiment, run)
+
+
+def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:
+    """Say what a step needs, and compute layers again in the backward where that is what makes it fit."""
+    denoiser, volatile = experiment.denoiser, cfg.trainer.volatile
+    # Lightning moves the model there later.
+    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    step = memory.Step(cfg.data.length, experiment.conversion.masking.views, cfg.trainer.precision, device)
+    limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
+    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing)
+    how = ", layers computed again in the backward" if plan.checkpointing else ""
+    print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available")
+    if plan.checkpointing:
+        memory.checkpoint_activations(denoiser.model)
 
 
 def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: Path) -> lightning.Trainer:

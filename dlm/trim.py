@@ -16,12 +16,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dlm.attention.base import AttentionPattern
+from dlm.attention.masks import TILE
 from dlm.types import ModelInputs, Rows
 
+SHAPES = 8  # torch compiles this many of a function before it gives up
 
-def trim(pattern: AttentionPattern, inputs: ModelInputs, multiple: int = 1) -> ModelInputs:
-    """The same forward on the needed rows alone (on the CPU), or unchanged where that saves nothing. Its width is that
-    of the longest document, rounded up to `multiple`; logits, loss and gradients are those of the whole."""
+
+def trim(pattern: AttentionPattern, inputs: ModelInputs, few_shapes: bool = False) -> ModelInputs:
+    """The same forward on the needed rows alone (on the CPU), or unchanged where that saves nothing; logits, loss and
+    gradients are those of the whole. As wide as the longest document, or, with `few_shapes`, of as many rows as before
+    and one of `SHAPES` widths: for kernels that are compiled for a shape."""
     keep = needed(pattern, inputs)
     if not keep.any():  # nothing is masked, and a forward has at least one row
         keep[0, 0] = True
@@ -29,8 +33,7 @@ def trim(pattern: AttentionPattern, inputs: ModelInputs, multiple: int = 1) -> M
     # Documents in order of their first column; within one, columns keep their order.
     serial = row * keep.shape[1] + inputs.rows.document[keep]
     document, size = serial.unique(return_inverse=True, return_counts=True)[1:]
-    width = -(-int(size.max()) // multiple) * multiple
-    bins, offset, height = first_fit(size.tolist(), width)
+    bins, offset, height, width = packing(size.tolist(), keep.shape, few_shapes)
     if height * width >= keep.numel():  # every row is needed, or what is saved is lost again as padding
         return inputs
     order = document.argsort(stable=True)
@@ -81,6 +84,22 @@ def cells(pattern: AttentionPattern, rows: Rows) -> tuple[Int[Tensor, "B S"], In
     row, column = change.nonzero(as_tuple=True)
     first[row, cell[row, column]] = column
     return cell, first
+
+
+def packing(
+    sizes: list[int], shape: tuple[int, int], few_shapes: bool
+) -> tuple[Int[Tensor, " D"], Int[Tensor, " D"], int, int]:
+    """Where documents go that came in `shape`: the row and the first column of each, and the shape they need."""
+    if not few_shapes:
+        width = max(sizes)
+        return *first_fit(sizes, width), width
+    rows, widest = shape
+    quantum = -(-widest // (SHAPES * TILE)) * TILE
+    for width in range(-(-max(sizes) // quantum) * quantum, widest + quantum, quantum):
+        bins, offset, height = first_fit(sizes, width)
+        if height <= rows:
+            break
+    return bins, offset, rows, width
 
 
 def first_fit(sizes: list[int], width: int) -> tuple[Int[Tensor, " D"], Int[Tensor, " D"], int]:

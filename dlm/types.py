@@ -94,6 +94,9 @@ class Scored(Movable):
     weight: Float[Tensor, " N"]
     index: Int[Tensor, " N"]
 
+    def __getitem__(self, chunk: slice) -> Scored:
+        return Scored(self.target[chunk], self.weight[chunk], self.index[chunk])
+
 
 @dataclass(frozen=True)
 class LossOutput:

@@ -48,9 +48,8 @@ def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(llama, ki
 def test_every_forward_counts_and_reads_only_what_is_not_cached(llama, kind, expected):
     """Three blocks of four tokens behind a prompt of four, two tokens per forward."""
     scorer, read = denoiser(llama, "bidir", 4, False), []
-    hook = scorer.model.register_forward_pre_hook(
-        lambda _, __, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
+    embedding = scorer.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, args, __: read.append(args[0].shape[1]))
     decoder = kind(2.0)
     decoder.select = lambda confidence, rank: (rank > -torch.inf) & (rank >= rank.topk(2).values[:, -1:])
     try:

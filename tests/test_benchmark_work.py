@@ -82,7 +82,7 @@ def test_the_naive_loop_gives_the_engines_tokens_and_a_forward_more_per_block(mo
     scorer = denoiser(model, "block", block_size, token_shift)
     made = generate(scorer, prompt.tolist(), Fixed(k), 16, None)
     calls = []
-    hook = model.register_forward_pre_hook(lambda *args: calls.append(1))
+    hook = model.get_decoder().register_forward_pre_hook(lambda *args: calls.append(1))
     got = naive.decode(model, layer_types(model), prompt, 16, MASK_ID, block_size, k, token_shift)
     hook.remove()
     assert got.tolist() == [g.tokens for g in made]

@@ -196,7 +196,8 @@ def test_what_cannot_be_honoured_is_refused(unsupported):
         block_sparse.block_sparse_attention(MODULE, q, q, q, mask, **{unsupported: 1.0})
     with pytest.raises(ValueError, match="does not fit"):
         block_sparse.block_sparse_attention(MODULE, q, torch.cat([q, q], 2), torch.cat([q, q], 2), mask)
-    flex = block_mask(pattern_of("block"), rows_of(pattern_of("block"), random_batch(1, 8)))
+    rows = rows_of(pattern_of("block"), random_batch(1, 8))
+    flex = block_mask(pattern_of("block"), rows, rows)
     with pytest.raises(ValueError, match="no attention dropout on CUDA"):
         block_sparse.block_sparse_attention(MODULE, q, q, q, flex, dropout=0.1)
 
@@ -238,7 +239,7 @@ def rows(first, length):
 def attend(pattern, first, length):
     r = rows(first, length)
     q, k, v = (torch.randn(2, h, 2 * length, 16) for h in (6, 2, 2))
-    ours, _ = block_sparse.block_sparse_attention(None, q, k, v, block_mask(pattern, r), scaling=0.3)
+    ours, _ = block_sparse.block_sparse_attention(None, q, k, v, block_mask(pattern, r, r), scaling=0.3)
     k, v = (x.repeat_interleave(3, 1) for x in (k, v))
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, dense_mask(pattern, r, r), scale=0.3)
     torch.testing.assert_close(ours.transpose(1, 2), theirs)

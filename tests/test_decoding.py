@@ -7,10 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from dlm.build import make
-from dlm.decoding import engine
 from dlm.decoding.canvas import Canvas
-from dlm.decoding.engine import generate, step
+from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
+from dlm.decoding.step import step
 from dlm.decoding.threshold import Threshold
 from dlm.types import Batch, Noised, generator
 
@@ -121,14 +121,13 @@ def test_finished_sequences_leave_the_batch_and_waiting_ones_join_it(llama, patt
 def test_a_forward_on_a_gpu_waits_for_nothing(llama, monkeypatch):
     """The shapes and the branches of a step do not depend on values that are on the device."""
     scorer = denoiser(llama, "block", 4, True)
-    canvas = Canvas(scorer, PROMPTS, list(range(5)), NEW, 24)
+    canvas = Canvas(scorer, PROMPTS, list(range(5)), NEW, 24, fixed_shapes=True)
     eos = torch.tensor([EOS_ID])
     step(scorer, canvas, Threshold(0.3), eos, None, None)
     shapes = set()
     handle = llama.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.add(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    monkeypatch.setattr(engine, "on_host", lambda tensor: False)
     with Syncs() as syncs:
         for _ in range(6):
             step(scorer, canvas, Threshold(0.3), eos, None, None)

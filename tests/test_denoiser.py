@@ -30,10 +30,10 @@ def test_ar_limit_gives_the_parents_likelihood(model, pattern, size):
     """I1: block size 1 with the shift is the parent, over the vocabulary without the mask token."""
     batch = random_batch(2, 24)
     got, scored = score_all(denoiser(model, pattern, size, True), batch)
-    logits = model(input_ids=batch.x0).logits[:, :-1].float()
+    logits = model(input_ids=batch.x0).logits[:, :-1]
     logits[..., MASK_ID] = -torch.inf
     expected = cross_entropy(logits.flatten(0, 1), batch.x0[:, 1:].flatten(), reduction="none")
-    torch.testing.assert_close(cross_entropy(got, scored.target, reduction="none"), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(cross_entropy(got, scored.target, reduction="none"), expected, **EXACT)
 
 
 def test_packed_documents_are_scored_as_if_alone(model):
@@ -214,6 +214,6 @@ def test_soft_capping_after_the_head_is_the_models_own():
     batch = random_batch(1, 12)
     got, _ = score_all(denoiser(capped, "ar", 1, True), batch)
     assert got.abs()[got.isfinite()].max() <= 2.0
-    expected = capped(input_ids=batch.x0).logits[0, :-1].float()
+    expected = capped(input_ids=batch.x0).logits[0, :-1]
     expected[:, MASK_ID] = -torch.inf
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got, expected, **EXACT)

@@ -73,8 +73,25 @@ def test_documents_of_a_batch_share_rows_and_their_masks_keep_them_apart(llama):
     trimmed = trim(scorer.pattern, inputs)  # a noisy and a clean block of three documents, one document to a row
     assert trimmed.input_ids.shape == (3, 8)
     assert sorted(trimmed.rows.document.unique().tolist()) == [0, 1, 2]
-    assert trim(scorer.pattern, inputs, multiple=24).input_ids.shape == (1, 24)  # or all in one
-    assert trim(scorer.pattern, inputs, multiple=32).rows.document.eq(-1).sum() == 32 - 24
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+def test_few_shapes_are_a_fixed_number_of_rows_and_at_most_eight_widths(llama, monkeypatch, token_shift):
+    """I7 for kernels that are compiled for a shape."""
+    monkeypatch.setattr("dlm.trim.TILE", 4)
+    scorer, shapes = denoiser(llama, "block", 4, token_shift), set()
+    for seed in range(40):
+        batch = scorer.scorable(random_batch(3, 48, [20, 16, 12] if seed % 2 else None, seed=seed))
+        masked = (torch.rand(3, 48, generator=generator(seed)) < (seed % 8) / 8) & batch.maskable
+        masked[:, : 6 * (seed % 7)] = False
+        inputs, scored = scorer.inputs(batch, Noised(batch.x0, masked, masked.float()))
+        trimmed = trim(scorer.pattern, inputs, few_shapes=True)
+        shapes.add(trimmed.input_ids.shape)
+        if seed < 8:
+            (loss, ours), (expected, plain) = (gradients(scorer, i, scored) for i in (trimmed, inputs))
+            torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-8)
+            assert all(torch.allclose(ours[name], plain[name], rtol=1e-10, atol=1e-12) for name in plain)
+    assert {rows for rows, _ in shapes} == {3} and 3 <= len(shapes) <= 8 and max(w for _, w in shapes) == 96
 
 
 def test_a_batch_without_a_masked_token_still_is_a_forward(llama):

@@ -64,36 +64,42 @@ def dense_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None =
     return visible[:, None]
 
 
-def block_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None) -> BlockMask:
-    """The `BlockMask` of [B S] rows over themselves, S padded to whole tiles by the kernel.
+def block_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None = None) -> BlockMask:
+    """The `BlockMask` of [B Q] rows over [B K] columns, both padded to whole tiles by the kernel.
 
-    Which tiles are empty, full or partial is read off the predicate one band of rows at a time; nothing of size S x S
+    Which tiles are empty, full or partial is read off the predicate one band of rows at a time; nothing of size Q x K
     is kept and nothing waits for the host, unlike `create_block_mask`.
     """
-    batch, size = rows.position.shape
-    tiles = -(-size // TILE)
-    pad = tiles * TILE - size
-    padded = rows.map(lambda t: torch.nn.functional.pad(t, (0, pad)))
-    padded.document[:, size:] = -2  # beyond the end: invisible to every row
+    sizes = q.position.shape[1], k.position.shape[1]
+    # Beyond the end are documents that nothing else belongs to.
+    q_padded, k_padded = padded(q, -2), padded(k, -3)
     some, every = [], []
-    for start in range(0, tiles * TILE, TILE):
-        band = dense_mask(pattern, padded[:, start : start + TILE], padded, window)
-        band = band.view(batch, 1, TILE, tiles, TILE)
+    for start in range(0, q_padded.position.shape[1], TILE):
+        band = dense_mask(pattern, q_padded[:, start : start + TILE], k_padded, window)
+        band = band.unflatten(-1, (-1, TILE))
         some.append(band.any(-1).any(2))
         every.append(band.all(-1).all(2))
     any_tile, full_tile = torch.stack(some, 2), torch.stack(every, 2)  # [B 1 tiles tiles]
     partial_tile = any_tile & ~full_tile
 
     def mask_mod(b, h, q_idx, kv_idx):
-        q, k = padded[b, q_idx], padded[b, kv_idx]
-        visible = pattern.visible(q, k)
-        return visible if window is None else visible & ((q.position - k.position).abs() < window)
+        row, column = q_padded[b, q_idx], k_padded[b, kv_idx]
+        visible = pattern.visible(row, column)
+        return visible if window is None else visible & ((row.position - column.position).abs() < window)
 
     mask = BlockMask.from_kv_blocks(
-        *compressed(partial_tile), *compressed(full_tile), BLOCK_SIZE=TILE, mask_mod=mask_mod, seq_lengths=(size, size)
+        *compressed(partial_tile), *compressed(full_tile), BLOCK_SIZE=TILE, mask_mod=mask_mod, seq_lengths=sizes
     )
     mask.ndim = BandMask.ndim
     return mask
+
+
+def padded(rows: Rows, document: int) -> Rows:
+    """Rows up to a whole number of tiles, the new ones of a document of their own."""
+    size = rows.position.shape[1]
+    filled = rows.map(lambda t: torch.nn.functional.pad(t, (0, -size % TILE)))
+    filled.document[:, size:] = document
+    return filled
 
 
 def band_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None) -> BandMask:
@@ -132,14 +138,17 @@ def attention_masks(
 ) -> Any:
     """The `attention_mask` argument: one mask, or a dict of one per layer type ({type: window}) where there are
     several. `eager` attention adds its mask, so it gets 0 / -inf instead of booleans; `block_sparse` has its own masks
-    for rows over themselves, and takes a dense one in decoding, where `q` are few."""
+    for rows over themselves. In decoding, where `q` are few and of many shapes, it takes a dense one; in a compiled
+    step it reads only the tiles of the cache that hold something, split over the GPU."""
 
     def build(window: int | None) -> Any:
-        if implementation == "block_sparse" and q is k:
-            make = block_mask if q.position.is_cuda else band_mask
-            return make(pattern, q, window)
+        if implementation == "block_sparse":
+            if q is k and not q.position.is_cuda:
+                return band_mask(pattern, q, window)
+            if q is k or torch.compiler.is_compiling():
+                return block_mask(pattern, q, k, window)
         if implementation == "flex_attention":
-            return block_mask(pattern, q, window)
+            return block_mask(pattern, q, k, window)
         mask = dense_mask(pattern, q, k, window)
         if implementation == "eager":
             return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)

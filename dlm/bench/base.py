@@ -7,7 +7,7 @@ returns what the JSON record holds, `tables` shows it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlm.attention.block import Block
+from dlm.bench.peer import Dllm
 from dlm.bench.timing import Clock
 from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
@@ -29,7 +30,8 @@ from dlm.types import generator
 @dataclass
 class Workbench:
     """The model under test and how it is measured. Times are seconds; `peak_tflops` (1e12 FLOP/s) and
-    `peak_bandwidth_gbs` (1e9 bytes/s) are the machine's measured ceilings, None where nobody has given them."""
+    `peak_bandwidth_gbs` (1e9 bytes/s) are the machine's measured ceilings, None where nobody has given them. `again`
+    makes the same workbench in another process; `peer` is measured beside ours where there is one."""
 
     parent: Parent
     masking: Masking
@@ -43,6 +45,8 @@ class Workbench:
     clock: Clock
     peak_tflops: float | None = None
     peak_bandwidth_gbs: float | None = None
+    again: Callable[[], Workbench] | None = None
+    peer: Dllm | None = None
 
     def __post_init__(self) -> None:
         self.own = self.model.config._attn_implementation

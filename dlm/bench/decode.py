@@ -1,7 +1,8 @@
 """Decoding at a forced number of tokens per step, so that every engine does the same denoising steps.
 
 EOS is ignored, so lengths are fixed. Speeds include the prompt's forward. Ours and the naive loop decode the converted
-checkpoint; ours (AR) and Hugging Face `generate` its parent, which is the same weights here.
+checkpoint; ours (AR) and Hugging Face `generate` its parent, which is the same weights here. A peer, where there is
+one, decodes the converted checkpoint in a process of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from dlm.bench import naive
 from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, require_some, use
 from dlm.bench.gate import require_same_tokens
-from dlm.bench.timing import Arm, interleaved, ratio, spread, with_range
+from dlm.bench.peer import DLLM
+from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread, with_range
 from dlm.build import ar_denoiser
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
@@ -58,12 +60,23 @@ class Decode(Bench):
 
     def run(self, bench: Workbench) -> dict[str, Any]:
         bench.check_positions(self.prompt_length + self.new_tokens, "prompt_length + new_tokens")
+        if bench.peer:
+            self.check_steps()
         bench.model.eval()
         with ignoring_eos(bench.model):
             return {
                 "settings": {"prompt_length": self.prompt_length, "new_tokens": self.new_tokens},
                 "points": [self.point(bench, *point) for point in self.points],
             }
+
+    def check_steps(self) -> None:
+        """A peer is told how many steps a block takes, not how many tokens a step commits."""
+        for _, block_size, k in self.points:
+            if block_size % k:
+                fitting = ", ".join(str(n) for n in range(1, block_size + 1) if block_size % n == 0)
+                raise ValueError(
+                    f"tokens_per_step {k} must divide block_size {block_size} beside peer.dllm: choose one of {fitting}"
+                )
 
     def point(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> dict[str, Any]:
         """The gate and the times of one combination."""
@@ -72,11 +85,23 @@ class Decode(Bench):
             tokens = {name: made(bench, name, engine) for name, engine in engines.items() if name != AGAIN}
             require_same_tokens("ours and the naive loop", tokens[OURS], tokens[NAIVE])
             require_same_tokens("ours (AR) and Hugging Face generate", tokens[OURS_AR], tokens[HF])
+            if bench.peer:
+                self.give(bench, batch_size, block_size, k)
+                theirs, peer_forwards = bench.peer.tokens()
+                require_same_tokens(f"ours and {DLLM}", tokens[OURS], theirs)
         forwards = {name: count_forwards(bench, name, engine) for name, engine in engines.items()}
         arms = {name: Arm(engine, lambda name=name: ready(bench, name)) for name, engine in engines.items()}
+        if bench.peer:
+            self.give(bench, batch_size, block_size, k)
+            forwards[DLLM], arms[DLLM] = peer_forwards, Elsewhere(bench.peer.decode)
         times = interleaved(arms, bench.repeats, bench.warmup, bench.clock)
         found = {"batch_size": batch_size, "block_size": block_size, "tokens_per_step": k, "seconds": times}
-        return found | {"arms": {n: self.summary(bench, n, found, forwards[n]) for n in engines}}
+        return found | {"arms": {n: self.summary(bench, n, found, forwards[n]) for n in arms}}
+
+    def give(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> None:
+        """The model as it stands and the prompts, to the peer."""
+        bench.peer.load(bench.model, bench.parent.mask_id)
+        bench.peer.decode_after(bench.ids(batch_size, self.prompt_length), self.new_tokens, block_size, k)
 
     def engines(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> dict[str, Engine]:
         """Every way to decode the same prompts, the reference of ratios last."""
@@ -113,7 +138,8 @@ class Decode(Bench):
         # The columns of a forward: what is before the block, and the block; the mean over the blocks.
         context = self.prompt_length + (self.new_tokens - step) / 2 + step
         weights, cache = weight_bytes(bench.model), batch_size * context * cache_bytes_per_token(bench.model)
-        limit = bench.peak_bandwidth_gbs and (weights + cache) / (bench.peak_bandwidth_gbs * 1e9)
+        # A peer reads more than a forward of ours needs.
+        limit = bench.peak_bandwidth_gbs and name != DLLM and (weights + cache) / (bench.peak_bandwidth_gbs * 1e9)
         return {
             "forwards": forwards,
             "tokens_per_forward": self.new_tokens / forwards,
@@ -121,28 +147,33 @@ class Decode(Bench):
             "tokens_per_second": batch_size * self.new_tokens / took,
             "speed_over_hf": ratio(seconds[HF], seconds[name]),
             "speed_over_naive": ratio(seconds[NAIVE], seconds[name]),
+            "speed_over_dllm": ratio(seconds[DLLM], seconds[name]) if DLLM in seconds else None,
             "weight_bytes_per_forward": weights,
             "cache_bytes_per_forward": cache,
-            "fraction_of_bandwidth": limit and limit / (took / forwards),
+            "fraction_of_bandwidth": limit / (took / forwards) if limit else None,
         }
 
     def tables(self, result: dict[str, Any]) -> list[Table]:
         s = result["settings"]
-        limited = result["points"][0]["arms"][OURS]["fraction_of_bandwidth"] is not None
+        first = result["points"][0]["arms"]
+        limited, peer = first[OURS]["fraction_of_bandwidth"] is not None, DLLM in first
         table = Table(
             title=f"Decoding: {s['new_tokens']} tokens after {s['prompt_length']}; median "
             f"(range) of {len(result['points'][0]['seconds'][OURS])}",
-            caption="N batch, B block, k tokens committed in a step. Same tokens: ours = naive loop, ours (AR) = HF.",
+            caption="N batch, B block, k tokens committed in a step. Same tokens: "
+            f"ours = naive loop{' = dllm' * peer}, ours (AR) = HF.",
         )
-        columns = ["N", "B", "k", "arm", "forwards", "tok/fwd", "ms/fwd", "tok/s", "speed / HF"]
+        speed, of = ("speed / dllm", "speed_over_dllm") if peer else ("speed / HF", "speed_over_hf")
+        columns = ["N", "B", "k", "arm", "forwards", "tok/fwd", "ms/fwd", "tok/s", speed]
         for column in columns + ["limit"] * limited:
             table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
         for point in result["points"]:
             key = [str(point[name]) for name in ("batch_size", "block_size", "tokens_per_step")]
             for name, a in point["arms"].items():
                 cells = [f"{a['forwards']}", f"{a['tokens_per_forward']:.2f}", f"{a['ms_per_forward']:.2f}"]
-                cells += [f"{a['tokens_per_second']:,.0f}", with_range(a["speed_over_hf"])]
-                table.add_row(*key, name, *cells, *[f"{a['fraction_of_bandwidth'] or 0:.1%}"] * limited)
+                cells += [f"{a['tokens_per_second']:,.0f}", with_range(a[of])]
+                fraction = a["fraction_of_bandwidth"]
+                table.add_row(*key, name, *cells, *["–" if fraction is None else f"{fraction:.1%}"] * limited)
                 key = [""] * 3
             table.add_section()
         return [table]
@@ -167,7 +198,7 @@ def count_forwards(bench: Workbench, name: str, engine: Engine) -> int:
         nonlocal calls
         calls += 1
 
-    hook = bench.model.register_forward_pre_hook(count)
+    hook = bench.model.get_decoder().register_forward_pre_hook(count)
     try:
         made(bench, name, engine)
     finally:

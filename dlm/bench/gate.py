@@ -18,21 +18,23 @@ class GateError(ValueError):
     """Two implementations of the same thing differ."""
 
 
-def require_same_step(ours: Step, naive: Step, tolerance: float) -> float:
-    """The largest relative error of loss and gradients; `GateError` where it exceeds `tolerance`."""
-    if ours.keys() != naive.keys():
-        name = sorted(ours.keys() ^ naive.keys())[0]
-        raise GateError(f"gate failed: only one of ours and naive has a gradient of {name}; nothing was timed")
-    floor = FLOOR * sum(float(g.double().norm() ** 2) for n, g in naive.items() if n != "loss") ** 0.5
+def require_same_step(ours: Step, other: Step, tolerance: float, whose: str = "naive") -> float:
+    """The largest relative error of loss and gradients; `GateError` where it exceeds `tolerance`. `whose` names the
+    other."""
+    if ours.keys() != other.keys():
+        name = sorted(ours.keys() ^ other.keys())[0]
+        raise GateError(f"gate failed: only one of ours and {whose} has a gradient of {name}; nothing was timed")
+    floor = FLOOR * sum(float(g.double().norm() ** 2) for n, g in other.items() if n != "loss") ** 0.5
     worst = 0.0
-    for name, expected in naive.items():
+    for name, found in ours.items():
+        expected = other[name]
         scale = max(float(expected.double().norm()), floor if name != "loss" else 0.0)
-        error = float((ours[name].double() - expected.double()).norm()) / max(scale, 1e-30)
+        error = float((found.double() - expected.double()).norm()) / max(scale, 1e-30)
         if not error <= tolerance:  # nan is not
             what = "loss" if name == "loss" else f"gradient of {name}"
             raise GateError(
-                f"gate failed: the {what} differs between ours and naive by {error:.3g} (relative; at most "
-                f"{tolerance:g}): {size(ours[name]):.6g} against {size(expected):.6g} (2-norms); nothing was timed"
+                f"gate failed: the {what} differs between ours and {whose} by {error:.3g} (relative; at most "
+                f"{tolerance:g}): {size(found):.6g} against {size(expected):.6g} (2-norms); nothing was timed"
             )
         worst = max(worst, error)
     return worst

@@ -28,7 +28,7 @@ class Sweep(Bench):
         require_some(lengths=lengths, block_sizes=block_sizes)
         self.points = [
             (
-                train.Train(length, batch_size, size),
+                train.Train(length, batch_size, size, memory=False),
                 decode.Decode(length, new_tokens, [decode_batch_size], [size], [tokens_per_step]),
             )
             for length, size in itertools.product(lengths, block_sizes)

@@ -20,6 +20,22 @@ class Arm:
     run: Callable[[], object]
     setup: Callable[[], object] = lambda: None
 
+    def seconds(self, clock: Clock) -> float:
+        """How long a run takes."""
+        begin = clock()
+        self.run()
+        return clock() - begin
+
+
+@dataclass(frozen=True)
+class Elsewhere(Arm):
+    """One in another process: `run` returns the seconds that it took there, by that process's own clock."""
+
+    run: Callable[[], float]
+
+    def seconds(self, clock: Clock) -> float:
+        return self.run()
+
 
 def clock_of(device: torch.device, name: str = "wall") -> Clock:
     """Seconds, after everything that was given to the device is done. `cpu` counts those that this process computes, in
@@ -45,9 +61,7 @@ def interleaved(arms: dict[str, Arm], repeats: int, warmup: int, clock: Clock) -
     for turn in range(warmup + repeats):
         for name, arm in arms.items():
             arm.setup()
-            begin = clock()
-            arm.run()
-            seconds = clock() - begin
+            seconds = arm.seconds(clock)
             if turn >= warmup:
                 times[name].append(seconds)
     return times

@@ -2,7 +2,8 @@
 
 All arms have the same weights, tokens, noise and masks. Ours and naive compute the same loss; AR computes another one
 on the same tokens, and says what the parent would cost. The naive arm makes its mask in every step; ours as training
-does, once for batches that are laid out alike.
+does, once for batches that are laid out alike. A peer, where there is one, computes the same loss as ours, in a process
+of its own.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch import Tensor
 from dlm.bench import flops, naive
 from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, use
 from dlm.bench.gate import TOLERANCE, Step, require_same_step
-from dlm.bench.timing import Arm, interleaved, ratio, spread, with_range
+from dlm.bench.memory import in_a_fresh_process, measurable, peak_resident
+from dlm.bench.peer import DLLM, Dllm
+from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread
+from dlm.bench.train_tables import AGAIN, AR, NAIVE, OURS, counts_table, times_table
 from dlm.conversion import Prepared, prepare
 from dlm.denoiser import Denoiser
 from dlm.loss.nelbo import Nelbo
 from dlm.types import Batch, generator
-
-OURS, AGAIN, NAIVE, AR = "ours", "ours again", "naive", "AR"
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ class Case:
 
 
 class Train(Bench):
-    """`batch_size` rows of `length` random tokens, in blocks of `block_size`."""
+    """`batch_size` rows of `length` random tokens, in blocks of `block_size`. `memory`: on a CPU, the peak of each arm
+    too, in a process that does nothing else."""
 
-    def __init__(self, length: int, batch_size: int, block_size: int):
+    def __init__(self, length: int, batch_size: int, block_size: int, memory: bool):
         require_at_least(2, length=length)
         require_at_least(1, batch_size=batch_size)
         require_divides(block_size, length=length)
         self.length, self.batch_size, self.block_size = length, batch_size, block_size
+        self.memory = memory and measurable()
 
     def run(self, bench: Workbench) -> dict[str, Any]:
         bench.check_positions(self.length, "length")
@@ -57,9 +61,14 @@ class Train(Bench):
         case = self.case(bench)
         losses = self.losses(bench, case)
         with bench.gate():
-            error = gate(bench, losses)
+            other, rows = self.peer_step(bench, case)
+            error = gate(bench, losses, other)
         arms = {name: self.arm(bench, name, loss) for name, loss in losses.items()}
         counts = {name: self.counts(bench, case, name, arm) for name, arm in arms.items() if name != AGAIN}
+        if bench.peer:
+            counts[DLLM] = self.peer_counts(bench, case, rows)
+            self.give(bench.peer, bench, case)
+            arms[DLLM] = Elsewhere(bench.peer.step)
         times = interleaved(arms, bench.repeats, bench.warmup, bench.clock)
         times |= interleaved(
             {"prepare": Arm(lambda: self.prepare(bench, case.denoiser, case.batch))}, bench.repeats, 1, bench.clock
@@ -103,7 +112,7 @@ class Train(Bench):
         parent, prepared = bench.parent, case.prepared
 
         def ours() -> Float[Tensor, ""]:
-            return Nelbo()(case.denoiser(prepared.inputs), prepared.scored, prepared.num_tokens).loss
+            return case.denoiser.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).loss
 
         def plain() -> Float[Tensor, ""]:
             noised = (case.x0, case.masked, case.weight, parent.mask_id)
@@ -148,7 +157,43 @@ class Train(Bench):
             "logits_bytes": rows["head"] * vocabulary * bench.dtype.itemsize,
             "flop_executed": found | {"attention": None} if blind else found,
             "flop_useful": self.useful(bench, case, name),
-            "peak_bytes": peak_bytes(arm) if on_cuda else None,
+            "peak_bytes": self.peak(bench, name, arm),
+        }
+
+    def peak(self, bench: Workbench, name: str, arm: Arm) -> int | None:
+        """The most memory that one step needs, weights included: allocated on a GPU, or resident in a process that does
+        nothing else."""
+        if bench.device.type == "cuda":
+            return peak_bytes(arm)
+        return in_a_fresh_process(alone, bench.again, self, name) if self.memory else None
+
+    def give(self, peer: Dllm, bench: Workbench, case: Case) -> None:
+        """The model as it stands and the batch, to a peer."""
+        peer.load(bench.model, bench.parent.mask_id)
+        peer.train_on(case.x0, case.masked, case.weight, self.block_size)
+
+    def peer_step(self, bench: Workbench, case: Case) -> tuple[Step | None, dict[str, int]]:
+        """The peer's loss and gradients, and the rows that it sends through network and head."""
+        if not bench.peer:
+            return None, {}
+        self.give(bench.peer, bench, case)
+        return bench.peer.gradients()
+
+    def peer_counts(self, bench: Workbench, case: Case, rows: dict[str, int]) -> dict[str, Any]:
+        """Work and memory of the peer's step."""
+        peak = None
+        if self.memory or bench.device.type == "cuda":
+            with bench.peer.another() as peer:
+                self.give(peer, bench, case)
+                peak = peer.peak()
+        vocabulary = bench.model.get_output_embeddings().weight.shape[0]
+        return {
+            "rows_network": rows["network"],
+            "rows_head": rows["head"],
+            "logits_bytes": rows["head"] * vocabulary * bench.dtype.itemsize,
+            "flop_executed": None,
+            "flop_useful": self.useful(bench, case, DLLM),
+            "peak_bytes": peak,
         }
 
     def useful(self, bench: Workbench, case: Case, name: str) -> int | None:
@@ -173,10 +218,20 @@ def ready(bench: Workbench, name: str) -> None:
     use(bench.model, bench.own if name in (OURS, AGAIN) else bench.plain)
 
 
-def gate(bench: Workbench, losses: dict[str, Callable[[], Tensor]]) -> float:
-    """Refuse to go on unless ours and naive have the same loss and the same gradients."""
+def alone(again: Callable[[], Workbench], task: Train, name: str) -> int:
+    """The peak resident memory of an arm's step, in a process that has made nothing yet."""
+    bench = again()
+    bench.model.train()
+    arm = task.arm(bench, name, task.losses(bench, task.case(bench))[name])
+    arm.setup()
+    return peak_resident(arm.run)
+
+
+def gate(bench: Workbench, losses: dict[str, Callable[[], Tensor]], peer: Step | None = None) -> float:
+    """Refuse to go on unless ours, naive and a peer have the same loss and the same gradients."""
     ours, plain = (step(bench, name, losses[name]) for name in (OURS, NAIVE))
-    return require_same_step(ours, plain, TOLERANCE[bench.gate_dtype])
+    others = {NAIVE: plain} | ({DLLM: peer} if peer else {})
+    return max(require_same_step(ours, other, TOLERANCE[bench.gate_dtype], name) for name, other in others.items())
 
 
 def step(bench: Workbench, name: str, loss: Callable[[], Tensor]) -> Step:
@@ -206,59 +261,3 @@ def useful_mfu(bench: Workbench, counts: dict[str, Any], times: dict[str, list[f
         for name, found in counts.items()
         if bench.peak_tflops and found["flop_useful"]
     }
-
-
-def times_table(result: dict[str, Any]) -> Table:
-    """Times and their ratios."""
-    s, seconds = result["settings"], result["summary"]
-    table = Table(
-        title=f"Training step: L {s['length']}, batch {s['batch_size']}, block {s['block_size']}; "
-        f"median (range) of {len(result['seconds'][OURS])}",
-        caption="ours and naive: the same loss and gradients (largest relative error "
-        f"{result['gate']['max_relative_error']:.1e}, at most {result['gate']['tolerance']:g}).\n"
-        f"ours prepares a batch on the CPU in {seconds['prepare']['median'] * 1e3:.1f} ms, outside the step.",
-    )
-    for column, justify in (
-        ("arm", "left"),
-        ("ms", "right"),
-        ("tokens/s", "right"),
-        ("time / ours", "right"),
-        ("time / AR", "right"),
-    ):
-        table.add_column(column, justify=justify, no_wrap=True)
-    for name, rate in result["tokens_per_second"].items():
-        ms = {k: v * 1e3 for k, v in seconds[name].items()}
-        ratios = (with_range(result[key][name]) for key in ("time_over_ours", "time_over_ar"))
-        table.add_row(name, with_range(ms, 1), f"{rate:,.0f}", *ratios)
-    return table
-
-
-def counts_table(result: dict[str, Any]) -> Table:
-    """Work and memory."""
-    found, mfu = result["counts"], result["useful_mfu"]
-    blind = any(c["flop_executed"]["attention"] is None for c in found.values())
-    memory = any(c["peak_bytes"] for c in found.values())
-    columns = ["arm", "rows", "head rows", "logits MB", "GFLOP", "useful GFLOP"]
-    columns += ["useful MFU"] * bool(mfu) + ["peak GB"] * memory
-    table = Table(
-        title="Work of a step",
-        caption="* without attention: the counter cannot see a compiled kernel" if blind else None,
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for name, c in found.items():
-        flop = c["flop_executed"]
-        executed = f"{(flop['linear'] + (flop['attention'] or 0)) / 1e9:,.2f}" + "*" * (flop["attention"] is None)
-        useful = "–" if c["flop_useful"] is None else f"{c['flop_useful'] / 1e9:,.2f}"
-        cells = [
-            name,
-            f"{c['rows_network']:,}",
-            f"{c['rows_head']:,}",
-            f"{c['logits_bytes'] / 1e6:,.1f}",
-            executed,
-            useful,
-        ]
-        cells += [f"{mfu[name]:.1%}" if name in mfu else "–"] * bool(mfu)
-        cells += [f"{(c['peak_bytes'] or 0) / 1e9:.2f}"] * memory
-        table.add_row(*cells)
-    return table

@@ -72,3 +72,10 @@ class SlotCache(Cache):
             if layer.is_initialized:
                 layer.keys = torch.cat([layer.keys, new.keys])
                 layer.values = torch.cat([layer.values, new.values])
+
+    def replace(self, rows: Int[Tensor, " M"], other: SlotCache) -> None:
+        """These sequences make room, in place, for those of another cache of as many slots."""
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            if layer.is_initialized:
+                layer.keys[rows] = new.keys
+                layer.values[rows] = new.values

@@ -36,17 +36,28 @@ class Generation:
 
 class Canvas:
     """`prompts` (token ids) with room for `max_new_tokens` each, up to the end of a block; `index` numbers them.
-    `num_slots` is the length of the longest canvas that these may have to share a batch with."""
+    `num_slots` is the length of the longest canvas that these may have to share a batch with. With `fixed_shapes` no
+    shape depends on what the sequences hold.
+
+    `live` are the rows whose result is not yet taken, and `placement` is another object whenever tensors have moved.
+    """
 
     # What a sequence has a row of.
     STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe")
     STATE += ("finished",)
 
     def __init__(
-        self, denoiser: Denoiser, prompts: list[list[int]], index: list[int], max_new_tokens: int, num_slots: int
+        self,
+        denoiser: Denoiser,
+        prompts: list[list[int]],
+        index: list[int],
+        max_new_tokens: int,
+        num_slots: int,
+        fixed_shapes: bool = False,
     ):
         pattern, device = denoiser.pattern, denoiser.model.device
         self.block_size, self.max_new_tokens, self.num_slots = pattern.block_size, max_new_tokens, num_slots
+        self.fixed_shapes, self.live, self.placement = fixed_shapes, list(range(len(prompts))), object()
         self.cache = SlotCache(denoiser.model.config.get_text_config().num_hidden_layers, num_slots)
         lengths = [len(p) for p in prompts]
         # The host knows how many tokens are read first; after that at most a block is pending.
@@ -78,19 +89,46 @@ class Canvas:
         """How many slots from the left hold committed tokens."""
         return self.masked.int().argmax(1)
 
+    def harvest(self, eos_ids: Int[Tensor, " E"], places_are_wanted: bool = False) -> dict[int, Generation]:
+        """What the sequences that have finished since the last time gave, by their number. Their rows go, unless
+        `places_are_wanted` for others: at once where rows cost time, else when half of them are idle."""
+        finished = self.finished.tolist()
+        over = [n for n in self.live if finished[n]]
+        self.live = [n for n in self.live if not finished[n]]
+        made = self.results(over, eos_ids)
+        most = len(self) // 2 if self.fixed_shapes else len(self)
+        if over and not places_are_wanted and 0 < len(self.live) <= most:
+            self.keep(torch.tensor(self.live, device=self.x.device))
+            self.live = list(range(len(self)))
+        return made
+
     def keep(self, rows: Int[Tensor, " M"]) -> None:
         """Only these sequences stay."""
         for name in self.STATE:
             setattr(self, name, getattr(self, name)[rows])
         self.carry = None if self.carry is None else self.carry[rows]
         self.cache.keep(rows)
+        self.placement = object()
 
     def join(self, other: Canvas) -> None:
-        """The sequences of another canvas, after its first forward, go on in this one."""
+        """The sequences of another canvas, after its first forward, go on in this one: in the places of finished ones
+        if there are enough, so that nothing moves."""
+        idle = sorted(set(range(len(self))) - set(self.live))[: len(other)]
+        if len(idle) == len(other):
+            places = torch.tensor(idle, device=self.x.device)
+            for name in self.STATE:
+                getattr(self, name)[places] = getattr(other, name)
+            if self.carry is not None:
+                self.carry[places] = other.carry
+            self.cache.replace(places, other.cache)
+            self.live += idle
+            return
+        self.live += range(len(self), len(self) + len(other))
         for name in self.STATE:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self.carry = None if self.carry is None else torch.cat([self.carry, other.carry])
         self.cache.join(other.cache)
+        self.placement = object()
 
     def results(self, rows: list[int], eos_ids: Int[Tensor, " E"]) -> dict[int, Generation]:
         """What these sequences gave, by their number, cut at EOS or at their length."""

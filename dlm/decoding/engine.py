@@ -6,31 +6,30 @@ prompt and every finished block are written by a forward that denoises as well, 
 Patterns that cannot cache read the whole canvas in every forward instead. AR is the case of blocks of one token that
 are scored by the last pending token alone, so nothing is left to read as `current`.
 
-Sequences are independent: a finished one leaves the batch, and waiting prompts take its place. The state is on the
-device and shapes do not depend on it, so on a GPU the host waits for it only to ask what is finished.
-
-Which row sees which slot is the pattern's own predicate, applied to the slots.
+Sequences are independent: a finished one leaves the batch, and waiting prompts take its place. On a CPU a step reads
+only what there is to read. On a GPU its shapes are fixed, a finished sequence keeps its place until another takes it,
+the step is replayed as a CUDA graph, and the host waits for the device only to ask what is finished.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import SCRATCH, Canvas, Generation, whole_blocks
+from dlm.decoding.canvas import Canvas, Generation, whole_blocks
+from dlm.decoding.graph import Replay, compiled
+from dlm.decoding.step import Stop, step
 from dlm.denoiser import Denoiser
-from dlm.types import Rows
 
-Stop = Callable[[list[int]], bool]
 OnStep = Callable[[Canvas], None]
 
 # Prompts join a batch when this fraction of it is free: each joining costs a forward of its own.
 JOIN_AT = 0.25
 POLL = 4  # forwards between two looks at what is finished on a device; on the host, looking costs nothing
+BUCKET = 256  # fixed shapes have a multiple of so many slots, so that few are compiled
 
 
 @torch.no_grad()
@@ -44,194 +43,54 @@ def generate(
     generator: torch.Generator | None = None,
     stop: Stop | None = None,
     on_step: OnStep | None = None,
+    compile: bool = False,
 ) -> list[Generation]:
     """Decode every prompt (token ids), in order, up to `batch_size` side by side. `stop(tokens)` ends a sequence early,
-    asked at the end of each block; `on_step(canvas)` is called after every forward. Raises `ValueError` for a prompt
-    that cannot be continued."""
+    asked at the end of each block; `on_step(canvas)` is called after every forward. `compile` compiles a step, once for
+    a shape: minutes for a large model. Raises `ValueError` for a prompt that cannot be continued."""
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1")
     if denoiser.token_shift and not all(prompts):
         raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
     device, size = denoiser.model.device, denoiser.pattern.block_size
     eos_ids = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=device).flatten()
-    poll = 1 if on_host(eos_ids) else POLL
-    training = denoiser.training
-    denoiser.eval()
+    fixed_shapes = compile or device.type != "cpu"
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
     num_slots = max((whole_blocks(len(p) + max_new_tokens, size) for p in prompts), default=0)
+    if fixed_shapes:
+        num_slots = whole_blocks(num_slots, BUCKET)
+    training = denoiser.training
+    denoiser.eval()
     done: dict[int, Generation] = {}
     canvas: Canvas | None = None
+    rest = {"decoder": decoder, "eos_ids": eos_ids, "generator": generator, "stop": stop}
+    advance = Replay(partial(compiled(step) if compile else step, denoiser, **rest), replays(device, decoder, stop))
 
-    def forwards(canvas: Canvas, count: int) -> None:
+    def forwards(run: Callable[[Canvas], None], canvas: Canvas, count: int) -> None:
         for _ in range(count):
-            step(denoiser, canvas, decoder, eos_ids, generator, stop)
+            run(canvas)
             if on_step is not None:
                 on_step(canvas)
 
     while waiting or canvas is not None:
-        free = batch_size - (0 if canvas is None else len(canvas))
+        free = batch_size - (0 if canvas is None else len(canvas.live))
         if waiting and free >= (batch_size * JOIN_AT if canvas is not None else 1):
             chosen, waiting = waiting[:free], waiting[free:]
-            new = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots)
-            forwards(new, 1)
+            new = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots, fixed_shapes)
+            forwards(partial(step, denoiser, **rest), new, 1)
             if canvas is None:
                 canvas = new
             else:
                 canvas.join(new)
         else:
-            forwards(canvas, poll)
-        canvas = harvest(canvas, eos_ids, done)
+            forwards(advance, canvas, POLL if fixed_shapes else 1)
+        done |= canvas.harvest(eos_ids, places_are_wanted=fixed_shapes and bool(waiting))
+        if not canvas.live and not (fixed_shapes and waiting):  # an idle place is still a place
+            canvas = None
     denoiser.train(training)
     return [done[i] for i in range(len(prompts))]
 
 
-def harvest(canvas: Canvas, eos_ids: Int[Tensor, " E"], done: dict[int, Generation]) -> Canvas | None:
-    """Take the finished sequences out of the canvas; None where none is left."""
-    finished = canvas.finished.tolist()
-    over, live = ([n for n, value in enumerate(finished) if value is wanted] for wanted in (True, False))
-    done |= canvas.results(over, eos_ids)
-    if over and live:
-        canvas.keep(torch.tensor(live, device=canvas.x.device))
-    return canvas if live else None
-
-
-def on_host(tensor: Tensor) -> bool:
-    """Whether a value of this tensor can be looked at without waiting for a device."""
-    return tensor.device.type == "cpu"
-
-
-def step(denoiser: Denoiser, canvas: Canvas, decoder: Decoder, eos_ids, generator, stop: Stop | None) -> None:
-    """One forward, and what it commits."""
-    logits = forward(denoiser, canvas)
-    canvas.nfe += ~canvas.finished
-    commit(canvas, decoder, logits, denoiser.token_shift, denoiser.mask_id, eos_ids, generator)
-    advance(canvas, eos_ids, stop)
-
-
-def forward(denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "N K V"]:
-    """The logits of every position of each sequence's current block."""
-    pattern, cache = denoiser.pattern, canvas.cache
-    slots, current = rows_to_read(denoiser, canvas)
-    cache.slots, cache.read = slots, slots_to_see(denoiser, canvas)
-    is_scratch = slots == SCRATCH
-    clean = torch.full_like(slots, not pattern.noisy_stream, dtype=torch.bool)
-    if pattern.clean_stream and pattern.noisy_stream:
-        clean = (slots < canvas.start[:, None]) & ~is_scratch
-    q = Rows(clean, torch.where(is_scratch, -1, 0), slots)
-    k = columns(denoiser, canvas)
-    scored, from_pending = rows_to_score(denoiser, canvas, slots, current)
-    filled = slots.clamp_min(0)  # scratch rows read anything
-    logits = denoiser.score(
-        scored.flatten(),
-        canvas.x.gather(1, filled),
-        filled,
-        denoiser.masks(q, k),
-        past_key_values=cache,
-        use_cache=True,
-    ).view(*scored.shape, -1)
-    if denoiser.token_shift:  # the first token of a block is scored once, when the token before it is written
-        fresh = from_pending[:, None]
-        canvas.carry = logits[:, 0] if canvas.carry is None else torch.where(fresh, logits[:, 0], canvas.carry)
-        logits = torch.cat([canvas.carry[:, None], logits[:, 1:]], 1)
-    if pattern.cacheable:
-        canvas.written = torch.where(canvas.finished, canvas.written, canvas.start)
-        canvas.max_pending = canvas.block_size
-    return logits
-
-
-def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"], Int[Tensor, " N"]]:
-    """The slots of a forward's rows, and the row at which each sequence's current block begins: [pending ; current]
-    filled up with scratch, or the whole canvas where nothing is cached."""
-    pattern, device = denoiser.pattern, canvas.x.device
-    live = ~canvas.finished[:, None]
-    if not pattern.cacheable:
-        slots = torch.arange(slots_to_see(denoiser, canvas), device=device).expand(len(canvas), -1)
-        return torch.where(live & (slots < canvas.length[:, None]), slots, SCRATCH), canvas.start
-    pending = canvas.start - canvas.written
-    width = canvas.max_pending
-    if on_host(canvas.x):  # often nothing is pending, and rows cost time here
-        width = int(torch.where(canvas.finished, 0, pending).max())
-    ahead = torch.arange(width, device=device)
-    slots = torch.where(live & (ahead < pending[:, None]), canvas.written[:, None] + ahead, SCRATCH)
-    if pattern.noisy_stream:
-        slots = torch.cat([slots, torch.where(live, canvas.block_slots(), SCRATCH)], 1)
-    return slots, torch.full_like(canvas.start, width)
-
-
-def slots_to_see(denoiser: Denoiser, canvas: Canvas) -> int:
-    """How many slots are read as columns: on a CPU those that hold something, elsewhere all, for a fixed shape."""
-    if not on_host(canvas.x):
-        return canvas.num_slots
-    end = canvas.start + canvas.block_size * denoiser.pattern.noisy_stream
-    return int((end if denoiser.pattern.cacheable else canvas.length).max())
-
-
-def columns(denoiser: Denoiser, canvas: Canvas) -> Rows:
-    """The slots as columns of the attention matrix, scratch first: those that hold something belong to document 0."""
-    pattern = denoiser.pattern
-    slots = torch.arange(SCRATCH, canvas.cache.read, device=canvas.x.device).expand(len(canvas), -1)
-    end = canvas.start + canvas.block_size * pattern.noisy_stream if pattern.cacheable else canvas.length
-    used = (slots < end[:, None]) & (slots != SCRATCH)
-    clean = torch.full_like(used, not pattern.noisy_stream)
-    if pattern.clean_stream and pattern.noisy_stream:
-        clean = used & (slots < canvas.start[:, None])
-    return Rows(clean, torch.where(used, 0, -1), slots)
-
-
-def rows_to_score(
-    denoiser: Denoiser, canvas: Canvas, slots: Int[Tensor, "N R"], current: Int[Tensor, " N"]
-) -> tuple[Int[Tensor, "N K"], Bool[Tensor, " N"]]:
-    """The flat index of the row that scores each position of the current block, and whether the block's first one is
-    scored by a row of this forward."""
-    batch, width = slots.shape
-    device = slots.device
-    column = current[:, None] + torch.arange(canvas.block_size, device=device)
-    from_pending = torch.zeros(batch, dtype=torch.bool, device=device)
-    if denoiser.token_shift:
-        before = slots == canvas.start[:, None] - 1
-        from_pending = before.any(1)
-        column = torch.cat([before.int().argmax(1, keepdim=True), column[:, 1:] - 1], 1)
-    return column + torch.arange(batch, device=device)[:, None] * width, from_pending
-
-
-def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, mask_id: int, eos_ids, generator) -> None:
-    """Write the tokens that the decoder keeps, at least one per sequence.
-
-    Training documents end in EOS up to the end of their block, so the tail of a block is easily predicted. It must not
-    use up steps: an EOS ranks behind every other token, the leftmost first, and fills what is to its right.
-    """
-    slots = canvas.block_slots()
-    offset = torch.arange(canvas.block_size, device=slots.device)
-    open_ = canvas.masked.gather(1, slots) & ~canvas.finished[:, None]
-    token, confidence = decoder.sample(logits, generator)
-    is_eos = torch.isin(token, eos_ids)
-    rank = torch.where(is_eos, -1 - offset / canvas.block_size, confidence).masked_fill(~open_, -torch.inf)
-    best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True)
-    keep = (decoder.select(confidence.masked_fill(~open_, -1.0), rank) | best) & open_
-    if token_shift:
-        # A first token that is alone has its final score already: it was fixed by the clean context.
-        keep[:, 0] |= open_[:, 0] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1)
-    tail = ((keep & is_eos).cumsum(1) > 0) & open_ & ~keep
-    token = torch.where(tail, eos_ids[0] if len(eos_ids) else mask_id, token)
-    for state, value in (
-        (canvas.x, token),
-        (canvas.masked, torch.zeros_like(keep)),
-        (canvas.step, canvas.nfe[:, None].expand_as(slots)),
-        (canvas.confidence, confidence),
-    ):
-        state.scatter_(1, slots, torch.where(keep | tail, value, state.gather(1, slots)))
-
-
-def advance(canvas: Canvas, eos_ids: Int[Tensor, " E"], stop: Stop | None) -> None:
-    """Finish the sequences that have reached EOS, a stop or their length; move the others on at the end of a block."""
-    filled = canvas.filled()
-    slots = torch.arange(canvas.num_slots + 1, device=canvas.x.device)
-    new = (slots >= canvas.prompt_length[:, None]) & (slots < filled[:, None])
-    ended = (torch.isin(canvas.x, eos_ids) & new).any(1)
-    ended |= filled >= canvas.prompt_length + canvas.max_new_tokens
-    block_done = filled >= canvas.start + canvas.block_size
-    if stop is not None:
-        for n in (block_done & ~ended & ~canvas.finished).nonzero()[:, 0].tolist():
-            ended[n] |= stop(canvas.x[n, canvas.prompt_length[n] : filled[n]].tolist())
-    canvas.finished |= ended
-    canvas.start = torch.where(block_done & ~canvas.finished, canvas.start + canvas.block_size, canvas.start)
+def replays(device: torch.device, decoder: Decoder, stop: Stop | None) -> bool:
+    """Whether a step can be a CUDA graph: nothing in it asks the host, or draws from a generator of the caller's."""
+    return device.type == "cuda" and stop is None and decoder.temperature == 0

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.conversion import prepare
 from dlm.data.packing import Document, collate, pack
 from dlm.denoiser import Denoiser
+from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.types import Batch, generator
 
@@ -60,7 +61,7 @@ def likelihood(
         for begin in range(0, len(rows), batch_size):
             batch = collate(rows[begin : begin + batch_size])
             prepared = prepare(denoiser, masking, batch, generator(seed, sample, begin)).to(denoiser.model.device)
-            nll = torch.nn.functional.cross_entropy(denoiser(prepared.inputs), prepared.scored.target, reduction="none")
+            nll = denoiser.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).nll
             row = prepared.scored.index.cpu() // batch.x0.shape[1]
             per_row.index_add_(0, begin + row, (nll * prepared.scored.weight).double().cpu())
     denoiser.train(training)

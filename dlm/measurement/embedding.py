@@ -73,9 +73,9 @@ def pooled(
         position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         real = position < torch.tensor([len(c) for c in chunk], device=ids.device)[:, None]
         rows = Rows(torch.ones_like(real), torch.where(real, 0, -1), position)
-        hidden = model.base_model(
-            input_ids=ids, position_ids=position, attention_mask=reader.masks(rows, rows), use_cache=False
-        ).last_hidden_state.float()
+        every = torch.arange(ids.numel(), device=ids.device)
+        hidden = reader.hidden(every, ids, position, reader.masks(rows, rows), use_cache=False)
+        hidden = hidden.view(*ids.shape, -1).float()
         made.append(((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)).cpu())
     return normalize(torch.cat(made).numpy())
 

@@ -1,0 +1,237 @@
+"""What a training step needs in memory, known before it runs.
+
+The forward of the decoder is traced on meta tensors, which have shapes and no bytes; what autograd would keep for the
+backward is added up. So the estimate holds for any architecture, and costs no memory itself.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from dlm.attention import block_sparse
+from dlm.attention.masks import BandMask, band_mask
+from dlm.denoiser import Denoiser
+from dlm.readout import chunk_bytes
+from dlm.types import Batch, Noised, Rows
+
+GB = 1e9
+TRACED = "traced"  # the name of the attention that only keeps what the kernels keep
+# Beside a chunk's logits: their float32 copy, the log-softmax, and the gradients of both.
+LOGITS_COPIES = 5
+# Allocators leave gaps, and the temporary tensors of one operation come on top.
+SLACK = 1.1
+PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes at the peak of one training step, by what they hold."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return int(SLACK * sum(asdict(self).values()))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in asdict(self).items())
+        return f"{self.total / GB:.2f} GB ({parts})"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step on rows of `length` tokens, with `views` noisy views of each. `precision` is Lightning's."""
+
+    length: int
+    views: int
+    precision: str
+    device: torch.device
+
+    def activations(self, model: PreTrainedModel) -> torch.dtype:
+        """The type of the activations."""
+        return PRECISIONS.get(self.precision.split("-")[0]) or model.dtype
+
+    def stored(self, parameter: Tensor, activations: torch.dtype) -> int:
+        """The bytes of a parameter. Under autocast a matrix keeps its type, and has a copy in that of the activations;
+        otherwise the whole model is cast."""
+        if self.precision.endswith("mixed"):
+            copied = parameter.ndim > 1 and parameter.dtype != activations
+            return parameter.nbytes + copied * parameter.numel() * activations.itemsize
+        return parameter.numel() * activations.itemsize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is to be trained, and what it is expected to need."""
+
+    checkpointing: bool
+    estimate: Estimate
+
+
+def plan(denoiser: Denoiser, step: Step, batch_size: int, limit: int, checkpointing: bool | None = None) -> Plan:
+    """Whether layers are to be computed again in the backward (activation checkpointing) for a step on `batch_size`
+    rows to stay below `limit` bytes; `checkpointing` settles it beforehand.
+
+    Raises `ValueError`, naming the largest batch that fits, where the step cannot fit.
+    """
+    ways = [False, True] if checkpointing is None else [checkpointing]
+
+    def fitting(rows: int) -> Plan | None:
+        plans = (Plan(way, estimate(denoiser, step, rows, way)) for way in ways)
+        return next((p for p in plans if p.estimate.total <= limit), None)
+
+    if found := fitting(batch_size):
+        return found
+    need = estimate(denoiser, step, batch_size, ways[-1])
+    # Costs grow with the batch, so bisection finds the last that fits.
+    largest = bisect_left(range(1, batch_size), True, key=lambda rows: fitting(rows) is None)
+    remedy = (
+        f"set data.batch_size={largest} trainer.accumulate={math.ceil(batch_size / largest)}"
+        if largest
+        else "not even data.batch_size=1 does: choose a shorter data.length, trainable=lora or a smaller model"
+    )
+    raise ValueError(
+        f"data.batch_size {batch_size} does not fit: a step needs about {need}, and {limit / GB:.2f} GB are "
+        f"available: {remedy} (trainer.volatile.memory_gb=N overrules what was found available)"
+    )
+
+
+def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: bool) -> Estimate:
+    """The bytes of a step on whole rows, every token of which is masked: what a batch needs at most."""
+    model = denoiser.model
+    dtype = step.activations(model)
+    parameters = [(step.stored(p, dtype), p.requires_grad) for p in model.parameters()]
+    trainable = sum(size for size, is_trained in parameters if is_trained)
+    kept, boundary = traced(denoiser, step, batch_size)
+    layers = model.config.get_text_config().num_hidden_layers
+    if checkpointing:  # the inputs of all layers, and all that one keeps
+        kept = layers * boundary + kept // layers
+    output = model.get_output_embeddings().weight
+    chunk = min(batch_size * step.views * step.length * denoiser.row_bytes, chunk_bytes(step.device))
+    head = LOGITS_COPIES * chunk + output.requires_grad * output.numel() * 4
+    return Estimate(sum(size for size, _ in parameters), trainable, 2 * trainable, kept, head)
+
+
+def traced(denoiser: Denoiser, step: Step, batch_size: int) -> tuple[int, int]:
+    """The bytes that autograd keeps of the decoder's forward, and those of the hidden states between two layers."""
+    model = denoiser.model
+    decoder, dtype = model.get_decoder(), step.activations(model)
+    rows = layout(denoiser, step)
+    size = rows.position.shape[1]
+    state = {
+        name: torch.empty_like(t, device="meta", dtype=dtype if t.is_floating_point() else None).requires_grad_(
+            t.requires_grad
+        )
+        for name, t in [*decoder.named_parameters(), *decoder.named_buffers()]
+    }
+    ids = torch.empty(batch_size, size, dtype=torch.long, device="meta")
+    mask = mask_like(denoiser, rows, batch_size, step.device)
+    masks = mask if len(denoiser.layer_types) == 1 else dict.fromkeys(denoiser.layer_types, mask)
+    call = {"input_ids": ids, "position_ids": ids, "attention_mask": masks, "use_cache": False}
+    with keeping(model) as kept:
+        torch.func.functional_call(decoder, state, kwargs=call)
+    own = {t.untyped_storage()._cdata for t in state.values()}
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    total = sum(nbytes for storage, nbytes in storages.items() if storage not in own)
+    return total, batch_size * size * model.config.get_text_config().hidden_size * dtype.itemsize
+
+
+def layout(denoiser: Denoiser, step: Step) -> Rows:
+    """One row of a batch as the network reads it: a single document, all of it masked."""
+    one = torch.zeros(1, step.length, dtype=torch.long)
+    batch = Batch(one, one == 0, one, torch.arange(step.length)[None])
+    views = one.repeat(1, step.views)
+    return denoiser.inputs(batch, Noised(views, views == 0, torch.ones(views.shape)))[0].rows
+
+
+def mask_like(denoiser: Denoiser, rows: Rows, batch_size: int, device: torch.device) -> BandMask | Tensor:
+    """What the layers will be given: bands (none on a GPU, where a kernel has the mask), or a dense mask on meta."""
+    implementation, size = denoiser.model.config._attn_implementation, rows.position.shape[1]
+    if implementation in (block_sparse.NAME, "flex_attention"):
+        return band_mask(denoiser.pattern, rows) if device.type == "cpu" else BandMask((batch_size, 1, size, size), [])
+    dtype = torch.float32 if implementation == "eager" else torch.bool
+    return torch.empty(batch_size, 1, size, size, dtype=dtype, device="meta")
+
+
+@contextmanager
+def keeping(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """All that autograd keeps meanwhile; fused attention is replaced, because on meta tensors it is not fused."""
+    kept: list[Tensor] = []
+    own, training = model.config._attn_implementation, model.training
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    model.train()
+    if own != "eager":
+        model.config._attn_implementation = TRACED
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+            yield kept
+    finally:
+        model.config._attn_implementation = own
+        model.train(training)
+
+
+class Kept(torch.autograd.Function):
+    """An attention kernel as autograd sees it: it keeps its arguments, its output and a log-sum-exp per row."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: BandMask | Tensor) -> Tensor:
+        batch, heads, rows, _ = query.shape
+        output = query.new_empty(batch, heads, rows, value.shape[-1])
+        kept = [query, output, query.new_empty(batch, heads, rows, dtype=torch.float32)]
+        if isinstance(mask, BandMask):  # ranges of columns that are not one are copied side by side
+            columns = sum(c.stop - c.start for band in mask.bands if len(band.columns) > 1 for c in band.columns)
+            kept += [key, value, *(x.new_empty(batch, x.shape[1], columns, x.shape[-1]) for x in (key, value))]
+        else:  # transformers repeat keys and values for all heads wherever there is a mask
+            kept += [mask, *(x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))]
+        ctx.save_for_backward(*kept)
+        return output
+
+
+def traced_attention(
+    module: nn.Module,
+    query: Float[Tensor, "B H Q D"],
+    key: Float[Tensor, "B G K D"],
+    value: Float[Tensor, "B G K E"],
+    attention_mask: BandMask | Tensor,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "B Q H E"], None]:
+    """The interface of transformers' attention functions."""
+    return Kept.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only the inputs of the layers for the backward, which computes the rest again."""
+    # Older releases have it under the second name only.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def available(device: torch.device) -> int:
+    """The bytes that this process may still take, what it holds already included."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+
+
+AttentionInterface.register(TRACED, traced_attention)
+AttentionMaskInterface.register(TRACED, sdpa_mask)

@@ -1,0 +1,115 @@
+"""The memory of a step, estimated before it runs."""
+
+import re
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, VOCAB, denoiser, random_batch, tiny
+
+from dlm import memory
+from dlm.attention import block_sparse
+from dlm.conversion import prepare
+from dlm.loss.nelbo import Nelbo
+from dlm.masking.uniform import Uniform
+from dlm.memory import Step, checkpoint_activations, estimate, plan, traced
+from dlm.types import Noised, generator
+
+CPU = torch.device("cpu")
+LENGTH = 32
+STEP = Step(LENGTH, 1, "32-true", CPU)
+
+
+class All(Uniform):
+    """Everything is masked, as the estimate assumes."""
+
+    def __call__(self, batch, units, mask_id, generator):
+        masked = batch.maskable
+        return Noised(torch.where(masked, mask_id, batch.x0), masked, masked.float())
+
+
+def kept_by_autograd(scorer, rows):
+    """The bytes that a real forward of the decoder keeps, without the weights."""
+    prepared = prepare(scorer, All(), random_batch(rows, LENGTH), generator(0))
+    kept, own = {}, {p.untyped_storage().data_ptr() for p in [*scorer.parameters(), *scorer.buffers()]}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scorer.read(prepared.inputs)
+    return sum(size for address, (size, _) in kept.items() if address not in own)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("implementation", ["sdpa", "block_sparse", "eager"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text"])
+def test_traced_bytes_are_those_that_autograd_keeps(architecture, implementation, rows):
+    model = tiny(architecture, torch.float32).train()
+    if implementation == "eager":
+        model.set_attn_implementation("eager")
+    block_sparse.set_implementation(model, implementation)
+    scorer = denoiser(model, "block", 4, False)
+    got, boundary = traced(scorer, STEP, rows)
+    assert boundary == rows * 2 * LENGTH * 32 * 4
+    # A step leaves out the last clean block; kernels keep a few small tensors of their own.
+    assert got == pytest.approx(kept_by_autograd(scorer, rows), rel=0.12)
+    assert model.config._attn_implementation == implementation
+
+
+def test_parts_of_an_estimate_by_hand():
+    llama = tiny("llama", torch.float32)
+    scorer = denoiser(llama, "block", 4, False)
+    size = sum(p.numel() for p in llama.parameters())
+    found = estimate(scorer, STEP, 2, checkpointing=False)
+    assert (found.weights, found.gradients, found.optimizer) == (4 * size, 4 * size, 8 * size)
+    assert found.head == 5 * 2 * LENGTH * 4 * VOCAB + 4 * VOCAB * 32
+    llama.requires_grad_(False)
+    assert estimate(scorer, STEP, 2, checkpointing=False).optimizer == 0
+    mixed = estimate(scorer, Step(LENGTH, 1, "bf16-mixed", CPU), 2, checkpointing=False)
+    matrices = sum(p.numel() for p in llama.parameters() if p.ndim > 1)
+    assert mixed.weights == 4 * size + 2 * matrices
+    assert estimate(scorer, Step(LENGTH, 1, "bf16-true", CPU), 2, checkpointing=False).weights == 2 * size
+
+
+def test_layers_are_computed_again_only_where_memory_is_short():
+    scorer = denoiser(tiny("llama", torch.float32), "block", 4, False)
+    plenty, short = (estimate(scorer, STEP, 64, way).total for way in (False, True))
+    assert short < plenty
+    assert not plan(scorer, STEP, 64, plenty).checkpointing
+    assert plan(scorer, STEP, 64, plenty - 1).checkpointing
+    assert plan(scorer, STEP, 64, plenty, checkpointing=True).checkpointing
+
+
+@pytest.mark.parametrize("checkpointing", [None, False])
+def test_a_batch_that_cannot_fit_is_refused_naming_the_largest_that_does(checkpointing):
+    scorer = denoiser(tiny("llama", torch.float32), "block", 4, False)
+    limit = estimate(scorer, STEP, 11, checkpointing=checkpointing is None).total
+    with pytest.raises(ValueError, match=r"data\.batch_size 64 does not fit") as refused:
+        plan(scorer, STEP, 64, limit, checkpointing)
+    largest, accumulate = map(int, re.findall(r"batch_size=(\d+) trainer.accumulate=(\d+)", str(refused.value))[0])
+    assert (largest, accumulate) == (11, 6)
+    assert plan(scorer, STEP, largest, limit, checkpointing).estimate.total <= limit
+    with pytest.raises(ValueError, match="not even data.batch_size=1"):
+        plan(scorer, STEP, 64, 1000)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_computing_layers_again_changes_no_gradient(architecture):
+    model = tiny(architecture).train()
+    scorer = denoiser(model, "block", 4, True)
+    prepared = prepare(scorer, All(), random_batch(2, 16), generator(0))
+    found = []
+    for way in (False, True):
+        if way:
+            checkpoint_activations(model)
+        model.zero_grad()
+        torch.manual_seed(0)  # dropout
+        scorer.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).loss.backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_what_is_available_is_more_than_this_process_holds():
+    assert memory.available(CPU) > 2**27

@@ -1,0 +1,130 @@
+"""Speed by counts: the work of a step at the shapes of real models, and what is compiled how often."""
+
+import pytest
+import torch
+from conftest import denoiser, random_batch, tiny
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from dlm.attention.ar import AR
+from dlm.attention.block import Block
+from dlm.attention.masks import TILE, block_mask
+from dlm.bench import flops
+from dlm.conversion import prepare
+from dlm.denoiser import Denoiser
+from dlm.loss.nelbo import Nelbo
+from dlm.masking.uniform import Uniform
+from dlm.parent import layer_types
+from dlm.types import Batch, generator
+
+SHAPES = {
+    "qwen2.5-1.5b": {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-8b": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 12288,
+    },
+}
+LENGTH, BLOCK = 4096, 16
+
+
+class Tiles(torch.autograd.Function):
+    """Attention without work: it is counted by the tiles of its mask."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        ctx.save_for_backward(query, key, value)
+        return torch.empty_like(query)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return tuple(torch.empty_like(t) for t in ctx.saved_tensors)
+
+
+AttentionInterface.register("tiles", lambda module, q, k, v, *args, **kw: (Tiles.apply(q, k, v).transpose(1, 2), None))
+
+
+def step_flop(model, pattern, masked_share):
+    """FLOP of our training step on a row of LENGTH tokens: linear maps as counted, attention by whole tiles."""
+    scorer = Denoiser(model, pattern, 0, isinstance(pattern, AR), layer_types(model))
+    x0 = torch.ones(1, LENGTH, dtype=torch.long)
+    batch = Batch(x0, x0 > 0, torch.zeros_like(x0), torch.arange(LENGTH)[None])
+    level = {"t_min": masked_share, "t_max": masked_share + 1e-6}
+    prepared = prepare(scorer, Uniform(**level), batch, generator(0))
+    mask = block_mask(pattern, prepared.inputs.rows, prepared.inputs.rows)
+    tiles = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
+    scorer.masks = lambda *rows: mask
+    moved = prepared.to("meta")
+    with FlopCounterMode(display=False) as counter:
+        scorer.loss(moved.inputs, moved.scored, Nelbo(), LENGTH).loss.backward()
+    config = model.config
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    pairs = tiles * TILE**2
+    return counter.get_total_flops() + flops.ATTENTION * width * config.num_hidden_layers * pairs
+
+
+@pytest.mark.parametrize(("name", "limit"), [("qwen2.5-1.5b", 1.82), ("qwen3-8b", 1.92)])
+def test_a_step_costs_little_more_than_its_floor_against_an_ar_step(name, limit):
+    """With half of the tokens masked; the floors are 1.76 and 1.85, the naive step is at 2.71 and 2.51."""
+    shape = dict(SHAPES[name])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
+    model.config._attn_implementation = "tiles"
+    ours = step_flop(model, Block(BLOCK), 0.5)
+    closed = flops.Shape.of(model)
+    parent = flops.plain_step(closed, LENGTH, LENGTH * (LENGTH + 1) // 2, LENGTH)
+    assert 1.7 < ours / parent <= limit
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_layers_are_compiled_once_for_a_shape_whatever_the_masks(architecture, checkpointing):
+    torch._dynamo.reset()
+    model = tiny(architecture).train()
+    scorer = denoiser(model, "block", 4, False)
+    counter = CompileCounterWithBackend("aot_eager")
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def step(length, seed):
+        prepared = prepare(scorer, Uniform(), random_batch(2, length, seed=seed), generator(seed))
+        model.zero_grad()
+        loss = scorer.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).loss
+        loss.backward()
+        return loss.item(), [p.grad.clone() for p in model.parameters()]
+
+    plain = [step(64, seed) for seed in range(3)]
+    scorer.compile(backend=counter)
+    compiled = [step(64, seed) for seed in range(3)]
+    for (loss, gradients), (expected, plain_gradients) in zip(compiled, plain, strict=True):
+        assert loss == pytest.approx(expected, rel=1e-6)
+        for ours, theirs in zip(gradients, plain_gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    kinds = 1 if architecture == "llama" else 2  # of layers: sliding ones and full ones
+    assert counter.frame_count <= kinds
+    step(96, 0)
+    assert counter.frame_count <= 2 * kinds
+
+
+def test_a_model_without_layers_that_can_be_compiled_is_refused(monkeypatch, llama):
+    scorer = denoiser(llama, "block", 4, False)
+    monkeypatch.setattr("dlm.denoiser.GradientCheckpointingLayer", dict)
+    with pytest.raises(ValueError, match="trainer.compile"):
+        scorer.compile()
