@@ -54,9 +54,16 @@ parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on o
 	$(BIN)/python -m dlm.train recipe=parent logger=csv
 	$(BIN)/python -m dlm.embedded to=dlm/assets/tiny
 
-ablation-report: $(BIN)/.installed ## train what is missing of Table 1 and Figure 2e, and render reports/ablation
-	$(BIN)/python -m analysis.study sweeps/table1_attention.yaml --jobs $(JOBS) $(ARGS); status=$$?; \
-	$(BIN)/python -m analysis.report --runs runs --out reports/ablation $(ARGS) && exit $$status
+# QUICK=1: one seed and fewer points, to reports/quick. FROM=committed: the committed results as they are.
+STUDY := $(if $(QUICK),scale=quick) $(ARGS)
+REPORT := $(if $(QUICK),reports/quick,reports/ablation)
+ablation-report: $(BIN)/.installed ## do what is missing of the study and render reports/ablation (QUICK=1, FROM=committed)
+ifeq ($(FROM),committed)
+	$(BIN)/python -m analysis.report --committed
+else
+	$(BIN)/python -m analysis.study sweeps/*.yaml --jobs $(JOBS) $(STUDY); status=$$?; \
+	$(BIN)/python -m analysis.report --runs runs --out $(REPORT) $(STUDY) && exit $$status
+endif
 
 PEER ?=
 bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way (PEER=a clone of dllm)
