@@ -31,10 +31,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, previous = path.with_name(f".{path.name}.tmp"), path.with_name(PREVIOUS)
         previous.unlink(missing_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except Exception:
+            temporary.unlink()  # on a full disk every byte counts
+            raise
         if path.exists():
             path.replace(previous)
         temporary.replace(path)

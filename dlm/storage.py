@@ -7,6 +7,7 @@ one host), which object stores mounted as folders do not promise.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-CHECKSUM = "checksum"
+SEALED, CHECKSUM = "sealed", "checksum"  # two, so that no flipped bit can make a file seem to be from before checksums
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -33,8 +35,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """A JSON object with its own checksum in it."""
-    values = {name: value for name, value in values.items() if name != CHECKSUM}
-    write_atomically(path, json.dumps(values | {CHECKSUM: checksum(values)}, indent=1))
+    write_atomically(path, json.dumps(values | {SEALED: True, CHECKSUM: checksum(values)}, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -43,8 +44,8 @@ def read_json(path: Path) -> dict[str, Any]:
     values = json.loads(path.read_bytes())
     if not isinstance(values, dict):
         raise ValueError(f"it holds {type(values).__name__}, not an object")
-    found = values.pop(CHECKSUM, None)
-    if found is not None and found != checksum(values):
+    sealed, found = values.pop(SEALED, None), values.pop(CHECKSUM, None)
+    if (sealed or found) and not (sealed and found == checksum(values)):
         raise ValueError("its checksum is wrong")
     return values
 
@@ -67,3 +68,12 @@ def damaged(folder: Path, expected: dict[str, str]) -> list[str]:
     """Those files of `digests` that are missing or have changed."""
     found = digests(folder, [folder / name for name in expected])
     return [name for name, digest in expected.items() if found.get(name) != digest]
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; torch and safetensors wrap what the system says in their own errors."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import resource
 import shutil
 import time
@@ -28,7 +27,7 @@ from dlm.lease import Busy, lease
 from dlm.loggers import Progress, close_wandb, loggers
 from dlm.metrics import MetricTable
 from dlm.runs import Run, environment
-from dlm.storage import digests
+from dlm.storage import digests, disk_is_full
 
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
@@ -85,8 +84,11 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
     with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
         run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
     close_wandb(cfg.logger, {}, failed=True)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise ValueError(f"{error}: free space and give the same command again, it goes on where it was") from error
+    if not stopped and disk_is_full(error):
+        raise ValueError(
+            f"the disk of {str(run.folder)!r} is full ({error}): free space and give the same command again, it goes "
+            "on where it was"
+        ) from error
 
 
 def fit(cfg: DictConfig, run: Run) -> None:
