@@ -16,7 +16,7 @@ from dlm.types import LossOutput
 
 # Logits of a chunk, in float32. A backward keeps about four times that; smaller chunks add up more often the gradient
 # of the output embedding, which is as large.
-CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
 
 ChunkLoss = Callable[[Tensor, slice], LossOutput]
 
@@ -88,11 +88,17 @@ class GradientsInForward(torch.autograd.Function):
             of_hidden.append(of_rows)
             nll.append(output.nll)
             total = total + output.loss.detach()
-        ctx.save_for_backward(torch.cat(of_hidden), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)))
+        # Kept as values, not as saved tensors, so that the backward may scale them where they are.
+        ctx.gradients = [torch.cat(of_hidden), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))]
         nll = torch.cat(nll)
         ctx.mark_non_differentiable(nll)
         return total, nll
 
     @staticmethod
     def backward(ctx, scale: Tensor, _):
-        return None, None, *(scale * gradient for gradient in ctx.saved_tensors)
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "the loss in chunks has one backward: its gradients are made in the forward and given away"
+            )
+        return None, None, *(gradient.mul_(scale) for gradient in gradients)

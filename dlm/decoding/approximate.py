@@ -67,8 +67,9 @@ class ApproximateCache(Threshold):
             while not bool(canvas.finished.all()):
                 block = canvas.start.clone()
                 logits = forward(denoiser, canvas, age == 0, self.reads_suffix)
+                token, confidence = self.sample(logits, generator)
                 canvas.nfe += ~canvas.finished
-                commit(canvas, self, logits, denoiser.token_shift, denoiser.mask_id, eos_ids, generator)
+                commit(canvas, self, token, confidence, denoiser.token_shift, denoiser.mask_id, eos_ids)
                 advance(canvas, eos_ids, stop)
                 if on_step is not None:
                     on_step(canvas)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dlm.decoding.cache import SlotCache
@@ -44,7 +44,7 @@ class Canvas:
 
     # What a sequence has a row of.
     STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe")
-    STATE += ("finished",)
+    STATE += ("finished", "token", "certainty")
 
     def __init__(
         self,
@@ -76,7 +76,9 @@ class Canvas:
         self.step = torch.zeros(shape, dtype=torch.long, device=device)
         self.confidence = torch.zeros(shape, device=device)
         self.finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        self.carry: Float[Tensor, "N V"] | None = None
+        # The last prediction of every position of the current block.
+        self.token = torch.zeros(len(prompts), self.block_size, dtype=torch.long, device=device)
+        self.certainty = torch.zeros(len(prompts), self.block_size, device=device)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -84,6 +86,10 @@ class Canvas:
     def block_slots(self) -> Int[Tensor, "N K"]:
         """The slots of each sequence's current block."""
         return self.start[:, None] + torch.arange(self.block_size, device=self.x.device)
+
+    def open(self) -> Bool[Tensor, "N K"]:
+        """The positions of each sequence's current block that are still masked; none of a finished one."""
+        return self.masked.gather(1, self.block_slots()) & ~self.finished[:, None]
 
     def filled(self) -> Int[Tensor, " N"]:
         """How many slots from the left hold committed tokens."""
@@ -106,7 +112,6 @@ class Canvas:
         """Only these sequences stay."""
         for name in self.STATE:
             setattr(self, name, getattr(self, name)[rows])
-        self.carry = None if self.carry is None else self.carry[rows]
         self.cache.keep(rows)
         self.placement = object()
 
@@ -118,15 +123,12 @@ class Canvas:
             places = torch.tensor(idle, device=self.x.device)
             for name in self.STATE:
                 getattr(self, name)[places] = getattr(other, name)
-            if self.carry is not None:
-                self.carry[places] = other.carry
             self.cache.replace(places, other.cache)
             self.live += idle
             return
         self.live += range(len(self), len(self) + len(other))
         for name in self.STATE:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        self.carry = None if self.carry is None else torch.cat([self.carry, other.carry])
         self.cache.join(other.cache)
         self.placement = object()
 

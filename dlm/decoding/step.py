@@ -24,14 +24,16 @@ Stop = Callable[[list[int]], bool]
 
 def step(denoiser: Denoiser, canvas: Canvas, decoder: Decoder, eos_ids, generator, stop: Stop | None) -> None:
     """One forward, and what it commits. `stop` looks at tokens on the host, for which it waits."""
-    logits = forward(denoiser, canvas)
+    token, confidence = predict(denoiser, canvas, decoder, generator)
     canvas.nfe += ~canvas.finished
-    commit(canvas, decoder, logits, denoiser.token_shift, denoiser.mask_id, eos_ids, generator)
+    commit(canvas, decoder, token, confidence, denoiser.token_shift, denoiser.mask_id, eos_ids)
     advance(canvas, eos_ids, stop)
 
 
-def forward(denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "N K V"]:
-    """The logits of every position of each sequence's current block."""
+def predict(
+    denoiser: Denoiser, canvas: Canvas, decoder: Decoder, generator
+) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
+    """A token for every open position of each sequence's current block, and its confidence; anything elsewhere."""
     pattern, cache = denoiser.pattern, canvas.cache
     slots, current = rows_to_read(denoiser, canvas)
     cache.slots, cache.read = slots, slots_to_see(denoiser, canvas)
@@ -40,26 +42,23 @@ def forward(denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "N K V"]:
     if pattern.clean_stream and pattern.noisy_stream:
         clean = (slots < canvas.start[:, None]) & ~is_scratch
     q = Rows(clean, torch.where(is_scratch, -1, 0), slots)
-    k = columns(denoiser, canvas)
-    scored, from_pending = rows_to_score(denoiser, canvas, slots, current)
+    masks = denoiser.masks(q, columns(denoiser, canvas))
+    scored, fresh = rows_to_score(denoiser, canvas, slots, current)
+    wanted = canvas.open() & fresh
     filled = slots.clamp_min(0)  # scratch rows read anything
-    logits = denoiser.score(
-        scored.flatten(),
-        canvas.x.gather(1, filled),
-        filled,
-        denoiser.masks(q, k),
-        past_key_values=cache,
-        use_cache=True,
-    ).view(*scored.shape, -1)
-    if denoiser.token_shift:  # the first token of a block is scored once, when the token before it is written
-        if canvas.carry is None:
-            canvas.carry = logits[:, 0].clone()
-        canvas.carry.copy_(torch.where(from_pending[:, None], logits[:, 0], canvas.carry))
-        logits = torch.cat([canvas.carry[:, None], logits[:, 1:]], 1)
+    # The head is most of a small model's work, so on a CPU it sees no row that is not asked for.
+    rows = scored.flatten() if canvas.fixed_shapes else scored[wanted]
+    logits = denoiser.score(rows, canvas.x.gather(1, filled), filled, masks, past_key_values=cache, use_cache=True)
+    found = decoder.sample(logits[None], generator)
+    for state, new in zip((canvas.token, canvas.certainty), found, strict=True):
+        if canvas.fixed_shapes:
+            state.copy_(torch.where(fresh, new.view_as(fresh), state))
+        else:
+            state[wanted] = new[0].to(state.dtype)
     if pattern.cacheable:
         canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start))
         canvas.max_pending = canvas.block_size
-    return logits
+    return canvas.token, canvas.certainty
 
 
 def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"], Int[Tensor, " N"]]:
@@ -103,21 +102,29 @@ def columns(denoiser: Denoiser, canvas: Canvas) -> Rows:
 
 def rows_to_score(
     denoiser: Denoiser, canvas: Canvas, slots: Int[Tensor, "N R"], current: Int[Tensor, " N"]
-) -> tuple[Int[Tensor, "N K"], Bool[Tensor, " N"]]:
-    """The flat index of the row that scores each position of the current block, and whether the block's first one is
-    scored by a row of this forward."""
+) -> tuple[Int[Tensor, "N K"], Bool[Tensor, "N K"]]:
+    """The flat index of the row that scores each position of the current block, and whether it is in this forward. With
+    the shift a block's first token is scored once, by the token before it when that is written."""
     batch, width = slots.shape
     device = slots.device
     column = current[:, None] + torch.arange(canvas.block_size, device=device)
-    from_pending = torch.zeros(batch, dtype=torch.bool, device=device)
+    fresh = torch.ones_like(column, dtype=torch.bool)
     if denoiser.token_shift:
         before = slots == canvas.start[:, None] - 1
-        from_pending = before.any(1)
+        fresh = torch.cat([before.any(1, keepdim=True), fresh[:, 1:]], 1)
         column = torch.cat([before.int().argmax(1, keepdim=True), column[:, 1:] - 1], 1)
-    return column + torch.arange(batch, device=device)[:, None] * width, from_pending
+    return column + torch.arange(batch, device=device)[:, None] * width, fresh
 
 
-def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, mask_id: int, eos_ids, generator) -> None:
+def commit(
+    canvas: Canvas,
+    decoder: Decoder,
+    token: Int[Tensor, "N K"],
+    confidence: Float[Tensor, "N K"],
+    token_shift: bool,
+    mask_id: int,
+    eos_ids: Int[Tensor, " E"],
+) -> None:
     """Write the tokens that the decoder keeps, at least one per sequence.
 
     Training documents end in EOS up to the end of their block, so the tail of a block is easily predicted. It must not
@@ -125,8 +132,7 @@ def commit(canvas: Canvas, decoder: Decoder, logits, token_shift: bool, mask_id:
     """
     slots = canvas.block_slots()
     offset = torch.arange(canvas.block_size, device=slots.device)
-    open_ = canvas.masked.gather(1, slots) & ~canvas.finished[:, None]
-    token, confidence = decoder.sample(logits, generator)
+    open_ = canvas.open()
     is_eos = torch.isin(token, eos_ids)
     rank = torch.where(is_eos, -1 - offset / canvas.block_size, confidence).masked_fill(~open_, -torch.inf)
     best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True)
