@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.canvas import SCRATCH, Canvas, Generation, whole_blocks
-from dlm.decoding.engine import OnStep, Stop, advance, commit
+from dlm.decoding.engine import OnStep
+from dlm.decoding.step import Stop, advance, commit
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
 from dlm.types import Rows
@@ -64,7 +65,7 @@ class ApproximateCache(Threshold):
             canvas = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots)
             age = torch.zeros_like(canvas.start)  # forwards since the whole canvas was read; 0: it must be read now
             while not bool(canvas.finished.all()):
-                block = canvas.start
+                block = canvas.start.clone()
                 logits = forward(denoiser, canvas, age == 0, self.reads_suffix)
                 canvas.nfe += ~canvas.finished
                 commit(canvas, self, logits, denoiser.token_shift, denoiser.mask_id, eos_ids, generator)

@@ -12,6 +12,12 @@ from dlm.decoding.base import Decoder
 from dlm.denoiser import Denoiser
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> list[list[int]]:
+    """The prompts as a model reads them, with BOS where training had it."""
+    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    return [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
+
+
 def run_tasks(
     denoiser: Denoiser,
     tokenizer: PreTrainedTokenizerBase,
@@ -21,8 +27,7 @@ def run_tasks(
     batch_size: int,
 ) -> pd.DataFrame:
     """One row per example: `family, correct, tokens, nfe, output` and the per-position `step` and `confidence`."""
-    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    prompts = [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
+    prompts = prompt_ids(tokenizer, examples)
     generations = decoder.generate(denoiser, prompts, max_new_tokens, tokenizer.eos_token_id, batch_size=batch_size)
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):

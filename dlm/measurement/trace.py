@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from dlm.data import tasks
 from dlm.decoding.base import Decoder
-from dlm.evaluation.generation import run_tasks, trace_summary
+from dlm.evaluation.generation import prompt_ids, run_tasks, trace_summary
 from dlm.measurement.base import Measurement
 
 
@@ -44,10 +44,13 @@ class Trace(Measurement):
         """The decoding of one item: for each forward (`step`, from 1) the `confidence` of every position that was still
         masked, and which were `committed`; `tokens` has the text of each position of the answer, the first of which is
         `prompt_tokens`."""
-        recorder = Recorder(self.decoder)
-        row = run_tasks(denoiser, tokenizer, [example], recorder, self.max_new_tokens, 1).iloc[0]
-        begin, size = int(row["prompt_tokens"]), denoiser.pattern.block_size
-        step_of = {begin + i: step for i, step in enumerate(row["step"])}
+        recorder, (prompt,) = Recorder(self.decoder), prompt_ids(tokenizer, [example])
+        # With a `stop` no step is replayed as a CUDA graph, in which nothing could be recorded.
+        (made,) = recorder.generate(
+            denoiser, [prompt], self.max_new_tokens, tokenizer.eos_token_id, stop=lambda tokens: False
+        )
+        size = denoiser.pattern.block_size
+        step_of = dict(enumerate(made.step, start=len(prompt)))
         cells = []
         for step, confidence in enumerate(recorder.seen, start=1):
             # What is committed from here on begins in the current block; a token behind the later EOS is not kept.
@@ -56,13 +59,11 @@ class Trace(Measurement):
                 if value >= 0 and position in step_of:
                     committed = step_of[position] == step
                     cells.append({"position": position, "step": step, "confidence": value, "committed": committed})
-        ids = tokenizer(row["output"], add_special_tokens=False)["input_ids"]
-        texts = [tokenizer.decode([i]) for i in ids] + [tokenizer.eos_token] * (len(step_of) - len(ids))
         return {
             "prompt": example.prompt,
-            "output": row["output"],
-            "prompt_tokens": begin,
-            "tokens": texts,
+            "output": tokenizer.decode(made.tokens, skip_special_tokens=True),
+            "prompt_tokens": len(prompt),
+            "tokens": [tokenizer.decode([token]) for token in made.tokens],
             "cells": cells,
         }
 
