@@ -101,8 +101,8 @@ def parallel(rows: pd.DataFrame) -> pd.DataFrame:
 def work(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
     """Training cost of every point, and how good it is at equal tokens and at equal FLOPs."""
     runs = results.of("runs", SWEEP)
-    runs = runs.assign(teraflop=runs["train_flops"].astype(float) / 1e12, minutes=runs["train_seconds"] / 60)
-    shown = {"tokens": "tokens", "teraflop": "TFLOP", "minutes": "minutes", "val_nelbo": "NELBO"}
+    runs = runs.assign(minutes=runs["train_seconds"].astype(float) / 60)
+    shown = {"tokens": "tokens", "train_flops": "TFLOP", "minutes": "minutes", "val_nelbo": "NELBO"}
     made = by_point(runs, shown)
     equal = at_equal_flops(curves)
     return made.assign(**{"NELBO, equal FLOPs": [equal.get(point) for point in made["point"]]})
