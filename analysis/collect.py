@@ -15,7 +15,8 @@ from analysis.measurements import tables_of
 from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from analysis.sweep import Point, load_sweep
 from dlm.drift import by_layer
-from dlm.runs import Run, write_atomically
+from dlm.runs import Run
+from dlm.storage import write_atomically
 
 VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval

@@ -28,7 +28,7 @@ from analysis.collect import collect
 from analysis.exhibits import Exhibit, Plot, Table
 from analysis.provenance import code, failed, notes, quantity, ran, setting
 from analysis.results import FINISHED, Results
-from dlm.runs import write_atomically
+from dlm.storage import write_atomically
 
 RESULTS = "results.json"
 PAGES = ("index.html", "index.md", "index.tex")
