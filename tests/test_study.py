@@ -284,24 +284,50 @@ def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
     assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
 
 
+JOB = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('clean')"
+DRIVER = """
+import sys, analysis.study as s
+s.commands = lambda runs, threads: s.Commands(lambda point: [sys.executable, "-c", {job!r}], None)
+sys.argv = ["study", {sweep!r}, "--runs", {runs!r}, "--jobs", "2", "tokens=4096", "seed=0"]
+raise SystemExit(s.main())
+"""
+
+
+def begin_two_jobs(runs_dir, **options) -> subprocess.Popen:
+    """A study in a process of its own whose two first jobs have begun, and last."""
+    driver = DRIVER.format(job=JOB, sweep=str(TABLE1), runs=str(runs_dir))
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
+    wait_for(runs_dir, ["begun\n"] * 2, 60)
+    return process
+
+
+def wait_for(runs_dir, logs: list[str], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while written(runs_dir) != logs and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def written(runs_dir) -> list[str]:
+    return [p.read_text() for p in (runs_dir / ".logs").glob("*.log")]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_path):
     """Also by SIGTERM in the background of a shell, where SIGINT is ignored."""
-    job = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('clean')"
-    driver = f"""
-import sys, analysis.study as s
-s.commands = lambda runs, threads: s.Commands(lambda point: [sys.executable, "-c", {job!r}], None)
-sys.argv = ["study", {str(TABLE1)!r}, "--runs", {str(tmp_path)!r}, "--jobs", "2", "tokens=4096", "seed=0"]
-raise SystemExit(s.main())
-"""
-    begin = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **begin)
-    until = time.monotonic() + 60
-    while [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] != ["begun\n"] * 2 and time.monotonic() < until:
-        time.sleep(0.05)
+    ignored = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    process = begin_two_jobs(tmp_path, **ignored)
     os.kill(process.pid, sent)
     assert process.wait(20) == 130 and "the same command goes on" in process.stderr.read()
-    assert [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] == ["begun\nclean\n"] * 2
+    assert written(tmp_path) == ["begun\nclean\n"] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_study_that_is_killed_leaves_no_job_behind(tmp_path):
+    process = begin_two_jobs(tmp_path)
+    process.kill()
+    process.wait(20)
+    wait_for(tmp_path, ["begun\nclean\n"] * 2, 20)
+    assert written(tmp_path) == ["begun\nclean\n"] * 2
 
 
 def test_the_time_to_go_is_the_work_left_at_the_rates_seen(folder, tmp_path):
