@@ -67,13 +67,19 @@ def by_name(sweep):
     return {point.name: point for point in sweep.points}
 
 
-@pytest.mark.parametrize("scale", ["embedded", "paper"])  # the smoke study composes its own
-def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(scale):
+PAPER_SCALE = ["scale=paper", "model=qwen2_5_1_5b", "trainer=gpu", "data=text", "data.path=corpus.jsonl"]
+
+
+@pytest.mark.parametrize("overrides", [[], PAPER_SCALE])  # the smoke study composes its own
+def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(overrides):
+    parents = set()
     for path in SWEEPS:
-        found = load_sweep(path, [f"scale={scale}"])
+        found = load_sweep(path, overrides)
         assert len({p.run for p in found.points}) == len(found.points) >= 1
         assert all(re.fullmatch(r"[0-9a-f]{12}", p.run) for p in found.points)
         assert all(p.config["tokens"] >= 1 for p in found.points)
+        parents |= {p.config["model"].get("path") for p in found.points}
+    assert (parents >= {"Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-4B-Base", "Qwen/Qwen3-8B-Base"}) == bool(overrides)
 
 
 def test_runs_from_before_there_were_scales_keep_their_ids():
