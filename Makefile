@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format sweep study parent parents ablation-report bench bench-gpu clean
+.PHONY: help install train test test-all lint format sweep study parent parents ablation-report bench
+.PHONY: bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,22 +54,40 @@ parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on o
 	$(BIN)/python -m dlm.train recipe=parent logger=csv
 	$(BIN)/python -m dlm.embedded to=dlm/assets/tiny
 
-ablation-report: $(BIN)/.installed ## train what is missing of Table 1 and Figure 2e, and render reports/ablation
-	$(BIN)/python -m analysis.study sweeps/table1_attention.yaml --jobs $(JOBS) $(ARGS); status=$$?; \
-	$(BIN)/python -m analysis.report --runs runs --out reports/ablation $(ARGS) && exit $$status
+# QUICK=1: one seed and fewer points, to reports/quick. FROM=committed: the committed results as they are.
+STUDY := $(if $(QUICK),scale=quick) $(ARGS)
+REPORT := $(if $(QUICK),reports/quick,reports/ablation)
+ablation-report: $(BIN)/.installed ## do what is missing of the study and render reports/ablation (QUICK=1, FROM=committed)
+ifeq ($(FROM),committed)
+	$(BIN)/python -m analysis.report --committed
+else
+	$(BIN)/python -m analysis.study sweeps/*.yaml --jobs $(JOBS) $(STUDY); status=$$?; \
+	$(BIN)/python -m analysis.report --runs runs --out $(REPORT) $(STUDY) && exit $$status
+endif
 
 PEER ?=
 bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way (PEER=a clone of dllm)
 	$(BIN)/python -m dlm.benchmark bench=train peer.dllm=$(or $(PEER),null) $(ARGS)
 	$(BIN)/python -m dlm.benchmark bench=decode peer.dllm=$(or $(PEER),null) $(ARGS)
 
-# With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch.
+# With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch. Each takes at most ten
+# minutes, and needs no network: the weights are random, of the real shapes. PEAKS are those measured on one H200.
 BENCH_PYTHON ?= python3
-GPU := model=random_1_5b device=cuda dtype=bfloat16
-bench-gpu: ## the GPU tests, then training and decoding at the shape of Qwen2.5-1.5B on one GPU
+PEAKS ?= peak_tflops=790 peak_bandwidth_gbs=4300
+GPU = $(BENCH_PYTHON) -m dlm.benchmark device=cuda dtype=bfloat16 compile=true $(PEAKS)
+TRAIN = $(GPU) bench=train bench.length=4096 bench.batch_size=1 bench.block_size=32
+DECODE = $(GPU) bench=decode bench.prompt_length=512 bench.new_tokens=128 bench.block_sizes=[32]
+bench-gpu: ## the GPU tests, and a training step at the shape of Qwen2.5-1.5B on one GPU
 	$(BENCH_PYTHON) -m pytest -m gpu
-	$(BENCH_PYTHON) -m dlm.benchmark bench=train $(GPU) bench.length=4096 bench.batch_size=1 $(ARGS)
-	$(BENCH_PYTHON) -m dlm.benchmark bench=decode $(GPU) bench.prompt_length=512 bench.new_tokens=128 $(ARGS)
+	$(TRAIN) model=random_1_5b $(ARGS)
+
+bench-gpu-8b: ## a training step at the shape of Qwen3-8B
+	$(TRAIN) model=random_8b gate_dtype=bfloat16 repeats=3 $(ARGS)
+
+bench-gpu-decode: ## decoding at the shapes of Qwen2.5-1.5B, Qwen3-4B and Qwen3-8B
+	$(DECODE) model=random_1_5b bench.batch_sizes=[1,8,32] bench.tokens_per_step=[1,2,4] $(ARGS)
+	$(DECODE) model=random_4b bench.batch_sizes=[1] $(ARGS)
+	$(DECODE) model=random_8b bench.batch_sizes=[1] gate_dtype=bfloat16 $(ARGS)
 
 clean: ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

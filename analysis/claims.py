@@ -2,96 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
+from types import ModuleType
+from typing import Any
 
 import pandas as pd
-from scipy.stats import binomtest
+import yaml
 
-from analysis.runs import items
-from analysis.sweep import Point
-from dlm.runs import Run
-
-SIGNIFICANT = 0.05
-Found = list[tuple[Point, Run]]
+from analysis.exhibits import Table
+from analysis.results import Results
+from analysis.stats import DISAGREES, Effect, overall
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim and what became of it. `paper` and `ours` are formatted effects, `test` says how it was decided, `runs`
-    on what."""
+class Claim:
+    """What the paper says, what was found, and the verdict over all its comparisons."""
 
+    id: str
+    artefact: str
     text: str
-    rows: str
-    paper: str
-    ours: str = ""
-    test: str = ""
-    verdict: str = "no runs"
-    runs: tuple[str, ...] = ()
+    effects: tuple[Effect, ...]
+    tested: str = ""
+
+    @property
+    def verdict(self) -> str:
+        return overall(self.effects)
+
+    @property
+    def cause(self) -> str:
+        """Why our result is another than the paper's, as far as it was tested; nothing where it is not."""
+        return self.tested if self.verdict == DISAGREES else ""
 
 
-def of(found: Found, name: str) -> dict[int, Run]:
-    """The runs of a point by seed."""
-    return {point.seed: run for point, run in found if point.name == name}
+def paper_numbers() -> dict[str, Any]:
+    """What the paper prints, from `analysis/paper.yaml`."""
+    return read("paper.yaml")
 
 
-def accuracy_verdict(claim: dict, found: Found, paper: dict) -> Verdict:
-    """Is `better` more accurate than `worse` at one token per step?
-
-    Decided by the exact sign test over items: of the items that the two answer differently, for how many is `better`
-    right more often over the seeds? With one seed this is McNemar's test. An item counts once however many seeds
-    answered it, because its answers are not independent.
-    """
-    better, worse = of(found, claim["better"]), of(found, claim["worse"])
-    rows = f"{claim['better']} − {claim['worse']}"
-    printed = f"{paper['average'][claim['better']] - paper['average'][claim['worse']]:+.1f} points"
-    seeds = sorted(better.keys() & worse.keys())
-    if not seeds:
-        return Verdict(claim["text"], rows, printed)
-    gains = pd.concat([gain(better[s], worse[s]) for s in seeds], axis=1)
-    per_item = gains.sum(axis=1)
-    wins, losses = int((per_item > 0).sum()), int((per_item < 0).sum())
-    p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    per_seed = 100 * gains.mean()
-    ours = f"{per_seed.mean():+.1f} points"
-    if len(seeds) > 1:
-        ours += f" ({per_seed.min():+.1f} to {per_seed.max():+.1f})"
-    test = f"{'sign test' if len(seeds) > 1 else 'McNemar'}: {wins} to {losses} of {len(gains)} items, p = {p:.2g}, "
-    test += count(seeds)
-    verdict = "undecided" if p >= SIGNIFICANT else "agrees" if wins > losses else "disagrees"
-    runs = tuple(run.id for seed in seeds for run in (better[seed], worse[seed]))
-    return Verdict(claim["text"], rows, printed, ours, test, verdict, runs)
+def read(name: str) -> dict[str, Any]:
+    """A YAML of this package."""
+    return yaml.safe_load(resources.files("analysis").joinpath(name).read_text(encoding="utf-8")) or {}
 
 
-def gain(better: Run, worse: Run) -> pd.Series:
-    """For every item 1 where only `better` is right, -1 where only `worse` is, else 0."""
-    first, second = items(better), items(worse)
-    if list(first["family"]) != list(second["family"]):
-        raise ValueError(
-            f"runs {better.id} and {worse.id} answered different items ({len(first)} and {len(second)}): evaluate both "
-            "again with python -m dlm.evaluate run=ID"
+def evaluate_claims(results: Results, paper: dict[str, Any], modules: Mapping[str, ModuleType]) -> list[Claim]:
+    """Every claim of the paper, by the function of its artefact that has its id as its name."""
+    causes = read("causes.yaml")
+    return [
+        Claim(
+            c["id"],
+            c["from"],
+            c["text"],
+            tuple(getattr(modules[c["from"]], c["id"])(results, paper)),
+            causes.get(c["id"], ""),
         )
-    return first["correct"].astype(int) - second["correct"].astype(int)
+        for c in paper["claims"]
+    ]
 
 
-def drift_verdict(claim: dict, drift: pd.DataFrame) -> Verdict:
-    """Do the weights of `more` move further (relative Frobenius norm) than those of `less`? Decided where all layers
-    say the same."""
-    rows = f"{claim['more']} / {claim['less']}, {claim['kind']}"
-    nothing = Verdict(claim["text"], rows, "further")
-    if drift.empty:
-        return nothing
-    tables = [drift[(drift["point"] == claim[side]) & (drift["kind"] == claim["kind"])] for side in ("more", "less")]
-    seeds = sorted(set(tables[0]["seed"]) & set(tables[1]["seed"]))
-    if not seeds:
-        return nothing
-    tables = [table[table["seed"].isin(seeds)] for table in tables]
-    more, less = (table.groupby("layer")["relative"].mean() for table in tables)
-    ahead, behind = int((more > less).sum()), int((more < less).sum())
-    verdict = "agrees" if ahead == len(more) else "disagrees" if behind == len(more) else "undecided"
-    test = f"further in {ahead} of {len(more)} layers, {count(seeds)}"
-    runs = tuple(dict.fromkeys(run for table in tables for run in table["run"]))
-    return Verdict(claim["text"], rows, nothing.paper, f"× {(more / less).mean():.2f}", test, verdict, runs)
+def shown(effect: Effect) -> str:
+    """An effect with its interval: `+9.5 points (+3.1 to +15.8)`."""
+    if not effect.seeds:
+        return "–"
+    unit = effect.shown[effect.shown.index("}") + 1 :]
+    bare = effect.shown.removesuffix(unit)
+    interval = "" if pd.isna(effect.low) else f" ({bare.format(effect.low)} to {bare.format(effect.high)})"
+    return (effect.shown.format(effect.value) + interval).replace("-", "−")
 
 
-def count(seeds: list[int]) -> str:
-    return "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+def claim_table(claims: list[Claim]) -> Table:
+    """Claims and their comparisons, a row each, for Markdown, LaTeX and the terminal."""
+    rows = [
+        {
+            "claim": claim.text if first else "",
+            "verdict": claim.verdict if first else "",
+            "comparison": effect.what,
+            "here (95 %)": shown(effect),
+            "paper": effect.printed,
+            "found": effect.verdict,
+            "from": effect.why,
+        }
+        for claim in claims
+        for first, effect in zip([True] + [False] * len(claim.effects), claim.effects, strict=False)
+    ]
+    return Table(pd.DataFrame(rows), RULE)
+
+
+RULE = (
+    "A comparison expects its effect above 0. It is decided where the 95 % interval leaves out 0 and there are at "
+    "least three seeds, else undecided. Accuracy: paired by item and seed, items by the bootstrap, seeds by Student's "
+    "t; everything else: Student's t over seeds. Not corrected for the number of comparisons. A claim agrees where all "
+    "its comparisons do, and disagrees where one does."
+)

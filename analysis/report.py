@@ -1,205 +1,194 @@
-"""Render the study: `python -m analysis.report --runs runs --out reports/ablation` → index.html, index.md, figures.
+"""Render the study: `python -m analysis.report [--runs runs] [--out reports/ablation]`.
 
-Everything shown is read from finished runs; where there are none the report says so.
+Collects the runs of all sweeps into `results.json` and renders from it `index.html` (self-contained), `index.md`,
+`index.tex` and `figures/`. `--committed` renders from the `results.json` that is there, which gives the same bytes.
+`--show NAME` prints an artefact's tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import math
 import os
-import shlex
+import shutil
+import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
-import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from rich.console import Console
 
-from analysis.claims import Verdict, accuracy_verdict, drift_verdict
-from analysis.figure2e import MEASURES, STYLES, drift_by_layer, figure2e, save
-from analysis.runs import DOMAINS, tidy
-from analysis.sweep import FINISHED, Point, Sweep, load_sweep
-from analysis.table1 import MEASURED, parallel_table, table1
-from dlm.runs import Run, write_atomically
+from analysis import render
+from analysis.artefacts import artefacts
+from analysis.claims import Claim, claim_table, evaluate_claims, paper_numbers, shown
+from analysis.collect import collect
+from analysis.exhibits import Exhibit, Plot, Table
+from analysis.provenance import code, failed, notes, quantity, ran, setting
+from analysis.results import FINISHED, Results
+from dlm.storage import write_atomically
 
-Found = list[tuple[Point, Run]]
-SWEEP = Path("sweeps/table1_attention.yaml")
-
-
-def paper_numbers() -> dict[str, Any]:
-    """What the paper prints, from `analysis/paper.yaml`."""
-    return yaml.safe_load(resources.files("analysis").joinpath("paper.yaml").read_text(encoding="utf-8"))
+RESULTS = "results.json"
+PAGES = ("index.html", "index.md", "index.tex")
 
 
-def build_report(sweep: Sweep, runs_dir: Path, out: Path, command: str = "make ablation-report") -> Path:
-    """Write the report's files to `out` and return its index.html. `command` is what makes it again."""
-    states = [(point, point.state(runs_dir)) for point in sweep.points]
-    found = [(point, Run(runs_dir / point.run)) for point, state in states if state == FINISHED]
-    paper, runs, drift = paper_numbers(), tidy(found), drift_by_layer(found)
+def render_report(results: Results, out: Path) -> Path:
+    """Write the report's files to `out`, a pure function of the results, and return its index.html."""
+    paper, modules = paper_numbers(), artefacts()
+    claims = evaluate_claims(results, paper, modules)
     out.mkdir(parents=True, exist_ok=True)
-    table = table1(sweep, runs, paper["table1"])
+    with tempfile.TemporaryDirectory(dir=out, prefix=".figures") as temporary:
+        figures = Path(temporary) / "figures"
+        figures.mkdir()
+        sections = [section(name, module, results, paper, claims, figures) for name, module in modules.items()]
+        shutil.rmtree(out / "figures", ignore_errors=True)  # none of an earlier report, whose runs are gone
+        figures.rename(out / "figures")
     context = {
-        "sweep": sweep,
-        "command": command,
-        "rendered": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "missing": [(point, state) for point, state in states if state != FINISHED],
-        "notes": notes(found),
-        "setup": setup(sweep, found, paper["setup"]),
-        "table": table,
-        "measured": MEASURED,
-        "parent": table[0],
-        "domains": DOMAINS,
-        "parallel": parallel_table(sweep, runs),
-        "verdicts": verdicts(found, drift, paper),
-        "figures": figures(drift, sweep, out),
-        "plotted": tuple(STYLES),
-        "provenance": provenance(found),
+        "claims": claims,
+        "claim_table": claim_table(claims),
+        "counts": pd.Series([c.verdict for c in claims]).value_counts().to_dict(),
+        "sections": sections,
+        "points": len(results.points),
+        "finished": int((results.points["state"] == FINISHED).sum()),
+        "failed": failed(results),
+        "notes": notes(results),
+        "total": ran(results, results.points["sweep"].unique()) + code(results),
+        "source": paper["source"],
+        "runs": run_table(results),
     }
-    for name, made in (("runs.csv", runs), ("drift.csv", drift)):
-        if len(made):
-            write_atomically(out / name, made.to_csv(index=False))
-        else:
-            (out / name).unlink(missing_ok=True)  # of an earlier report, whose runs are gone
-    for name in ("index.html", "index.md"):
-        write_atomically(out / name, environment().get_template(f"report{Path(name).suffix}.j2").render(context))
-    return out / "index.html"
+    for page in PAGES:
+        write_atomically(out / page, environment().get_template(f"report{Path(page).suffix}.j2").render(context))
+    return out / PAGES[0]
+
+
+def section(
+    name: str, module: ModuleType, results: Results, paper: dict[str, Any], claims: list[Claim], figures: Path
+) -> dict[str, Any]:
+    """What the templates show of one artefact; its figures are written to `figures`. Without runs there is nothing to
+    show but that."""
+    trained = len(results.of("runs", module.SWEEPS)) > 0
+    found = module.exhibits(results, paper) if trained else []
+    return {
+        "name": name,
+        "title": module.TITLE,
+        "about": " ".join((module.__doc__ or "").split()),
+        "paper": paper["settings"].get(name),
+        "claims": [c for c in claims if c.artefact == name],
+        "trained": trained,
+        "exhibits": [exhibit(e, figures) for e in found if not is_empty(e)],
+        "unmeasured": unmeasured([e for e in found if is_empty(e)]),
+        "ran": ran(results, module.SWEEPS),
+        "setting": setting(results, module.SWEEPS),
+        "missing": missing(results, module.SWEEPS),
+    }
+
+
+def is_empty(shown: Exhibit) -> bool:
+    """Whether there is nothing in a table or in any panel of a plot."""
+    if isinstance(shown, Table):
+        return shown.frame.empty
+    return not any(axes.lines or axes.images or axes.collections for f in shown.panels for axes in f.axes)
+
+
+def unmeasured(empty: Sequence[Exhibit]) -> str:
+    """What of an artefact there is nothing to show for, in words."""
+    plots = [e.alt for e in empty if isinstance(e, Plot)]
+    return "; ".join(plots) or ("a table" if empty else "")
+
+
+def exhibit(made: Exhibit, figures: Path) -> dict[str, Any]:
+    """A table, or a plot with its panels for the page and the names of its files."""
+    if isinstance(made, Table):
+        return {"table": made, "caption": made.caption}
+    panels = [Markup(p) for p in render.save_plot(made, figures)]  # noqa: S704 matplotlib escapes the texts in them
+    files = [f"figures/{made.name}-{i}" for i in range(1, len(panels) + 1)]
+    return {"panels": panels, "files": files, "alt": made.alt, "caption": made.caption}
+
+
+def missing(results: Results, sweeps: Sequence[str]) -> list[str]:
+    """What is not there, a line for the seeds that miss for the same reason."""
+    rows = results.missing(sweeps)
+    made = []
+    for (sweep, point, state), group in rows.groupby(["sweep", "point", "state"], sort=False):
+        seeds = ", ".join(f"{s}" for s in sorted(group["seed"]))
+        made.append(f"{sweep} {point}, seed{'s' if len(group) > 1 else ''} {seeds}: {state}")
+    return made
+
+
+def run_table(results: Results) -> Table:
+    """Every run with what it cost."""
+    runs = results.runs
+    names = results.points.groupby("run")[["sweep", "point"]].agg(lambda v: ", ".join(dict.fromkeys(v)))
+    frame = pd.DataFrame(
+        {
+            "run": runs["run"],
+            "points": [names["point"].get(run, "") for run in runs["run"]],
+            "seed": [f"{s}" for s in runs["seed"]],
+            "tokens": runs["tokens"],
+            "FLOPs": [quantity(f, "FLOP") for f in runs["train_flops"]],
+            "minutes": runs["train_seconds"].astype(float) / 60,
+            "commit": [c or "" for c in runs["commit"]] if "commit" in runs else "",
+        }
+    )
+    return Table(frame.astype({"points": str}), "Every run of the report.", {"tokens": 0})
 
 
 def environment() -> Environment:
     """The templates, with the formats that they use."""
-    loader = PackageLoader("analysis", ".")
-    made = Environment(loader=loader, autoescape=select_autoescape(["html.j2"]), trim_blocks=True, lstrip_blocks=True)
-    made.filters["number"] = lambda value, digits=1: "" if absent(value) else f"{value:,.{digits}f}"
-    made.filters["percent"] = lambda value: "" if absent(value) else f"{value:.0%}"
-    made.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "−")
+    made = Environment(
+        loader=PackageLoader("analysis", "templates"),
+        autoescape=select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"latex": render.latex, "md": render.markdown, "shown": shown}
+    made.filters |= {"to_latex": render.to_latex, "to_markdown": render.to_markdown}
+    made.filters |= {"text_columns": render.text_columns}
     return made
 
 
-def absent(value: Any) -> bool:
-    """Whether there is no number to print."""
-    return value is None or math.isnan(value)
-
-
-def verdicts(found: Found, drift: pd.DataFrame, paper: dict) -> list[Verdict]:
-    """Every claim with its verdict."""
-    accuracy = [accuracy_verdict(claim, found, paper["table1"]) for claim in paper["claims"]]
-    return accuracy + [drift_verdict(claim, drift) for claim in paper["drift_claims"]]
-
-
-def figures(drift: pd.DataFrame, sweep: Sweep, out: Path) -> list[dict[str, str]]:
-    """Figure 2e by each measure, for a wide and a narrow page, as files beside the report and inlined for the page;
-    none without runs."""
-    plotted = drift if drift.empty else drift[drift["point"].isin(STYLES)]
-    made = []
-    for measure, name in MEASURES.items():
-        figure = {"measure": name}
-        for shape in ("wide", "narrow"):
-            path = out / f"figure2e_{measure}{'_narrow' if shape == 'narrow' else ''}.png"
-            if plotted.empty:
-                path.unlink(missing_ok=True)
-                continue
-            save(figure2e(plotted, sweep.labels, measure, stacked=shape == "narrow"), path)
-            data = base64.b64encode(path.read_bytes()).decode()
-            figure |= {f"{shape}_file": path.name, shape: f"data:image/png;base64,{data}"}
-        made.append(figure)
-    return [] if plotted.empty else made
-
-
-def setup(sweep: Sweep, found: Found, paper: dict[str, str]) -> list[tuple[str, str, str]]:
-    """What differs from the paper: (what, there, here)."""
-    config = sweep.points[0].config
-    parent = config["model"].get("path") or config["model"]["_target_"]
-    if found:
-        parent = f"{found[0][1].record['parent']['source']}, {found[0][1].record['parameters']:,} parameters"
-    decay = f"cosine to {config['optimizer'].get('min_lr_ratio', 1):g} of it"
-    ours = {
-        "parent": parent,
-        "tokens": f"{sweep.tokens:,}, rows of {config['data'].get('length')}, doubled in row e",
-        "block size": by_row(sweep, "block_size"),
-        "learning rate": f"{by_row(sweep, 'lr')}, {decay}",
-        "accuracy": "exact match on generated tasks: "
-        + "; ".join(
-            f"{name} ({', '.join(f.replace('_', ' ') for f in families)})" for name, families in DOMAINS.items()
-        ),
-    }
-    return [(what, there, ours[what]) for what, there in paper.items()]
-
-
-def by_row(sweep: Sweep, key: str) -> str:
-    """A value of the config, and whose rows it is where they differ: `0.001 (b, c), 0.003 (h, i)`."""
-    rows: dict[Any, list[str]] = {}
-    for point in sweep.points:
-        rows.setdefault(point.config[key], []).append(point.name)
-    if len(rows) == 1:
-        return f"{next(iter(rows)):g}"
-    return ", ".join(f"{value:g} ({', '.join(dict.fromkeys(names))})" for value, names in rows.items())
-
-
-def notes(found: Found) -> list[str]:
-    """What a reader has to know before comparing the rows."""
-    records = [run.record for _, run in found]
-    said = []
-    parents = {record["parent"]["fingerprint"] for record in records}
-    if len(parents) > 1:
-        said.append(
-            f"The runs converted {len(parents)} different parents ({', '.join(sorted(parents))}): train all again."
-        )
-    commits = {record.get("commit") or "none" for record in records}
-    if len(commits) > 1:
-        said.append(f"The runs were made by {len(commits)} versions of the code: {', '.join(sorted(commits))}.")
-    if found and len({point.seed for point, _ in found}) == 1:
-        said.append(
-            f"One seed ({found[0][0].seed}): intervals are over items, and what another seed would change is unknown."
-        )
-    return said
-
-
-def provenance(found: Found) -> list[dict[str, Any]]:
-    """Which run each number comes from: its id, code, versions, machine and cost."""
-    return [
-        {
-            "point": point.name,
-            "seed": point.seed,
-            "run": run.id,
-            "overrides": " ".join(point.overrides),
-            "commit": record.get("commit") or "",
-            "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-            "machine": f"{record['machine']['cpus']} CPU cores, {record['machine']['platform']}",
-            "parent": "{source} (weights {fingerprint})".format(**record["parent"]),
-            "tokens": record["tokens"],
-            "minutes": record["train_seconds"] / 60,
-            "ended": datetime.fromtimestamp(record["ended"], UTC).strftime("%Y-%m-%d"),
-        }
-        for point, run in found
-        for record in [run.record]
-    ]
-
-
-def reproduce(sweep: Path, overrides: Sequence[str]) -> str:
-    """The command that trains what is missing of a sweep."""
-    if sweep != SWEEP:
-        return shlex.join(["python", "-m", "analysis.study", f"sweeps/{sweep.name}", *overrides])
-    return "make ablation-report" + (f" ARGS={shlex.quote(shlex.join(overrides))}" if overrides else "")
+def show(results: Results, names: Sequence[str]) -> None:
+    """Print the claims, or artefacts by name, as tables."""
+    console, paper, modules = Console(), paper_numbers(), artefacts()
+    for name in names:
+        if name == "claims":
+            console.print(render.to_terminal(claim_table(evaluate_claims(results, paper, modules)), "claims"))
+            continue
+        if name not in modules:
+            raise ValueError(f"--show {name!r} is no artefact: choose claims or one of {', '.join(modules)}")
+        if not len(results.of("runs", modules[name].SWEEPS)):
+            console.print(f"{modules[name].TITLE}: no finished run")
+            continue
+        for made in modules[name].exhibits(results, paper):
+            if isinstance(made, Table) and not is_empty(made):
+                console.print(render.to_terminal(made, modules[name].TITLE))
+            elif isinstance(made, Plot) and not is_empty(made):
+                console.print(f"{made.name}: {len(made.panels)} panels, {made.caption}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="the overrides the study was run with, if any")
-    parser.add_argument("--sweep", type=Path, default=SWEEP, help="default: %(default)s")
+    parser.add_argument("--sweeps", type=Path, default=Path("sweeps"), help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("reports/ablation"), help="default: %(default)s")
+    parser.add_argument("--committed", action="store_true", help="render the results.json that is in --out")
+    parser.add_argument("--show", action="append", default=[], metavar="NAME", help="print an artefact, or claims")
     arguments = parser.parse_intermixed_args(argv)
+    path = arguments.out / RESULTS
     try:
-        sweep = load_sweep(arguments.sweep, arguments.overrides)
-        page = build_report(sweep, arguments.runs, arguments.out, reproduce(arguments.sweep, arguments.overrides))
+        if not arguments.committed:
+            collect(arguments.sweeps, arguments.runs, arguments.overrides).save(path)
+        results = Results.load(path)
+        if arguments.show:
+            show(results, arguments.show)
+            return 0
+        page = render_report(results, arguments.out)
     except ValueError as error:
         parser.error(str(error))
-    print(f"{os.path.relpath(page)} and index.md beside it")
+    print(f"{os.path.relpath(page)}, index.md, index.tex and {RESULTS} beside it")
     return 0
 
 

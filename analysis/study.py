@@ -23,7 +23,7 @@ from pathlib import Path
 
 from analysis.progress import Progress
 from analysis.sweep import FINISHED, Point, Sweep, load_sweep
-from dlm.runs import write_atomically
+from dlm.storage import write_atomically
 
 Command = Callable[[Point], list[str]]
 POLL_SECONDS = 0.1

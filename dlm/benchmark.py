@@ -25,7 +25,8 @@ from dlm.bench.timing import clock_of
 from dlm.build import choices, make
 from dlm.console import command
 from dlm.parent import DTYPES
-from dlm.runs import environment, write_atomically
+from dlm.runs import environment
+from dlm.storage import write_atomically
 
 WIDTH = 100  # columns, where standard output is not a terminal
 
@@ -129,6 +130,7 @@ def make_workbench(cfg: DictConfig, device: torch.device, found: Dllm | None = N
         warmup=cfg.warmup,
         seed=cfg.seed,
         clock=clock_of(device, cfg.clock),
+        compile=cfg.compile,
         peak_tflops=cfg.peak_tflops,
         peak_bandwidth_gbs=cfg.peak_bandwidth_gbs,
         again=partial(make_workbench, cfg, device),

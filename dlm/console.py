@@ -14,6 +14,8 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from dlm.interruption import STOPPED
+
 # Warnings that tell a user nothing about this run.
 BENIGN = (
     ".*LeafSpec.*",
@@ -45,6 +47,9 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            print(STOPPED, file=sys.stderr)
+            raise SystemExit(130) from None
 
     return run
 

@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from dlm.metrics import MetricTable
+
 MEASURES = ("mean_abs", "relative", "one_minus_cos")
 LAYER = re.compile(r"\.(\d+)\.")
 ATTENTION = re.compile(r"attn|attention")
@@ -120,15 +122,19 @@ def summary(drift: pd.DataFrame) -> dict[str, float]:
 
 
 class DriftMonitor(Callback):
-    """Logs the drift every `every` optimizer steps as `drift/<kind>/<measure>`."""
+    """Logs the drift every `every` optimizer steps as `drift/<kind>/<measure>`, and adds it to the table of metrics."""
 
-    def __init__(self, reference: Path, every: int):
-        self.reference, self.every, self.last = reference, every, 0
+    def __init__(self, reference: Path, every: int, table: MetricTable):
+        self.reference, self.every, self.table, self.last = reference, every, table, 0
+
+    def on_train_start(self, trainer, module):
+        self.last = trainer.global_step
 
     def on_train_batch_end(self, trainer, module, *_):
         step = trainer.global_step
         if self.every and step and step % self.every == 0 and step != self.last:
             self.last = step
             found = {f"drift/{k}": v for k, v in summary(measure(module.denoiser.model, self.reference)).items()}
+            self.table.add(step - 1, found)
             for logger in trainer.loggers:
                 logger.log_metrics(found, step - 1)  # with the other metrics of the step that was just made

@@ -20,7 +20,8 @@ from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
 from dlm.model_card import table
 from dlm.parent import load_parent
-from dlm.runs import Run, write_atomically
+from dlm.runs import Run
+from dlm.storage import write_atomically
 
 MAX_BYTES = 10_000_000  # of committed weights
 COMMAND = "make parent"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -25,8 +27,10 @@ from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
+from dlm.lease import lease
 from dlm.parent import Parent, load_parent
-from dlm.runs import Run, write_atomically
+from dlm.runs import Run
+from dlm.storage import read_json, write_atomically, write_json
 
 ONE_TOKEN = "1 token/step"
 
@@ -36,28 +40,44 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     if not cfg.tasks_per_family:
         return {}
     config = run.config
-    if not run.model_folder.exists():
-        raise ValueError(f"run {run.id} is {run.status} and has no model: finish it with the command that began it")
-    converted = load_parent(str(run.model_folder), dtype=config.model.get("dtype", "float32"), check=False)
+    converted = load_parent(str(run.trained_model()), dtype=config.model.get("dtype", "float32"), check=False)
     dlm = converted_denoiser(config, converted)
     parent = make(config.model, check=False)
     ar = ar_denoiser(parent)
     fingerprint = run.record["parent"]["fingerprint"]
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
-    if not cache.exists():
+    measured = cached(cache)
+    if measured is None:
         measured = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]
-        write_atomically(cache, json.dumps(measured))
+        write_json(cache, measured)
     chosen = calibrate(dlm, converted, cfg)
     found, items = measure_model(dlm, converted, cfg, {ONE_TOKEN: Fixed(1)} | chosen)
-    items.drop(columns=["step", "confidence"]).to_csv(run.folder / "items.csv", index=False)
+    write_atomically(run.folder / "items.csv", items.drop(columns=["step", "confidence"]).to_csv(index=False))
     first = items[items["setting"] == ONE_TOKEN]
     write_atomically(run.folder / "trace.json", json.dumps(trace_summary(first, dlm.pattern.block_size)))
     return {
         "settings": OmegaConf.to_container(cfg, resolve=True),
-        "parent": json.loads(cache.read_text()),
+        "parent": measured,
         "dlm": found,
         "throughput": measure_throughput(ar, dlm, parent, chosen, cfg),
     }
+
+
+def evaluate_again(run: Run, cfg: DictConfig) -> None:
+    """Replace the evaluation of a finished run."""
+    run.update(evaluation=evaluate_run(run, cfg))
+    run.seal("items.csv", "trace.json")
+
+
+def cached(path: Path) -> dict[str, Any] | None:
+    """What was measured before; None where it was not, or where the file is damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except ValueError as error:
+        print(f"{path} is damaged ({error}): measuring the parent again", file=sys.stderr)
+        return None
 
 
 def is_evaluated(run: Run, cfg: DictConfig) -> bool:
@@ -213,7 +233,8 @@ def show(run: Run) -> None:
 @command
 def main(cfg: DictConfig) -> None:
     run = Run.load(cfg.run, cfg.runs_dir)
-    run.update(evaluation=evaluate_run(run, cfg.evaluation))
+    with lease(run.folder):
+        evaluate_again(run, cfg.evaluation)
     show(run)
 
 

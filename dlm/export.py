@@ -40,7 +40,7 @@ def export(run: Run, to: str | Path, threshold: float | None = None) -> Path:
     renamed, so it is whole or not there. Raises `ValueError` where the run has no model, where `to` holds something or
     cannot be written, and for what the exported decoding cannot do.
     """
-    source, target = trained_model(run), Path(to).expanduser().resolve()
+    source, target = run.trained_model(), Path(to).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"to {str(to)!r} exists and is not an empty folder: name a new one, nothing is overwritten")
     parent = empty_model(source)
@@ -59,13 +59,6 @@ def export(run: Run, to: str | Path, threshold: float | None = None) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-def trained_model(run: Run) -> Path:
-    """The folder of a run's model; `ValueError` where it has not been trained to the end."""
-    if not run.model_folder.exists():
-        raise ValueError(f"run {run.id} is {run.status} and has no model: finish it with the command that began it")
-    return run.model_folder
 
 
 def empty_model(folder: Path) -> PreTrainedModel:

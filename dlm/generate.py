@@ -28,7 +28,6 @@ from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import Canvas, Generation
 from dlm.decoding.fixed import Fixed
 from dlm.denoiser import Denoiser
-from dlm.export import trained_model
 from dlm.parent import load_parent
 from dlm.runs import Run
 from dlm.types import generator
@@ -222,7 +221,7 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run, and its parent where it is asked for."""
-    folder, asked = trained_model(run), cfg.get("decoding") or {}
+    folder, asked = run.trained_model(), cfg.get("decoding") or {}
     # `decoding=NAME` is a decoder; `+decoding.threshold=0.5` changes the run's.
     decoder = make(asked if "_target_" in asked else OmegaConf.merge(run.config.decoding, asked))
     converted = load_parent(str(folder), dtype=run.config.model.get("dtype", "float32"), check=False)

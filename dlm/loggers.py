@@ -1,4 +1,4 @@
-"""Where metrics go: always a CSV in the run's folder, and Weights & Biases unless it is switched off."""
+"""Where metrics go besides the run's own table (dlm/metrics.py): Weights & Biases, unless it is switched off."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import os
 import time
 from pathlib import Path
 
-import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from dlm.console import is_sweep
-from dlm.runs import Run, write_atomically
+from dlm.runs import Run
 
 
 def loggers(cfg: DictConfig, run: Run) -> list[Logger]:
     """One W&B run per job: its id is the run's, its group the sweep's. Offline where no key is present."""
-    found: list[Logger] = [CSVLogger(run.folder, name="metrics")]  # a version per attempt, see merge_metrics
+    found: list[Logger] = []
     if cfg.wandb:
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         found.append(
@@ -48,16 +47,6 @@ def close_wandb(cfg: DictConfig, summary: dict[str, float], failed: bool) -> Non
     if wandb.run is not None:
         wandb.run.summary.update(summary)
         wandb.finish(exit_code=int(failed))
-
-
-def merge_metrics(run: Run) -> None:
-    """`metrics.csv` of a run: one row per step. Where an interrupted run was resumed some steps before it broke off,
-    the later attempt's row stands."""
-    files = (run.folder / "metrics").glob("version_*/metrics.csv")
-    attempts = [pd.read_csv(f) for f in sorted(files, key=lambda f: int(f.parent.name.removeprefix("version_")))]
-    if attempts:
-        merged = pd.concat(attempts).groupby("step").last().sort_index()
-        write_atomically(run.folder / "metrics.csv", merged.to_csv())
 
 
 def sweep_name() -> str | None:

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from dlm.build import make
 from dlm.console import command
 from dlm.measurement.base import Measurement, Subject
-from dlm.runs import Run, environment, measurement_file, write_atomically
+from dlm.runs import Run, environment, measurement_file
+from dlm.storage import write_atomically
 
 
 def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,17 @@
              trace.json     when each position was committed in decoding
              measurements/  what `dlm.measure` found of it, a file for each measurement and its settings
              model/         the converted model, a Hugging Face folder            checkpoint/   what a resume needs
+             .lease         who works on it              nonfinite.pt  the batch that stopped it
 
 A run is its config: the id is a hash of the resolved config without what cannot change the result. Records are written
-to a temporary name and renamed, so a record is always whole.
+to a temporary name and renamed, so a record is always whole; it holds its own checksum and those of the other files.
+
+`python -m dlm.runs list|show|rm|gc|verify` manages the folder (dlm/manage.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,20 +24,26 @@ import platform
 import shutil
 import subprocess
 import time
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dlm.storage import damaged, digests, read_json, write_atomically, write_json
+
 # Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
 # `study` is what sweeps are made from, and another place of the runs does not make another run of an earlier one.
-VOLATILE = ("logger", "runs_dir", "force", "trainer.volatile", "evaluation", "decoding", "study")
+VOLATILE = ("logger", "runs_dir", "force", "retry", "trainer.volatile", "evaluation", "decoding", "study")
 VOLATILE += ("model.runs_dir", "masking.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
-NEUTRAL: dict[str, Any] = {"masking.views": 1, "trainer.compile": False}
+NEUTRAL: dict[str, Any] = {"masking.views": 1, "trainer.compile": False, "trainer.on_nonfinite": "stop"}
+
+# Of the folder above; a record that does not say is of the first.
+LAYOUT = 1
 
 PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "peft", "datasets", "pandas")
 
@@ -57,20 +67,14 @@ def run_id(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
+# What a finished run consists of besides its record.
+FILES = ("config.yaml", "metrics.csv", "drift.csv", "items.csv", "trace.json", "model")
+
+
 def measurement_file(settings: dict[str, Any]) -> str:
     """Where what a measurement with these resolved settings found lies in a run's folder."""
     kind = settings["_target_"].split(".")[-2]
     return f"measurements/{kind}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class Run:
@@ -86,10 +90,18 @@ class Run:
         config = OmegaConf.to_container(cfg, resolve=True)
         run = cls(Path(cfg.runs_dir).expanduser() / run_id(config))
         try:
-            run.folder.mkdir(parents=True, exist_ok=True)
             if not run.record_path.exists():
-                write_atomically(run.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-                run.update(id=run.id, status="new", config=config, choices=choices, created=time.time())
+                new = cls(aside(run.folder.parent))
+                new.folder.mkdir()
+                write_atomically(new.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+                new.update(id=run.id, layout=LAYOUT, status="new", config=config, choices=choices, created=time.time())
+                run.folder.mkdir(exist_ok=True)
+                with contextlib.suppress(OSError):  # another process was first
+                    new.folder.rename(run.folder)  # onto an empty folder: all of it at once
+                if not run.record_path.exists():  # what is there lacks a record
+                    for path in (new.folder / "config.yaml", new.record_path):
+                        path.replace(run.folder / path.name)
+                shutil.rmtree(new.folder, ignore_errors=True)
         except OSError as error:
             raise ValueError(
                 f"runs_dir {str(run.folder.parent)!r} cannot be written ({error.strerror}): free space or choose "
@@ -130,9 +142,19 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         try:
-            return json.loads(self.record_path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the record {self.record_path} is damaged ({error}): delete the run's folder") from error
+            record = read_json(self.record_path)
+        except ValueError as error:
+            raise ValueError(
+                f"the record {self.record_path} is damaged ({error}): delete the run's folder (python -m dlm.runs rm "
+                f"{self.id}) and train it again"
+            ) from error
+        layout = record.get("layout", LAYOUT)
+        if layout != LAYOUT:
+            raise ValueError(
+                f"run {self.id} in {str(self.folder.parent)!r} was written in layout {layout} of the runs folder, and "
+                f"this version of dlm reads layout {LAYOUT}: use the version that wrote it, or another runs_dir=FOLDER"
+            )
+        return record
 
     @property
     def status(self) -> str:
@@ -150,6 +172,15 @@ class Run:
     def model_folder(self) -> Path:
         return self.folder / "model"
 
+    @property
+    def nonfinite(self) -> Path:
+        """The batch that stopped the run."""
+        return self.folder / "nonfinite.pt"
+
+    def leavings(self) -> list[Path]:
+        """What processes that were killed left half written."""
+        return [path for folder in (self.folder, self.checkpoint.parent) for path in folder.glob(".*.tmp")]
+
     def require_space(self, num_bytes: int) -> None:
         """`ValueError` where the disk has less than `num_bytes` free."""
         free = shutil.disk_usage(self.folder).free
@@ -162,7 +193,38 @@ class Run:
     def update(self, **values: Any) -> None:
         """Merge `values` into the record and write it whole."""
         record = self.record if self.record_path.exists() else {}
-        write_atomically(self.record_path, json.dumps(record | values, indent=1, allow_nan=True))
+        write_json(self.record_path, record | values)
+
+    def seal(self, *names: str) -> None:
+        """Put the checksums of files into the record: of those named (a folder is all its files), or of all."""
+        chosen = [self.folder / name for name in names or FILES]
+        paths = [path for p in chosen for path in (p.rglob("*") if p.is_dir() else [p])]
+        self.update(files=self.record.get("files", {}) | digests(self.folder, paths))
+
+    def damaged(self, name: str = "") -> list[str]:
+        """Those of its sealed files that are missing or have changed, of a folder or of all."""
+        sealed = self.record.get("files", {})
+        return damaged(self.folder, {path: digest for path, digest in sealed.items() if path.startswith(name)})
+
+    def trained_model(self) -> Path:
+        """The folder of the converted model; `ValueError` where it is not there or not what was written."""
+        if not self.model_folder.exists():
+            raise ValueError(
+                f"run {self.id} is {self.status} and has no model: finish it with the command that began it"
+            )
+        if found := self.damaged("model/"):
+            raise ValueError(
+                f"run {self.id} is damaged: {', '.join(str(self.folder / name) for name in found)} is not what was "
+                "written. Restore it from a copy, or train the run again with force=true"
+            )
+        return self.model_folder
+
+
+def aside(runs_dir: Path) -> Path:
+    """A new name in the folder of runs under which nothing is a run yet, or any more."""
+    folder = runs_dir / ".tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / uuid.uuid4().hex[:12]
 
 
 def environment() -> dict[str, Any]:
@@ -187,3 +249,9 @@ def git_commit() -> str | None:
 
     commit = git("rev-parse", "--short=12", "HEAD")
     return commit and commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+if __name__ == "__main__":
+    from dlm.manage import main
+
+    raise SystemExit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import resource
 import shutil
 import time
@@ -14,49 +13,82 @@ from typing import Any
 import hydra
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from dlm import memory, sweep
 from dlm.build import Experiment, build, choices
-from dlm.console import command
+from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
+from dlm.console import command, is_sweep
 from dlm.drift import DriftMonitor, measure, save_reference, summary
-from dlm.evaluate import evaluate_run, headline, is_evaluated, show
-from dlm.loggers import Progress, close_wandb, loggers, merge_metrics
+from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
+from dlm.finite import FiniteGuard
+from dlm.interruption import Interruption, sigterm_as_ctrl_c
+from dlm.lease import Busy, lease
+from dlm.loggers import Progress, close_wandb, loggers
+from dlm.metrics import MetricTable
 from dlm.runs import Run, environment
+from dlm.storage import digests, disk_is_full
 
-# What a run writes, in sizes of the model: the reference of drift, a checkpoint with two moments of AdamW, the result.
-SPACE_IN_WEIGHTS = 5
+# What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
+# result.
+SPACE_IN_WEIGHTS = 8
+Watches = tuple[Interruption, FiniteGuard, MetricTable, DriftMonitor]
 
 
+@sigterm_as_ctrl_c()
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record."""
+    """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record.
+    Raises `Busy` where another process works on the run."""
     run = Run.create(cfg, choices())
-    if run.status == "finished" and not cfg.force:
+    done = run.status == "finished" and not cfg.force
+    if done and is_evaluated(run, cfg.evaluation):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
-        if not is_evaluated(run, cfg.evaluation):
-            run.update(evaluation=evaluate_run(run, cfg.evaluation))
         return {"id": run.id, "status": "skipped", "record": run.record}
+    with lease(run.folder) as claim:
+        if run.status == "finished" and not cfg.force:  # perhaps since a moment ago
+            if not is_evaluated(run, cfg.evaluation):
+                evaluate_again(run, cfg.evaluation)
+            return {"id": run.id, "status": "skipped", "record": run.record}
+        if run.status == "failed" and not cfg.retry:
+            reason = run.record["error"].strip().splitlines()[-1]
+            raise ValueError(f"run {run.id} has failed before ({reason}): retry=true tries it again")
+        try:
+            work(cfg, run)
+        except BaseException as error:
+            if claim.compromise is None:  # else the run is another process's now
+                leave(cfg, run, error)
+            raise
+    return {"id": run.id, "status": "finished", "record": run.record}
+
+
+def work(cfg: DictConfig, run: Run) -> None:
+    """Take a run from where it is to its end."""
+    for path in run.leavings():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     if cfg.force:
-        for folder in (run.folder / "metrics", run.folder / "measurements", run.checkpoint.parent, run.model_folder):
+        for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
     run.update(status="running", error=None, started=time.time(), **environment())
-    try:
-        if not run.model_folder.exists():  # the last thing that training writes
-            fit(cfg, run)
-        run.update(evaluation=evaluate_run(run, cfg.evaluation))
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
-            run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
-        close_wandb(cfg.logger, {}, failed=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(f"{error}: free space and give the same command again, it goes on where it was") from error
-        raise
+    if not run.model_folder.exists():  # the last thing that training writes
+        fit(cfg, run)
+    run.update(evaluation=evaluate_run(run, cfg.evaluation))
+    run.seal()
     run.update(status="finished", ended=time.time())
     close_wandb(cfg.logger, headline(run.record), failed=False)
     shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
-    return {"id": run.id, "status": "finished", "record": run.record}
+
+
+def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
+    """Record why a run ends before its end. What another attempt can use stays."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
+        run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
+    close_wandb(cfg.logger, {}, failed=True)
+    if not stopped and disk_is_full(error):
+        raise ValueError(
+            f"the disk of {str(run.folder)!r} is full ({error}): free space and give the same command again, it goes "
+            "on where it was"
+        ) from error
 
 
 def fit(cfg: DictConfig, run: Run) -> None:
@@ -65,7 +97,10 @@ def fit(cfg: DictConfig, run: Run) -> None:
     if volatile.threads:
         torch.set_num_threads(volatile.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
-    resume = checkpoint_of(run)
+    skip = skips(cfg.trainer.on_nonfinite)
+    resume = newest_whole(run.checkpoint.parent)
+    if resume:
+        print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     fingerprint = experiment.parent.fingerprint()
@@ -80,22 +115,31 @@ def fit(cfg: DictConfig, run: Run) -> None:
     fit_into_memory(cfg, experiment)
     if cfg.trainer.compile:
         experiment.denoiser.compile()
-    trainer = make_trainer(cfg, run, experiment, reference)
+    table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
+    guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
+    watches = interruption, guard, table, DriftMonitor(reference, volatile.drift_every, table)
+    trainer = make_trainer(cfg, run, experiment, watches)
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
         trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt from None
     finally:  # what an interrupted run has cost so far counts
         run.update(train_seconds=earlier + time.perf_counter() - begin)
     drift = measure(experiment.parent.model, reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
-        train={name: float(value) for name, value in trainer.callback_metrics.items()},
+        train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
         drift=summary(drift),
         peak_memory=peak_memory(),
+        skipped_steps=guard.skipped,
+        diverged=table.diverged(),
     )
     drift.to_csv(run.folder / "drift.csv", index=False)
-    merge_metrics(run)
+    table.write()
     save_model(experiment, run)
+    if interruption.requested:  # in the last step
+        raise KeyboardInterrupt
 
 
 def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:
@@ -113,16 +157,18 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:
         memory.checkpoint_activations(denoiser.model)
 
 
-def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: Path) -> lightning.Trainer:
+def skips(on_nonfinite: str) -> bool:
+    if on_nonfinite not in ("stop", "skip"):
+        raise ValueError(f"trainer.on_nonfinite {on_nonfinite!r} is unknown: choose stop or skip")
+    return on_nonfinite == "skip"
+
+
+def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, watches: Watches) -> lightning.Trainer:
     """The Lightning trainer of a run."""
     volatile = cfg.trainer.volatile
-    checkpoints = ModelCheckpoint(
-        dirpath=run.checkpoint.parent,
-        filename=run.checkpoint.stem,
-        every_n_train_steps=volatile.checkpoint_every,
-        enable_version_counter=False,
-    )
-    callbacks = [checkpoints, DriftMonitor(reference, volatile.drift_every)]
+    val_every = min(volatile.val_every, experiment.num_steps)
+    interruption, _, table, _ = watches
+    callbacks = [*watches, Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption)]
     if volatile.progress_bar:
         callbacks.append(Progress())
     return lightning.Trainer(
@@ -135,7 +181,7 @@ def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: P
         gradient_clip_val=cfg.trainer.clip,
         max_steps=experiment.num_steps,
         max_epochs=1,
-        val_check_interval=min(volatile.val_every, experiment.num_steps) * cfg.trainer.accumulate,
+        val_check_interval=val_every * cfg.trainer.accumulate,
         check_val_every_n_epoch=None,
         log_every_n_steps=volatile.log_every,
         num_sanity_val_steps=0,
@@ -143,24 +189,10 @@ def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, reference: P
         enable_progress_bar=volatile.progress_bar,
         enable_model_summary=False,
         callbacks=callbacks,
+        plugins=AtomicCheckpointIO(),
         logger=loggers(cfg.logger, run),
         default_root_dir=run.folder,
     )
-
-
-def checkpoint_of(run: Run) -> Path | None:
-    """The checkpoint to resume from. A damaged one is named before any compute is spent."""
-    if not run.checkpoint.exists():
-        return None
-    try:
-        torch.load(run.checkpoint, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:  # whatever torch says about a damaged file
-        raise ValueError(
-            f"the checkpoint {run.checkpoint} is damaged ({type(error).__name__}): delete it to train this run from "
-            "the start"
-        ) from error
-    print(f"resuming run {run.id} from {run.checkpoint}")
-    return run.checkpoint
 
 
 def save_model(experiment: Experiment, run: Run) -> None:
@@ -170,6 +202,7 @@ def save_model(experiment: Experiment, run: Run) -> None:
     model.save_pretrained(temporary)
     experiment.parent.tokenizer.save_pretrained(temporary)
     shutil.rmtree(run.model_folder, ignore_errors=True)
+    run.update(files={f"model/{name}": digest for name, digest in digests(temporary, [*temporary.rglob("*")]).items()})
     temporary.rename(run.model_folder)
 
 
@@ -183,7 +216,13 @@ def peak_memory() -> int:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @command
 def main(cfg: DictConfig) -> dict[str, Any]:
-    result = train(cfg)
+    try:
+        result = train(cfg)
+    except Busy as busy:
+        if is_sweep():  # the next job may be free
+            print(busy)
+            return {"id": None, "status": "busy"}
+        raise
     show(Run.load(result["id"], cfg.runs_dir))
     return result
 

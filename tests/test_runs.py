@@ -8,7 +8,8 @@ from conftest import config
 from omegaconf import OmegaConf
 
 from dlm import runs
-from dlm.runs import Run, run_id, write_atomically
+from dlm.runs import Run, run_id
+from dlm.storage import write_atomically
 
 
 def resolved(*overrides) -> dict:
@@ -148,3 +149,14 @@ def test_a_neutral_value_is_the_default_and_another_is_another_run(key):
     assert run_id(config) == before
     node[leaf] = 7
     assert run_id(config) != before
+
+
+def test_a_run_is_made_whole_even_where_a_killed_process_left_a_folder_without_a_record(tmp_path):
+    cfg = config(f"runs_dir={tmp_path}")
+    folder = tmp_path / run_id(OmegaConf.to_container(cfg, resolve=True))
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed")
+    run = Run.create(cfg, {})
+    assert run.status == "new" and run.config.seed == 0
+    assert not list((tmp_path / ".tmp").iterdir())
+    assert list(tmp_path.glob("*/run.json")) == [run.record_path]

@@ -109,7 +109,7 @@ class Decode(Bench):
         parent, prompts, on_device = bench.parent, prompt.tolist(), prompt.to(bench.device)
 
         def engine(denoiser: Denoiser, tokens: int) -> Engine:
-            decoder, options = Fixed(tokens), {"eos_id": None, "batch_size": batch_size}
+            decoder, options = Fixed(tokens), {"eos_id": None, "batch_size": batch_size, "compile": bench.compile}
             return lambda: torch.tensor(
                 [g.tokens for g in generate(denoiser, prompts, decoder, self.new_tokens, **options)]
             )

@@ -43,10 +43,10 @@ def counts_table(result: dict[str, Any]) -> Table:
     found, mfu = result["counts"], result["useful_mfu"]
     blind = any(c["flop_executed"] and c["flop_executed"]["attention"] is None for c in found.values())
     measured = all(c["peak_bytes"] for c in found.values())
-    columns = ["arm", "rows", "head rows", "logits MB", "GFLOP", "useful GFLOP"]
+    columns = ["arm", "rows", "head rows", "logits MB", "GFLOP", "useful"]
     columns += ["useful MFU"] * bool(mfu) + ["peak GB", "/ ours"] * measured
     table = Table(
-        title="Work of a step",
+        title="Work of a step (useful: the GFLOP that it needs)",
         caption="* without attention: the counter cannot see a compiled kernel" if blind else None,
     )
     for column in columns:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
@@ -92,12 +93,16 @@ class PackedData(lightning.LightningDataModule):
             trainer.world_size,
             lambda: trainer.lightning_module.micro_batches * self.batch_size,
         )
-        return DataLoader(
-            self.train_rows, batch_size=self.batch_size, sampler=order, collate_fn=collate, drop_last=True
-        )
+        return self.loader(self.train_rows, sampler=order, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.validation_rows, batch_size=self.batch_size, collate_fn=collate)
+        return self.loader(self.validation_rows)
+
+    def loader(self, rows: PackedRows, **kwargs: Any) -> DataLoader:
+        """With a generator of its own: a loader draws a seed for its workers whenever it begins, which would move the
+        random state that dropout draws from."""
+        own = torch.Generator()
+        return DataLoader(rows, batch_size=self.batch_size, collate_fn=collate, generator=own, **kwargs)
 
 
 class Embedded(PackedData):

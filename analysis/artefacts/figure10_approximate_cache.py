@@ -1,0 +1,35 @@
+"""The dLM with its exact cache against a bidirectional dLM with Fast-dLLM's approximate caches."""
+
+from __future__ import annotations
+
+from analysis.compare import by_point
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.plots import frontier
+from analysis.results import Results
+
+PLACE = 130
+TITLE = "Figure 10: exact against approximate caching"
+SWEEPS = ("figure10_approximate_cache",)
+SWEEP = SWEEPS[0]
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    rows = results.of("evaluations", SWEEP)
+    rows = rows[rows["evaluation"].isin(["plain", "approximate"])].sort_values(["point", "decoder", "threshold"])
+    rows = rows.assign(line=rows["label"] + ", " + rows["decoder"].astype(str))
+    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "tokens_per_second": "tokens/s"}
+    table = by_point(rows, shown, ("line", "setting")).rename(columns={"line": "model and decoding"})
+    panels = (
+        frontier(rows, "tokens_per_second", "line", "setting", "", "tokens/s"),
+        frontier(rows, "nfe", "line", "setting", "", "forwards per answer (NFE)"),
+    )
+    said = (
+        "A forward of an approximate cache may read one block or the whole canvas, so that NFE alone does not tell its "
+    )
+    said += "cost; tokens/s does."
+    return [
+        Plot(
+            "figure10_approximate_cache", panels, said, "Accuracy against throughput with exact and approximate caches"
+        ),
+        Table(table, CELLS, {"TPF": 2, "tokens/s": 0}),
+    ]

@@ -1,0 +1,56 @@
+"""Accuracy by training and evaluation block size."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.compare import by_point, inner_best, own, swept
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.plots import heat_map
+from analysis.results import Results
+from analysis.stats import Effect
+
+PLACE = 30
+TITLE = "Figure 3: training and evaluation block size"
+SWEEPS = ("figure3_block_size",)
+SWEEP = SWEEPS[0]
+MODELS = {"qwen2_5_1_5b_50b_tokens": "paper, 1.5B", "qwen3_4b_25b_tokens": "paper, 4B"}
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    rows = one_token(results)
+    printed = paper["figure3_block_size"]
+    axes = "evaluation block", "training block"
+    here = [heat_map(mean_grid(rows), "here, accuracy %", *axes)] if len(rows) else []
+    theirs = []
+    for name, title in MODELS.items():
+        values = pd.DataFrame(printed[name], index=printed["eval_block_size"]).T
+        theirs.append(heat_map(values, f"{title}, accuracy %", *axes))
+    measures = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}
+    table = by_point(rows, measures, ("block_size", "eval_block_size"))
+    names = {"block_size": "training block", "eval_block_size": "evaluation block"}
+    alt = "Heat map of accuracy over training and evaluation block size"
+    return [
+        Plot("figure3_block_size", tuple(here), "Accuracy at one token per step, mean over seeds.", alt),
+        Plot("figure3_block_size_paper", tuple(theirs), "The paper's: average of six tasks.", f"{alt}, of the paper"),
+        Table(table.rename(columns=names), CELLS, {"TPF": 2}),
+    ]
+
+
+def one_token(results: Results) -> pd.DataFrame:
+    """Every run at every evaluation block size, at one token per step."""
+    rows = swept(results.of("evaluations", SWEEP), "decoding_block_size")
+    return rows.sort_values(["block_size", "eval_block_size", "seed"])
+
+
+def mean_grid(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy in percent, training block × evaluation block."""
+    table = 100 * rows.pivot_table(index="block_size", columns="eval_block_size", values="accuracy", aggfunc="mean")
+    table.index, table.columns = [f"{v:g}" for v in table.index], [f"{v:g}" for v in table.columns]
+    return table
+
+
+def block_size_sweet_spot(results: Results, paper: dict) -> list[Effect]:
+    """At the evaluation block that each was trained with."""
+    rows = own(results.of("evaluations", SWEEP))
+    return inner_best(rows, "block_size", SWEEP, ("16 − 4: +15.5 (4B: 64 − 4: +18.6)", "16 − 128: +6.4 (4B: +2.0)"))

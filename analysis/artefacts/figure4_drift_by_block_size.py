@@ -1,0 +1,45 @@
+"""Weight drift by training block size."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.compare import scalar_effect, slope_by_seed
+from analysis.drift import KINDS, drift_panels, drift_table
+from analysis.exhibits import Exhibit, Plot, Table
+from analysis.results import Results
+from analysis.stats import Effect
+
+PLACE = 40
+TITLE = "Figure 4: weight drift by training block size"
+SWEEPS = ("figure3_block_size",)
+SWEEP = SWEEPS[0]
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    drift = results.of("drift", SWEEP).sort_values("block_size")
+    drift = drift.assign(line=[f"block {v:g}" for v in drift["block_size"]])
+    said = "‖ΔW‖ / ‖W‖ per layer, averaged over its weights; lines: mean over seeds, bands: their range."
+    return [
+        Plot(
+            "figure4_drift_by_block_size",
+            drift_panels(drift, "line"),
+            said,
+            "Weight change per layer by training block size",
+        ),
+        Table(drift_table(drift, "line"), "Mean over the layers; in small: interval over seeds.", 4),
+    ]
+
+
+def drift_grows_with_block_size(results: Results, paper: dict) -> list[Effect]:
+    """The slope of the logarithm of the change over the logarithm (to base 2) of the block size."""
+    drift = results.of("drift", SWEEP)
+    made = []
+    for kind, name in KINDS.items():
+        chosen = drift[drift["kind"] == kind] if len(drift) else drift
+        slopes = slope_by_seed(
+            chosen.assign(log=np.log(chosen["relative"].astype(float))), "block_size", "log", np.log2
+        )
+        what = f"log of the change per doubling of the block, {name}"
+        made.append(scalar_effect(what, slopes, chosen["run"], "{:+.3f}", "grows", f"{SWEEP} at two block sizes"))
+    return made

@@ -1,0 +1,24 @@
+"""How often each position of a block is hidden, by masking scheme."""
+
+from __future__ import annotations
+
+from analysis.exhibits import Exhibit, Plot
+from analysis.plots import lines
+from analysis.results import Results
+
+PLACE = 70
+TITLE = "Figure 7: masking probability per position"
+SWEEPS = ("table2_masking", "learned_masking")
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    found = results.of("positions", SWEEPS)
+    found = found[found["quantity"] == "masked"].drop_duplicates(["masking_name", "position"])
+    if found.empty:
+        return []
+    figure = lines(found, "position", "value", "masking_name", "", "position in the block", "probability to be hidden")
+    said = (
+        "Mean over noise levels t in (0, 1], estimated from 20,000 blocks drawn with the scheme itself: a property of "
+    )
+    said += "the scheme, not of a trained model."
+    return [Plot("figure7_masking", (figure,), said, "Masking probability over position in the block by scheme")]

@@ -1,0 +1,65 @@
+"""What more training tokens bring: likelihood tasks, and accuracy against forwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.compare import at_cost, by_point, own, scalar_effect, shared_costs, slope_by_seed, swept
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.plots import frontier, lines
+from analysis.results import Results
+from analysis.stats import Effect
+
+PLACE = 90
+TITLE = "Figure 8: training tokens"
+SWEEPS = ("figure8_tokens",)
+SWEEP = SWEEPS[0]
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    rows = by_budget(swept(results.of("evaluations", SWEEP), "forwards"))
+    one = by_budget(own(results.of("evaluations", SWEEP)))
+    panels = (
+        lines(one.assign(line="cloze"), "tokens", "cloze", "line", "(a)", "training tokens", "cloze, %", 100, log=True),
+        lines(
+            one.assign(line="bound"), "tokens", "bits_per_byte", "line", "(a)", "training tokens", "bits/byte", log=True
+        ),
+        frontier(rows, "nfe", "budget", "threshold", "(b–d)", "forwards per answer (NFE)"),
+    )
+    likelihoods = by_point(
+        one, {"accuracy": "accuracy %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}, ("budget",)
+    )
+    table = by_point(rows, {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}, ("budget", "threshold"))
+    said = "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is "
+    said += "25 %. (b–d) Accuracy against forwards, one line per budget through its decoding settings."
+    return [
+        Plot("figure8_tokens", panels, said, "Likelihood and accuracy by training tokens"),
+        Table(likelihoods, f"At one token per step. {CELLS}", {"bits/byte": 3}),
+        Table(table, CELLS, {"TPF": 2, "threshold": 2}),
+    ]
+
+
+def by_budget(rows: pd.DataFrame) -> pd.DataFrame:
+    """In order of the tokens that a run was trained on, and these as `budget`."""
+    rows = rows.sort_values(["tokens", "seed"])
+    return rows.assign(budget=[f"{v / 1e6:.3g} M tokens" for v in rows["tokens"]])
+
+
+def training_improves_parallelism(results: Results, paper: dict) -> list[Effect]:
+    """Slopes per doubling of the tokens: of the likelihood task, and of accuracy at the fewest forwards that every
+    budget reaches."""
+    rows = results.of("evaluations", SWEEP)
+    one, fast = own(rows), swept(rows, "forwards")
+    level = shared_costs(fast, "nfe", "tokens")[0] if len(fast) else float("nan")
+    made = [(*names, at_cost(group, "nfe", level)) for names, group in fast.groupby(["seed", "tokens"])]
+    at_level = pd.DataFrame(made, columns=["seed", "tokens", "accuracy"])
+    at = f"at {level:.1f} forwards" if len(fast) else "at few forwards"
+    missing, shown = f"{SWEEP} at two budgets", "{:+.1f} points"
+    return [
+        scalar_effect(what, 100 * slope_by_seed(chosen, "tokens", measure, np.log2), used, shown, "grows", missing)
+        for what, chosen, measure, used in (
+            ("cloze per doubling of the tokens", one, "cloze", one["run"]),
+            (f"accuracy {at} per doubling of the tokens", at_level, "accuracy", fast["run"]),
+        )
+    ]

@@ -1,0 +1,38 @@
+"""The paper's open question 2: masking learned from decode traces, against hand-set half-lives and uniform masking."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.artefacts.table2_masking import parallel
+from analysis.compare import accuracy_effect, by_point
+from analysis.exhibits import CELLS, Exhibit, Table
+from analysis.results import Results
+
+PLACE = 220
+TITLE = "Beyond the paper: masking learned from decode traces"
+SWEEPS = ("learned_masking",)
+SWEEP = SWEEPS[0]
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    rows = parallel(results.of("evaluations", SWEEP))
+    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}
+    table = by_point(rows, shown, ("label", "setting")).rename(columns={"label": "masking"})
+    return [
+        Table(table, CELLS, {"TPF": 2}),
+        Table(against(rows), "Learned masking minus the others in points of accuracy; interval over seeds and items."),
+    ]
+
+
+def against(rows: pd.DataFrame) -> pd.DataFrame:
+    """The paired difference of learned masking to every other scheme, at every setting."""
+    made = []
+    for setting, group in rows.groupby("setting", sort=False):
+        learned = group[group["point"] == "learned"]
+        for label, other in group[group["point"] != "learned"].groupby("label", sort=False):
+            effect = accuracy_effect(learned, other, label)
+            if effect.seeds:
+                interval = f"{effect.value:+.1f} ({effect.low:+.1f} to {effect.high:+.1f})"
+                made.append({"setting": setting, "learned −": label, "points": interval, "from": effect.why})
+    return pd.DataFrame(made)

@@ -1,0 +1,150 @@
+"""Accuracy by attention pattern, clean context, token shift and LoRA rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analysis.compare import by_point, compare, own, parent_row
+from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.flops import at_equal_flops, training_curves
+from analysis.plots import lines
+from analysis.results import Results
+from analysis.stats import Effect
+
+PLACE = 10
+TITLE = "Table 1, and the LoRA rows of Table 8: attention, clean context, token shift"
+SWEEPS = ("table1_attention",)
+SWEEP = SWEEPS[0]
+MEASURES = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "code": "code %", "maths": "maths %"}
+MEASURES |= {"symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
+DIGITS = {
+    "TPF": 2,
+    "bits/byte": 3,
+    "paper %": 2,
+    "kept %": 0,
+    "paper kept %": 0,
+    "NELBO": 3,
+    "tokens": 0,
+    "TFLOP": 2,
+    "NELBO, equal FLOPs": 3,
+}
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    rows = results.of("evaluations", SWEEP)
+    curves = training_curves(results, SWEEP)
+    panels = (
+        lines(curves, "tokens", "value", "point", "at equal tokens", "training tokens", "validation NELBO, nats/token"),
+        lines(curves, "flops", "value", "point", "at equal FLOPs", "training FLOPs", "validation NELBO, nats/token"),
+    )
+    said = (
+        "Validation NELBO (always with uniform masking) over training. A step with clean context reads up to 2 L rows "
+    )
+    said += "for L tokens, so equal tokens are not equal work. Lines: mean over seeds; bands: their range."
+    return [
+        Table(accuracies(results, paper["table1_attention"]), f"At one token per step. {CELLS} {LEGEND}", DIGITS),
+        Table(parallel(rows), f"Several tokens per forward, thresholds chosen on validation items. {CELLS}", DIGITS),
+        Table(work(results, curves), EQUAL, DIGITS),
+        Plot("table1_attention", panels, said, "Validation NELBO over training tokens and over training FLOPs"),
+    ]
+
+
+LEGEND = (
+    "TPF: tokens per forward; NFE: forwards per answer, every forward counted. Kept: percent of the AR parent's "
+    "accuracy. Accuracy: exact match on the generated tasks; cloze: four-way multiple choice by likelihood, chance "
+    "25 %; bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean "
+    "of its HumanEval and MBPP columns, its maths of GSM8K and Minerva Math."
+)
+ORDER = ["row", "conversion", "KV cache", "accuracy %", "kept %", "paper %", "paper kept %", "TPF", "NFE"]
+ORDER += ["code %", "paper code %", "maths %", "paper maths %", "symbols %", "cloze %", "bits/byte"]
+EQUAL = (
+    "What training cost, and the validation NELBO (nats/token) at the end of it and at equal FLOPs: where each run had "
+    "used the FLOPs of the cheapest, interpolated between validations."
+)
+
+
+def accuracies(results: Results, paper: dict) -> pd.DataFrame:
+    """The paper's table with ours beside it; a row without runs has only the paper's numbers."""
+    measured = by_point(own(results.of("evaluations", SWEEP)), MEASURES).set_index("point")
+    parent = by_point(parent_row(results, SWEEP).assign(point="a", label="AR parent"), MEASURES).set_index("point")
+    found = pd.concat([frame for frame in (parent, measured) if len(frame)]) if len(measured) else measured
+    labels = {"a": "AR parent"} | dict(results.points.query("sweep == @SWEEP")[["point", "label"]].values.tolist())
+    made = []
+    for point, printed in printed_rows(paper).items():
+        ours: dict[str, Any] = {shown: found[shown].get(point) for shown in MEASURES.values()}
+        reference = found["accuracy %"].get("a")
+        value = ours["accuracy %"]
+        kept = 100 * value.mean / reference.mean if value and reference and reference.mean else None
+        label = labels.get(point, "")
+        made.append(
+            {"row": point, "conversion": label, "KV cache": printed.pop("cache")} | ours | {"kept %": kept} | printed
+        )
+    return pd.DataFrame(made)[ORDER]
+
+
+def printed_rows(paper: dict) -> dict[str, dict[str, Any]]:
+    """The paper's numbers by row, its tasks as ours are grouped."""
+    rows = {r[0]: dict(zip(paper["columns"], r, strict=True)) for r in paper["rows"]}
+    parent = rows["a"]["avg"]
+    return {
+        name: {
+            "cache": row["kv_cache"],
+            "paper %": row["avg"],
+            "paper kept %": 100 * row["avg"] / parent,
+            "paper code %": sum(row[t] for t in ("humaneval", "humaneval_plus", "mbpp", "mbpp_plus")) / 4,
+            "paper maths %": (row["gsm8k"] + row["minerva_math"]) / 2,
+        }
+        for name, row in rows.items()
+    }
+
+
+def parallel(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every point at every setting."""
+    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "threshold": "threshold"}
+    shown |= {"tokens_per_second": "tokens/s"}
+    return by_point(own(rows, None), shown, ("point", "label", "setting"))
+
+
+def work(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
+    """Training cost of every point, and how good it is at equal tokens and at equal FLOPs."""
+    runs = results.of("runs", SWEEP)
+    runs = runs.assign(teraflop=runs["train_flops"].astype(float) / 1e12, minutes=runs["train_seconds"] / 60)
+    shown = {"tokens": "tokens", "teraflop": "TFLOP", "minutes": "minutes", "val_nelbo": "NELBO"}
+    made = by_point(runs, shown)
+    equal = at_equal_flops(curves)
+    return made.assign(**{"NELBO, equal FLOPs": [equal.get(point) for point in made["point"]]})
+
+
+def average(paper: dict, better: str, worse: str) -> str:
+    """The paper's difference, as printed."""
+    rows = {r[0]: r[-1] for r in paper["table1_attention"]["rows"]}
+    return f"{rows[better] - rows[worse]:+.2f}"
+
+
+def pairs(results: Results, paper: dict, *wanted: tuple[str, str, str]) -> list[Effect]:
+    return [compare(results, SWEEP, b, w, f"{b} − {w}: {what}", average(paper, b, w)) for b, w, what in wanted]
+
+
+def block_beats_bidir(results: Results, paper: dict) -> list[Effect]:
+    return pairs(
+        results,
+        paper,
+        ("d", "b", "block-wise against bidirectional, both with the token shift, without clean context"),
+        ("d", "c", "the paper's pair: d has the token shift, c has not"),
+        ("g", "c", "with clean context, both without the token shift"),
+    )
+
+
+def clean_context_helps(results: Results, paper: dict) -> list[Effect]:
+    wanted = ("f", "d", "clean context against noisy context"), ("f", "e", "… against twice the tokens")
+    return pairs(results, paper, *wanted)
+
+
+def no_token_shift_helps(results: Results, paper: dict) -> list[Effect]:
+    return pairs(results, paper, ("g", "f", "no shift, block-wise"), ("c", "b", "no shift, bidirectional"))
+
+
+def lora_is_behind_full(results: Results, paper: dict) -> list[Effect]:
+    return pairs(results, paper, ("g", "h", "full against rank 16"), ("g", "i", "full against rank 64"))

@@ -1,0 +1,26 @@
+"""From the bidirectional dLM to the full recipe, one step at a time."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.compare import by_point, own, parent_row
+from analysis.exhibits import CELLS, Exhibit, Table, printed
+from analysis.results import Results
+
+PLACE = 120
+TITLE = "Table 5: the ladder"
+SWEEPS = ("table5_ladder",)
+SWEEP = SWEEPS[0]
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "code": "code %", "maths": "maths %"}
+    shown |= {"symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
+    rows = own(results.of("evaluations", SWEEP))
+    parent = parent_row(results, SWEEP).assign(label="AR parent")
+    table = by_point(pd.concat([parent, rows]) if len(rows) else rows, shown, ("label",))
+    return [
+        Table(table.rename(columns={"label": "setting"}), CELLS, {"TPF": 2, "bits/byte": 3}),
+        printed(paper["table5_ladder"], "accuracy %, Qwen3-4B"),
+    ]

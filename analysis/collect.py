@@ -1,0 +1,161 @@
+"""From the runs of a study to the tables that it is reported from (`analysis.results`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.domains import domains, proportion
+from analysis.flops import training_flops
+from analysis.measurements import tables_of
+from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
+from analysis.sweep import Point, load_sweep
+from dlm.drift import by_layer
+from dlm.runs import Run
+from dlm.storage import write_atomically
+
+VALUES = ("block_size", "token_shift", "lr", "seed")
+Z95 = 1.959964  # standard errors to either side of a 95 % interval
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = ()) -> Results:
+    """The tables of every point of every sweep in a folder.
+
+    Raises `ValueError` where there is no sweep, or one cannot be read.
+    """
+    paths = sorted(sweeps.glob("*.yaml"))
+    if not paths:
+        raise ValueError(f"sweeps {str(sweeps)!r} holds no YAML: run this from the repository")
+    rows: Rows = {name: [] for name in COLUMNS}
+    seen: set[str] = set()
+    for path in paths:
+        for point in load_sweep(path, overrides).points:
+            add_point(rows, path.stem, point, runs_dir, seen)
+    return Results.of_rows(rows)
+
+
+def add_point(rows: Rows, sweep: str, point: Point, runs_dir: Path, seen: set[str]) -> None:
+    """What is known of a point, and of its run where no earlier point had it."""
+    run, state = Run(runs_dir / point.run), point.state(runs_dir)
+    error = None if state in (FINISHED, "not trained") else run.record.get("error")
+    rows["points"].append(
+        {"sweep": sweep, "point": point.name, "label": point.label, "seed": point.seed, "run": run.id}
+        | {"values": json.dumps(point.values), "state": state, "error": error and error.strip().split("\n")[-1]}
+    )
+    if state != FINISHED:
+        return
+    for evaluation in point.evaluations:
+        path = run.folder / evaluation.file
+        if path.exists():
+            for name, made in tables_of(evaluation, json.loads(path.read_text(encoding="utf-8"))).items():
+                rows[name] += [{"run": run.id, "for_sweep": sweep, "evaluation": evaluation.name} | r for r in made]
+    if run.id not in seen:
+        seen.add(run.id)
+        for name, made in tables_of_run(run).items():
+            rows[name] += made
+
+
+def tables_of_run(run: Run) -> Rows:
+    """What every run holds, whatever sweep it is of."""
+    record = run.record
+    drift = by_layer(pd.read_csv(run.folder / "drift.csv")).drop(columns="numel")
+    return {
+        "runs": [run_row(run, record)],
+        "evaluations": list(own_evaluations(run, record)),
+        "drift": drift.assign(run=run.id).to_dict("records"),
+        "curves": list(curves(run, record)),
+    }
+
+
+def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    """A run's choices and cost."""
+    config = record["config"]
+    target = {g: name_of(config[g]["_target_"]) for g in ("attention", "masking", "loss", "trainable")}
+    return {
+        "run": run.id,
+        **{key: config[key] for key in VALUES},
+        **{f"{group}_name": name for group, name in target.items()},
+        "masking_name": " ".join(filter(None, (target["masking"], half_life(config["masking"])))),
+        "tokens": record["tokens"],
+        "length": config["data"].get("length"),
+        "batch_size_train": config["data"].get("batch_size"),
+        "parameters": record["parameters"],
+        "source": record["parent"]["source"],
+        "parent": record["parent"]["fingerprint"],
+        "train_seconds": record["train_seconds"],
+        "train_flops": flops(run, record),
+        "val_nelbo": record["train"].get("val/nelbo"),
+        **{f"drift/{name}": value for name, value in record["drift"].items()},
+        "machine": "{cpus} CPU cores, {platform}".format(**record["machine"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "commit": record.get("commit"),
+        "ended": record["ended"],
+    }
+
+
+def name_of(target: str) -> str:
+    """`dlm.attention.block_noisy.BlockNoisy` → `block_noisy`."""
+    return target.split(".")[-2] if target.count(".") > 2 else target.split(".")[-1].lower()
+
+
+def half_life(masking: dict[str, Any]) -> str:
+    return f"{masking['half_life']:g}" if "half_life" in masking else ""
+
+
+def flops(run: Run, record: dict[str, Any]) -> float | None:
+    """The FLOPs of a run's training, counted once and kept beside it."""
+    path = run.folder / "flops.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(training_flops(record["config"], record["steps"])))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def curves(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The validation NELBO over the tokens of training."""
+    path = run.folder / "metrics.csv"
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if "val/nelbo" in table:
+        for step, value in table.dropna(subset=["val/nelbo"])[["step", "val/nelbo"]].itertuples(index=False):
+            tokens = round(record["tokens"] * (step + 1) / record["steps"])
+            yield {"run": run.id, "tokens": tokens, "metric": "val/nelbo", "value": value}
+
+
+def own_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The evaluation that every run ends with: a row per model and decoding setting."""
+    items = pd.read_csv(run.folder / "items.csv")
+    evaluation = record["evaluation"]
+    for model in (PARENT, DLM):
+        measured = evaluation[model]
+        for setting in measured["generation"]:
+            name = setting["name"]
+            outcomes = items.loc[items["setting"] == name, "correct"] if model == DLM else ()
+            yield {
+                "run": run.id,
+                "for_sweep": "",
+                "evaluation": "",
+                "model": model,
+                "setting": name,
+                **{key: setting[key] for key in ("threshold", "tpf", "nfe")},
+                "tokens_per_second": speed(evaluation, model, name),
+                **columns("accuracy", *(setting[key] for key in ("accuracy", "low", "high", "n"))),
+                **domains(setting["families"]),
+                **proportion("cloze", measured["cloze"], measured["cloze_items"]),
+                **bits_per_byte(measured["likelihood"]),
+                "correct": pack(outcomes) if len(outcomes) else None,
+            }
+
+
+def speed(evaluation: dict[str, Any], model: str, setting: str) -> float | None:
+    return (evaluation.get("throughput") or {}).get(PARENT if model == PARENT else setting)
+
+
+def bits_per_byte(likelihood: dict[str, float]) -> dict[str, float]:
+    """The likelihood of held-out prose; its standard error is recorded in nats, and the two are proportional."""
+    value = likelihood["bits_per_byte"]
+    half = Z95 * likelihood["standard_error"] * value / likelihood["nats"]
+    return columns("bits_per_byte", value, value - half, value + half, likelihood["tokens"])

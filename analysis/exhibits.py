@@ -1,0 +1,104 @@
+"""What an artefact shows: tables and plots, as values; and a table's cells as text.
+
+How they look in the terminal, in HTML, Markdown and LaTeX is in `analysis.render`, and the same for every artefact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.stats import Estimate
+
+
+@dataclass(frozen=True)
+class Table:
+    """`frame` has text, numbers, booleans and `Estimate`s in its cells, its columns' names are what is printed.
+    `digits` after the point: of all numbers, or by column."""
+
+    frame: pd.DataFrame
+    caption: str
+    digits: int | dict[str, int] = 1
+
+    def cell(self, value: Any, column: str) -> Cell:
+        digits = self.digits if isinstance(self.digits, int) else self.digits.get(column, DIGITS)
+        return cell(value, digits)
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        """The table's rows."""
+        columns = list(self.frame.columns)
+        return [[self.cell(v, c) for v, c in zip(row, columns, strict=True)] for row in self.frame.values.tolist()]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One or more panels, each a figure of its own so that a narrow page can stack them. `name` names the files."""
+
+    name: str
+    panels: tuple[Figure, ...]
+    caption: str
+    alt: str
+
+
+Exhibit = Table | Plot
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's text, and in small what it rests on."""
+
+    text: str
+    small: str = ""
+    is_text: bool = False
+
+    @property
+    def line(self) -> str:
+        """Both in one line."""
+        return f"{self.text} ({self.small})" if self.small else self.text
+
+
+def cell(value: Any, digits: int = 1) -> Cell:
+    """The text of a value; "–" where there is none."""
+    if isinstance(value, Estimate):
+        return Cell(number(value.mean, digits), spread(value, digits))
+    if isinstance(value, str):
+        return Cell(value, is_text=True)
+    if value is None or pd.isna(value):
+        return Cell("–")
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", is_text=True)
+    return Cell(f"{value:,}" if isinstance(value, int) else number(value, digits))
+
+
+def number(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def spread(value: Estimate, digits: int) -> str:
+    """The interval and what was counted: `58.1–67.9; 3 × 360`, seeds × items."""
+    known = not math.isnan(value.low) and value.low < value.high
+    interval = "" if not known else f"{number(value.low, digits)} to {number(value.high, digits)}"
+    counted = f"{value.seeds} × {value.n:,}" if value.n else f"{value.seeds} seed{'s' if value.seeds > 1 else ''}"
+    return "; ".join(part for part in (interval, counted) if part)
+
+
+DIGITS = 1  # after the point, where nothing else is said
+CELLS = (
+    "In small: the 95 % interval, over seeds (Student's t) where there are several, over items for one seed (Wilson "
+    "for proportions); then seeds × items."
+)
+
+NAMES = {"humaneval": "HumanEval", "humaneval_plus": "HumanEval+", "mbpp": "MBPP", "mbpp_plus": "MBPP+"}
+NAMES |= {"gsm8k": "GSM8K", "minerva_math": "Minerva Math", "avg": "average", "lr": "learning rate"}
+NAMES |= {"tpf": "TPF", "tps": "tokens/s", "mmlu": "MMLU"}
+
+
+def printed(section: dict[str, Any], said: str, digits: int | dict[str, int] = 2) -> Table:
+    """A table of the paper as it prints it, from its section in `analysis/paper.yaml`."""
+    frame = pd.DataFrame(section["rows"], columns=[NAMES.get(c, c) for c in section["columns"]])
+    return Table(frame, f"The paper's: {said}.", digits)

@@ -1,0 +1,84 @@
+"""What `dlm.measure` found of a run, as rows of the results' tables: one function per kind of measurement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.domains import domains
+from analysis.results import DLM, PARENT, columns, pack
+from analysis.sweep import Evaluation
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def tables_of(evaluation: Evaluation, found: dict[str, Any]) -> Rows:
+    """Table name → rows, without the columns that say whose they are."""
+    kind = evaluation.settings["_target_"].split(".")[-2]
+    return READERS[kind](evaluation, found["result"])
+
+
+def decode(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """The tasks under one way of decoding."""
+    settings = evaluation.settings
+    decoder = settings["decoder"]["_target_"].split(".")[-1]
+    varied = [f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in evaluation.values.items()]
+    row = {
+        "model": PARENT if settings["model"] == "ar" else DLM,
+        "setting": ", ".join(varied) or evaluation.name.replace("_", " "),
+        "decoder": decoder,
+        "threshold": result["threshold"],
+        "eval_block_size": result["block_size"],
+        "batch_size": settings.get("timed_batch_size"),
+        "target": settings.get("tpf"),
+        **{key: result[key] for key in ("tpf", "nfe", "tokens_per_second")},
+        **columns("accuracy", *(result[key] for key in ("accuracy", "low", "high", "n"))),
+        **domains(result["families"]),
+        "correct": pack(result["items"]["correct"]),
+    }
+    return {"evaluations": [row]}
+
+
+def trace(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """When the positions of a block are committed, and one decoding."""
+    positions = [
+        {"model": DLM, "quantity": "step", "position": p["position"], "value": p["step"], "n": p["n"]}
+        for p in result["positions"]
+    ]
+    example = result["example"]
+    texts = dict(enumerate(example["tokens"], example["prompt_tokens"]))
+    return {"positions": positions, "steps": [c | {"token": texts[c["position"]]} for c in example["cells"]]}
+
+
+def position_loss(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """`loss` of a masked token by position in the block; `sequence_loss`, the bound by position in the sequence."""
+    rows = []
+    for model, name in ((DLM, "dlm"), (PARENT, "ar")):
+        for quantity, where, measure in (("loss", "block", "nll"), ("sequence_loss", "sequence", "nelbo")):
+            found = result[name][where]
+            columns = zip(found["position"], found[measure], found["n"], strict=True)
+            rows += [{"model": model, "quantity": quantity, "position": p, "value": v, "n": n} for p, v, n in columns]
+    return {"positions": rows}
+
+
+def masked(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """How often the masking scheme hides each position of a block."""
+    n = evaluation.settings["draws"]
+    rows = [
+        {"model": DLM, "quantity": "masked", "position": p, "value": value, "n": n}
+        for p, value in enumerate(result["probability"])
+    ]
+    return {"positions": rows}
+
+
+def embedding(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
+    """The quality of embeddings, task by task."""
+    rows = [
+        {"model": model, "task": f"{task} ({found['metric']})"}
+        | columns("score", *(found[key] for key in ("score", "low", "high", "n")))
+        for model, name in ((DLM, "dlm"), (PARENT, "ar"))
+        for task, found in result[name].items()
+    ]
+    return {"scores": rows}
+
+
+READERS = {f.__name__: f for f in (decode, trace, position_loss, masked, embedding)}

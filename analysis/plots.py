@@ -1,0 +1,121 @@
+"""The few kinds of panels that the artefacts are drawn with. Each makes one figure of the width of a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.render import STYLE
+
+SIZE = (4.4, 3.5)
+# Colour and marker together, so that a line is known without its colour; mid-tones that show on light and on dark.
+COLOURS = ("#2f7fc1", "#d9762b", "#2f9e6e", "#c4529a", "#8a6fd1", "#b8951f", "#4aa3b5", "#d1495b")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def panel(title: str, x: str, y: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """An empty panel in the report's style."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        axes.set(title=title, xlabel=x, ylabel=y)
+        axes.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def lines(
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    scale: float = 1.0,
+    log: bool = False,
+    order: Sequence[Any] | None = None,
+) -> Figure:
+    """One line per value of `by`: the mean of `y` over the rows with the same `x`, with the range over seeds."""
+    figure, axes = panel(title, xlabel or x, ylabel or y)
+    names = list(rows[by].dropna().unique()) if order is None else [n for n in order if (rows[by] == n).any()]
+    for i, name in enumerate(names):
+        chosen = rows[(rows[by] == name)].dropna(subset=[x, y])
+        line = chosen.groupby(x)[y].agg(["mean", "min", "max"]) * scale
+        draw(axes, i, line.index, line["mean"], str(name))
+        axes.fill_between(line.index, line["min"], line["max"], color=colour(i), alpha=0.15, linewidth=0)
+    finish(figure, axes, len(names), log)
+    return figure
+
+
+def frontier(
+    rows: pd.DataFrame, x: str, by: str, setting: str, title: str = "", xlabel: str = "", ylabel: str = "accuracy, %"
+) -> Figure:
+    """Accuracy against a cost: one line per value of `by` through its settings, each the mean over seeds."""
+    figure, axes = panel(title, xlabel or x, ylabel)
+    names = list(rows[by].dropna().unique())
+    for i, name in enumerate(names):
+        chosen = rows[rows[by] == name]
+        line = chosen.groupby(setting, dropna=False)[[x, "accuracy"]].mean().sort_values(x).dropna()
+        draw(axes, i, line[x], 100 * line["accuracy"], str(name))
+    finish(figure, axes, len(names))
+    return figure
+
+
+def heat_map(values: pd.DataFrame, title: str, xlabel: str, ylabel: str, digits: int = 1) -> Figure:
+    """`values` as colours with their numbers; a cell without a value stays empty."""
+    figure, axes = panel(title, xlabel, ylabel, (4.4, 0.42 * len(values) + 1.2))
+    grid = values.to_numpy(dtype=float)
+    low, high = np.nanmin(grid), np.nanmax(grid)
+    axes.imshow(np.ma.masked_invalid(grid), cmap="viridis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
+    for (i, j), value in np.ndenumerate(grid):
+        if not np.isnan(value):
+            bright = value > low + 0.6 * (high - low)
+            axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color="#000000" if bright else "#ffffff")
+    axes.set_xticks(range(values.shape[1]), [str(c) for c in values.columns])
+    axes.set_yticks(range(values.shape[0]), [str(c) for c in values.index])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def bars(labels: Sequence[str], effects: Sequence[tuple[float, float, float]], title: str, xlabel: str) -> Figure:
+    """Effects with their intervals around a line at 0, the first on top."""
+    figure, axes = panel(title, xlabel, "", (4.4, 0.34 * len(labels) + 1.0))
+    for i, (mean, low, high) in enumerate(effects):
+        axes.plot([low, high], [i, i], color=colour(0), linewidth=1.6)
+        axes.plot([mean], [i], marker="o", color=colour(0))
+    axes.axvline(0, color="#808890", linewidth=0.8)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def draw(axes: Axes, i: int, x: Any, y: Any, label: str) -> None:
+    axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], markersize=4.5, color=colour(i), label=label)
+
+
+def colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
+
+
+def finish(figure: Figure, axes: Axes, names: int, log: bool = False) -> None:
+    """The legend, and ticks at the values of a logarithmic axis."""
+    if log:
+        axes.set_xscale("log", base=2)
+        ticks = sorted({float(v) for line in axes.lines for v in line.get_xdata()})
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.minorticks_off()
+    elif all(float(v).is_integer() for line in axes.lines for v in line.get_xdata()):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if names:
+        with matplotlib.rc_context(STYLE):
+            longest = max(len(str(text)) for text in axes.get_legend_handles_labels()[1])
+            figure.legend(loc="outside lower left", ncols=max(1, min(4, 56 // (longest + 8))))

@@ -1,0 +1,127 @@
+"""Exhibits as terminal tables, Markdown, LaTeX, SVG and PDF. HTML is made by the report's template."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.table import Table as RichTable
+
+from analysis.exhibits import Cell, Plot, Table
+from dlm.storage import write_atomically
+
+matplotlib.use("Agg")
+INK = "#1c2024"  # what is drawn in it takes the colour of the page's text
+DARK_INK = "#e6e8ea"
+STYLE = {
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+LATEX = str.maketrans(
+    {c: rf"\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"‖": r"$\Vert$", "Δ": r"$\Delta$", "−": r"$-$", "×": r"$\times$", "≈": r"$\approx$", "→": r"$\to$"}
+    | {"λ": r"$\lambda$", "τ": r"$\tau$", "β": r"$\beta$", "≥": r"$\geq$", "≤": r"$\leq$", "–": "--"}
+    | {"…": r"\ldots{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "’": "'"}
+    | {"·": r"$\cdot$", "²": r"$^2$", "±": r"$\pm$", "″": "''", "∑": r"$\sum$"}
+)
+
+
+def latex(text: str) -> str:
+    """Text with LaTeX's special characters escaped; what it has no sign for is left out."""
+    return "".join(c for c in str(text).translate(LATEX) if ord(c) < 128)
+
+
+def markdown(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    escaped = re.sub(r"([\\|*_`\[\]$])", r"\\\1", str(text)).replace("\n", " ")
+    return escaped.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table."""
+    head = [markdown(c) for c in table.frame.columns]
+    align = [":--" if text else "--:" for text in text_columns(table)]
+    body = [[markdown(c.line) for c in row] for row in table.cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, align, *body))
+
+
+def to_latex(table: Table) -> str:
+    """A tabular (booktabs), intervals in small type."""
+    body = [[latex_cell(c) for c in row] for row in table.cells]
+    frame = pd.DataFrame(body, columns=[latex(c) for c in table.frame.columns])
+    align = "".join("l" if text else "r" for text in text_columns(table))
+    return frame.style.hide(axis="index").to_latex(column_format=align, hrules=True)
+
+
+def latex_cell(cell: Cell) -> str:
+    small = rf" {{\tiny ({latex(cell.small)})}}" if cell.small else ""
+    return latex(cell.text) + small
+
+
+def to_terminal(table: Table, title: str = "") -> RichTable:
+    """A table of `rich`, its intervals under the values."""
+    made = RichTable(title=title or None, caption=table.caption, title_justify="left", caption_justify="left")
+    for name, text in zip(table.frame.columns, text_columns(table), strict=True):
+        made.add_column(str(name), justify="left" if text else "right")
+    for row in table.cells:
+        made.add_row(*(c.text + (f"\n{c.small}" if c.small else "") for c in row))
+    return made
+
+
+def text_columns(table: Table) -> list[bool]:
+    """Whether each column is text, and so aligned to the left."""
+    rows = table.cells
+    return [any(row[i].is_text for row in rows) for i in range(len(table.frame.columns))]
+
+
+def svg(figure: Figure, salt: str) -> str:
+    """A figure as SVG for a page: the same bytes every time, no size but its shape, its ink the page's text colour.
+    `salt` keeps its ids apart from those of other figures of the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    made = buffer.getvalue()
+    made = made[made.index("<svg") :].replace(INK, "currentColor")
+    head, body = made.split(">", 1)
+    return re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
+
+
+def standalone(inline: str) -> str:
+    """The SVG of `svg` as a file of its own, which follows the reader's light or dark mode."""
+    style = f"<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:{DARK_INK}}}}}</style>"
+    head = inline.index(">") + 1
+    return inline[:head] + style + inline[head:]
+
+
+def save_plot(plot: Plot, folder: Path) -> list[str]:
+    """Write every panel as `name-1.svg` and `.pdf` and return the SVGs for a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for i, figure in enumerate(plot.panels, 1):
+        name = f"{plot.name}-{i}"
+        inline = svg(figure, name)
+        write_atomically(folder / f"{name}.svg", standalone(inline))
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(temporary, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        temporary.replace(folder / f"{name}.pdf")
+        made.append(inline)
+    return made

@@ -1,0 +1,82 @@
+"""Compute the batch again that stopped a run: `python -m dlm.replay run=ID`. Says where the first number that is not
+finite comes from, module by module in the order in which they compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from dlm.build import Experiment, build
+from dlm.console import command
+from dlm.conversion import Prepared
+from dlm.runs import Run
+from dlm.types import ModelInputs, Rows, Scored
+
+
+def prepared(kept: dict[str, Any]) -> Prepared:
+    """A batch from the dicts that `dataclasses.asdict` made of it."""
+    inputs = kept["inputs"]
+    rows = Rows(**inputs["rows"])
+    return Prepared(**kept | {"inputs": ModelInputs(**inputs | {"rows": rows}), "scored": Scored(**kept["scored"])})
+
+
+def replay(run: Run) -> dict[str, Any]:
+    """`step`; `loss` of every micro-batch; `modules` and `gradients` whose numbers are not finite, in order."""
+    if not run.nonfinite.exists():
+        raise ValueError(f"run {run.id} holds no batch to replay: it was not stopped by numbers that are not finite")
+    kept = torch.load(run.nonfinite, map_location="cpu", weights_only=True)
+    experiment = build(run.config)
+    experiment.parent.model.load_state_dict(kept["weights"])
+    experiment.conversion.train()
+    modules: list[str] = []
+    hooks = [
+        m.register_forward_hook(watch(name, modules)) for name, m in experiment.parent.model.named_modules() if name
+    ]
+    losses = [loss_of(experiment, prepared(batch)) for batch in kept["batches"]]
+    for hook in hooks:
+        hook.remove()
+    bad = [n for n, p in experiment.parent.model.named_parameters() if p.grad is not None and not is_finite(p.grad)]
+    return {"step": kept["step"], "loss": losses, "modules": list(dict.fromkeys(modules)), "gradients": bad}
+
+
+def loss_of(experiment: Experiment, batch: Prepared) -> float:
+    """The loss of a micro-batch, its gradient added to the others."""
+    conversion = experiment.conversion
+    loss = experiment.denoiser.loss(batch.inputs, batch.scored, conversion.loss, batch.num_tokens).loss
+    loss.backward()
+    return loss.item()
+
+
+def watch(name: str, found: list[str]):
+    """A hook that notes a module whose output is not finite."""
+
+    def hook(module, args, output) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        if isinstance(tensor, torch.Tensor) and not is_finite(tensor):
+            found.append(name)
+
+    return hook
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="replay")
+@command
+def main(cfg: DictConfig) -> None:
+    found = replay(Run.load(str(cfg.run), cfg.runs_dir))
+    table = Table(title=f"step {found['step']}, loss {', '.join(f'{loss:.4g}' for loss in found['loss'])}")
+    table.add_column("modules whose output is not finite")
+    table.add_column("tensors whose gradient is not finite")
+    table.add_row("\n".join(found["modules"]) or "none", "\n".join(found["gradients"]) or "none")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

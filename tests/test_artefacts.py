@@ -1,0 +1,339 @@
+"""Every table and figure from hand-made results: known answers, marks and labels, and what is not there."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+from study_tables import ITEMS, Study, correct, whole_study
+
+from analysis.artefacts import artefacts
+from analysis.artefacts.contested_factorial import factorial
+from analysis.artefacts.figure12_position_loss import periodic_share
+from analysis.artefacts.shift_by_budget import zero_crossing
+from analysis.claims import Claim, evaluate_claims, paper_numbers, read
+from analysis.compare import accuracy_effect, by_point, inner_best, own
+from analysis.exhibits import Plot, Table
+from analysis.flops import at_equal_flops, training_curves
+from analysis.report import is_empty
+from analysis.results import Results
+from analysis.stats import NO_RUNS, UNDECIDED, Effect
+
+PAPER, MODULES = paper_numbers(), artefacts()
+CLAIMS = {claim["id"]: claim["from"] for claim in PAPER["claims"]}
+
+
+@pytest.fixture(scope="module")
+def results():
+    return whole_study().results
+
+
+def shown(results, name):
+    return MODULES[name].exhibits(results, PAPER)
+
+
+def tables(results, name):
+    return [e.frame for e in shown(results, name) if isinstance(e, Table)]
+
+
+def plots(results, name):
+    return {e.name: e for e in shown(results, name) if isinstance(e, Plot)}
+
+
+def without_measurements(results):
+    """The same points and runs, of which nothing was measured."""
+    rows = {name: getattr(results, name).to_dict("records") for name in ("points", "runs")}
+    return Results.of_rows(rows)
+
+
+def test_every_artefact_reads_sweeps_that_exist_and_has_its_own_place():
+    known = {path.stem for path in (ROOT / "sweeps").glob("*.yaml")}
+    assert len({module.PLACE for module in MODULES.values()}) == len(MODULES) > 18
+    for name, module in MODULES.items():
+        assert set(module.SWEEPS) <= known, name
+        assert module.TITLE and module.__doc__, name
+    assert known - {"parents"} <= {sweep for module in MODULES.values() for sweep in module.SWEEPS}
+
+
+def test_every_setting_of_the_paper_is_of_an_artefact():
+    assert set(PAPER["settings"]) <= set(MODULES)
+    assert {name for name, m in MODULES.items() if not m.TITLE.startswith("Beyond")} == set(PAPER["settings"])
+
+
+def test_the_papers_claims_are_all_there_each_with_the_function_that_decides_it():
+    assert len(CLAIMS) == 14
+    for claim, name in CLAIMS.items():
+        assert callable(getattr(MODULES[name], claim, None)), claim
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_artefact_with_all_its_runs_shows_all_it_has(name, results):
+    made = shown(results, name)
+    assert made and not any(is_empty(e) for e in made)
+    assert all(e.caption.rstrip().endswith(".") for e in made)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_artefact_whose_runs_were_not_measured_shows_nothing_of_its_own(name, results):
+    """What the paper prints stays."""
+    for made in shown(without_measurements(results), name):
+        papers = "aper's" in made.caption or name == "table1_attention"
+        assert is_empty(made) or papers
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_artefact_takes_one_seed(name):
+    assert all(not is_empty(e) for e in shown(whole_study((0,)).results, name))
+
+
+@pytest.mark.parametrize("name", sorted({n for n in MODULES if n != "figure7_masking"}))
+def test_accuracy_is_never_shown_without_forwards(name, results):
+    for frame in tables(results, name):
+        columns = set(frame.columns)
+        if "accuracy %" in columns and "bits/byte" not in columns:
+            assert {"NFE", "TPF"} <= columns
+
+
+def test_claims_without_runs_say_what_is_missing():
+    for claim in evaluate_claims(Study().results, PAPER, MODULES):
+        assert claim.verdict == NO_RUNS and all(e.why.startswith("to run: ") for e in claim.effects), claim.id
+
+
+def test_claims_of_one_seed_are_undecided():
+    claims = evaluate_claims(whole_study((0,)).results, PAPER, MODULES)
+    assert {claim.verdict for claim in claims} == {UNDECIDED}
+
+
+def test_claims_find_planted_effects(results):
+    """The study is made so that the rows b to i grow better, the contrary of what the paper says of LoRA; and so that
+    larger blocks gain less at few forwards."""
+    verdicts = {claim.id: claim.verdict for claim in evaluate_claims(results, PAPER, MODULES)}
+    against = {"lora_is_behind_full", "large_eval_blocks_at_low_nfe"}
+    assert {name for name, verdict in verdicts.items() if verdict == "disagrees"} == against
+    assert {name for name, verdict in verdicts.items() if verdict == "agrees"} == set(CLAIMS) - against
+
+
+def test_claims_with_nothing_planted_are_undecided():
+    study = Study()
+    rng = np.random.default_rng(5)
+    for seed in range(3):
+        for point in "bcdefghi":
+            run = study.point("table1_attention", point, seed)
+            study.own(run, 0.5, outcomes=rng.random(200) < 0.5)
+            study.drift(run, 0.3 + 0.02 * rng.standard_normal())
+    claims = {c.id: c for c in evaluate_claims(study.results, PAPER, MODULES)}
+    undecided = ("block_beats_bidir", "clean_context_helps", "no_token_shift_helps", "lora_is_behind_full")
+    assert {claims[name].verdict for name in (*undecided, "block_drifts_less")} == {UNDECIDED}
+
+
+def test_a_cause_is_shown_only_where_a_claim_disagrees():
+    bad, good = Effect("x", -1, -1, -1, 3), Effect("x", 1, 1, 1, 3)
+    assert Claim("i", "a", "t", (bad,), "too small").cause == "too small"
+    assert Claim("i", "a", "t", (good,), "too small").cause == ""
+
+
+def test_every_cause_is_of_a_claim():
+    assert set(read("causes.yaml")) <= set(CLAIMS)
+
+
+def test_a_tie_is_undecided():
+    study = Study()
+    for seed in range(3):
+        for point in "fg":
+            study.own(study.point("table1_attention", point, seed), 0.5)
+    (tie, _) = MODULES["table1_attention"].no_token_shift_helps(study.results, PAPER)
+    assert (tie.value, tie.low, tie.high, tie.verdict) == (0, 0, 0, UNDECIDED)
+
+
+def test_only_seeds_that_both_sides_have_are_compared():
+    study = Study()
+    for point, seeds in (("f", (0, 1)), ("g", (1, 2))):
+        for seed in seeds:
+            study.own(study.point("table1_attention", point, seed), 0.5)
+    effect = MODULES["table1_attention"].no_token_shift_helps(study.results, PAPER)[0]
+    assert effect.seeds == 1 and effect.runs == ("table1_attention/g/1", "table1_attention/f/1")
+
+
+def test_runs_that_answered_different_items_are_not_compared():
+    study = Study()
+    for point, items in (("f", 90), ("g", 45)):
+        study.own(study.point("table1_attention", point), 0.5, outcomes=correct(0.5, items))
+    with pytest.raises(ValueError, match=r"different items .45 and 90.: evaluate them alike"):
+        MODULES["table1_attention"].no_token_shift_helps(study.results, PAPER)
+
+
+def test_an_accuracy_effect_is_the_paired_difference_in_points():
+    study = Study()
+    for seed in range(3):
+        for point, accuracy in (("f", 0.4), ("g", 0.8)):
+            study.own(study.point("table1_attention", point, seed), accuracy)
+    rows = own(study.results.of("evaluations", "table1_attention"))
+    effect = accuracy_effect(rows[rows["point"] == "g"], rows[rows["point"] == "f"], "g − f")
+    assert effect.value == pytest.approx(40) and effect.items == ITEMS and effect.seeds == 3
+    half = 1.96 * 100 * np.sqrt(0.4 * 0.6 / ITEMS)  # over items alone: the seeds agree
+    assert (effect.low, effect.high) == pytest.approx((40 - half, 40 + half), abs=1.5)
+
+
+def test_table_1_has_the_papers_rows_in_order_with_ours_beside_them():
+    study = Study()
+    for seed in (0, 1):
+        study.own(study.point("table1_attention", "g", seed, label="clean"), 0.6 + 0.2 * seed, parent=0.9)
+    study.point("table1_attention", "d", state="failed")
+    table = tables(study.results, "table1_attention")[0].set_index("row")
+    assert "".join(table.index) == "abcdefghi"
+    g, a, d = table.loc["g"], table.loc["a"], table.loc["d"]
+    assert g["accuracy %"].mean == pytest.approx(70) and (g["accuracy %"].seeds, g["accuracy %"].n) == (2, ITEMS)
+    assert (
+        a["accuracy %"].mean == pytest.approx(90)
+        and g["kept %"] == pytest.approx(100 * 70 / 90, abs=0.5)
+        and a["kept %"] == 100
+    )
+    assert g["paper %"] == 38.41 and round(g["paper kept %"]) == 92 and g["paper maths %"] == pytest.approx(37.275)
+    assert d["accuracy %"] is None and d["paper %"] == 28.23 and d["conversion"] == "d"
+    assert [row for row in table.index if not table.loc[row, "KV cache"]] == ["b", "c"]
+
+
+def test_equal_flops_interpolates_where_the_cheapest_run_ends():
+    study = Study()
+    for point, flops, value in (("f", 2e12, 1.0), ("d", 1e12, 3.0)):
+        run = study.point("table1_attention", point, train_flops=flops, tokens=1000)
+        study.curve(run, {500: 4.0, 1000: value})
+    curves = training_curves(study.results, "table1_attention")
+    assert sorted(curves["flops"]) == [0.5e12, 1e12, 1e12, 2e12]
+    assert at_equal_flops(curves) == {"d": 3.0, "f": 4.0}
+
+
+def test_equal_flops_leaves_out_a_run_that_was_first_validated_later():
+    study = Study()
+    for point, flops in (("f", 8e12), ("d", 1e12)):
+        study.curve(study.point("table1_attention", point, train_flops=flops), {500: 4.0, 1000: 2.0})
+    assert at_equal_flops(training_curves(study.results, "table1_attention")) == {"d": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "plot", "lines"),
+    [
+        ("table1_attention", "table1_attention", [8, 8]),
+        ("figure2e_drift", "figure2e_drift", [5, 5]),
+        ("figure4_drift_by_block_size", "figure4_drift_by_block_size", [3, 3]),
+        ("figure5_decoding_block_size", "figure5_decoding_block_size", [3]),
+        ("figure6_trace", "figure6a_steps", [1]),
+        ("figure6_trace", "figure6c_loss", [2]),
+        ("figure7_masking", "figure7_masking", [6]),
+        ("figure8_tokens", "figure8_tokens", [1, 1, 3]),
+        ("table3_family", "figure9_frontier", [6]),
+        ("figure10_approximate_cache", "figure10_approximate_cache", [3, 3]),
+        ("figure11_batch", "figure11_batch", [4]),
+        ("figure12_position_loss", "figure12_position_loss", [2]),
+        ("table7_lr", "table7_lr", [1]),
+        ("block_by_size", "block_by_size", [2, 2]),
+        ("shift_by_budget", "shift_by_budget", [2]),
+    ],
+)
+def test_a_figure_has_one_labelled_line_for_each_of_what_it_compares(name, plot, lines, results):
+    panels = plots(results, name)[plot].panels
+    assert [len(figure.axes[0].lines) for figure in panels] == lines
+    for figure in panels:
+        axes, labels = figure.axes[0], figure.axes[0].get_legend_handles_labels()[1]
+        assert len(set(labels)) == len(labels) and axes.get_xlabel() and axes.get_ylabel()
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
+
+
+def test_the_points_of_a_line_are_means_over_seeds(results):
+    line = plots(results, "figure6_trace")["figure6a_steps"].panels[0].axes[0].lines[0]
+    assert list(line.get_xdata()) == list(range(8)) and list(line.get_ydata()) == pytest.approx(np.arange(8) + 0.01)
+
+
+def test_the_heat_map_writes_every_cell_and_leaves_missing_ones_empty():
+    study = Study()
+    for block in (4, 8):
+        run = study.point("figure3_block_size", f"block_size={block}", block_size=block)
+        for size in (4, 8)[: block // 4]:
+            at = {"eval_block_size": size, "threshold": 1.0}
+            study.evaluation(run, correct(block / 10), "figure3_block_size", "decoding_block_size", **at)
+    axes = plots(study.results, "figure3_block_size")["figure3_block_size"].panels[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["40.0", "80.0", "80.0"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["4", "8"]
+
+
+def test_the_example_marks_every_committed_token_at_its_step_and_shows_white_space(results):
+    axes = plots(results, "figure6_trace")["figure6b_example"].panels[0].axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[0, 0], [1, 1]]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["<b>&↵", ">&↵"]
+
+
+def test_the_best_inner_value_is_held_against_both_ends():
+    study = Study()
+    for seed in range(3):
+        for lr, accuracy in ((1e-4, 0.3), (1e-3, 0.7), (3e-3, 0.6), (1e-2, 0.75)):
+            study.own(study.point("table7_lr", f"{lr}", seed, lr=lr), accuracy)
+    low, high = inner_best(own(study.results.of("evaluations", "table7_lr")), "lr", "table7_lr")
+    assert (low.what, low.verdict) == ("0.001 − 0.0001", "agrees")
+    assert (high.what, high.value) == ("0.001 − 0.01", pytest.approx(-100 * (68 - 63) / ITEMS))
+
+
+def test_two_values_have_no_inner_one():
+    study = Study()
+    for lr in (1e-4, 1e-3):
+        study.own(study.point("table7_lr", f"{lr}", lr=lr), 0.5)
+    effects = inner_best(own(study.results.of("evaluations", "table7_lr")), "lr", "table7_lr")
+    assert [e.verdict for e in effects] == [NO_RUNS] * 2 and "three values of lr" in effects[0].why
+
+
+def test_a_factorial_gives_back_its_planted_effects():
+    """accuracy = 0.5 + 0.2 a + 0.1 b + 0.08 a b, on codes of ±1/2: the interaction as half a difference is 4 points."""
+    rows = pd.DataFrame(
+        {
+            "token_shift": a > 0,
+            "loss_name": "nelbo" if b > 0 else "mean",
+            "accuracy": 0.5 + 0.2 * a + 0.1 * b + 0.08 * a * b,
+        }
+        for a in (-0.5, 0.5)
+        for b in (-0.5, 0.5)
+        for _ in range(2)
+    )
+    found = factorial(rows, "accuracy").set_index("of")
+    assert list(found.index) == ["token shift (True)", "loss (nelbo)", "token shift × loss"]
+    assert list(found["effect"]) == pytest.approx([20, 10, 4])
+    assert list(found["high"] - found["low"]) == pytest.approx([0, 0, 0], abs=1e-9)
+
+
+def test_a_factorial_with_missing_cells_has_no_effects():
+    rows = pd.DataFrame({"token_shift": [True, False], "loss_name": ["nelbo", "mean"], "accuracy": [0.4, 0.5]})
+    assert factorial(rows, "accuracy").empty and factorial(rows.head(0), "accuracy").empty
+
+
+def test_the_crossing_is_interpolated_over_the_logarithm_of_the_tokens():
+    assert zero_crossing({1e6: 10.0, 4e6: -10.0}) == "2,000,000 tokens"
+    assert zero_crossing({1e6: 10.0, 4e6: 1.0}) == "none in this range"
+
+
+def positions(values, block=8):
+    return pd.DataFrame({"position": range(len(values)), "value": values, "block_size": block})
+
+
+def test_a_loss_that_repeats_with_the_block_is_periodic_and_noise_is_not():
+    saw = np.tile(np.arange(8.0), 8)
+    noise = np.random.default_rng(0).standard_normal((50, 64))
+    assert periodic_share(positions(saw)) == 1 and periodic_share(positions(np.ones(64))) == 0
+    assert np.mean([periodic_share(positions(x)) for x in noise]) < 0.1
+    assert 0.5 < periodic_share(positions(saw + noise[0])) < 1
+
+
+def test_rows_of_one_seed_that_nothing_tells_apart_are_refused():
+    rows = pd.DataFrame({"point": ["a", "a"], "seed": [0, 0], "accuracy": [0.5, 0.6]})
+    with pytest.raises(ValueError, match=r"'point': 'a'.* several rows of one seed"):
+        by_point(rows, {"accuracy": "accuracy %"}, ("point",))
+
+
+def test_the_papers_table_1_average_is_that_of_its_six_tasks():
+    for row in PAPER["table1_attention"]["rows"]:
+        assert np.mean(row[6:12]) == pytest.approx(row[12], abs=0.02), row
+
+
+def test_the_papers_ladder_ends_where_its_other_tables_say():
+    """Its positional masking is Table 2's at one token per forward, and so is its uniform."""
+    ladder = {row[0]: row[-1] for row in PAPER["table5_ladder"]["rows"]}
+    assert ladder["+ position-dependent masking"] == PAPER["table2_masking"]["half_life_0.10"][0]
+    assert ladder["+ remove token shift"] == PAPER["table2_masking"]["uniform"][0]
+    assert yaml.safe_load((ROOT / "analysis" / "paper.yaml").read_text()) == PAPER

@@ -1,0 +1,225 @@
+"""From runs and measurements to tidy tables: what the files say is what the tables say."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from omegaconf import OmegaConf
+from study_tables import correct
+from torch.nn.functional import cross_entropy
+
+from analysis import flops
+from analysis.artefacts.table1_attention import SWEEP
+from analysis.collect import collect
+from analysis.measurements import READERS, tables_of
+from analysis.results import DLM, PARENT, unpack
+from analysis.sweep import FINISHED, Evaluation, load_sweep
+from dlm.bench.flops import executed
+from dlm.build import build
+from dlm.conversion import TRAIN_STREAM, prepare
+from dlm.data.packing import collate
+from dlm.data.tasks import FAMILIES
+from dlm.drift import MEASURES
+from dlm.runs import Run
+from dlm.types import generator
+
+N = 90  # items of a fabricated run
+TARGETS = {"bidir": "dlm.attention.bidir.Bidir", "block": "dlm.attention.block.Block"}
+TWO = """
+title: two
+points:
+  f: {label: shifted, overrides: [attention=block, token_shift=true]}
+  g: {label: plain, overrides: [attention=block, token_shift=false, masking=position, masking.half_life=0.25]}
+evaluations:
+  masked: {points: [g], overrides: [measurement=masked]}
+"""
+
+
+def fabricate(runs_dir, point, accuracy: float) -> Run:
+    """A finished run as `dlm.train` leaves it."""
+    run = Run(runs_dir / point.run)
+    run.folder.mkdir(parents=True)
+    items = {"family": np.resize(FAMILIES, N), "setting": "1 token/step", "correct": correct(accuracy, N)}
+    pd.DataFrame(items).to_csv(run.folder / "items.csv", index=False)
+    kinds = [(layer, kind) for layer in range(2) for kind in ("attention", "ffn")]
+    tensors = [
+        {"tensor": f"{k}{i}", "layer": i, "kind": k, "numel": 10} | dict.fromkeys(MEASURES, 0.1) for i, k in kinds
+    ]
+    pd.DataFrame(tensors).to_csv(run.folder / "drift.csv", index=False)
+    pd.DataFrame({"step": [4, 9], "val/nelbo": [3.0, 2.0]}).to_csv(run.folder / "metrics.csv", index=False)
+    (run.folder / "flops.json").write_text("1e12")
+
+    def measured(value: float) -> dict:
+        setting = {"accuracy": value, "low": value - 0.05, "high": value + 0.05, "n": N, "tpf": 1.0, "nfe": 7.0}
+        families = {f: {"accuracy": round(10 * value) / 10, "n": N // len(FAMILIES)} for f in FAMILIES}
+        generation = [setting | {"name": "1 token/step", "threshold": None, "families": families}]
+        likelihood = {"nats": 2.0, "standard_error": 0.1, "bits_per_byte": 1.0, "tokens": 12_700}
+        return {"likelihood": likelihood, "cloze": 0.5, "cloze_items": 100, "generation": generation}
+
+    evaluation = {"settings": point.config["evaluation"], "parent": measured(0.95), "dlm": measured(accuracy)}
+    evaluation["throughput"] = {"parent": 100.0, "1 token/step": 80.0}
+    run.update(
+        status="finished",
+        config=point.config,
+        evaluation=evaluation,
+        drift={f"{kind}/{m}": 0.1 for kind in ("attention", "ffn") for m in MEASURES},
+        train={"val/nelbo": 2.0},
+        tokens=1000,
+        steps=10,
+        train_seconds=60.0,
+        ended=1.8e9,
+        commit="abc",
+        versions={"python": "3"},
+        machine={"cpus": 2, "platform": "somewhere"},
+        parent={"source": "tiny", "fingerprint": "f00"},
+        parameters=1_115_520,
+    )
+    return run
+
+
+@pytest.fixture
+def sweeps(tmp_path):
+    folder = tmp_path / "sweeps"
+    folder.mkdir()
+    (folder / f"{SWEEP}.yaml").write_text(TWO)
+    return folder
+
+
+def found(sweeps):
+    """The points of the first seed by name."""
+    return {p.name: p for p in reversed(load_sweep(sweeps / f"{SWEEP}.yaml", ["seed=0"]).points)}
+
+
+def test_the_tables_repeat_the_record(sweeps, tmp_path):
+    run = fabricate(tmp_path, found(sweeps)["g"], 0.6)
+    results = collect(sweeps, tmp_path, ["seed=0"])
+    (made,) = results.runs.to_dict("records")
+    assert made["run"] == run.id and made["train_flops"] == 1e12 and made["parameters"] == 1_115_520
+    assert made["attention_name"] == "block" and made["masking_name"] == "position 0.25" and made["parent"] == "f00"
+    parent, dlm = results.of("evaluations", SWEEP).to_dict("records")
+    assert (parent["model"], dlm["model"]) == (PARENT, DLM) and dlm["point"] == "g" and dlm["label"] == "plain"
+    assert dlm["accuracy"] == 0.6 and dlm["accuracy_n"] == N and dlm["accuracy_low"] == pytest.approx(0.55)
+    assert dlm["maths"] == pytest.approx(0.6) and dlm["maths_n"] == 30 and dlm["tokens_per_second"] == 80
+    assert dlm["bits_per_byte_high"] == pytest.approx(1 + 1.96 * 0.05, abs=1e-4)  # 0.1 of 2 nats is 5 %
+    assert (unpack(dlm["correct"]) == correct(0.6, N)).all() and pd.isna(parent["correct"])
+    curve = results.of("curves", SWEEP)
+    assert list(curve["tokens"]) == [500, 1000] and list(curve["value"]) == [3, 2]
+    drift = results.of("drift", SWEEP)
+    assert len(drift) == 4 and set(drift["relative"]) == {0.1}
+
+
+def test_points_without_a_finished_run_are_listed_with_their_state(sweeps, tmp_path):
+    points = found(sweeps)
+    fabricate(tmp_path, points["f"], 0.5).update(status="failed", error="Traceback\nValueError: too hot\n")
+    results = collect(sweeps, tmp_path, ["seed=0,1"])
+    states = {(p.point, p.seed): (p.state, p.error) for p in results.points.itertuples()}
+    assert states["f", 0] == ("failed", "ValueError: too hot") and states["g", 1][0] == "not trained"
+    assert results.runs.empty and len(results.missing(SWEEP)) == 4
+
+
+def test_a_run_of_two_sweeps_is_one_run_and_a_point_of_each(sweeps, tmp_path):
+    (sweeps / "again.yaml").write_text(TWO)
+    fabricate(tmp_path, found(sweeps)["g"], 0.6)
+    results = collect(sweeps, tmp_path, ["seed=0"])
+    assert len(results.runs) == 1 and len(results.of("runs", (SWEEP, "again"))) == 2
+    assert list(results.of("evaluations", "again")["model"]) == [PARENT, DLM]
+
+
+def test_a_measurement_is_of_the_sweep_that_asks_for_it(sweeps, tmp_path):
+    (sweeps / "plain.yaml").write_text(TWO[: TWO.index("evaluations")])
+    point = found(sweeps)["g"]
+    run = fabricate(tmp_path, point, 0.6)
+    path = run.folder / point.evaluations[0].file
+    path.parent.mkdir()
+    path.write_text(json.dumps({"result": {"block_size": 2, "probability": [0.25, 0.75], "by_hidden": []}}))
+    results = collect(sweeps, tmp_path, ["seed=0"])
+    positions = results.of("positions", SWEEP)
+    assert list(positions["value"]) == [0.25, 0.75] and set(positions["evaluation"]) == {"masked"}
+    assert results.of("positions", "plain").empty and results.points["state"].eq(FINISHED).sum() == 2
+
+
+def test_no_sweeps_is_said(tmp_path):
+    with pytest.raises(ValueError, match="holds no YAML"):
+        collect(tmp_path, tmp_path)
+
+
+def read(kind: str, result: dict, values: dict | None = None, **settings) -> dict:
+    target = {"_target_": f"dlm.measurement.{kind}.Kind"}
+    evaluation = Evaluation("one_token", values or {}, (), target | settings, "file")
+    return tables_of(evaluation, {"result": result})
+
+
+def test_every_kind_of_measurement_is_read():
+    kinds = {path.stem for path in (ROOT / "conf" / "measurement").glob("*.yaml")}
+    assert kinds == set(READERS)
+
+
+def test_a_decoding_is_a_row_with_its_setting():
+    families = {f: {"accuracy": 0.5, "n": 10} for f in FAMILIES}
+    result = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": N, "tpf": 2.5, "nfe": 3.0, "families": families}
+    result |= {"threshold": 0.7, "block_size": 16, "tokens_per_second": None, "items": {"correct": [True, False]}}
+    decoder = {"_target_": "dlm.decoding.approximate.DualCache", "threshold": 0.9}
+    values = {"decoding.threshold": 0.9, "measurement.block_size": 16}
+    (row,) = read("decode", result, values, model="ar", decoder=decoder, tpf=2.8)["evaluations"]
+    assert row["model"] == PARENT and row["setting"] == "threshold 0.9, block size 16" and row["target"] == 2.8
+    assert row["decoder"] == "DualCache" and row["threshold"] == 0.7 and row["eval_block_size"] == 16
+    assert row["code"] == 0.5 and unpack(row["correct"]).tolist() == [True, False]
+    (plain,) = read("decode", result, model="dlm", decoder=decoder)["evaluations"]
+    assert plain["setting"] == "one token" and plain["model"] == DLM
+
+
+def test_a_trace_is_means_and_one_example_with_its_tokens():
+    cells = [{"position": 5, "step": 1, "confidence": 0.9, "committed": True}]
+    result = {"positions": [{"position": 0, "step": 0.5, "confidence": 0.9, "n": 7}]}
+    result["example"] = {"prompt_tokens": 4, "tokens": ["a", "b"], "cells": cells}
+    made = read("trace", result)
+    assert made["positions"] == [{"model": DLM, "quantity": "step", "position": 0, "value": 0.5, "n": 7}]
+    assert made["steps"] == [cells[0] | {"token": "b"}]
+
+
+def test_losses_by_position_are_the_masked_tokens_in_a_block_and_the_bound_in_a_sequence():
+    one = {"position": [0, 1], "nelbo": [1.0, 2.0], "standard_error": [0.1, 0.1], "nll": [3.0, 4.0], "n": [9, 9]}
+    rows = read(
+        "position_loss",
+        {
+            "block_size": 2,
+            "dlm": dict.fromkeys(("sequence", "block"), one),
+            "ar": dict.fromkeys(("sequence", "block"), one),
+        },
+    )
+    by = {(r["model"], r["quantity"], r["position"]): r["value"] for r in rows["positions"]}
+    assert by[DLM, "loss", 1] == 4 and by[PARENT, "sequence_loss", 1] == 2 and len(by) == 8
+
+
+def test_embeddings_are_scores_by_task():
+    found = {"metric": "MRR", "score": 0.5, "low": 0.4, "high": 0.6, "n": 40}
+    rows = read("embedding", {"dlm": {"retrieval": found}, "ar": {"retrieval": found | {"score": 0.3}}})["scores"]
+    assert [(r["model"], r["task"], r["score"], r["score_n"]) for r in rows] == [
+        (DLM, "retrieval (MRR)", 0.5, 40),
+        (PARENT, "retrieval (MRR)", 0.3, 40),
+    ]
+
+
+@pytest.mark.parametrize("attention", ["bidir", "block"])
+def test_training_flops_are_those_of_a_step_as_it_is_executed(attention, sweeps, monkeypatch):
+    """The linear maps to the digit; of attention, which a CPU computes for all pairs, the visible part."""
+    monkeypatch.setattr(flops, "BATCHES", 1)
+    options = ["model=tiny_random", f"attention={attention}", "token_shift=true", "data.batch_size=2", "tokens=256"]
+    config = next(p for p in load_sweep(sweeps / f"{SWEEP}.yaml", [*options[:1], *options[3:], "seed=0"]).points).config
+    config["attention"]["_target_"] = TARGETS[attention]
+    experiment = build(OmegaConf.create(config))
+    data = experiment.data
+    batch = collate([data.train_rows[i] for i in range(2)])
+    noise = generator(0, TRAIN_STREAM, 0, 0)
+    prepared = prepare(experiment.denoiser, experiment.conversion.masking, batch, noise)
+
+    def step():
+        cross_entropy(experiment.denoiser(prepared.inputs), prepared.scored.target).backward()
+
+    experiment.parent.model.train()
+    counted = executed(step)
+    found = flops.training_flops(config, steps=3)
+    assert 3 * counted["linear"] < found <= 3 * (counted["linear"] + counted["attention"])
+    assert flops.training_flops(config, steps=6) == 2 * found

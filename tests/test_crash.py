@@ -1,0 +1,86 @@
+"""A run that is killed anywhere and started again ends as if nothing had happened, bit for bit."""
+
+import random
+import signal
+
+import pytest
+from crash import AtCall, AtWrite, InWrite, Processes, elapsed, outcome
+
+from dlm.runs import Run
+
+KILLED = -signal.SIGKILL
+SLOW = pytest.mark.slow
+FAULTS = {
+    "amid an accumulation": AtCall("dlm.conversion:Conversion.training_step", 6),
+    "in a validation": AtCall("dlm.conversion:Conversion.validation_step", 4),
+    "in the writing of a checkpoint": InWrite(3),
+    "between the renames of a checkpoint": AtWrite(".last.ckpt.tmp", 6),
+    "in the final evaluation": AtCall("dlm.evaluate:calibrate", 1),
+    "in the writing of the record": AtWrite(".run.json", 7),
+}
+
+
+@pytest.fixture(scope="module")
+def processes():
+    return Processes()
+
+
+@pytest.fixture(scope="module")
+def straight(processes, tmp_path_factory):
+    """What the run finds when nothing happens, and how long it takes."""
+    runs_dir = tmp_path_factory.mktemp("straight") / "runs"
+    seconds = elapsed(lambda: processes.run(runs_dir))
+    found = outcome(runs_dir)
+    assert found["record"]["status"] == "finished" and not found["checkpoint"] and not found["left over"]
+    return found, seconds
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=SLOW if "renames" in f else ()) for f in FAULTS])
+def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(fault, processes, straight, tmp_path):
+    assert processes.run(tmp_path / "runs", fault=FAULTS[fault]) == KILLED
+    assert processes.run(tmp_path / "runs") == 0
+    assert outcome(tmp_path / "runs") == straight[0]
+
+
+SIGNALS = {
+    "SIGTERM in training": AtCall("dlm.conversion:Conversion.training_step", 6, signal.SIGTERM),
+    "Ctrl-C in a validation": AtCall("dlm.conversion:Conversion.validation_step", 4, signal.SIGINT),
+    "SIGTERM in the final evaluation": AtCall("dlm.evaluate:calibrate", 1, signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=() if "training" in f else SLOW) for f in SIGNALS])
+def test_a_run_that_is_asked_to_stop_says_so_and_goes_on_where_it_was(fault, processes, straight, tmp_path):
+    assert processes.run(tmp_path / "runs", fault=SIGNALS[fault]) == 130
+    (run,) = (Run(path.parent) for path in (tmp_path / "runs").glob("*/run.json"))
+    assert run.status == "interrupted" and "KeyboardInterrupt" in run.record["error"]
+    assert run.checkpoint.exists() or run.model_folder.exists()
+    assert processes.run(tmp_path / "runs") == 0
+    assert outcome(tmp_path / "runs") == straight[0]
+
+
+@SLOW
+def test_sigterm_costs_no_step_even_where_checkpoints_are_rare(processes, straight, tmp_path):
+    rare = "trainer.volatile.checkpoint_every=1000"
+    fault = AtCall("dlm.conversion:Conversion.training_step", 6, signal.SIGTERM)
+    assert processes.run(tmp_path / "runs", rare, fault=fault) == 130
+    # Twelve micro-batches in all, of which six are made: killed in the seventh that is left, the run would not end.
+    rest = AtCall("dlm.conversion:Conversion.training_step", 7)
+    assert processes.run(tmp_path / "runs", rare, fault=rest) == 0
+    assert outcome(tmp_path / "runs") == straight[0]
+
+
+@SLOW
+@pytest.mark.parametrize("seed", range(30))
+def test_a_run_that_is_killed_at_random_ends_bit_for_bit_like_one_that_is_not(seed, processes, straight, tmp_path):
+    rng, kills = random.Random(seed), 0
+    for _ in range(rng.choice([1, 1, 2])):  # sometimes the second attempt is killed, too
+        if seed % 3:
+            code = processes.killed_after(rng.uniform(0, straight[1]), tmp_path / "runs")
+        else:
+            code = processes.run(tmp_path / "runs", fault=AtWrite("", rng.randint(1, 60)))
+        assert code in (0, KILLED)
+        kills += code == KILLED
+    assert processes.run(tmp_path / "runs") == 0
+    assert outcome(tmp_path / "runs") == straight[0]
+    print(f"killed {kills} times")

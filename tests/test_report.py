@@ -1,0 +1,271 @@
+"""The report: from one results file, byte for byte the same, whole in one page, and honest about what is not there."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from study_tables import Study, correct, whole_study
+
+from analysis import render
+from analysis.artefacts import artefacts
+from analysis.exhibits import Table, cell
+from analysis.plots import lines
+from analysis.provenance import quantity
+from analysis.report import main, render_report
+from analysis.results import COLUMNS, Results
+from analysis.stats import Estimate
+
+VOID = {"meta", "br", "img", "link", "use", "path"}
+
+
+class Balance(HTMLParser):
+    """Whether every tag is closed where it should be."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.open += [] if tag in VOID else [tag]
+        self.ids += [value for key, value in attrs if key == "id"]
+        self.links += [value for key, value in attrs if key == "href" and tag == "a"]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A report with all runs, and its folder."""
+    out = tmp_path_factory.mktemp("whole")
+    whole_study().results.save(out / "results.json")
+    render_report(Results.load(out / "results.json"), out)
+    return out
+
+
+def rendered(study, out):
+    """The pages of a study."""
+    out.mkdir(exist_ok=True)
+    study.results.save(out / "results.json")
+    render_report(Results.load(out / "results.json"), out)
+    return [(out / name).read_text() for name in ("index.html", "index.md", "index.tex")]
+
+
+def test_results_come_back_as_they_were_saved(whole, tmp_path):
+    results = Results.load(whole / "results.json")
+    results.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (whole / "results.json").read_bytes()
+    original = whole_study().results
+    for name, columns in COLUMNS.items():
+        before, after = getattr(original, name), getattr(results, name)
+        assert list(before.columns) == list(after.columns) and set(columns) <= set(after.columns)
+        alike = (frame.astype(object).where(frame.notna(), None) for frame in (before, after))
+        pd.testing.assert_frame_equal(*alike, rtol=1e-6)
+
+
+def test_the_report_is_made_again_byte_for_byte(whole, tmp_path):
+    (tmp_path / "results.json").write_bytes((whole / "results.json").read_bytes())
+    assert main(["--committed", "--out", str(tmp_path)]) == 0
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    assert sum(p.suffix == ".svg" for p in files) == sum(p.suffix == ".pdf" for p in files) > 20
+    assert [p for p in files if (whole / p).read_bytes() != (tmp_path / p).read_bytes()] == []
+
+
+def test_the_page_is_whole_and_asks_the_network_for_nothing(whole):
+    page = (whole / "index.html").read_text()
+    reader = Balance()
+    reader.feed(page)
+    assert reader.open == [] and {link.removeprefix("#") for link in reader.links} <= set(reader.ids)
+    outside = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?!#|&quot;#)([^"\')\s>]+)', page)
+    assert [link for link in outside if not link.startswith("data:image/png;base64")] == []
+    assert "prefers-color-scheme: dark" in page and "width=device-width" in page and "@media print" in page
+
+
+def test_ids_of_different_figures_do_not_meet(whole):
+    reader = Balance()
+    reader.feed((whole / "index.html").read_text())
+    clips = [name for name in reader.ids if re.fullmatch(r"p[0-9a-f]{10}", name)]
+    assert len(clips) == len(set(clips)) > 20
+
+
+def test_every_artefact_and_claim_is_in_every_form_with_the_claims_first(whole):
+    for name in ("index.html", "index.md", "index.tex"):
+        text = (whole / name).read_text()
+        first = text.index("What the paper claims")
+        for module in artefacts().values():
+            assert text.index(module.TITLE.split(":")[0]) > 0, (name, module.TITLE)
+        assert first < text.index("tokens per second")
+        assert "nan" not in re.findall(r"\b(?:nan|None|NaN|inf)\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
+
+
+def test_a_study_without_runs_says_so_everywhere_and_plots_nothing(tmp_path):
+    study = Study()
+    study.point("table1_attention", "g", state="not trained")
+    for page in rendered(study, tmp_path):
+        assert page.count("No finished run") >= len(artefacts()) and "0 of 1 points" in page
+        assert "<svg" not in page and "![" not in page and "\\includegraphics" not in page
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
+def test_failed_and_missing_runs_are_named_with_what_they_said(tmp_path):
+    study = Study()
+    study.own(study.point("table1_attention", "g"), 0.5)
+    study.point("table1_attention", "d", state="failed")
+    for seed in (1, 2):
+        study.point("table1_attention", "e", seed, state="not trained")
+    html, text, tex = rendered(study, tmp_path)
+    for page in (html, text):
+        assert "1 run failed" in page and "no such thing" in page
+        assert "e, seeds 1, 2: not trained" in page.replace("\\_", "_") and "d, seed 0: failed" in page
+    assert "1 run failed" in tex
+
+
+def test_one_seed_is_pointed_out(tmp_path):
+    study = Study()
+    study.own(study.point("table1_attention", "g"), 0.5)
+    assert all("One seed (0)" in page for page in rendered(study, tmp_path))
+
+
+def test_runs_of_different_parents_or_code_are_pointed_out(tmp_path):
+    study = Study()
+    for i, name in enumerate("fg"):
+        study.own(study.point("table1_attention", name, parent=f"f0{i}", commit=f"c{i}"), 0.5)
+    for page in rendered(study, tmp_path)[:2]:
+        assert "from tiny converted 2 different weights" in page and "2 versions of the code: c0, c1" in page
+
+
+def test_what_was_not_measured_is_said_instead_of_an_empty_plot(tmp_path):
+    study = Study()
+    study.point("figure3_block_size", "block_size=8")
+    html, text, _ = rendered(study, tmp_path)
+    said = "Not measured of these runs: Heat map of accuracy over training and evaluation block size."
+    assert said in html and said in text
+
+
+def test_a_new_report_leaves_nothing_of_an_earlier_one(tmp_path):
+    study = Study()
+    study.drift(study.point("table1_attention", "g"), 0.1)
+    assert "<svg" in rendered(study, tmp_path)[0] and len(list((tmp_path / "figures").iterdir())) == 4
+    rendered(Study(), tmp_path)
+    assert list((tmp_path / "figures").iterdir()) == [] and "<svg" not in (tmp_path / "index.html").read_text()
+
+
+def test_what_a_model_wrote_is_escaped(tmp_path):
+    study = Study()
+    run = study.point("table1_attention", "<script>alert(1)</script>", label="a|b_$x$ & \\input{x}")
+    study.own(run, 0.5)
+    html, text, tex = rendered(study, tmp_path)
+    assert "<script" not in html and "&lt;script&gt;" in html and "<script" not in text
+    assert "\\input{x}" not in tex and "\\\\input{x}" in text and "a|b" not in text
+
+
+def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(whole):
+    for table in re.findall(r"(?:^\|.*\n)+", (whole / "index.md").read_text(), re.MULTILINE):
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().split("\n")}
+        assert len(counts) == 1, table
+
+
+def test_the_figures_of_the_markdown_and_latex_are_there(whole):
+    shown = re.findall(r"!\[.*\]\((.*)\)", (whole / "index.md").read_text())
+    included = re.findall(r"\\includegraphics\[.*?\]\{(.*?)\}", (whole / "index.tex").read_text())
+    assert len(shown) == len(included) > 20 and all((whole / name).exists() for name in shown + included)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_the_latex_compiles(whole):
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "index.tex"]
+    done = subprocess.run(command, cwd=whole, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
+    for path in whole.glob("index.*"):
+        if path.suffix in (".aux", ".log", ".pdf"):
+            path.unlink()
+
+
+def test_the_latex_is_balanced_and_plain_ascii(whole):
+    text = (whole / "index.tex").read_text()
+    assert text.isascii()
+    bare = re.sub(r"\\[{}\\]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert sorted(re.findall(r"\\begin\{(\w+)\}", text)) == sorted(re.findall(r"\\end\{(\w+)\}", text))
+    assert not re.search(r"(?<!\\)[#]", re.sub(r"\\newcommand.*?\\usebox\{\\exhibit\}\}", "", text, flags=re.DOTALL))
+
+
+def test_an_svg_takes_the_ink_of_the_page_and_by_itself_that_of_the_readers_mode():
+    rows = pd.DataFrame({"x": [1, 2], "y": [1.0, 2.0], "of": ["<a>", "<a>"]})
+    made = render.svg(lines(rows, "x", "y", "of", "t"), "salt")
+    assert "currentColor" in made and render.INK not in made and "&lt;a&gt;" in made
+    assert "viewBox" in made[: made.index(">")] and "width=" not in made[: made.index(">")]
+    alone = render.standalone(made)
+    assert f"svg{{color:{render.INK}}}" in alone and "prefers-color-scheme:dark" in alone
+    again = lines(rows, "x", "y", "of", "t")
+    assert made == render.svg(again, "salt") != render.svg(again, "another")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Estimate(63.14, 58.0, 67.91, 3, 360), "63.1 (58.0 to 67.9; 3 × 360)"),
+        (Estimate(63.14, seeds=1), "63.1 (1 seed)"),
+        (Estimate(-0.5, -1.0, 0.1, 3), "−0.5 (−1.0 to 0.1; 3 seeds)"),
+        (Estimate(8.0, 8.0, 8.0, 3), "8.0 (3 seeds)"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (True, "yes"),
+        (12345, "12,345"),
+        ("a", "a"),
+    ],
+)
+def test_a_cell_says_its_value_its_interval_and_what_it_rests_on(value, text):
+    assert cell(value).line == text
+
+
+def test_the_same_cells_are_in_the_terminal_markdown_and_latex():
+    table = Table(pd.DataFrame({"row": ["g"], "accuracy %": [Estimate(63.1, 58.0, 67.9, 3, 360)]}), "c")
+    assert "| g | 63.1 (58.0 to 67.9; 3 × 360) |" in render.to_markdown(table)
+    assert r"g & 63.1 {\tiny (58.0 to 67.9; 3 $\times$ 360)} \\" in render.to_latex(table)
+    (row, accuracy) = render.to_terminal(table).columns
+    assert [*row.cells, *accuracy.cells] == ["g", "63.1\n58.0 to 67.9; 3 × 360"] and accuracy.justify == "right"
+
+
+@pytest.mark.parametrize(("value", "text"), [(6.37e12, "6.37 TFLOP"), (950, "950 FLOP"), (0, "0 FLOP"), (None, "–")])
+def test_quantities_have_si_prefixes(value, text):
+    assert quantity(value, "FLOP") == text
+
+
+def test_damaged_or_absent_results_are_named_with_the_remedy(tmp_path):
+    path = tmp_path / "results.json"
+    with pytest.raises(ValueError, match="do not exist: collect them"):
+        Results.load(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="are damaged"):
+        Results.load(path)
+    Study().results.save(path)
+    content = json.loads(path.read_text())
+    del content["runs"]["lr"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="table runs lacks lr: collect them again"):
+        Results.load(path)
+
+
+def test_show_prints_an_artefact_and_names_those_that_exist(whole, capsys):
+    assert main(["--committed", "--out", str(whole), "--show", "table7_lr", "--show", "claims"]) == 0
+    printed = capsys.readouterr().out
+    assert "Table 7" in printed and "undecided" not in printed.split("claims")[0]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--committed", "--out", str(whole), "--show", "table99"])
+    assert "choose claims or one of table1_attention" in capsys.readouterr().err
+
+
+def test_a_whole_study_of_many_items_stays_small(tmp_path):
+    """360 outcomes are 90 characters."""
+    study = Study()
+    for i in range(100):
+        study.own(study.point("table1_attention", f"p{i}"), 0.5, outcomes=correct(0.5, 360))
+    study.results.save(tmp_path / "results.json")
+    assert (tmp_path / "results.json").stat().st_size < 1500 * 100
