@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format sweep study parent parents ablation-report bench
-.PHONY: bench-gpu bench-gpu-8b bench-gpu-decode clean
+.PHONY: help install train test test-all lint format sweep study parent parents ablation-report smoke
+.PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ else
 endif
 
 PEER ?=
+smoke: $(BIN)/.installed ## every sweep, every artefact and the report at scale=smoke, in build/smoke
+	$(BIN)/python -m analysis.study sweeps/*.yaml scale=smoke --runs build/smoke/runs --jobs $(JOBS)
+	$(BIN)/python -m analysis.report scale=smoke --runs build/smoke/runs --out build/smoke/report
+
 bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way (PEER=a clone of dllm)
 	$(BIN)/python -m dlm.benchmark bench=train peer.dllm=$(or $(PEER),null) $(ARGS)
 	$(BIN)/python -m dlm.benchmark bench=decode peer.dllm=$(or $(PEER),null) $(ARGS)

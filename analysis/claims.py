@@ -50,14 +50,9 @@ def evaluate_claims(results: Results, paper: dict[str, Any], modules: Mapping[st
     """Every claim of the paper, by the function of its artefact that has its id as its name."""
     causes = read("causes.yaml")
     return [
-        Claim(
-            c["id"],
-            c["from"],
-            c["text"],
-            tuple(getattr(modules[c["from"]], c["id"])(results, paper)),
-            causes.get(c["id"], ""),
-        )
+        Claim(c["id"], c["from"], c["text"], tuple(decide(results, paper)), causes.get(c["id"], ""))
         for c in paper["claims"]
+        for decide in [getattr(modules[c["from"]], c["id"])]
     ]
 
 

@@ -15,6 +15,7 @@ from analysis.stats import Effect, estimate, over_seeds, paired
 ONE_TOKEN = "1 token/step"
 DOMAINS = ("code", "maths", "symbols")
 PERCENT = ("accuracy", *DOMAINS, "cloze")
+SCALE = dict.fromkeys(PERCENT, 100) | {"train_flops": 1e-12}
 PLAIN = "{:+.3g}"
 
 
@@ -45,7 +46,7 @@ def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = (
                 f"{dict(zip(by, names, strict=True))} has several rows of one seed: name what tells them apart"
             )
         names = [int(v) if isinstance(v, float) and v.is_integer() else v for v in names]
-        scaled = {shown: estimate(group, m, 100 if m in PERCENT else 1) for m, shown in measures.items()}
+        scaled = {shown: estimate(group, m, SCALE.get(m, 1)) for m, shown in measures.items()}
         made.append(dict(zip(by, names, strict=True)) | scaled)
     return pd.DataFrame(made, columns=[*by, *measures.values()])
 

@@ -80,9 +80,9 @@ def number(value: float, digits: int) -> str:
 
 
 def spread(value: Estimate, digits: int) -> str:
-    """The interval and what was counted: `58.1–67.9; 3 × 360`, seeds × items."""
-    known = not math.isnan(value.low) and value.low < value.high
-    interval = "" if not known else f"{number(value.low, digits)} to {number(value.high, digits)}"
+    """The interval, where it has a width at these digits, and the counts: `58.1 to 67.9; 3 × 360`, seeds × items."""
+    low, high = number(value.low, digits), number(value.high, digits)
+    interval = "" if low == high else f"{low} to {high}"
     counted = f"{value.seeds} × {value.n:,}" if value.n else f"{value.seeds} seed{'s' if value.seeds > 1 else ''}"
     return "; ".join(part for part in (interval, counted) if part)
 

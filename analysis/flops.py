@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,16 +23,26 @@ BATCHES = 8
 
 def training_flops(config: dict[str, Any], steps: int) -> float | None:
     """The FLOPs of a run's training, from the rows and pairs that its first batches send through the network; None for
-    models whose layers differ. LoRA is counted as full training: the gradients of the frozen weights that it saves
-    are a third of the work of these weights at most."""
-    cfg = OmegaConf.create(config)
-    cfg.tokens, cfg.trainable = BATCHES * tokens_of_a_step(cfg), {"_target_": "dlm.trainable.Full"}
-    experiment = build(cfg)
+    models whose layers differ, and where what the config names is gone. LoRA is counted as full training: the gradients
+    of the frozen weights that it saves are a third of the work of these weights at most."""
+    alike = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.Full"}}
+    of_step = step_flops(json.dumps(config | alike | {"optimizer": config["optimizer"] | {"lr": 1.0}}))
+    return None if of_step is None else of_step * steps
+
+
+@cache
+def step_flops(config: str) -> float | None:
+    """The FLOPs of one optimizer step; the same for runs that differ in seed or learning rate."""
+    cfg = OmegaConf.create(json.loads(config))
+    cfg.tokens = BATCHES * tokens_of_a_step(OmegaConf.merge(cfg, {"tokens": math.inf}))
+    try:
+        experiment = build(cfg)
+    except (ValueError, OSError):
+        return None
     shape = Shape.of(experiment.parent.model)
     if shape is None:
         return None
-    total = 0
-    data = experiment.data
+    total, data = 0, experiment.data
     for i in range(BATCHES):
         noise = generator(cfg.seed, TRAIN_STREAM, 0, i)
         batch = collate([data.train_rows[i * data.batch_size + j] for j in range(data.batch_size)])
@@ -37,7 +50,7 @@ def training_flops(config: dict[str, Any], steps: int) -> float | None:
         rows = prepared.inputs.rows
         seen = experiment.denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
         total += plain_step(shape, prepared.inputs.input_ids.numel(), int(seen.sum()), len(prepared.scored.target))
-    return float(total / BATCHES * cfg.trainer.accumulate * steps)
+    return float(total / BATCHES * cfg.trainer.accumulate)
 
 
 def training_curves(results: Results, sweep: str, metric: str = "val/nelbo") -> pd.DataFrame:

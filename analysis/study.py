@@ -10,6 +10,7 @@ measurement is made twice. The first seed of everything comes first.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ Command = Callable[[Point], list[str]]
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0
 TRAIN, MEASURE = "train", "measure"
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # see prctl(2)
 
 
 @dataclass
@@ -187,8 +189,11 @@ def show(points: Sequence[Point], runs_dir: Path) -> None:
 
 
 def hear_interrupts() -> None:
-    """A job that a background shell's study starts would inherit that SIGINT is ignored."""
+    """A job that a background shell's study starts would inherit that SIGINT is ignored. On Linux a job is interrupted,
+    too, when its study is killed: nothing may train a run that the next study begins again."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def interrupt(*_: object) -> None:

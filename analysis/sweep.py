@@ -109,7 +109,7 @@ class Variant:
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep; `overrides` go to every point. Among them `scale=NAME` chooses the scale, `tokens=N` replaces its
-    budget, which `times` multiplies, and `seed=0,1,2` the seeds.
+    budget, which `times` multiplies, `seed=0,1,2` its seeds, and `model=NAME` is the parent where a point chooses none.
 
     Raises `ValueError` where the file is not there or is no sweep, where an override does not fit, or where overrides
     make two points the same run.
@@ -118,7 +118,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         known = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) or "none there"
         raise ValueError(f"sweep {str(path)!r} does not exist: choose one of {known}")
     own = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in ("tokens", "seed")}
-    others = [o for o in overrides if o.partition("=")[0] not in own]
+    parent = [o for o in overrides if o.startswith("model=")]  # of the points that do not choose one
+    others = [o for o in overrides if o.partition("=")[0] not in own and o not in parent]
     study = resolved("train", f"sweep {path.stem}", [o for o in others if o.startswith("scale=")])["study"]
     raw = read(path, study)
     tokens = positive("tokens", own["tokens"]) if "tokens" in own else study["tokens"]
@@ -131,7 +132,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     points = []
     for variant in variants(raw.get("points", {}), raw.get("grid", {})):
         mine = tuple(e for wanted, e in evaluations if wanted is None or variant.name in wanted)
-        budget = with_budget([*study["shared"], *raw.get("shared", []), *variant.overrides], tokens)
+        chosen = [*study["shared"], *parent, *raw.get("shared", []), *variant.overrides]
+        budget = with_budget(chosen, tokens)
         for seed in seeds:
             merged, needs = with_references([*budget, f"seed={seed}", *others], path, overrides)
             config = resolved("train", f"point {variant.name}", merged)

@@ -142,6 +142,7 @@ def _speed(study: Study, seed: int) -> None:
     for i, name in enumerate(("small", "middle", "large")):
         sizes = {"parameters": 10**6 * 3**i, "parent": f"f{i}", "source": name}
         run = study.point("table3_family", f"parent={name}", seed, **sizes)
+        study.own(run, 0.6, cloze=0.7)
         for batch in (1, 8):
             at = {"batch_size": batch, "sweep": "table3_family"}
             study.evaluation(run, correct(0.9), name="ar", model=PARENT, setting="as is", threshold=1.0, **at)

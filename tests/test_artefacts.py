@@ -239,6 +239,23 @@ def test_a_figure_has_one_labelled_line_for_each_of_what_it_compares(name, plot,
         assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
 
 
+def test_the_family_has_each_parent_once_and_the_likelihood_of_its_own_evaluation(results):
+    table = tables(results, "table3_family")[0]
+    assert list(table["type"]) == ["AR"] * 3 + ["dLM"] * 6 and list(table["threshold"])[:3] == [1] * 3
+    assert {round(cell.mean, 9) for cell in table["cloze %"]} == {70} and table["accuracy %"].iloc[3].seeds == 3
+
+
+def test_the_speed_up_is_against_the_parent_at_the_same_batch_size():
+    study = Study()
+    run = study.point("table3_family", "parent=middle")
+    for batch, rate in ((1, 100.0), (8, 400.0)):
+        at = {"sweep": "table3_family", "threshold": 1.0, "batch_size": batch}
+        study.evaluation(run, correct(0.9), name="ar", model="parent", tokens_per_second=rate, **at)
+        study.evaluation(run, correct(0.6), name="dlm", tokens_per_second=200.0, **at)
+    speed = tables(study.results, "figure11_batch")[1]
+    assert speed.values.tolist() == [[1, 2.0], [8, 0.5]] and list(speed.columns) == ["batch", "threshold 1"]
+
+
 def test_the_points_of_a_line_are_means_over_seeds(results):
     line = plots(results, "figure6_trace")["figure6a_steps"].panels[0].axes[0].lines[0]
     assert list(line.get_xdata()) == list(range(8)) and list(line.get_ydata()) == pytest.approx(np.arange(8) + 0.01)

@@ -120,7 +120,7 @@ def test_thresholds_are_chosen_on_validation_items_to_come_nearest_to_the_target
     def fake(denoiser, tokenizer, examples, decoder, *_):
         return pd.DataFrame({"tokens": [tpf[decoder.threshold]], "nfe": [1.0]})
 
-    monkeypatch.setattr("dlm.evaluate.run_tasks", fake)
+    monkeypatch.setattr("dlm.evaluation.calibration.run_tasks", fake)
     cfg = config("evaluation.thresholds=[0.9,0.5,0.2]", "evaluation.tpf_targets=[2.0,4.0]").evaluation
     chosen = calibrate(ar_denoiser(parent), parent, cfg)
     assert {name: decoder.threshold for name, decoder in chosen.items()} == {"TPF≈2": 0.5, "TPF≈4": 0.2}

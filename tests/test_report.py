@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 from study_tables import Study, correct, whole_study
 
 from analysis import render
@@ -75,6 +77,16 @@ def test_the_report_is_made_again_byte_for_byte(whole, tmp_path):
     assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     assert sum(p.suffix == ".svg" for p in files) == sum(p.suffix == ".pdf" for p in files) > 20
     assert [p for p in files if (whole / p).read_bytes() != (tmp_path / p).read_bytes()] == []
+
+
+def test_the_committed_report_is_what_its_results_give(tmp_path):
+    """Else: make ablation-report FROM=committed."""
+    committed = ROOT / "reports" / "ablation"
+    render_report(Results.load(committed / "results.json"), tmp_path)
+    made = [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()]
+    assert [p for p in made if (committed / p).read_bytes() != (tmp_path / p).read_bytes()] == []
+    there = {p.relative_to(committed) for p in committed.rglob("*") if p.is_file()}
+    assert there == {*made, Path("results.json")} and sum((committed / p).stat().st_size for p in there) < 5e6
 
 
 def test_the_page_is_whole_and_asks_the_network_for_nothing(whole):

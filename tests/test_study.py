@@ -67,13 +67,19 @@ def by_name(sweep):
     return {point.name: point for point in sweep.points}
 
 
-@pytest.mark.parametrize("scale", ["embedded", "paper"])  # the smoke study composes its own
-def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(scale):
+PAPER_SCALE = ["scale=paper", "model=qwen2_5_1_5b", "trainer=gpu", "data=text", "data.path=corpus.jsonl"]
+
+
+@pytest.mark.parametrize("overrides", [[], PAPER_SCALE])  # the smoke study composes its own
+def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(overrides):
+    parents = set()
     for path in SWEEPS:
-        found = load_sweep(path, [f"scale={scale}"])
+        found = load_sweep(path, overrides)
         assert len({p.run for p in found.points}) == len(found.points) >= 1
         assert all(re.fullmatch(r"[0-9a-f]{12}", p.run) for p in found.points)
         assert all(p.config["tokens"] >= 1 for p in found.points)
+        parents |= {p.config["model"].get("path") for p in found.points}
+    assert (parents >= {"Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-4B-Base", "Qwen/Qwen3-8B-Base"}) == bool(overrides)
 
 
 def test_runs_from_before_there_were_scales_keep_their_ids():
@@ -284,24 +290,50 @@ def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
     assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
 
 
+JOB = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('clean')"
+DRIVER = """
+import sys, analysis.study as s
+s.commands = lambda runs, threads: s.Commands(lambda point: [sys.executable, "-c", {job!r}], None)
+sys.argv = ["study", {sweep!r}, "--runs", {runs!r}, "--jobs", "2", "tokens=4096", "seed=0"]
+raise SystemExit(s.main())
+"""
+
+
+def begin_two_jobs(runs_dir, **options) -> subprocess.Popen:
+    """A study in a process of its own whose two first jobs have begun, and last."""
+    driver = DRIVER.format(job=JOB, sweep=str(TABLE1), runs=str(runs_dir))
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
+    wait_for(runs_dir, ["begun\n"] * 2, 60)
+    return process
+
+
+def wait_for(runs_dir, logs: list[str], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while written(runs_dir) != logs and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def written(runs_dir) -> list[str]:
+    return [p.read_text() for p in (runs_dir / ".logs").glob("*.log")]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_path):
     """Also by SIGTERM in the background of a shell, where SIGINT is ignored."""
-    job = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('clean')"
-    driver = f"""
-import sys, analysis.study as s
-s.commands = lambda runs, threads: s.Commands(lambda point: [sys.executable, "-c", {job!r}], None)
-sys.argv = ["study", {str(TABLE1)!r}, "--runs", {str(tmp_path)!r}, "--jobs", "2", "tokens=4096", "seed=0"]
-raise SystemExit(s.main())
-"""
-    begin = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **begin)
-    until = time.monotonic() + 60
-    while [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] != ["begun\n"] * 2 and time.monotonic() < until:
-        time.sleep(0.05)
+    ignored = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    process = begin_two_jobs(tmp_path, **ignored)
     os.kill(process.pid, sent)
     assert process.wait(20) == 130 and "the same command goes on" in process.stderr.read()
-    assert [p.read_text() for p in (tmp_path / ".logs").glob("*.log")] == ["begun\nclean\n"] * 2
+    assert written(tmp_path) == ["begun\nclean\n"] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_study_that_is_killed_leaves_no_job_behind(tmp_path):
+    process = begin_two_jobs(tmp_path)
+    process.kill()
+    process.wait(20)
+    wait_for(tmp_path, ["begun\nclean\n"] * 2, 20)
+    assert written(tmp_path) == ["begun\nclean\n"] * 2
 
 
 def test_the_time_to_go_is_the_work_left_at_the_rates_seen(folder, tmp_path):

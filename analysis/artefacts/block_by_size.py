@@ -20,7 +20,14 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = rows.assign(size=[f"{v / 1e6:.3g}M parameters" for v in rows["parameters"]])
     kept = rows.merge(parents(results), on="parent", how="left") if len(rows) else rows.assign(parent_accuracy=[])
     kept = kept.assign(kept=kept["accuracy"] / kept["parent_accuracy"])
-    shown = {"accuracy": "accuracy %", "kept": "kept", "tpf": "TPF", "nfe": "NFE", "bits_per_byte": "bits/byte"}
+    shown = {
+        "accuracy": "accuracy %",
+        "kept": "kept",
+        "tpf": "TPF",
+        "nfe": "NFE",
+        "bits_per_byte": "bits/byte",
+        "train_flops": "TFLOP",
+    }
     table = by_point(kept, shown, ("size", "block_size")).rename(columns={"size": "parent", "block_size": "block"})
     panels = (
         lines(rows, "block_size", "accuracy", "size", "", "training block size", "accuracy, %", 100, log=True),
@@ -38,7 +45,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     return [
         Plot("block_by_size", panels, "At one token per step; bands: range over seeds.", "Accuracy over block size"),
         Table(best(rows), "The most accurate block size of every parent, of each seed by itself."),
-        Table(table, CELLS, {"TPF": 2, "kept": 2, "bits/byte": 3}),
+        Table(table, CELLS, {"TPF": 2, "kept": 2, "bits/byte": 3, "TFLOP": 2}),
     ]
 
 

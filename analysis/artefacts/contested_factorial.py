@@ -24,7 +24,14 @@ CHOICES = ("token_shift", "clean_causal", "loss_name", "ar_weight", "attention_n
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = own(results.of("evaluations", SWEEP))
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
+    shown = {
+        "accuracy": "accuracy %",
+        "tpf": "TPF",
+        "nfe": "NFE",
+        "cloze": "cloze %",
+        "bits_per_byte": "bits/byte",
+        "train_flops": "TFLOP",
+    }
     effects = factorial(rows, "accuracy")
     said = (
         "Effects in points of accuracy: the mean where a choice has its second value (in parentheses) minus the mean "
@@ -38,7 +45,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         intervals = list(effects[["effect", "low", "high"]].itertuples(index=False, name=None))
         figure = bars(list(effects["of"]), intervals, "", "points of accuracy")
         made.append(Plot("contested_factorial", (figure,), said, "Main effects and interactions on accuracy"))
-    return [*made, Table(by_point(rows, shown), CELLS, {"TPF": 2, "bits/byte": 3})]
+    return [*made, Table(by_point(rows, shown), CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2})]
 
 
 def factors(rows: pd.DataFrame) -> dict[str, tuple]:

@@ -17,8 +17,6 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     if found.empty:
         return []
     figure = lines(found, "position", "value", "masking_name", "", "position in the block", "probability to be hidden")
-    said = (
-        "Mean over noise levels t in (0, 1], estimated from 20,000 blocks drawn with the scheme itself: a property of "
-    )
-    said += "the scheme, not of a trained model."
+    said = f"Mean over the noise levels of training, from {found['n'].min():,.0f} blocks drawn with the scheme itself: "
+    said += "a property of the scheme, not of a trained model."
     return [Plot("figure7_masking", (figure,), said, "Masking probability over position in the block by scheme")]

@@ -21,7 +21,7 @@ SETTING = ["size", "attention_name", "block_size", "lr"]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = described(own(results.of("evaluations", SWEEPS[:2])).drop_duplicates("run"))
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "bits_per_byte": "bits/byte"}
+    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "bits_per_byte": "bits/byte", "train_flops": "TFLOP"}
     panels = [
         lines(group, "tokens", "accuracy", "shift", name, "training tokens", "accuracy, %", 100, log=True)
         for name, group in rows.groupby("setting_name", sort=False)
@@ -42,7 +42,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
             FIRST,
             "Loss over the position in the block with and without shift",
         ),
-        Table(table, CELLS, {"TPF": 2, "bits/byte": 3}),
+        Table(table, CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2}),
     ]
 
 

@@ -37,6 +37,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 def parallel(rows: pd.DataFrame) -> pd.DataFrame:
     """One token per step, then the TPF targets upwards."""
     both = pd.concat([swept(rows, "one_token").assign(target=1.0), swept(rows, "tpf")])
+    both = both.assign(setting=["1 token/step" if t == 1 else f"TPF ≈ {t:g}" for t in both["target"]])
     return both.sort_values("target", kind="stable")
 
 

@@ -21,9 +21,9 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = family(results)
     shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "tokens_per_second": "tokens/s", "code": "code %"}
     shown |= {"maths": "maths %", "symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
-    table = by_point(rows, shown, ("type", "name", "setting")).rename(columns={"name": "model"})
+    table = by_point(rows, shown, ("type", "name", "threshold")).rename(columns={"name": "model"})
     theirs = pd.DataFrame(paper["table3_family"]["rows"], columns=paper["table3_family"]["columns"])
-    ours = frontier(rows, "tokens_per_second", "name", "setting", "here", "tokens/s, batch 1")
+    ours = frontier(rows, "tokens_per_second", "name", "threshold", "here", "tokens/s, batch 1")
     return [
         Table(table, f"Tokens/s at batch 1 on the machine of the run. {CELLS}", DIGITS),
         printed(paper["table3_family"], "12 tasks, accuracy %; tokens/s on one H100 at batch 1"),
@@ -37,9 +37,12 @@ SAID = "Figure 9: accuracy against throughput; a dLM's points are its decoding s
 
 
 def family(results: Results, batch: int = 1) -> pd.DataFrame:
-    """Every dLM at every setting, and its parent once for all its runs."""
+    """Every dLM at every threshold, and its parent once for all its runs; likelihood as each run measured it."""
     rows = results.of("evaluations", SWEEP)
+    likelihood = rows[rows["evaluation"] == ""].drop_duplicates(["run", "model"])
+    likelihood = likelihood[["run", "model", *(c for c in rows.columns if c.startswith(("cloze", "bits_per_byte")))]]
     rows = rows[rows["evaluation"].isin(["ar", "dlm"]) & (rows["batch_size"] == batch)]
+    rows = rows.drop(columns=likelihood.columns[2:]).merge(likelihood, on=["run", "model"], how="left")
     parents = rows[rows["model"] == PARENT].drop_duplicates("parent").assign(type="AR")
     parents = parents.assign(name=[f"AR {size(n)}" for n in parents["parameters"]])
     dlms = rows[rows["model"] == DLM].assign(type="dLM")

@@ -16,11 +16,11 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "code": "code %", "maths": "maths %"}
-    shown |= {"symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
+    shown |= {"symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte", "train_flops": "TFLOP"}
     rows = own(results.of("evaluations", SWEEP))
     parent = parent_row(results, SWEEP).assign(label="AR parent")
     table = by_point(pd.concat([parent, rows]) if len(rows) else rows, shown, ("label",))
     return [
-        Table(table.rename(columns={"label": "setting"}), CELLS, {"TPF": 2, "bits/byte": 3}),
+        Table(table.rename(columns={"label": "setting"}), CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2}),
         printed(paper["table5_ladder"], "accuracy %, Qwen3-4B"),
     ]

@@ -20,7 +20,14 @@ SWEEP = SWEEPS[0]
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = own(results.of("evaluations", SWEEP)).sort_values(["lr", "seed"])
     rows = rows.assign(rate=[f"{v:g}" for v in rows["lr"]], line="here")
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
+    shown = {
+        "accuracy": "accuracy %",
+        "tpf": "TPF",
+        "nfe": "NFE",
+        "cloze": "cloze %",
+        "bits_per_byte": "bits/byte",
+        "train_flops": "TFLOP",
+    }
     shown |= {"drift/ffn/relative": "drift, FFN"}
     table = by_point(rows, shown, ("rate",)).rename(columns={"rate": "learning rate"})
     section = paper["table7_learning_rate"]
@@ -28,7 +35,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     shape = theirs.assign(accuracy=theirs["avg"] / 100, line="paper")
     here, there = (over_rates(each, name) for name, each in (("here", rows), ("paper, 4B", shape)))
     return [
-        Table(table, CELLS, {"TPF": 2, "bits/byte": 3, "drift, FFN": 3}),
+        Table(table, CELLS, {"TPF": 2, "bits/byte": 3, "drift, FFN": 3, "TFLOP": 2}),
         printed(section, "accuracy %, Qwen3-4B, 25B tokens, cosine schedule", {"learning rate": 6, "average": 2}),
         Plot("table7_lr", (here,), "At one token per step.", "Accuracy over learning rate"),
         Plot("table7_lr_paper", (there,), "The paper's averages.", "The paper's accuracy over learning rate"),
