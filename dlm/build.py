@@ -15,6 +15,7 @@ from dlm.attention.ar import AR
 from dlm.conversion import Conversion
 from dlm.data.module import PackedData
 from dlm.denoiser import Denoiser
+from dlm.kinds import require_kinds
 from dlm.parent import Parent
 from dlm.targets import require_known
 from dlm.trainable import Full, Lora
@@ -47,6 +48,7 @@ class Experiment:
 
 def build(cfg: DictConfig) -> Experiment:
     """The objects of a run; whatever is wrong with the config is said before the parent is loaded."""
+    require_kinds(cfg)
     pattern = make(cfg.attention)
     masking, loss, optimizer = make(cfg.masking), make(cfg.loss), make(cfg.optimizer)
     trainable, data = make(cfg.trainable), make(cfg.data)
