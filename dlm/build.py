@@ -15,7 +15,6 @@ from dlm.attention.ar import AR
 from dlm.conversion import Conversion
 from dlm.data.module import PackedData
 from dlm.denoiser import Denoiser
-from dlm.kinds import require_kinds
 from dlm.parent import Parent
 from dlm.targets import require_known
 from dlm.trainable import Full, Lora
@@ -48,7 +47,6 @@ class Experiment:
 
 def build(cfg: DictConfig) -> Experiment:
     """The objects of a run; whatever is wrong with the config is said before the parent is loaded."""
-    require_kinds(cfg)
     pattern = make(cfg.attention)
     masking, loss, optimizer = make(cfg.masking), make(cfg.loss), make(cfg.optimizer)
     trainable, data = make(cfg.trainable), make(cfg.data)

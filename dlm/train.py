@@ -23,6 +23,7 @@ from dlm.drift import DriftMonitor, measure, save_reference, summary
 from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
 from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption, sigterm_as_ctrl_c
+from dlm.kinds import require_kinds
 from dlm.lease import Busy, lease
 from dlm.loggers import Progress, close_wandb, loggers
 from dlm.metrics import MetricTable
@@ -94,6 +95,7 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
 
 def fit(cfg: DictConfig, run: Run) -> None:
     """Train, and leave the converted model, the metrics and the drift in the run's folder."""
+    require_kinds(cfg)
     volatile = cfg.trainer.volatile
     if volatile.threads:
         torch.set_num_threads(volatile.threads)

@@ -210,6 +210,7 @@ BAD = {
     "lr=-0.1": "lr -0.1 must be > 0",
     "lr=nan": "lr nan must be a finite number: set lr=VALUE",
     "tokens=many": "tokens 'many' must be a finite number",
+    "seed=inf": "seed inf must be a whole number",
     "token_shift=1": "token_shift 1 must be true or false",
     "block_size=0.5": "block_size 0.5 must be a whole number",
     "trainer.accumulate=0": "trainer.accumulate 0 must be a whole number of at least 1",
