@@ -21,6 +21,8 @@ from dlm.storage import write_atomically
 VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval
 Rows = dict[str, list[dict[str, Any]]]
+# What reading a record, or a file beside it, raises where a field is missing or has another type.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OSError)
 
 
 def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = ()) -> Results:
@@ -42,22 +44,35 @@ def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = ()) -> Resu
 def add_point(rows: Rows, sweep: str, point: Point, runs_dir: Path, seen: set[str]) -> None:
     """What is known of a point, and of its run where no earlier point had it."""
     run, state = Run(runs_dir / point.run), point.state(runs_dir)
-    error = None if state in (FINISHED, "not trained") else run.record.get("error")
+    made: Rows = {}
+    error = None
+    if state == FINISHED:
+        try:
+            made = tables_of_point(sweep, point, run, run.id not in seen)
+            seen.add(run.id)
+        except MALFORMED as problem:
+            state, error = "unreadable", f"{type(problem).__name__}: {problem}"
+    elif state not in ("not trained", "damaged"):
+        error = run.record.get("error")
     rows["points"].append(
         {"sweep": sweep, "point": point.name, "label": point.label, "seed": point.seed, "run": run.id}
-        | {"values": json.dumps(point.values), "state": state, "error": error and error.strip().split("\n")[-1]}
+        | {"values": json.dumps(point.values), "state": state, "error": error and str(error).strip().split("\n")[-1]}
     )
-    if state != FINISHED:
-        return
+    for name, found in made.items():
+        rows[name] += found
+
+
+def tables_of_point(sweep: str, point: Point, run: Run, is_new: bool) -> Rows:
+    """What its evaluations measured, and what its run holds where that `is_new`."""
+    rows: Rows = {name: [] for name in COLUMNS}
     for evaluation in point.evaluations:
         path = run.folder / evaluation.file
         if path.exists():
             for name, made in tables_of(evaluation, json.loads(path.read_text(encoding="utf-8"))).items():
                 rows[name] += [{"run": run.id, "for_sweep": sweep, "evaluation": evaluation.name} | r for r in made]
-    if run.id not in seen:
-        seen.add(run.id)
-        for name, made in tables_of_run(run).items():
-            rows[name] += made
+    for name, made in (tables_of_run(run) if is_new else {}).items():
+        rows[name] += made
+    return rows
 
 
 def tables_of_run(run: Run) -> Rows:

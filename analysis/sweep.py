@@ -67,16 +67,23 @@ class Point:
 
     def state(self, runs_dir: Path) -> str:
         """`finished`, or why the run cannot be reported. Rows are comparable only where they were evaluated alike, so a
-        run that was evaluated with other settings is not finished; `dlm.train` evaluates it again."""
+        run that was evaluated with other settings is not finished; `dlm.train` evaluates it again. A run that diverged
+        stands for no design choice, and is reported as what it is."""
         run = Run(runs_dir / self.run)
-        if run.status == "new":
+        if not run.record_path.exists():
             return "not trained"
-        if run.status != "finished":
-            return run.status
-        evaluation = run.record.get("evaluation")
-        if not evaluation:
+        try:
+            record = run.record
+        except ValueError:
+            return "damaged"
+        if record.get("status") != "finished":
+            return "not trained" if record.get("status") == "new" else str(record.get("status"))
+        if record.get("diverged"):
+            return "diverged"
+        evaluation = record.get("evaluation")
+        if not isinstance(evaluation, dict) or not evaluation:
             return "not evaluated"
-        return FINISHED if evaluation["settings"] == self.config["evaluation"] else "evaluated with other settings"
+        return FINISHED if evaluation.get("settings") == self.config["evaluation"] else "evaluated with other settings"
 
     def to_measure(self, runs_dir: Path) -> list[Evaluation]:
         """The evaluations that its run's folder does not hold."""

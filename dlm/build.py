@@ -16,11 +16,14 @@ from dlm.conversion import Conversion
 from dlm.data.module import PackedData
 from dlm.denoiser import Denoiser
 from dlm.parent import Parent
+from dlm.targets import require_known
 from dlm.trainable import Full, Lora
 
 
 def make(node: DictConfig, **kwargs: Any) -> Any:
-    """`instantiate`, with the `ValueError` of a constructor as it was raised rather than wrapped."""
+    """`instantiate` of code that a config may name, with the `ValueError` of a constructor as it was raised rather
+    than wrapped."""
+    require_known(OmegaConf.to_container(node, resolve=True))
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:

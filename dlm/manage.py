@@ -16,6 +16,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from dlm.lease import is_held, lease
 from dlm.runs import Run, aside
 from dlm.storage import read_json
 
+# What reading a record raises where a field is missing or has another type.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 MINUTE = 60  # seconds after which what is aside belongs to a process that was killed
 GROUPS = ("model", "attention", "masking", "loss", "trainable")  # of a run's choices, the columns of `list`
 VALUES = ("block_size", "token_shift", "tokens", "lr", "seed")  # of its config
@@ -72,45 +75,59 @@ def read(run: Run) -> tuple[str, dict[str, Any]]:
     record cannot be read."""
     try:
         record = run.record
-    except ValueError as error:
-        return "damaged", {"damage": str(error)}
-    status = record["status"]
-    return ("killed" if status == "running" and not is_held(run.folder) else status), record
+        status = record["status"]
+        line_of(record)
+    except MALFORMED as error:
+        return "damaged", {"damage": str(error) if isinstance(error, ValueError) else f"malformed record ({error!r})"}
+    return ("killed" if status == "running" and not is_held(run.folder) else str(status)), record
 
 
 def list_runs(folder: Path, wanted: str | None) -> int:
     """A row per run; of the options only those that differ among the runs."""
-    found = [(run, *read(run)) for run in runs_in(folder)]
-    options = {run.id: options_of(record) for run, _, record in found}
+    found = [(run.id, *read(run)) for run in runs_in(folder)]
+    lines = {name: line_of(record) for name, _, record in found}
     values: dict[str, set[str]] = {}
-    for chosen in options.values():
-        for name, value in chosen.items():
+    for line in lines.values():
+        for name, value in line.options.items():
             values.setdefault(name, set()).add(value)
     table = Table(title=f"{len(found)} runs in {folder}")
     for column in ("run", "status", "ended", "what differs", "NELBO", "accuracy"):
         table.add_column(column, no_wrap=column in ("run", "status", "ended"), min_width=len(column))
-    for run, status, record in sorted(found, key=lambda line: line[2].get("created", 0)):
+    for name, status, _ in sorted(found, key=lambda run: lines[run[0]].created):
         if wanted in (None, status):
-            differing = " ".join(f"{n}={v}" for n, v in options[run.id].items() if len(values[n]) > 1)
-            table.add_row(run.id, status, ended(record), record.get("damage") or differing, *measured(record))
+            line = lines[name]
+            differing = " ".join(f"{option}={v}" for option, v in line.options.items() if len(values[option]) > 1)
+            table.add_row(name, status, line.ended, line.damage or differing, line.nelbo, line.accuracy)
     Console().print(table)
     return 0
 
 
-def options_of(record: dict[str, Any]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Line:
+    """What `list` says of a run."""
+
+    created: float
+    ended: str
+    options: dict[str, str]
+    nelbo: str
+    accuracy: str
+    damage: str
+
+
+def line_of(record: dict[str, Any]) -> Line:
+    """One of `MALFORMED` where a field has another type."""
     chosen = {group: record.get("choices", {}).get(group) for group in GROUPS}
-    return {name: str(value) for name, value in (chosen | {k: record.get("config", {}).get(k) for k in VALUES}).items()}
-
-
-def ended(record: dict[str, Any]) -> str:
-    return time.strftime("%m-%d %H:%M", time.localtime(record["ended"])) if record.get("ended") else ""
-
-
-def measured(record: dict[str, Any]) -> tuple[str, str]:
-    """NELBO and accuracy, as far as they are there."""
+    chosen |= {key: record.get("config", {}).get(key) for key in VALUES}
     bound = record.get("train", {}).get("val/nelbo")
     tasks = (record.get("evaluation") or {}).get("dlm", {}).get("generation", [])
-    return "" if bound is None else f"{bound:.3f}", f"{tasks[0]['accuracy']:.1%}" if tasks else ""
+    return Line(
+        float(record.get("created", 0)),
+        time.strftime("%m-%d %H:%M", time.localtime(record["ended"])) if record.get("ended") else "",
+        {name: str(value) for name, value in chosen.items()} if "config" in record else {},
+        "" if bound is None else f"{bound:.3f}",
+        f"{tasks[0]['accuracy']:.1%}" if tasks else "",
+        record.get("damage", ""),
+    )
 
 
 def show(folder: Path, name: str) -> int:
@@ -176,8 +193,8 @@ def problems_of(run: Run) -> Iterator[str]:
     """What is damaged of a run."""
     try:
         sealed = run.damaged()
-    except ValueError as error:
-        yield str(error)
+    except MALFORMED as error:
+        yield str(error) if isinstance(error, ValueError) else f"{run.record_path} is malformed ({error!r})"
         return
     for name in sealed:
         yield f"{run.folder / name} is not what was written (checksum)"

@@ -31,6 +31,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dlm.redact import redacted
 from dlm.storage import damaged, digests, read_json, write_atomically, write_json
 
 # Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
@@ -93,7 +94,7 @@ class Run:
             if not run.record_path.exists():
                 new = cls(aside(run.folder.parent))
                 new.folder.mkdir()
-                write_atomically(new.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+                write_atomically(new.folder / "config.yaml", redacted(OmegaConf.to_yaml(cfg, resolve=True)))
                 new.update(id=run.id, layout=LAYOUT, status="new", config=config, choices=choices, created=time.time())
                 run.folder.mkdir(exist_ok=True)
                 with contextlib.suppress(OSError):  # another process was first
@@ -193,7 +194,7 @@ class Run:
     def update(self, **values: Any) -> None:
         """Merge `values` into the record and write it whole."""
         record = self.record if self.record_path.exists() else {}
-        write_json(self.record_path, record | values)
+        write_json(self.record_path, record | json.loads(redacted(json.dumps(values))))
 
     def seal(self, *names: str) -> None:
         """Put the checksums of files into the record: of those named (a folder is all its files), or of all."""

@@ -72,8 +72,10 @@ def damaged(folder: Path, expected: dict[str, str]) -> list[str]:
 
 def disk_is_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error; torch and safetensors wrap what the system says in their own errors."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # a chain can be a ring
         if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
             return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return False

@@ -23,16 +23,18 @@ from dlm.drift import DriftMonitor, measure, save_reference, summary
 from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
 from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption, sigterm_as_ctrl_c
+from dlm.kinds import require_kinds
 from dlm.lease import Busy, lease
 from dlm.loggers import Progress, close_wandb, loggers
 from dlm.metrics import MetricTable
 from dlm.runs import Run, environment
+from dlm.selfcheck import SelfCheck
 from dlm.storage import digests, disk_is_full
 
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
 SPACE_IN_WEIGHTS = 8
-Watches = tuple[Interruption, FiniteGuard, MetricTable, DriftMonitor]
+Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
 
 
 @sigterm_as_ctrl_c()
@@ -93,6 +95,7 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
 
 def fit(cfg: DictConfig, run: Run) -> None:
     """Train, and leave the converted model, the metrics and the drift in the run's folder."""
+    require_kinds(cfg)
     volatile = cfg.trainer.volatile
     if volatile.threads:
         torch.set_num_threads(volatile.threads)
@@ -104,6 +107,11 @@ def fit(cfg: DictConfig, run: Run) -> None:
     experiment = build(cfg)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     fingerprint = experiment.parent.fingerprint()
+    if resume and (began_with := run.record["parent"]["fingerprint"]) != fingerprint:
+        raise ValueError(
+            f"run {run.id} began with a parent of fingerprint {began_with}, and {experiment.parent.source!r} has "
+            f"{fingerprint} now: bring the old one back (model.revision), or begin again with force=true"
+        )
     reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
     save_reference(experiment.parent.model, reference)
     run.update(
@@ -117,8 +125,8 @@ def fit(cfg: DictConfig, run: Run) -> None:
         experiment.denoiser.compile()
     table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
     guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
-    watches = interruption, guard, table, DriftMonitor(reference, volatile.drift_every, table)
-    trainer = make_trainer(cfg, run, experiment, watches)
+    check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
+    trainer = make_trainer(cfg, run, experiment, (check, interruption, guard, table, drifting))
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
         trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
@@ -132,6 +140,7 @@ def fit(cfg: DictConfig, run: Run) -> None:
         train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
         drift=summary(drift),
         peak_memory=peak_memory(),
+        selfcheck_seconds=check.seconds,
         skipped_steps=guard.skipped,
         diverged=table.diverged(),
     )
@@ -167,8 +176,11 @@ def make_trainer(cfg: DictConfig, run: Run, experiment: Experiment, watches: Wat
     """The Lightning trainer of a run."""
     volatile = cfg.trainer.volatile
     val_every = min(volatile.val_every, experiment.num_steps)
-    interruption, _, table, _ = watches
-    callbacks = [*watches, Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption)]
+    _, interruption, _, table, _ = watches
+    callbacks = [
+        *watches,
+        Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption),
+    ]
     if volatile.progress_bar:
         callbacks.append(Progress())
     return lightning.Trainer(

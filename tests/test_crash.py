@@ -73,14 +73,15 @@ def test_sigterm_costs_no_step_even_where_checkpoints_are_rare(processes, straig
 @SLOW
 @pytest.mark.parametrize("seed", range(30))
 def test_a_run_that_is_killed_at_random_ends_bit_for_bit_like_one_that_is_not(seed, processes, straight, tmp_path):
-    rng, kills = random.Random(seed), 0
-    for _ in range(rng.choice([1, 1, 2])):  # sometimes the second attempt is killed, too
-        if seed % 3:
-            code = processes.killed_after(rng.uniform(0, straight[1]), tmp_path / "runs")
-        else:
-            code = processes.run(tmp_path / "runs", fault=AtWrite("", rng.randint(1, 60)))
-        assert code in (0, KILLED)
-        kills += code == KILLED
-    assert processes.run(tmp_path / "runs") == 0
-    assert outcome(tmp_path / "runs") == straight[0]
-    print(f"killed {kills} times")
+    rng = random.Random(seed)
+    moment, runs_dir, code = rng.uniform(0, straight[1]), tmp_path / "0" / "runs", 0
+    while code != KILLED:  # a run that was faster is done again, and killed earlier
+        runs_dir = tmp_path / str(moment) / "runs"
+        by_clock = seed % 3
+        fault = None if by_clock else AtWrite("", rng.randint(1, 40))
+        code = processes.killed_after(moment, runs_dir) if by_clock else processes.run(runs_dir, fault=fault)
+        moment /= 2
+    if seed % 4 == 0:  # the second attempt is killed, too, if it lasts that long
+        processes.killed_after(moment, runs_dir)
+    assert processes.run(runs_dir) == 0
+    assert outcome(runs_dir) == straight[0]

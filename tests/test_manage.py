@@ -1,6 +1,7 @@
 """python -m dlm.runs: what is there, what is damaged, and nothing removed that a run needs."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -127,9 +128,15 @@ def test_a_thousand_runs_are_listed_within_two_seconds(tmp_path):
         other = tmp_path / f"{number:012d}"
         other.mkdir()
         Run(other).update(**record | {"id": other.name})
-    began = time.process_time()
+    began = cpu_of_children()
     done = subprocess.run(
         [sys.executable, "-m", "dlm.runs", "--runs", tmp_path, "list"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and "1000 runs" in done.stdout
-    assert time.process_time() - began < 2
+    assert cpu_of_children() - began < 2
+
+
+def cpu_of_children() -> float:
+    """Seconds that they computed, which a busy machine does not change."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

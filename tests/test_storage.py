@@ -13,7 +13,7 @@ from test_train import SMALL, metrics, runs_dir, short_prose, weights  # noqa: F
 from dlm.checkpoints import LAST, PREVIOUS, damage, newest_whole
 from dlm.conversion import Conversion
 from dlm.runs import Run
-from dlm.storage import read_json, write_json
+from dlm.storage import disk_is_full, read_json, write_json
 from dlm.train import train
 
 EVERY_STEP = "trainer.volatile.checkpoint_every=1"
@@ -156,3 +156,12 @@ def test_a_disk_that_cannot_be_written_is_named_before_any_compute(disk, monkeyp
     with pytest.raises(ValueError, match=r"runs_dir .* cannot be written \(Read-only file system\)"):
         train(config(*SMALL, f"runs_dir={folder / 'runs'}"))
     assert os.listdir(folder) == []
+
+
+def test_a_full_disk_is_recognised_behind_other_errors_even_where_they_form_a_ring():
+    inner, outer = OSError(28, "No space left on device"), RuntimeError("torch says something else")
+    outer.__context__ = inner
+    assert disk_is_full(outer) and disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+    a, b = ValueError("a"), ValueError("b")
+    a.__context__, b.__context__ = b, a
+    assert not disk_is_full(a)
