@@ -11,7 +11,7 @@ COUNT, NUMBER, SWITCH = "a whole number", "a finite number", "true or false"
 KINDS = {
     COUNT: {
         "block_size": None,
-        "seed": None,
+        "seed": 0,
         "data.length": None,
         "data.batch_size": None,
         "data.val_rows": None,

@@ -211,6 +211,7 @@ BAD = {
     "lr=nan": "lr nan must be a finite number: set lr=VALUE",
     "tokens=many": "tokens 'many' must be a finite number",
     "seed=inf": "seed inf must be a whole number",
+    "seed=-1": "seed -1 must be a whole number of at least 0",
     "token_shift=1": "token_shift 1 must be true or false",
     "block_size=0.5": "block_size 0.5 must be a whole number",
     "trainer.accumulate=0": "trainer.accumulate 0 must be a whole number of at least 1",
