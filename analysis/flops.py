@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from analysis.results import Results
 from dlm.bench.flops import Shape, plain_step
 from dlm.build import build, tokens_of_a_step
-from dlm.conversion import TRAIN_STREAM, prepare
+from dlm.conversion import TRAIN_STREAM
 from dlm.data.packing import collate
+from dlm.prepare import prepare
 from dlm.types import generator
 
 BATCHES = 8

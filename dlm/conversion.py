@@ -5,8 +5,6 @@ Masks are drawn on the CPU before the batch moves to the device, so the step nev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import lightning
 import torch
 from torch import Tensor
@@ -16,42 +14,10 @@ from dlm.loss.base import Loss
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
 from dlm.optim import AdamWCosine
-from dlm.trim import trim
-from dlm.types import Batch, ModelInputs, Movable, Scored, generator
+from dlm.prepare import Prepared, prepare
+from dlm.types import Batch, generator
 
 TRAIN_STREAM, VAL_STREAM = 1, 2
-
-
-@dataclass(frozen=True)
-class Prepared(Movable):
-    """A corrupted batch, ready for the network. `num_tokens` is the size of the batch and `num_maskable` the number of
-    tokens it could have scored, both once for each of its `views`."""
-
-    inputs: ModelInputs
-    scored: Scored
-    num_tokens: int
-    num_maskable: int
-    views: int = 1
-
-    def to(self, *args, **kwargs):
-        return Prepared(
-            self.inputs.to(*args, **kwargs),
-            self.scored.to(*args, **kwargs),
-            self.num_tokens,
-            self.num_maskable,
-            self.views,
-        )
-
-
-def prepare(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Generator) -> Prepared:
-    """Corrupt a batch and lay out for the network what it has to read (on the CPU)."""
-    batch = denoiser.scorable(batch)
-    noised = masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
-    inputs, scored = denoiser.inputs(batch, noised)
-    inputs = trim(denoiser.pattern, inputs, few_shapes=denoiser.compiles)
-    inputs = replace(inputs, layout=inputs.rows.layout())
-    views = masking.views
-    return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views)
 
 
 class Conversion(lightning.LightningModule):

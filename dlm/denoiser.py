@@ -101,7 +101,7 @@ class Denoiser(nn.Module):
         def part(hidden: Float[Tensor, "M D"], chunk: slice) -> LossOutput:
             return loss(self.logits(hidden), scored[chunk], num_tokens)
 
-        return chunked(part, self.read(inputs), self.head, self.row_bytes)
+        return chunked(part, self.read(inputs), self.model.get_output_embeddings(), self.row_bytes)
 
     def read(self, inputs: ModelInputs) -> Float[Tensor, "N D"]:
         """The hidden states that score the masked tokens."""
@@ -111,10 +111,12 @@ class Denoiser(nn.Module):
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """What the model's head makes of hidden states, in float32 at least."""
         logits = self.head(inputs_embeds=hidden[None], use_cache=False).logits[0]
-        # A copy in any case, because what the model saved for its backward must not be written to.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-        logits[:, self.mask_id] = -torch.inf
-        return logits
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if wide is logits and logits.grad_fn is not None:  # perhaps saved for a backward, so it may not be written to
+            wide = logits.clone()
+        with torch.no_grad():  # a probability of 0 has no gradient
+            wide[:, self.mask_id] = -torch.inf
+        return wide
 
     def masks(self, q: Rows, k: Rows, layout: str = ""):
         """The `attention_mask` argument for rows `q` over columns `k`; for the `layout` of the forward before, its own

@@ -28,7 +28,7 @@ from dlm.types import Batch, Noised, Rows
 
 GB = 1e9
 TRACED = "traced"  # the name of the attention that only keeps what the kernels keep
-# Beside a chunk's logits: their float32 copy, the log-softmax, and the gradients of both.
+# A chunk's logits, in the model's type and in float32, their log-softmax, and the gradients of both.
 LOGITS_COPIES = 5
 # Allocators leave gaps, and the temporary tensors of one operation come on top.
 SLACK = 1.1

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dlm.build import Experiment, build
 from dlm.console import command
-from dlm.conversion import Prepared
+from dlm.prepare import Prepared
 from dlm.runs import Run
 from dlm.types import ModelInputs, Rows, Scored
 

@@ -4,7 +4,7 @@ from jaxtyping import install_import_hook
 
 # Every function and dataclass of these modules checks the shapes in its signature. (dlm.attention stays out: torch
 # counts the arguments of a mask_mod, which a wrapper hides.)
-CHECKED = ["types", "masking", "denoiser", "readout", "loss", "decoding", "conversion", "evaluation", "data"]
+CHECKED = ["types", "masking", "denoiser", "readout", "loss", "decoding", "prepare", "conversion", "evaluation", "data"]
 install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 
 from pathlib import Path

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 from dlm.attention import block_sparse, masks
 from dlm.attention.masks import BandMask, band_mask, block_mask, dense_mask
 from dlm.build import make
-from dlm.conversion import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.parent import check_convertible, layer_types, load_parent, new_parent
+from dlm.prepare import prepare
 from dlm.types import Batch, Noised, generator
 
 TINY = "dlm/assets/tiny"

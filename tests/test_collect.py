@@ -18,10 +18,11 @@ from analysis.results import DLM, PARENT, unpack
 from analysis.sweep import FINISHED, Evaluation, load_sweep
 from dlm.bench.flops import executed
 from dlm.build import build
-from dlm.conversion import TRAIN_STREAM, prepare
+from dlm.conversion import TRAIN_STREAM
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES
 from dlm.drift import MEASURES
+from dlm.prepare import prepare
 from dlm.runs import Run
 from dlm.types import generator
 

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from dlm.build import make
-from dlm.conversion import prepare
 from dlm.masking.uniform import Uniform
+from dlm.prepare import prepare
 from dlm.types import Batch, Noised, Rows, Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

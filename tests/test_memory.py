@@ -8,10 +8,10 @@ from conftest import ARCHITECTURES, VOCAB, denoiser, random_batch, tiny
 
 from dlm import memory
 from dlm.attention import block_sparse
-from dlm.conversion import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.memory import Step, checkpoint_activations, estimate, plan, traced
+from dlm.prepare import prepare
 from dlm.types import Noised, generator
 
 CPU = torch.device("cpu")

@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dlm.attention import block_sparse
 from dlm.build import converted_denoiser, make
-from dlm.conversion import prepare
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.masking.uniform import Uniform
@@ -24,6 +23,7 @@ from dlm.parent import (
     load_parent,
     require_plain_weights,
 )
+from dlm.prepare import prepare
 from dlm.runs import Run
 from dlm.train import train
 from dlm.trainable import Lora

@@ -6,10 +6,10 @@ from conftest import ARCHITECTURES, VOCAB, denoiser, random_batch, tiny
 from torch import nn
 
 from dlm import readout
-from dlm.conversion import prepare
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.prepare import prepare
 from dlm.types import generator
 
 ROWS = 3  # of a chunk

@@ -24,9 +24,9 @@ from dlm.bench.memory import in_a_fresh_process, measurable, peak_resident
 from dlm.bench.peer import DLLM, Dllm
 from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread
 from dlm.bench.train_tables import AGAIN, AR, NAIVE, OURS, counts_table, times_table
-from dlm.conversion import Prepared, prepare
 from dlm.denoiser import Denoiser
 from dlm.loss.nelbo import Nelbo
+from dlm.prepare import Prepared, prepare
 from dlm.types import Batch, generator
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dlm.conversion import prepare
 from dlm.data.packing import Document, collate, pack
 from dlm.denoiser import Denoiser
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.prepare import prepare
 from dlm.types import Batch, generator
 
 

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dlm.conversion import prepare
 from dlm.data import prose
 from dlm.data.packing import collate
 from dlm.denoiser import Denoiser
 from dlm.evaluation.likelihood import windows
 from dlm.masking.uniform import Uniform
 from dlm.measurement.base import Measurement
+from dlm.prepare import prepare
 from dlm.types import Batch, generator
 
 
