@@ -34,6 +34,19 @@ def predict(
     denoiser: Denoiser, canvas: Canvas, decoder: Decoder, generator
 ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
     """A token for every open position of each sequence's current block, and its confidence; anything elsewhere."""
+    logits, asked = forward(denoiser, canvas)
+    found = decoder.sample(logits[None], generator)
+    for state, new in zip((canvas.token, canvas.certainty), found, strict=True):
+        if canvas.fixed_shapes:
+            state.copy_(torch.where(asked, new.view_as(asked), state))
+        else:
+            state[asked] = new[0].to(state.dtype)
+    return canvas.token, canvas.certainty
+
+
+def forward(denoiser: Denoiser, canvas: Canvas) -> tuple[Float[Tensor, "M V"], Bool[Tensor, "N K"]]:
+    """The logits of the positions of each sequence's current block that are `asked` for, in order; with fixed shapes of
+    all positions. The head is most of a small model's work, so on a CPU it sees no other row."""
     pattern, cache = denoiser.pattern, canvas.cache
     slots, current = rows_to_read(denoiser, canvas)
     cache.slots, cache.read = slots, slots_to_see(denoiser, canvas)
@@ -44,21 +57,14 @@ def predict(
     q = Rows(clean, torch.where(is_scratch, -1, 0), slots)
     masks = denoiser.masks(q, columns(denoiser, canvas))
     scored, fresh = rows_to_score(denoiser, canvas, slots, current)
-    wanted = canvas.open() & fresh
+    asked = canvas.open() & fresh
+    rows = scored.flatten() if canvas.fixed_shapes else scored[asked]
     filled = slots.clamp_min(0)  # scratch rows read anything
-    # The head is most of a small model's work, so on a CPU it sees no row that is not asked for.
-    rows = scored.flatten() if canvas.fixed_shapes else scored[wanted]
     logits = denoiser.score(rows, canvas.x.gather(1, filled), filled, masks, past_key_values=cache, use_cache=True)
-    found = decoder.sample(logits[None], generator)
-    for state, new in zip((canvas.token, canvas.certainty), found, strict=True):
-        if canvas.fixed_shapes:
-            state.copy_(torch.where(fresh, new.view_as(fresh), state))
-        else:
-            state[wanted] = new[0].to(state.dtype)
     if pattern.cacheable:
         canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start))
         canvas.max_pending = canvas.block_size
-    return canvas.token, canvas.certainty
+    return logits, asked
 
 
 def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"], Int[Tensor, " N"]]:
