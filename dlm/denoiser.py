@@ -112,7 +112,8 @@ class Denoiser(nn.Module):
         """What the model's head makes of hidden states, in float32 at least."""
         logits = self.head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if wide is logits and logits.grad_fn is not None:  # perhaps saved for a backward, so it may not be written to
+        source = logits if logits._base is None else logits._base
+        if wide is logits and not source.is_leaf:  # what made it may have saved it, so it may not be written to
             wide = logits.clone()
         with torch.no_grad():  # a probability of 0 has no gradient
             wide[:, self.mask_id] = -torch.inf

@@ -116,7 +116,7 @@ def leaf_of(linear: nn.Linear) -> Iterator[list[Tensor]]:
 
     def cut(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
+        return leaves[-1].view_as(output)  # counters hang hooks on what a module returns, and a leaf takes none
 
     hook = linear.register_forward_hook(cut)
     try:
@@ -134,7 +134,7 @@ def zeros(parameter: Tensor | None) -> Tensor | None:
 
 def add_product(total: Float[Tensor, "V D"], a: Float[Tensor, "V M"], b: Float[Tensor, "M D"]) -> None:
     """`total += a @ b`, without the product in memory where types allow it."""
-    if total.dtype == a.dtype == b.dtype and not torch.is_autocast_enabled(total.device.type):
+    if total.dtype == a.dtype == b.dtype:
         total.addmm_(a, b)
     else:
         total += a @ b

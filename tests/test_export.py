@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from dlm.attention.block import Block
 from dlm.build import converted_denoiser
+from dlm.decoding import threshold
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
@@ -249,9 +250,13 @@ class Half(Threshold):
         return super().select(confidence, rank) & (torch.arange(rank.shape[1]) < rank.shape[1] // 2)
 
 
-def test_a_decoder_that_the_exported_code_does_not_have_needs_a_threshold(parents, tmp_path):
-    run = make_run(tmp_path / "run", parents["llama"], f"decoding._target_={__name__}.Half")
-    with pytest.raises(ValueError, match=r"decoding test_export.Half cannot be exported: give threshold=0.9"):
+def test_a_decoder_that_the_exported_code_does_not_have_needs_a_threshold(parents, tmp_path, monkeypatch):
+    monkeypatch.setattr(Half, "__module__", threshold.__name__)  # a config may only name what is ours
+    monkeypatch.setattr(threshold, "Half", Half, raising=False)
+    run = make_run(tmp_path / "run", parents["llama"], "decoding._target_=dlm.decoding.threshold.Half")
+    with pytest.raises(
+        ValueError, match=r"decoding dlm.decoding.threshold.Half cannot be exported: give threshold=0.9"
+    ):
         export(run, tmp_path / "out")
     assert json.loads((export(run, tmp_path / "out", 0.7) / "config.json").read_text())["threshold"] == 0.7
     with pytest.raises(ValueError, match="threshold -1 must be >= 0"):

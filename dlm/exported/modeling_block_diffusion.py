@@ -57,10 +57,9 @@ class CommitRule:
         token = torch.multinomial(scaled.softmax(-1), 1, generator=self.generator)
         return token[:, 0], (logits.gather(-1, token)[:, 0] - normaliser).exp()
 
-    def __call__(self, logits: Tensor, masked: Tensor, token_shift: bool) -> tuple[Tensor, Tensor]:
+    def __call__(self, token: Tensor, confidence: Tensor, masked: Tensor, token_shift: bool) -> tuple[Tensor, Tensor]:
         """The tokens of a block [K] and which of them to commit now. EOS comes behind every other token, the leftmost
         first, and fills what is to its right."""
-        token, confidence = self.sample(logits)
         is_eos = torch.isin(token, self.eos_ids)
         offset = torch.arange(len(token), device=token.device)
         rank = torch.where(is_eos, -1 - offset / len(token), confidence).masked_fill(~masked, -torch.inf)
@@ -156,20 +155,21 @@ class BlockDiffusionForCausalLM(Parent):
         x = torch.full((length,), config.mask_token_id, device=self.device)
         x[:begin] = prompt
         masked = torch.arange(length + 1, device=self.device) >= begin  # the last one is a sentinel
-        start, written, nfe, first = begin // size * size, 0, 0, None
+        start, written, nfe = begin // size * size, 0, 0
+        token = torch.zeros(size, dtype=torch.long, device=self.device)
+        confidence = torch.zeros(size, device=self.device)
         cache = DynamicCache() if config.cacheable else None
         while True:
             end = start + size * config.noisy_stream if config.cacheable else length
-            scoring = torch.arange(start, start + size, device=self.device) - shift
-            rows = scoring[scoring >= written] - written
-            logits = self.score(x[written:end], written, rows, cache)
-            nfe += 1
-            if len(rows) < size:  # the first token of a block is scored once, when the token before it is written
-                logits = torch.cat([logits[:1] if first is None else first, logits])
-            first = logits[:1]
             block = slice(start, start + size)
-            token, keep = rule(logits, masked[block], config.token_shift)
-            x[block] = torch.where(keep, token, x[block])
+            scoring = torch.arange(start, start + size, device=self.device) - shift
+            # The first token of a block is scored once, when the token before it is written.
+            asked = masked[block] & (scoring >= written)
+            logits = self.score(x[written:end], written, scoring[asked] - written, cache)
+            nfe += 1
+            token[asked], confidence[asked] = rule.sample(logits)
+            new, keep = rule(token, confidence, masked[block], config.token_shift)
+            x[block] = torch.where(keep, new, x[block])
             masked[block] &= ~keep
             if cache is not None:
                 written = start
