@@ -70,7 +70,7 @@ def step_flop(model, pattern, masked_share):
     tiles = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
     scorer.masks = lambda *rows: mask
     moved = prepared.to("meta")
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=flops.formulas()) as counter:
         scorer.loss(moved.inputs, moved.scored, Nelbo(), LENGTH).loss.backward()
     config = model.config
     width = config.num_attention_heads * (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 from transformers import PreTrainedModel
 
 LINEAR, ATTENTION = 6, 14  # FLOP of forward and backward, per weight and row, and per width and pair
@@ -96,16 +96,17 @@ def plain_step(shape: Shape, rows: int, pairs: int, head_rows: int) -> int:
 
 def executed(run: Callable[[], object]) -> dict[str, int]:
     """FLOP that a call executes: `linear` and `attention`. The counter cannot see compiled kernels."""
-    with FlopCounterMode(display=False, custom_mapping=attention_formulas()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=formulas()) as counter:
         run()
     found = counter.get_flop_counts().get("Global", {})
     attention = sum(flop for op, flop in found.items() if "attention" in str(op))
     return {"linear": sum(found.values()) - attention, "attention": attention}
 
 
-def attention_formulas() -> dict[Any, Callable[..., int]]:
-    """Torch's own formulas leave out the CPU kernel, fewer key heads than query heads, and causality."""
-    formulas = {}
+def formulas() -> dict[Any, Callable[..., int]]:
+    """What torch's own counter leaves out: a product that is added in place, and, of attention, the CPU kernel, fewer
+    key heads than query heads, and causality."""
+    formulas: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: addmm_flop}
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"):
         for suffix, matmuls in (("", 2), ("_backward", 5)):
             packet = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{suffix}")
