@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 LINEAR, ATTENTION = 6, 14  # FLOP of forward and backward, per weight and row, and per width and pair
@@ -106,12 +106,20 @@ def executed(run: Callable[[], object]) -> dict[str, int]:
 def formulas() -> dict[Any, Callable[..., int]]:
     """What torch's own counter leaves out: a product that is added in place, and, of attention, the CPU kernel, fewer
     key heads than query heads, and causality."""
-    formulas: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: addmm_flop}
+    formulas: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: product_in_place}
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"):
         for suffix, matmuls in (("", 2), ("_backward", 5)):
             packet = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{suffix}")
             formulas[packet] = attention_formula([a.name for a in packet.default._schema.arguments], matmuls)
     return formulas
+
+
+def product_in_place(total: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> int:
+    """The FLOP of `total += a @ b`."""
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+product_in_place._get_raw = True  # the counter hands over arguments, not shapes
 
 
 def attention_formula(names: list[str], matmuls: int) -> Callable[..., int]:
@@ -123,5 +131,5 @@ def attention_formula(names: list[str], matmuls: int) -> Callable[..., int]:
         pairs = rows * (rows + 1) // 2 if given.get("is_causal") and rows == columns else rows * columns
         return 2 * matmuls * batch * heads * pairs * dim
 
-    flop._get_raw = True  # the counter hands over arguments, not shapes
+    flop._get_raw = True
     return flop
