@@ -25,7 +25,7 @@ class Conversion(lightning.LightningModule):
     the uninterrupted one would have drawn; validation noise is the same every time.
 
     Logs `train/loss` (what is minimised), `train/nelbo` (nats per maskable token), `val/nelbo` (always with uniform
-    masking, whatever the training scheme), `lr` and `tokens`.
+    masking, whatever the training scheme) and `tokens`.
     """
 
     def __init__(self, denoiser: Denoiser, masking: Masking, loss: Loss, optimizer: AdamWCosine, seed: int):

@@ -82,11 +82,12 @@ def work(cfg: DictConfig, run: Run) -> None:
 
 def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
     """Record why a run ends before its end. What another attempt can use stays."""
-    stopped = isinstance(error, KeyboardInterrupt)
+    full = disk_is_full(error)
+    stopped = full or isinstance(error, KeyboardInterrupt)
     with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
         run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
     close_wandb(cfg.logger, {}, failed=True)
-    if not stopped and disk_is_full(error):
+    if full:
         raise ValueError(
             f"the disk of {str(run.folder)!r} is full ({error}): free space and give the same command again, it goes "
             "on where it was"
