@@ -31,10 +31,23 @@ KINDS = {
         "optimizer.min_lr_ratio": None,
         "optimizer.weight_decay": 0,
         "trainer.clip": 0,
+        "trainer.volatile.memory_gb": 0,
     },
-    SWITCH: {"token_shift": None, "optimizer.fused": None, "force": None, "retry": None},
+    SWITCH: {
+        "token_shift": None,
+        "optimizer.fused": None,
+        "force": None,
+        "retry": None,
+        "trainer.compile": None,
+        "trainer.volatile.activation_checkpointing": None,
+        "trainer.volatile.progress_bar": None,
+    },
 }
-OPTIONAL = ("trainer.clip",)  # null is a value of theirs
+OPTIONAL = (
+    "trainer.clip",
+    "trainer.volatile.memory_gb",
+    "trainer.volatile.activation_checkpointing",
+)  # null is a value of theirs
 
 
 def require_kinds(cfg: DictConfig) -> None:
