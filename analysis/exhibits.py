@@ -14,6 +14,26 @@ from matplotlib.figure import Figure
 
 from analysis.stats import Estimate
 
+# How a table names what is measured of a run.
+MEASURES = {
+    "accuracy": "accuracy %",
+    "code": "code %",
+    "maths": "maths %",
+    "symbols": "symbols %",
+    "cloze": "cloze %",
+    "tpf": "TPF",
+    "nfe": "NFE",
+    "threshold": "threshold",
+    "tokens_per_second": "tokens/s",
+    "bits_per_byte": "bits/byte",
+    "train_flops": "TFLOP",
+}
+
+
+def named(*measures: str) -> dict[str, str]:
+    """Measures and their columns' names, in this order, as `analysis.compare.by_point` takes them."""
+    return {measure: MEASURES[measure] for measure in measures}
+
 
 @dataclass(frozen=True)
 class Table:

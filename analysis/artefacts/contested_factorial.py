@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from analysis.compare import by_point, own
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import bars
 from analysis.results import Results
 from analysis.stats import LEVEL
@@ -24,14 +24,7 @@ CHOICES = ("token_shift", "clean_causal", "loss_name", "ar_weight", "attention_n
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = own(results.of("evaluations", SWEEP))
-    shown = {
-        "accuracy": "accuracy %",
-        "tpf": "TPF",
-        "nfe": "NFE",
-        "cloze": "cloze %",
-        "bits_per_byte": "bits/byte",
-        "train_flops": "TFLOP",
-    }
+    shown = named("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
     effects = factorial(rows, "accuracy")
     said = (
         "Effects in points of accuracy: the mean where a choice has its second value (in parentheses) minus the mean "

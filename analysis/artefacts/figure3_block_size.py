@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.compare import by_point, inner_best, own, swept
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import heat_map
 from analysis.results import Results
 from analysis.stats import Effect
@@ -26,7 +26,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     for name, title in MODELS.items():
         values = pd.DataFrame(printed[name], index=printed["eval_block_size"]).T
         theirs.append(heat_map(values, f"{title}, accuracy %", *axes))
-    measures = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}
+    measures = named("accuracy", "tpf", "nfe")
     table = by_point(rows, measures, ("block_size", "eval_block_size"))
     names = {"block_size": "training block", "eval_block_size": "evaluation block"}
     alt = "Heat map of accuracy over training and evaluation block size"

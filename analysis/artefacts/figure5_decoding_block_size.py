@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare import at_cost, by_point, scalar_effect, shared_costs, slope_by_seed, swept
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier
 from analysis.results import Results
 from analysis.stats import Effect
@@ -19,7 +19,7 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = by_block(results)
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}
+    shown = named("accuracy", "tpf", "nfe")
     table = by_point(rows, shown, ("eval_block_size", "threshold")).rename(columns={"eval_block_size": "block"})
     rows = rows.assign(line=[f"block {v:g}" for v in rows["eval_block_size"]])
     panel = frontier(rows, "nfe", "line", "threshold", "", "forwards per answer (NFE)")

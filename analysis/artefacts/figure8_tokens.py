@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare import at_cost, by_point, own, scalar_effect, shared_costs, slope_by_seed, swept
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier, lines
 from analysis.results import Results
 from analysis.stats import Effect
@@ -27,10 +27,8 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         ),
         frontier(rows, "nfe", "budget", "threshold", "(b–d)", "forwards per answer (NFE)"),
     )
-    likelihoods = by_point(
-        one, {"accuracy": "accuracy %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}, ("budget",)
-    )
-    table = by_point(rows, {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}, ("budget", "threshold"))
+    likelihoods = by_point(one, named("accuracy", "cloze", "bits_per_byte"), ("budget",))
+    table = by_point(rows, named("accuracy", "tpf", "nfe"), ("budget", "threshold"))
     said = "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is "
     said += "25 %. (b–d) Accuracy against forwards, one line per budget through its decoding settings."
     return [

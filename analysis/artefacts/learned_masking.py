@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.artefacts.table2_masking import parallel
 from analysis.compare import accuracy_effect, by_point
-from analysis.exhibits import CELLS, Exhibit, Table
+from analysis.exhibits import CELLS, Exhibit, Table, named
 from analysis.results import Results
 
 PLACE = 220
@@ -17,7 +17,7 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = parallel(results.of("evaluations", SWEEP))
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE"}
+    shown = named("accuracy", "tpf", "nfe")
     table = by_point(rows, shown, ("label", "setting")).rename(columns={"label": "masking"})
     return [
         Table(table, CELLS, {"TPF": 2}),

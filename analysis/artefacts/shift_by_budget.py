@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.compare import accuracy_effect, by_point, own
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import lines
 from analysis.results import DLM, Results
 
@@ -21,7 +21,7 @@ SETTING = ["size", "attention_name", "block_size", "lr"]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = described(own(results.of("evaluations", SWEEPS[:2])).drop_duplicates("run"))
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "bits_per_byte": "bits/byte", "train_flops": "TFLOP"}
+    shown = named("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
     panels = [
         lines(group, "tokens", "accuracy", "shift", name, "training tokens", "accuracy, %", 100, log=True)
         for name, group in rows.groupby("setting_name", sort=False)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare import by_point, compare, own, parent_row
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.flops import at_equal_flops, training_curves
 from analysis.plots import lines
 from analysis.results import Results
@@ -17,8 +17,7 @@ PLACE = 10
 TITLE = "Table 1, and the LoRA rows of Table 8: attention, clean context, token shift"
 SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
-MEASURES = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "code": "code %", "maths": "maths %"}
-MEASURES |= {"symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
+MEASURES = named("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte")
 DIGITS = {"TPF": 2, "bits/byte": 3, "paper %": 2, "kept %": 0, "paper kept %": 0}
 COSTS = {"NELBO": 3, "tokens": 0, "TFLOP": 2, "NELBO, equal FLOPs": 3}
 
@@ -93,7 +92,7 @@ def printed_rows(paper: dict) -> dict[str, dict[str, Any]]:
 
 def parallel(rows: pd.DataFrame) -> pd.DataFrame:
     """Every point at every setting."""
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "threshold": "threshold"}
+    shown = named("accuracy", "tpf", "nfe", "threshold")
     shown |= {"tokens_per_second": "tokens/s"}
     return by_point(own(rows, None), shown, ("point", "label", "setting"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.compare import accuracy_effect, by_point, swept
-from analysis.exhibits import CELLS, Exhibit, Table
+from analysis.exhibits import CELLS, Exhibit, Table, named
 from analysis.results import Results
 from analysis.stats import Effect
 
@@ -17,7 +17,7 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = parallel(results.of("evaluations", SWEEP))
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "threshold": "threshold"}
+    shown = named("accuracy", "tpf", "nfe", "threshold")
     table = by_point(rows, shown, ("label", "setting")).rename(columns={"label": "masking"})
     printed = paper["table2_masking"]
     names = ("uniform", "right_to_left", "half_life_0.25", "half_life_0.10", "half_life_0.05")

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.compare import by_point
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, printed
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named, printed
 from analysis.plots import finish, frontier, panel
 from analysis.results import DLM, PARENT, Results
 
@@ -19,8 +19,7 @@ DIGITS = {"TPF": 2, "threshold": 2, "tokens/s": 0, "bits/byte": 3, "parameters":
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = family(results)
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "tokens_per_second": "tokens/s", "code": "code %"}
-    shown |= {"maths": "maths %", "symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte"}
+    shown = named("accuracy", "tpf", "nfe", "tokens_per_second", "code", "maths", "symbols", "cloze", "bits_per_byte")
     table = by_point(rows, shown, ("type", "name", "threshold")).rename(columns={"name": "model"})
     theirs = pd.DataFrame(paper["table3_family"]["rows"], columns=paper["table3_family"]["columns"])
     ours = frontier(rows, "tokens_per_second", "name", "threshold", "here", "tokens/s, batch 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.compare import by_point, own, parent_row
-from analysis.exhibits import CELLS, Exhibit, Table, printed
+from analysis.exhibits import CELLS, Exhibit, Table, named, printed
 from analysis.results import Results
 
 PLACE = 120
@@ -15,8 +15,7 @@ SWEEP = SWEEPS[0]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    shown = {"accuracy": "accuracy %", "tpf": "TPF", "nfe": "NFE", "code": "code %", "maths": "maths %"}
-    shown |= {"symbols": "symbols %", "cloze": "cloze %", "bits_per_byte": "bits/byte", "train_flops": "TFLOP"}
+    shown = named("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte", "train_flops")
     rows = own(results.of("evaluations", SWEEP))
     parent = parent_row(results, SWEEP).assign(label="AR parent")
     table = by_point(pd.concat([parent, rows]) if len(rows) else rows, shown, ("label",))

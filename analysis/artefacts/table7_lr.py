@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.compare import by_point, inner_best, own
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, printed
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named, printed
 from analysis.plots import lines
 from analysis.results import Results
 from analysis.stats import Effect
@@ -20,14 +20,7 @@ SWEEP = SWEEPS[0]
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = own(results.of("evaluations", SWEEP)).sort_values(["lr", "seed"])
     rows = rows.assign(rate=[f"{v:g}" for v in rows["lr"]], line="here")
-    shown = {
-        "accuracy": "accuracy %",
-        "tpf": "TPF",
-        "nfe": "NFE",
-        "cloze": "cloze %",
-        "bits_per_byte": "bits/byte",
-        "train_flops": "TFLOP",
-    }
+    shown = named("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
     shown |= {"drift/ffn/relative": "drift, FFN"}
     table = by_point(rows, shown, ("rate",)).rename(columns={"rate": "learning rate"})
     section = paper["table7_learning_rate"]
