@@ -20,11 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dlm.attention.base import AttentionPattern
 from dlm.build import make
-from dlm.console import command
+from dlm.console import command, one_line
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.model_card import model_card
-from dlm.parent import layer_types, one_line
+from dlm.parent import layer_types
 from dlm.runs import Run
 from dlm.types import Rows
 

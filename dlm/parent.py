@@ -1,15 +1,12 @@
 """Load any Hugging Face causal LM as a parent, give it a mask token, and refuse what cannot be converted.
 
 Nothing is known here of single architectures. Whether a model can be converted is asked of the model itself: its
-forward must honour the attention mask and the positions that it is given, and nothing else (`check_convertible`).
+forward must honour the attention mask and the positions that it is given, and nothing else (`dlm.probe`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
@@ -19,18 +16,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.attention import block_sparse
-from dlm.attention.ar import AR
-from dlm.attention.base import AttentionPattern
-from dlm.attention.bidir import Bidir
-from dlm.denoiser import Denoiser
+from dlm.console import one_line
+from dlm.probe import check_convertible
 from dlm.runs import Run
-from dlm.types import Rows
 
 NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 IMPLEMENTATIONS = (block_sparse.NAME, "sdpa", "eager", "flex_attention")  # those that take an arbitrary mask
-PROBE_TOKENS, PROBE_WINDOW = 8, 4
 
 
 @dataclass
@@ -283,90 +276,3 @@ def layer_types(model: PreTrainedModel) -> dict[str, int | None]:
     if "sliding_attention" in types and not window:
         raise ValueError(f"{config.model_type} has sliding_attention layers but no sliding_window in its config")
     return {name: window if name == "sliding_attention" else None for name in sorted(types)}
-
-
-@torch.no_grad()
-def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> None:
-    """Refuse, by name and with the reason, a model that does not obey the mask and the positions it is given.
-
-    Eight forwards of 8 tokens. The causal mask must give the model's own logits, in whatever order the columns come:
-    [noisy ; clean] is such an order. Two documents that see both ways must not see each other.
-    """
-    refuse = f"{model.config.model_type} cannot be converted: "
-    if "position_ids" not in inspect.signature(type(model).forward).parameters:
-        raise ValueError(refuse + "its forward takes no position_ids (ALiBi, recurrent or fixed positions)")
-    if model.get_output_embeddings() is None:
-        raise ValueError(refuse + "it has no output embedding, the layer that scores tokens")
-    ids = torch.arange(5, 5 + PROBE_TOKENS, device=model.device)[None]
-    changed = ids.clone()
-    changed[0, -1] += 1
-    order = torch.arange(PROBE_TOKENS, device=model.device)
-    one, two = torch.zeros_like(order), order * 2 // PROBE_TOKENS
-    with narrow_windows(model, types) as narrow:
-        try:
-            own, own_changed = (model(input_ids=x, use_cache=False).logits[0, :, 1:].float() for x in (ids, changed))
-        except Exception as error:  # whatever a foreign forward raises
-            raise ValueError(refuse + f"its forward does not run on token ids alone ({one_line(error)})") from error
-        try:
-            causal, reverse = (probe(model, AR(), narrow, ids, one, o) for o in (order, order.flip(0)))
-            both_ways, both_ways_changed = (probe(model, Bidir(1), narrow, x, two, order) for x in (ids, changed))
-        except Exception as error:  # as above; only the mask and the positions are new
-            raise ValueError(refuse + f"its forward does not take a 4-D attention mask ({one_line(error)})") from error
-    if differ(own[:-1], own_changed[:-1], model.dtype):
-        raise ValueError(refuse + "it is not autoregressive: its positions see later ones")
-    if differ(own, causal, model.dtype):
-        raise ValueError(refuse + "an explicit causal mask does not give its own logits, so it ignores the mask")
-    half = PROBE_TOKENS // 2
-    if torch.equal(both_ways[half], both_ways_changed[half]):
-        raise ValueError(refuse + "under a bidirectional mask no position sees a later one")
-    if differ(causal, reverse, model.dtype):
-        raise ValueError(
-            refuse + "its logits depend on the order of the columns, not on mask and positions alone (ALiBi, "
-            "convolutional, recurrent or linear layers)"
-        )
-    if differ(both_ways[:half], both_ways_changed[:half], model.dtype):
-        raise ValueError(refuse + "a masked position still leaks into others")
-
-
-@contextmanager
-def narrow_windows(model: PreTrainedModel, types: dict[str, int | None]) -> Iterator[dict[str, int | None]]:
-    """Evaluation mode, and sliding windows so narrow that the probe's few tokens show them."""
-    config, training = model.config.get_text_config(), model.training
-    window = getattr(config, "sliding_window", None)
-    model.eval()
-    if window:
-        config.sliding_window = PROBE_WINDOW
-    try:
-        yield {name: width and PROBE_WINDOW for name, width in types.items()}
-    finally:
-        if window:
-            config.sliding_window = window
-        model.train(training)
-
-
-def probe(
-    model: PreTrainedModel,
-    pattern: AttentionPattern,
-    types: dict[str, int | None],
-    ids: torch.Tensor,
-    document: torch.Tensor,
-    order: torch.Tensor,
-) -> torch.Tensor:
-    """The logits that training would see, the columns given to the model in `order`. Token 0 stands for the mask."""
-    denoiser = Denoiser(model, pattern, 0, True, types)
-    position = torch.arange(len(order), device=order.device)
-    rows = Rows(torch.ones_like(ids, dtype=torch.bool), document[order][None], position[order][None])
-    masks = denoiser.masks(rows, rows)
-    return denoiser.score(order.argsort(), ids[:, order], rows.position, masks, use_cache=False)[:, 1:]
-
-
-def differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits differ by more than rounding."""
-    tolerance = 1e-3 if dtype.itemsize >= 4 else 0.2
-    return bool((a - b).norm() > tolerance * (b - b.mean()).norm())
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error, for a message inside a message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -107,19 +107,7 @@ def fit(cfg: DictConfig, run: Run) -> None:
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
-    fingerprint = experiment.parent.fingerprint()
-    if resume and (began_with := run.record["parent"]["fingerprint"]) != fingerprint:
-        raise ValueError(
-            f"run {run.id} began with a parent of fingerprint {began_with}, and {experiment.parent.source!r} has "
-            f"{fingerprint} now: bring the old one back (model.revision), or begin again with force=true"
-        )
-    reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
-    save_reference(experiment.parent.model, reference)
-    run.update(
-        parent={"source": experiment.parent.source, "fingerprint": fingerprint},
-        parameters=sum(p.numel() for p in experiment.parent.model.parameters()),
-        steps=experiment.num_steps,
-    )
+    reference = reference_of(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
     fit_into_memory(cfg, experiment)
     if cfg.trainer.compile:
@@ -150,6 +138,25 @@ def fit(cfg: DictConfig, run: Run) -> None:
     save_model(experiment, run)
     if interruption.requested:  # in the last step
         raise KeyboardInterrupt
+
+
+def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
+    """The parent's weights, saved for drift to be measured against; `ValueError` where a run began with others."""
+    parent = experiment.parent
+    fingerprint = parent.fingerprint()
+    if resumed and (began_with := run.record["parent"]["fingerprint"]) != fingerprint:
+        raise ValueError(
+            f"run {run.id} began with a parent of fingerprint {began_with}, and {parent.source!r} has {fingerprint} "
+            "now: bring the old one back (model.revision), or begin again with force=true"
+        )
+    reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
+    save_reference(parent.model, reference)
+    run.update(
+        parent={"source": parent.source, "fingerprint": fingerprint},
+        parameters=sum(p.numel() for p in parent.model.parameters()),
+        steps=experiment.num_steps,
+    )
+    return reference
 
 
 def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:

@@ -39,6 +39,18 @@ SHAPE = {
     "bos_token_id": None,
     "eos_token_id": EOS_ID,
 }
+# A second or two of the whole evaluation.
+LIGHT_EVALUATION = (
+    "evaluation=full",
+    "evaluation.tasks_per_family=1",
+    "evaluation.calibration_per_family=1",
+    "evaluation.thresholds=[0.9,0.5]",
+    "evaluation.max_new_tokens=8",
+    "evaluation.likelihood_rows=4",
+    "evaluation.length=64",
+    "evaluation.cloze_items=2",
+    "evaluation.throughput_repeats=1",
+)
 ARCHITECTURES = {
     "llama": {},
     "qwen2": {},

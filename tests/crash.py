@@ -15,7 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import ROOT, config
+from conftest import LIGHT_EVALUATION, ROOT, config
 
 import dlm
 from dlm.data import prose
@@ -40,14 +40,7 @@ OVERRIDES = (
     "trainer.volatile.val_every=2",
     "trainer.volatile.drift_every=3",
     "trainer.volatile.checkpoint_every=1",
-    "evaluation.tasks_per_family=1",
-    "evaluation.calibration_per_family=1",
-    "evaluation.thresholds=[0.9,0.5]",
-    "evaluation.max_new_tokens=8",
-    "evaluation.likelihood_rows=4",
-    "evaluation.length=64",
-    "evaluation.cloze_items=2",
-    "evaluation.throughput_repeats=1",
+    *LIGHT_EVALUATION,
     "logger=csv",
 )
 

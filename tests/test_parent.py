@@ -18,12 +18,12 @@ from dlm.masking.uniform import Uniform
 from dlm.parent import (
     add_mask_token,
     as_parent,
-    check_convertible,
     layer_types,
     load_parent,
     require_plain_weights,
 )
 from dlm.prepare import prepare
+from dlm.probe import check_convertible
 from dlm.runs import Run
 from dlm.train import train
 from dlm.trainable import Lora

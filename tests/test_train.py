@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import config, options
+from conftest import LIGHT_EVALUATION, config, options
 from hydra.errors import HydraException
 from hydra.utils import get_method
 from safetensors.torch import load_file
@@ -30,17 +30,6 @@ SMALL = (
     "trainer.volatile.log_every=1",
     "evaluation=none",
     "logger=csv",
-)
-LIGHT_EVALUATION = (
-    "evaluation=full",
-    "evaluation.tasks_per_family=1",
-    "evaluation.calibration_per_family=1",
-    "evaluation.thresholds=[0.9,0.5]",
-    "evaluation.max_new_tokens=8",
-    "evaluation.likelihood_rows=4",
-    "evaluation.length=64",
-    "evaluation.cloze_items=2",
-    "evaluation.throughput_repeats=1",
 )
 TRAINED = ("attention", "masking", "loss", "decoding", "trainable", "optimizer", "trainer", "logger", "data", "recipe")
 # What an option needs beside itself.

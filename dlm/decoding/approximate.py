@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.canvas import SCRATCH, Canvas, Generation, whole_blocks
-from dlm.decoding.engine import OnStep
+from dlm.decoding.engine import OnStep, checked
 from dlm.decoding.step import Stop, advance, commit
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
@@ -50,12 +50,8 @@ class ApproximateCache(Threshold):
                 f"an approximate cache is for attention that cannot be cached, and {type(denoiser.pattern).__name__} "
                 "can: choose decoding=threshold"
             )
-        if max_new_tokens < 1 or batch_size < 1:
-            raise ValueError(f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1")
-        if denoiser.token_shift and not all(prompts):
-            raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
-        device, size, training = denoiser.model.device, denoiser.pattern.block_size, denoiser.training
-        eos_ids = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=device).flatten()
+        eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
+        size, training = denoiser.pattern.block_size, denoiser.training
         denoiser.eval()
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
         done: dict[int, Generation] = {}

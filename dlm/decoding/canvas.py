@@ -115,7 +115,7 @@ class Canvas:
         self.cache.keep(rows)
         self.placement = object()
 
-    def join(self, other: Canvas) -> None:
+    def join(self, other: Canvas) -> Canvas:
         """The sequences of another canvas, after its first forward, go on in this one: in the places of finished ones
         if there are enough, so that nothing moves."""
         idle = sorted(set(range(len(self))) - set(self.live))[: len(other)]
@@ -125,12 +125,13 @@ class Canvas:
                 getattr(self, name)[places] = getattr(other, name)
             self.cache.replace(places, other.cache)
             self.live += idle
-            return
+            return self
         self.live += range(len(self), len(self) + len(other))
         for name in self.STATE:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self.cache.join(other.cache)
         self.placement = object()
+        return self
 
     def results(self, rows: list[int], eos_ids: Int[Tensor, " E"]) -> dict[int, Generation]:
         """What these sequences gave, by their number, cut at EOS or at their length."""

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import Canvas, Generation, whole_blocks
@@ -48,12 +50,8 @@ def generate(
     """Decode every prompt (token ids), in order, up to `batch_size` side by side. `stop(tokens)` ends a sequence early,
     asked at the end of each block; `on_step(canvas)` is called after every forward. `compile` compiles a step, once for
     a shape: minutes for a large model. Raises `ValueError` for a prompt that cannot be continued."""
-    if max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1")
-    if denoiser.token_shift and not all(prompts):
-        raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
+    eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
     device, size = denoiser.model.device, denoiser.pattern.block_size
-    eos_ids = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=device).flatten()
     fixed_shapes = compile or device.type != "cpu"
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
     num_slots = max((whole_blocks(len(p) + max_new_tokens, size) for p in prompts), default=0)
@@ -64,31 +62,44 @@ def generate(
     done: dict[int, Generation] = {}
     canvas: Canvas | None = None
     rest = {"decoder": decoder, "eos_ids": eos_ids, "generator": generator, "stop": stop}
+    first = partial(step, denoiser, **rest)
     advance = Replay(partial(compiled(step) if compile else step, denoiser, **rest), replays(device, decoder, stop))
-
-    def forwards(run: Callable[[Canvas], None], canvas: Canvas, count: int) -> None:
-        for _ in range(count):
-            run(canvas)
-            if on_step is not None:
-                on_step(canvas)
-
     while waiting or canvas is not None:
         free = batch_size - (0 if canvas is None else len(canvas.live))
         if waiting and free >= (batch_size * JOIN_AT if canvas is not None else 1):
             chosen, waiting = waiting[:free], waiting[free:]
             new = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots, fixed_shapes)
-            forwards(partial(step, denoiser, **rest), new, 1)
-            if canvas is None:
-                canvas = new
-            else:
-                canvas.join(new)
+            forwards(first, new, 1, on_step)
+            canvas = new if canvas is None else canvas.join(new)
         else:
-            forwards(advance, canvas, POLL if fixed_shapes else 1)
+            forwards(advance, canvas, POLL if fixed_shapes else 1, on_step)
         done |= canvas.harvest(eos_ids, places_are_wanted=fixed_shapes and bool(waiting))
         if not canvas.live and not (fixed_shapes and waiting):  # an idle place is still a place
             canvas = None
     denoiser.train(training)
     return [done[i] for i in range(len(prompts))]
+
+
+def checked(
+    denoiser: Denoiser,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    eos_id: int | list[int] | None,
+    batch_size: int,
+) -> Int[Tensor, " E"]:
+    """The EOS tokens on the model's device; `ValueError` for what cannot be decoded."""
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1")
+    if denoiser.token_shift and not all(prompts):
+        raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
+    return torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=denoiser.model.device).flatten()
+
+
+def forwards(run: Callable[[Canvas], None], canvas: Canvas, count: int, on_step: OnStep | None) -> None:
+    for _ in range(count):
+        run(canvas)
+        if on_step is not None:
+            on_step(canvas)
 
 
 def replays(device: torch.device, decoder: Decoder, stop: Stop | None) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.packing import Document, collate, pack
@@ -47,25 +51,35 @@ def windows(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int, l
 
 
 @torch.no_grad()
+def draws(
+    denoiser: Denoiser, rows: list[Batch], samples: int, batch_size: int, seed: int = 0
+) -> Iterator[tuple[Int[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]]:
+    """For every batch of every draw of the noise: which tokens were masked (flat in the [R L] of all rows), their
+    negative log-likelihood in nats, and their weight in the mean bound over the draws.
+
+    Masking is uniform, `samples` draws per row; one, which is exact, where every token is always masked (AR, block
+    size 1).
+    """
+    masking = Uniform(count="ceil", t_min=0.0)
+    samples = 1 if denoiser.pattern.block_size == 1 else samples
+    training, length = denoiser.training, len(rows[0].x0)
+    denoiser.eval()
+    for sample, begin in itertools.product(range(samples), range(0, len(rows), batch_size)):
+        batch = collate(rows[begin : begin + batch_size])
+        prepared = prepare(denoiser, masking, batch, generator(seed, sample, begin)).to(denoiser.model.device)
+        nll = denoiser.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).nll
+        weight = prepared.scored.weight.double().cpu() / samples
+        yield begin * length + prepared.scored.index.cpu(), nll.double().cpu(), weight
+    denoiser.train(training)
+
+
 def likelihood(
     denoiser: Denoiser, rows: list[Batch], num_bytes: int, samples: int, batch_size: int, seed: int = 0
 ) -> Likelihood:
-    """The bound with uniform masking, `samples` draws per row; exact, from one draw, where every token is always
-    masked (AR, block size 1)."""
-    masking = Uniform(count="ceil", t_min=0.0)
-    samples = 1 if denoiser.pattern.block_size == 1 else samples
-    training = denoiser.training
-    denoiser.eval()
+    """The bound of all rows from `draws`."""
     per_row = torch.zeros(len(rows), dtype=torch.float64)
-    for sample in range(samples):
-        for begin in range(0, len(rows), batch_size):
-            batch = collate(rows[begin : begin + batch_size])
-            prepared = prepare(denoiser, masking, batch, generator(seed, sample, begin)).to(denoiser.model.device)
-            nll = denoiser.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).nll
-            row = prepared.scored.index.cpu() // batch.x0.shape[1]
-            per_row.index_add_(0, begin + row, (nll * prepared.scored.weight).double().cpu())
-    denoiser.train(training)
-    per_row /= samples
+    for where, nll, weight in draws(denoiser, rows, samples, batch_size, seed):
+        per_row.index_add_(0, where // len(rows[0].x0), nll * weight)
     tokens = sum(int(row.maskable.sum()) for row in rows)
     mean = per_row.sum().item() / tokens
     spread = per_row.std().item() / math.sqrt(len(rows)) * len(rows) / tokens if len(rows) > 1 else math.nan

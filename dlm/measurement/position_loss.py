@@ -7,16 +7,12 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from dlm.data import prose
-from dlm.data.packing import collate
 from dlm.denoiser import Denoiser
-from dlm.evaluation.likelihood import windows
-from dlm.masking.uniform import Uniform
+from dlm.evaluation.likelihood import draws, windows
 from dlm.measurement.base import Measurement
-from dlm.prepare import prepare
-from dlm.types import Batch, generator
+from dlm.types import Batch
 
 
 class PositionLoss(Measurement):
@@ -46,26 +42,16 @@ class PositionLoss(Measurement):
             }
         return {"block_size": size, **found}
 
-    @torch.no_grad()
     def losses(
         self, denoiser: Denoiser, rows: list[Batch]
     ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R L"], Float[Tensor, "R L"]]:
         """Per row and position: the terms of the bound, averaged over the draws; the sum of the negative
         log-likelihoods of the masked tokens; how often the token was masked."""
-        masking = Uniform(count="ceil", t_min=0.0)
-        samples = 1 if denoiser.pattern.block_size == 1 else self.samples
-        denoiser.eval()
         weighted, plain, count = (torch.zeros(len(rows) * self.length, dtype=torch.float64) for _ in range(3))
-        for sample in range(samples):
-            for begin in range(0, len(rows), self.batch_size):
-                batch = collate(rows[begin : begin + self.batch_size])
-                prepared = prepare(denoiser, masking, batch, generator(0, sample, begin)).to(denoiser.model.device)
-                logits = denoiser(prepared.inputs)
-                nll = cross_entropy(logits, prepared.scored.target, reduction="none").double().cpu()
-                where = begin * self.length + prepared.scored.index.cpu()
-                weighted.index_add_(0, where, nll * prepared.scored.weight.cpu() / samples)
-                plain.index_add_(0, where, nll)
-                count.index_add_(0, where, torch.ones_like(nll))
+        for where, nll, weight in draws(denoiser, rows, self.samples, self.batch_size):
+            weighted.index_add_(0, where, nll * weight)
+            plain.index_add_(0, where, nll)
+            count.index_add_(0, where, torch.ones_like(nll))
         return tuple(values.view(len(rows), self.length) for values in (weighted, plain, count))
 
 
