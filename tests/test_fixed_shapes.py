@@ -56,6 +56,16 @@ def test_fixed_shapes_and_replays_give_the_same_tokens_and_the_same_nfe(
     assert recorded and recorded == sorted(set(recorded), reverse=True)  # none twice for a number of rows
 
 
+@pytest.mark.parametrize("stop", [None, lambda tokens: 7 in tokens])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_a_step_that_asks_nothing_of_the_host_is_compiled(llama, monkeypatch, temperature, stop):
+    asked = []
+    monkeypatch.setattr(engine, "compiled", lambda step: asked.append(1) or step)
+    scorer, rule = denoiser(llama, "block", 4, True), Threshold(0.3, temperature=temperature)
+    made = generate(scorer, PROMPTS[:2], rule, NEW, EOS_ID, stop=stop, compile=True)
+    assert len(made) == 2 and bool(asked) == (temperature == 0 and stop is None)
+
+
 def test_a_new_prompt_takes_the_place_of_a_finished_one_and_nothing_moves(llama):
     scorer = denoiser(llama, "block", 4, True)
     canvas = Canvas(scorer, PROMPTS[:2], [0, 1], NEW, 24, fixed_shapes=True)

@@ -49,7 +49,8 @@ def generate(
 ) -> list[Generation]:
     """Decode every prompt (token ids), in order, up to `batch_size` side by side. `stop(tokens)` ends a sequence early,
     asked at the end of each block; `on_step(canvas)` is called after every forward. `compile` compiles a step, once for
-    a shape: minutes for a large model. Raises `ValueError` for a prompt that cannot be continued."""
+    a shape: minutes for a large model; a step that samples or has a `stop` runs as it is. Raises `ValueError` for a
+    prompt that cannot be continued."""
     eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
     device, size = denoiser.model.device, denoiser.pattern.block_size
     fixed_shapes = compile or device.type != "cpu"
@@ -63,7 +64,8 @@ def generate(
     canvas: Canvas | None = None
     rest = {"decoder": decoder, "eos_ids": eos_ids, "generator": generator, "stop": stop}
     first = partial(step, denoiser, **rest)
-    advance = Replay(partial(compiled(step) if compile else step, denoiser, **rest), replays(device, decoder, stop))
+    one_step = compiled(step) if compile and is_closed(decoder, stop) else step
+    advance = Replay(partial(one_step, denoiser, **rest), replays(device, decoder, stop))
     while waiting or canvas is not None:
         free = batch_size - (0 if canvas is None else len(canvas.live))
         if waiting and free >= (batch_size * JOIN_AT if canvas is not None else 1):
@@ -102,6 +104,11 @@ def forwards(run: Callable[[Canvas], None], canvas: Canvas, count: int, on_step:
             on_step(canvas)
 
 
+def is_closed(decoder: Decoder, stop: Stop | None) -> bool:
+    """Whether a step asks the host for nothing, and draws from no generator of the caller's."""
+    return stop is None and decoder.temperature == 0
+
+
 def replays(device: torch.device, decoder: Decoder, stop: Stop | None) -> bool:
-    """Whether a step can be a CUDA graph: nothing in it asks the host, or draws from a generator of the caller's."""
-    return device.type == "cuda" and stop is None and decoder.temperature == 0
+    """Whether a step can be a CUDA graph."""
+    return device.type == "cuda" and is_closed(decoder, stop)
