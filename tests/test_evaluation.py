@@ -23,6 +23,7 @@ from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
 from dlm.parent import load_parent
 from dlm.runs import Run
+from dlm.types import generator
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,19 @@ def test_the_bound_of_larger_blocks_is_above_the_parents_likelihood_and_is_the_s
     large = Denoiser(parent.model, Block(16), parent.mask_id, True, parent.layer_types)
     first, again = (likelihood(large, *rows, samples=2, batch_size=4) for _ in range(2))
     assert first == again and first.nats > likelihood(ar_denoiser(parent), *rows, samples=1, batch_size=4).nats
+
+
+def test_the_bound_is_the_mean_over_the_draws_of_the_noise(parent, rows, monkeypatch):
+    large = Denoiser(parent.model, Block(16), parent.mask_id, False, parent.layer_types)
+    apart = []
+    for draw in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "dlm.evaluation.likelihood.generator", lambda *seeds, n=draw: generator(seeds[0], n, seeds[2])
+            )
+            apart.append(likelihood(large, *rows, samples=1, batch_size=4).nats)
+    assert len(set(apart)) == 3
+    assert likelihood(large, *rows, samples=3, batch_size=4).nats == pytest.approx(sum(apart) / 3, abs=1e-9)
 
 
 def test_the_parents_cloze_scores_are_hugging_faces(parent):

@@ -1,6 +1,7 @@
 """Loading executes nothing but our own code, and no secret is written."""
 
 import json
+import sys
 
 import pytest
 from conftest import CONF, config
@@ -33,6 +34,14 @@ FORBIDDEN = [
 def test_a_config_cannot_name_foreign_code(target):
     with pytest.raises(ValueError, match="_target_ .* (is not code that a config may name|cannot be found)"):
         make(OmegaConf.create({"_target_": target, "path": "x"}))
+
+
+def test_foreign_code_is_not_even_imported(tmp_path, monkeypatch):
+    (tmp_path / "foreign_code.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="is not code that a config may name"):
+        require_known({"_target_": "foreign_code.anything"})
+    assert "foreign_code" not in sys.modules
 
 
 def test_nor_can_it_at_any_depth():
