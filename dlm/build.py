@@ -15,7 +15,10 @@ from dlm.attention.ar import AR
 from dlm.conversion import Conversion
 from dlm.data.module import PackedData
 from dlm.denoiser import Denoiser
+from dlm.masking.base import Masking
+from dlm.objective import Objective
 from dlm.parent import Parent
+from dlm.schedule import Schedules
 from dlm.targets import require_known
 from dlm.trainable import Full, Lora
 
@@ -48,7 +51,10 @@ class Experiment:
 def build(cfg: DictConfig) -> Experiment:
     """The objects of a run; whatever is wrong with the config is said before the parent is loaded."""
     pattern = make(cfg.attention)
-    masking, loss, optimizer = make(cfg.masking), make(cfg.loss), make(cfg.optimizer)
+    masking, objective, optimizer = make_masking(cfg), make_objective(cfg), make(cfg.optimizer)
+    rollout, block_schedule = (make(node) if (node := cfg.get(k)) else None for k in ("rollout", "block_schedule"))
+    objects = {"masking": masking, "loss": objective.loss, "auxiliary": objective.auxiliary}
+    schedules = Schedules(OmegaConf.to_container(cfg.schedule, resolve=True), objects) if cfg.get("schedule") else None
     trainable, data = make(cfg.trainable), make(cfg.data)
     make(cfg.decoding)
     pattern.check(cfg.data.length, cfg.token_shift)
@@ -57,14 +63,34 @@ def build(cfg: DictConfig) -> Experiment:
             f"masking.views {masking.views} needs a noisy stream to hide tokens in, and this attention pattern has "
             "none: set masking.views=1"
         )
+    for term in objective.auxiliary.values():
+        term.check(pattern, masking)
+    for size in block_schedule.sizes if block_schedule else ():
+        if cfg.data.length % size:
+            raise ValueError(f"block_schedule size {size} must divide data.length {cfg.data.length}: choose another")
     step_tokens = tokens_of_a_step(cfg)
     num_steps = math.ceil(cfg.tokens / step_tokens)
     parent = make(cfg.model)
+    for term in objective.auxiliary.values():
+        term.bind(parent)
+    if rollout:
+        rollout.bind(parent)
     parent.model = trainable.apply(parent.model)
     data.prepare(parent.tokenizer, pattern.tail, num_steps * step_tokens // cfg.data.length, cfg.seed)
     denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
-    conversion = Conversion(denoiser, masking, loss, optimizer, cfg.seed)
+    conversion = Conversion(denoiser, masking, objective, optimizer, cfg.seed, rollout, schedules, block_schedule)
     return Experiment(parent, denoiser, conversion, data, trainable, num_steps, step_tokens)
+
+
+def make_masking(cfg: DictConfig) -> Masking:
+    """The forward process of a config; those of runs from before there were others have the usual level and kernel."""
+    parts = {key: make(cfg[key]) for key in ("noise_level", "kernel") if key in cfg}
+    return make(cfg.masking, **parts)
+
+
+def make_objective(cfg: DictConfig) -> Objective:
+    """What a config minimises."""
+    return Objective(make(cfg.loss), {name: make(node) for name, node in (cfg.get("auxiliary") or {}).items()})
 
 
 def tokens_of_a_step(cfg: DictConfig) -> int:

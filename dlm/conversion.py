@@ -1,6 +1,7 @@
-"""The conversion as a LightningModule: masking → attention → denoiser → loss → metrics, one line each.
+"""The conversion as a LightningModule: masking → attention → denoiser → objective → metrics, one line each.
 
-Masks are drawn on the CPU before the batch moves to the device, so the step never waits for the host.
+Masks are drawn on the CPU before the batch moves to the device, so the step never waits for the host (but for a
+rollout, which is the model's own doing).
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import lightning
 import torch
 from torch import Tensor
 
+from dlm.block_schedule.base import BlockSchedule
 from dlm.denoiser import Denoiser
-from dlm.loss.base import Loss
+from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
+from dlm.objective import Objective
 from dlm.optim import AdamWCosine
-from dlm.prepare import Prepared, prepare
+from dlm.prepare import Prepared, corrupt, lay_out, prepare
+from dlm.rollout.base import Rollout
+from dlm.schedule import Schedules
 from dlm.types import Batch, generator
 
 TRAIN_STREAM, VAL_STREAM = 1, 2
@@ -24,34 +29,68 @@ class Conversion(lightning.LightningModule):
     """Trains a denoiser. The noise of micro-batch i is a pure function of (seed, rank, i), so a resumed run draws what
     the uninterrupted one would have drawn; validation noise is the same every time.
 
-    Logs `train/loss` (what is minimised), `train/nelbo` (nats per maskable token), `val/nelbo` (always with uniform
-    masking, whatever the training scheme) and `tokens`.
+    `schedules` and `block_schedule` set numbers and the block size by the progress of training; validation has the
+    final block size.
+
+    Logs `train/loss` (what is minimised), `train/nelbo` (nats per maskable token), `train/<name>` of every auxiliary
+    loss, `val/nelbo` (always with uniform masking, whatever the training scheme) and `tokens`.
     """
 
-    def __init__(self, denoiser: Denoiser, masking: Masking, loss: Loss, optimizer: AdamWCosine, seed: int):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        masking: Masking,
+        objective: Objective,
+        optimizer: AdamWCosine,
+        seed: int,
+        rollout: Rollout | None = None,
+        schedules: Schedules | None = None,
+        block_schedule: BlockSchedule | None = None,
+    ):
         super().__init__()
-        self.denoiser, self.masking, self.loss, self.optimizer_builder = denoiser, masking, loss, optimizer
-        self.seed = seed
+        self.denoiser, self.masking, self.objective, self.optimizer_builder = denoiser, masking, objective, optimizer
+        self.rollout, self.schedules, self.block_schedule = rollout, schedules, block_schedule
+        self.seed, self.block_size = seed, denoiser.pattern.block_size
         self.val_masking = Uniform(count="ceil", t_min=0.0)
         self.micro_batches = 0
 
+    @property
+    def progress(self) -> float:
+        """How much of training is done, in [0, 1)."""
+        return self.micro_batches / (self.trainer.max_steps * self.trainer.accumulate_grad_batches)
+
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Prepared:
+        self.denoiser.pattern.block_size = self.block_size
         if not self.trainer.training:
             noise = generator(self.seed, VAL_STREAM, self.val_batches)
             self.val_batches += 1
             return prepare(self.denoiser, self.val_masking, batch, noise)
         noise = generator(self.seed, TRAIN_STREAM, self.global_rank, self.micro_batches)
+        if self.schedules:
+            self.schedules(self.progress)
+        if self.block_schedule:
+            self.denoiser.pattern.block_size = self.block_schedule(self.progress, noise)
         self.micro_batches += 1
-        return prepare(self.denoiser, self.masking, batch, noise)
+        return self.draw(batch, noise)
+
+    def draw(self, batch: Batch, noise: torch.Generator) -> Prepared:
+        """A batch corrupted, or made by the model itself, and laid out for the objective."""
+        batch = self.denoiser.scorable(batch)
+        noised = corrupt(self.denoiser, self.masking, batch, noise)
+        if self.rollout:
+            batch, noised = self.rollout(self.denoiser, batch, noised, noise)
+        return lay_out(self.denoiser, batch, noised, self.objective)
 
     def transfer_batch_to_device(self, batch: Prepared, device: torch.device, dataloader_idx: int) -> Prepared:
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: Prepared, batch_idx: int) -> Tensor:
-        output = self.denoiser.loss(batch.inputs, batch.scored, self.loss, batch.num_tokens)
+        output, auxiliary = self.objective(self.denoiser, batch)
         nelbo = (output.nll * batch.scored.weight).sum() / max(batch.num_maskable, 1)
         self.log("train/loss", output.loss.detach())
         self.log("train/nelbo", nelbo, prog_bar=True)
+        for name, value in auxiliary.items():
+            self.log(f"train/{name}", value)
         rows_tokens = batch.num_tokens // batch.views
         self.log("tokens", float(self.micro_batches * rows_tokens * self.trainer.world_size))
         return output.loss
@@ -61,7 +100,7 @@ class Conversion(lightning.LightningModule):
         self.val_sum, self.val_count = 0.0, 0
 
     def validation_step(self, batch: Prepared, batch_idx: int) -> None:
-        nll = self.denoiser.loss(batch.inputs, batch.scored, self.loss, batch.num_tokens).nll
+        nll = self.denoiser.loss(batch.inputs, batch.scored, Nelbo(), batch.num_tokens).nll
         self.val_sum += (nll * batch.scored.weight).double().sum().item()
         self.val_count += batch.num_maskable
 

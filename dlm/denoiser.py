@@ -8,6 +8,7 @@ neither masked nor scored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
-from dlm.readout import chunked, without_decoder
+from dlm.readout import chunk_bytes, chunked, without_decoder
 from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
 
 
@@ -69,7 +70,7 @@ class Denoiser(nn.Module):
 
     def inputs(self, batch: Batch, noised: Noised) -> tuple[ModelInputs, Scored]:
         """Lay out the streams, [noisy views ; clean] as far as the pattern has them, and find the row that scores each
-        masked token."""
+        scored token."""
         streams = [noised.xt] * self.pattern.noisy_stream + [batch.x0] * self.pattern.clean_stream
         ids, length, width = torch.cat(streams, 1), batch.x0.shape[1], noised.xt.shape[1]
         copies, views = ids.shape[1] // length, width // length
@@ -81,9 +82,11 @@ class Denoiser(nn.Module):
             batch.position.repeat(1, copies),
             column // length if views > 1 else None,
         )
-        where = noised.masked.flatten().nonzero()[:, 0]
+        where = (noised.masked if noised.scored is None else noised.scored).flatten().nonzero()[:, 0]
         row, column = where // width, where % width
         token = row * length + column % length
+        if not self.pattern.noisy_stream:
+            column = column % length  # all views are the clean stream
         if self.token_shift:
             first_of_block = batch.position.flatten()[token] % self.pattern.block_size == 0
             both = self.pattern.noisy_stream and self.pattern.clean_stream
@@ -97,16 +100,39 @@ class Denoiser(nn.Module):
 
     def loss(self, inputs: ModelInputs, scored: Scored, loss: Loss, num_tokens: int) -> LossOutput:
         """`loss(self(inputs), scored, num_tokens)`, without the logits of all scored tokens at once."""
+        return self.loss_of(self.read(inputs), lambda logits, chunk: loss(logits, scored[chunk], num_tokens))
 
-        def part(hidden: Float[Tensor, "M D"], chunk: slice) -> LossOutput:
-            return loss(self.logits(hidden), scored[chunk], num_tokens)
+    def loss_of(
+        self, hidden: Float[Tensor, "N D"], loss: Callable[[Float[Tensor, "M V"], slice], LossOutput]
+    ) -> LossOutput:
+        """The sum of a loss of logits over chunks of hidden states."""
 
-        return chunked(part, self.read(inputs), self.model.get_output_embeddings(), self.row_bytes)
+        def part(rows: Float[Tensor, "M D"], chunk: slice) -> LossOutput:
+            return loss(self.logits(rows), chunk)
+
+        return chunked(part, hidden, self.model.get_output_embeddings(), self.row_bytes)
+
+    def predictions(self, inputs: ModelInputs) -> Int[Tensor, " N"]:
+        """The likeliest token at every scored position."""
+        rows = max(chunk_bytes(inputs.input_ids.device) // self.row_bytes, 1)
+        return torch.cat([self.logits(hidden).argmax(-1) for hidden in self.read(inputs).split(rows)])
 
     def read(self, inputs: ModelInputs) -> Float[Tensor, "N D"]:
-        """The hidden states that score the masked tokens."""
+        """The hidden states that score the tokens."""
         masks = self.masks(inputs.rows, inputs.rows, inputs.layout)
         return self.hidden(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
+
+    def states(self, inputs: ModelInputs) -> list[Float[Tensor, "N D"]]:
+        """What `read` gives, after the embedding and after every layer; the last is what `read` gives."""
+        output = self.model.get_decoder()(
+            input_ids=inputs.input_ids,
+            position_ids=inputs.position_ids,
+            attention_mask=self.masks(inputs.rows, inputs.rows, inputs.layout),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
+        return [state.flatten(0, 1)[inputs.scored] for state in states]
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """What the model's head makes of hidden states, in float32 at least."""

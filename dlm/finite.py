@@ -7,7 +7,6 @@ optimizer leaves the weights alone by itself (`found_inf`, which gradient scalin
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ class FiniteGuard(Callback):
 
     def keep(self, step: int, batches: list[Any], what: list[str], module) -> None:
         """What `dlm.replay` needs."""
-        kept = {"step": step, "what": what, "batches": [asdict(batch) for batch in batches]}
+        kept = {"step": step, "what": what, "batches": batches}
         torch.save(kept | {"weights": module.denoiser.model.state_dict()}, self.path)
 
     def state_dict(self) -> dict[str, Any]:

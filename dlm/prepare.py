@@ -3,43 +3,58 @@ out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from dlm.denoiser import Denoiser
+from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
+from dlm.objective import Objective
 from dlm.trim import trim
-from dlm.types import Batch, ModelInputs, Movable, Scored
+from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
 
 @dataclass(frozen=True)
 class Prepared(Movable):
     """A corrupted batch, ready for the network. `num_tokens` is the size of the batch and `num_maskable` the number of
-    tokens it could have scored, both once for each of its `views`."""
+    tokens it could have scored, both once for each of its `views`. `inputs.scored` are the rows of `scored` and then
+    those of the auxiliary losses; `needs` is what each of these needs beside them, by its name."""
 
     inputs: ModelInputs
     scored: Scored
     num_tokens: int
     num_maskable: int
     views: int = 1
-
-    def to(self, *args, **kwargs):
-        return Prepared(
-            self.inputs.to(*args, **kwargs),
-            self.scored.to(*args, **kwargs),
-            self.num_tokens,
-            self.num_maskable,
-            self.views,
-        )
+    needs: dict[str, Movable | None] = field(default_factory=dict)
 
 
-def prepare(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Generator) -> Prepared:
-    """Corrupt a batch and lay out for the network what it has to read (on the CPU)."""
+def prepare(
+    denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Generator, objective: Objective | None = None
+) -> Prepared:
+    """Corrupt a batch and lay out for the network what it has to read for an `objective` (on the CPU); by default the
+    bound on the likelihood."""
     batch = denoiser.scorable(batch)
-    noised = masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
+    return lay_out(denoiser, batch, corrupt(denoiser, masking, batch, noise), objective or Objective(Nelbo()))
+
+
+def corrupt(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Generator) -> Noised:
+    """Draw the noise of a batch."""
+    return masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
+
+
+def lay_out(denoiser: Denoiser, batch: Batch, noised: Noised, objective: Objective) -> Prepared:
+    """A corrupted batch as the network reads it."""
     inputs, scored = denoiser.inputs(batch, noised)
+    scored = replace(scored, loss_weight=objective.loss.weights(batch, noised)[scored_of(noised)])
+    rows, needs = objective.needs(denoiser, batch, noised, scored)
+    inputs = replace(inputs, scored=torch.cat([inputs.scored, *rows]))
     inputs = trim(denoiser.pattern, inputs, few_shapes=denoiser.compiles)
-    inputs = replace(inputs, layout=inputs.rows.layout())
-    views = masking.views
-    return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views)
+    inputs = replace(inputs, layout=f"{inputs.rows.layout()}/{denoiser.pattern.block_size}")
+    views = noised.xt.shape[1] // batch.x0.shape[1]
+    return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views, needs)
+
+
+def scored_of(noised: Noised):
+    """Which tokens the loss looks at."""
+    return noised.masked if noised.scored is None else noised.scored

@@ -111,10 +111,13 @@ class GradientsInForward(torch.autograd.Function):
 
 @contextmanager
 def leaf_of(linear: nn.Linear) -> Iterator[list[Tensor]]:
-    """What the linear map gives meanwhile, as if it were given: what follows has gradients up to there."""
+    """What the linear map gives meanwhile, as if it were given: what follows has gradients up to there. What is
+    computed without gradients stays as it is."""
     leaves: list[Tensor] = []
 
     def cut(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
         leaves.append(output.detach().requires_grad_())
         return leaves[-1].view_as(output)  # counters hang hooks on what a module returns, and a leaf takes none
 

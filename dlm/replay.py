@@ -15,29 +15,24 @@ from dlm.build import Experiment, build
 from dlm.console import command
 from dlm.prepare import Prepared
 from dlm.runs import Run
-from dlm.types import ModelInputs, Rows, Scored
-
-
-def prepared(kept: dict[str, Any]) -> Prepared:
-    """A batch from the dicts that `dataclasses.asdict` made of it."""
-    inputs = kept["inputs"]
-    rows = Rows(**inputs["rows"])
-    return Prepared(**kept | {"inputs": ModelInputs(**inputs | {"rows": rows}), "scored": Scored(**kept["scored"])})
+from dlm.types import Movable
 
 
 def replay(run: Run) -> dict[str, Any]:
     """`step`; `loss` of every micro-batch; `modules` and `gradients` whose numbers are not finite, in order."""
     if not run.nonfinite.exists():
         raise ValueError(f"run {run.id} holds no batch to replay: it was not stopped by numbers that are not finite")
-    kept = torch.load(run.nonfinite, map_location="cpu", weights_only=True)
     experiment = build(run.config)
+    # Dataclasses of tensors; those of the run's auxiliary losses are imported by now.
+    with torch.serialization.safe_globals(Movable.__subclasses__()):
+        kept = torch.load(run.nonfinite, map_location="cpu", weights_only=True)
     experiment.parent.model.load_state_dict(kept["weights"])
     experiment.conversion.train()
     modules: list[str] = []
     hooks = [
         m.register_forward_hook(watch(name, modules)) for name, m in experiment.parent.model.named_modules() if name
     ]
-    losses = [loss_of(experiment, prepared(batch)) for batch in kept["batches"]]
+    losses = [loss_of(experiment, batch) for batch in kept["batches"]]
     for hook in hooks:
         hook.remove()
     bad = [n for n, p in experiment.parent.model.named_parameters() if p.grad is not None and not is_finite(p.grad)]
@@ -46,8 +41,7 @@ def replay(run: Run) -> dict[str, Any]:
 
 def loss_of(experiment: Experiment, batch: Prepared) -> float:
     """The loss of a micro-batch, its gradient added to the others."""
-    conversion = experiment.conversion
-    loss = experiment.denoiser.loss(batch.inputs, batch.scored, conversion.loss, batch.num_tokens).loss
+    loss = experiment.conversion.objective(experiment.denoiser, batch)[0].loss
     loss.backward()
     return loss.item()
 

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -41,7 +42,19 @@ VOLATILE = ("logger", "runs_dir", "force", "retry", "trainer.volatile", "evaluat
 VOLATILE += ("model.runs_dir", "masking.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
-NEUTRAL: dict[str, Any] = {"masking.views": 1, "trainer.compile": False, "trainer.on_nonfinite": "stop"}
+NEUTRAL: dict[str, Any] = {
+    "masking.views": 1,
+    "masking.complementary": True,
+    "masking.score": "masked",
+    "noise_level._target_": "dlm.noise_level.uniform.Uniform",
+    "kernel._target_": "dlm.kernel.absorb.Absorb",
+    "attention.noise_per": "block",
+    "loss.per": "token",
+    "loss.scale": 1.0,
+    "schedule": None,
+    "trainer.compile": False,
+    "trainer.on_nonfinite": "stop",
+}
 
 # Of the folder above; a record that does not say is of the first.
 LAYOUT = 1
@@ -58,14 +71,17 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run_id(config: dict[str, Any]) -> str:
-    """The id of a resolved config: 12 hexadecimal digits."""
+    """The id of a resolved config: 12 hexadecimal digits, the first one a later letter where they would be a number."""
     kept = {
         key: value
         for key, value in flatten(config).items()
         if not any(key == v or key.startswith(v + ".") for v in VOLATILE)
         and not (key in NEUTRAL and value == NEUTRAL[key])
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    if re.fullmatch(r"\d+(e\d+)?", digest):  # on a command line it would be read as a number
+        digest = "ghijklmnop"[int(digest[0])] + digest[1:]
+    return digest
 
 
 # What a finished run consists of besides its record.

@@ -20,11 +20,17 @@ from torch import Tensor
 
 
 class Movable:
-    """Moves every tensor of a dataclass; all that Lightning asks of a batch."""
+    """Moves every tensor of a dataclass and of what it holds; all that Lightning asks of a batch."""
 
     def to(self, *args: Any, **kwargs: Any):
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        return replace(self, **{f.name: moved(getattr(self, f.name), *args, **kwargs) for f in fields(self)})
+
+
+def moved(value: Any, *args: Any, **kwargs: Any) -> Any:
+    """`value.to(...)` of what can move, and of the values of a dict."""
+    if isinstance(value, dict):
+        return {key: moved(v, *args, **kwargs) for key, v in value.items()}
+    return value.to(*args, **kwargs) if isinstance(value, Tensor | Movable) else value
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,13 @@ class Batch(Movable):
 @dataclass(frozen=True)
 class Noised(Movable):
     """A corrupted batch: `xt` is `x0` with `masked` hidden; `weight` is the likelihood weight of a masked token
-    (1/t in the continuous limit) and 0 elsewhere. Several views of the same tokens stand side by side: KL = views L."""
+    (1/t in the continuous limit) and 0 elsewhere. `scored` are the tokens that the loss looks at, None: those that are
+    hidden. Several views of the same tokens stand side by side: KL = views L."""
 
     xt: Int[Tensor, "B KL"]
     masked: Bool[Tensor, "B KL"]
     weight: Float[Tensor, "B KL"]
+    scored: Bool[Tensor, "B KL"] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,8 @@ class Rows(Movable):
 
 @dataclass(frozen=True)
 class ModelInputs(Movable):
-    """What the network reads. `scored[n]` is the flat index (row * S + column) of the hidden state that scores masked
-    token n, with the token shift already applied; `rows` describes the S columns for the attention predicate. `layout`
+    """What the network reads. `scored[n]` is the flat index (row * S + column) of the hidden state that scores token
+    n, with the token shift already applied; `rows` describes the S columns for the attention predicate. `layout`
     names the rows, so that masks can be used again without a look at the device; "" is no name."""
 
     input_ids: Int[Tensor, "B S"]
@@ -88,14 +96,17 @@ class ModelInputs(Movable):
 
 @dataclass(frozen=True)
 class Scored(Movable):
-    """The masked tokens of a batch, in row order: their target, their weight, and where they are (flat in [B L])."""
+    """The scored tokens of a batch, in row order: their target, their likelihood weight, where they are (flat in
+    [B L]), and their weight in the loss, None: the likelihood weight."""
 
     target: Int[Tensor, " N"]
     weight: Float[Tensor, " N"]
     index: Int[Tensor, " N"]
+    loss_weight: Float[Tensor, " N"] | None = None
 
     def __getitem__(self, chunk: slice) -> Scored:
-        return Scored(self.target[chunk], self.weight[chunk], self.index[chunk])
+        parts = (getattr(self, f.name) for f in fields(self))
+        return Scored(*(None if part is None else part[chunk] for part in parts))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,23 @@ from jaxtyping import install_import_hook
 
 # Every function and dataclass of these modules checks the shapes in its signature. (dlm.attention stays out: torch
 # counts the arguments of a mask_mod, which a wrapper hides.)
-CHECKED = ["types", "masking", "denoiser", "readout", "loss", "decoding", "prepare", "conversion", "evaluation", "data"]
+CHECKED = [
+    "types",
+    "masking",
+    "denoiser",
+    "readout",
+    "loss",
+    "decoding",
+    "prepare",
+    "conversion",
+    "evaluation",
+    "data",
+    "kernel",
+    "noise_level",
+    "auxiliary",
+    "rollout",
+    "objective",
+]
 install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 
 from pathlib import Path
@@ -17,7 +33,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dlm.attention.ar import AR
 from dlm.attention.bidir import Bidir
 from dlm.attention.block import Block
+from dlm.attention.block_causal import BlockCausal
 from dlm.attention.block_noisy import BlockNoisy
+from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.denoiser import Denoiser
 from dlm.parent import layer_types
 from dlm.types import Batch, Rows, generator
@@ -25,6 +43,7 @@ from dlm.types import Batch, Rows, generator
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 PATTERNS = {"ar": AR, "bidir": Bidir, "block_noisy": BlockNoisy, "block": Block}
+PATTERNS |= {"block_token_causal": BlockTokenCausal, "block_causal": BlockCausal}
 VOCAB, MASK_ID, EOS_ID = 61, 60, 0
 SHAPE = {
     "vocab_size": VOCAB,

@@ -29,6 +29,14 @@ def figure2(name, size, q, k):
             if not q_clean
             else k_clean and k_block <= q_block
         ),
+        "block_token_causal": lambda: (
+            (k_block == q_block if not k_clean else k_block < q_block) if not q_clean else k_clean and k_pos <= q_pos
+        ),
+        "block_causal": lambda: (
+            (k_block == q_block and k_pos <= q_pos if not k_clean else k_block < q_block)
+            if not q_clean
+            else k_clean and k_pos <= q_pos
+        ),
     }[name]()
 
 

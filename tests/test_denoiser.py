@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from dlm.build import make
+from dlm.loss.base import PER
 from dlm.masking.uniform import Uniform
-from dlm.prepare import prepare
+from dlm.objective import Objective
+from dlm.prepare import corrupt, lay_out, prepare
 from dlm.types import Batch, Noised, Rows, Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -127,27 +130,42 @@ def test_the_mask_token_is_never_predicted(model):
     assert (logits[:, MASK_ID] == -torch.inf).all() and logits.isfinite().sum() == logits.numel() - len(logits)
 
 
+@pytest.mark.parametrize("per", PER)
 @pytest.mark.parametrize("name", options("loss"))
-def test_every_loss_is_a_fixed_sum_so_that_accumulation_does_not_change_it(name, llama):
-    loss = make(config(f"loss={name}").loss)
-    prepared = prepare(denoiser(llama, "block", 4, False), Uniform(), random_batch(4, 16), generator(0))
-    logits = denoiser(llama, "block", 4, False)(prepared.inputs)
-    whole = loss(logits, prepared.scored, prepared.num_tokens)
-    split = prepared.scored.index < 32
-    halves = [
-        loss(logits[part], Scored(*(getattr(prepared.scored, n)[part] for n in ("target", "weight", "index"))), 32).loss
-        for part in (split, ~split)
-    ]
-    torch.testing.assert_close(whole.loss, torch.stack(halves).mean())
+def test_every_loss_is_a_fixed_sum_so_that_accumulation_does_not_change_it(name, per, llama):
+    loss = make(config(f"loss={name}", f"loss.per={per}").loss)
+    batch, scorer = random_batch(4, 16), denoiser(llama, "block", 4, False)
+    batch.maskable[0, 3:] = False  # rows with few and with many tokens
+    noised = corrupt(scorer, Uniform(), batch, generator(0))
+
+    def loss_of(part):
+        half, noise = (type(x)(*(t if t is None else t[part] for t in vars(x).values())) for x in (batch, noised))
+        return Objective(loss)(scorer, lay_out(scorer, half, noise, Objective(loss)))[0].loss
+
+    halves = torch.stack([loss_of(slice(0, 2)), loss_of(slice(2, 4))])
+    torch.testing.assert_close(loss_of(slice(0, 4)), halves.mean())
 
 
 def test_losses_by_hand():
     """Two masked tokens out of four, logits (ln 1, ln 3): probabilities 1/4 and 3/4; weights 2 and 4."""
     logits = torch.tensor([[1.0, 3.0], [1.0, 3.0]]).log()
-    scored = Scored(torch.tensor([0, 1]), torch.tensor([2.0, 4.0]), torch.tensor([0, 3]))
+    batch = random_batch(1, 4)
+    batch.maskable[0, 1] = False
+    masked = torch.tensor([[True, False, False, True]])
+    noised = Noised(batch.x0, masked, torch.tensor([[2.0, 0, 0, 4.0]]))
     a, b = -torch.tensor([0.25, 0.75]).log()
-    torch.testing.assert_close(make(config("loss=nelbo").loss)(logits, scored, 4).loss, (2 * a + 4 * b) / 4)
-    torch.testing.assert_close(make(config("loss=mean").loss)(logits, scored, 4).loss, (a + b) / 4)
+
+    def loss_of(*overrides):
+        loss = make(config(*overrides).loss)
+        scored = Scored(torch.tensor([0, 1]), noised.weight[masked], torch.tensor([0, 3]))
+        return loss(logits, replace(scored, loss_weight=loss.weights(batch, noised)[masked]), 4).loss
+
+    torch.testing.assert_close(loss_of("loss=nelbo"), (2 * a + 4 * b) / 4)
+    torch.testing.assert_close(loss_of("loss=mean"), (a + b) / 4)
+    torch.testing.assert_close(loss_of("loss=mean", "loss.per=sequence"), (a + b) / 3)  # of three maskable ones
+    torch.testing.assert_close(loss_of("loss=mean", "loss.per=masked", "loss.scale=0.5"), (a + b) / 2 / 2)
+    # Token 0 sees token 1 at its side and token 2 beyond: (1/2) (1/2) (1 + 1/2); token 3 the same from its side.
+    torch.testing.assert_close(loss_of("loss=cart", "loss.p=0.5"), 0.375 * (a + b) / 4)
 
 
 class Toy:

@@ -13,6 +13,8 @@ from dlm.masking.learned import Learned
 from dlm.masking.position import Position
 from dlm.masking.right_to_left import RightToLeft
 from dlm.masking.uniform import Uniform
+from dlm.noise_level.base import NoiseUnits
+from dlm.noise_level.uniform import Uniform as UniformLevel
 from dlm.types import Batch, generator
 
 BLOCK = 8
@@ -82,8 +84,8 @@ def test_ar_hides_every_token_with_weight_one():
 
 
 def test_noise_levels_are_stratified_and_carry_no_trace_of_the_block_index():
-    masking = Uniform(t_min=0.0)
-    levels = torch.stack([masking.levels(10, generator(seed)) for seed in range(4000)])
+    units = NoiseUnits(torch.zeros(10, dtype=torch.long), torch.ones(10, dtype=torch.long))
+    levels = torch.stack([UniformLevel()(units, 0.0, 1.0, generator(seed)) for seed in range(4000)])
     assert torch.equal(levels.mul(10).ceil().sort(1).values, torch.arange(1, 11).expand(4000, -1).float())
     assert (levels.mean(0) - 0.5).abs().max() < 4.5 * math.sqrt(1 / 12 / 4000)
 

@@ -9,6 +9,7 @@ from dlm import readout
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.objective import Objective
 from dlm.prepare import prepare
 from dlm.types import generator
 
@@ -40,7 +41,7 @@ def test_the_loss_and_all_gradients_in_chunks_are_those_at_once(small_chunks, ar
     """I7."""
     model = capped() if architecture == "capped" else tiny(architecture)
     scorer = denoiser(model, "block", 4, True)
-    prepared = prepare(scorer, Uniform(), random_batch(2, 16), generator(0))
+    prepared = prepare(scorer, Uniform(), random_batch(2, 16), generator(0), Objective(loss))
     assert len(prepared.scored.target) > 2 * ROWS
     inputs, scored, size = prepared.inputs, prepared.scored, prepared.num_tokens
     got, gradients = step(model, lambda: scorer.loss(inputs, scored, loss, size))

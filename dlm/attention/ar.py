@@ -16,6 +16,7 @@ class AR(AttentionPattern):
     clean_stream = True
     noise_per = NoisePer.TOKEN
     requires_token_shift = True
+    clean_causal = True
 
     def __init__(self, block_size: int = 1):
         super().__init__(1)  # whatever the block size of the dLMs beside it, AR commits one token at a time

@@ -38,12 +38,19 @@ class AttentionPattern(ABC):
     # Whether finished blocks keep their keys and values: no later token may be visible to them.
     cacheable: bool = True
     requires_token_shift: bool = False
+    # Whether clean row i sees no token after i, so that it may score token i+1 (the AR loss).
+    clean_causal: bool = False
     # Whether `allowed` looks at positions only through `block`, so that it is one answer for all rows of a block.
     blockwise: bool = True
 
-    def __init__(self, block_size: int):
+    def __init__(self, block_size: int, noise_per: str | None = None):
         if block_size < 1:
             raise ValueError(f"block_size {block_size} must be at least 1")
+        if noise_per is not None:
+            values = [n.value for n in NoisePer]
+            if noise_per not in values:
+                raise ValueError(f"attention.noise_per {noise_per!r} is unknown: choose one of {', '.join(values)}")
+            self.noise_per = NoisePer(noise_per)
         self.block_size = block_size
 
     @abstractmethod

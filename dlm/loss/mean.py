@@ -1,14 +1,12 @@
-"""The unweighted loss: every masked token counts alike, so blocks with many masks count more (Fast-dLLM v2, TiDAR)."""
+"""The unweighted loss: every scored token counts alike, so blocks with many masks count more (Fast-dLLM v2, TiDAR)."""
 
 from __future__ import annotations
-
-import torch
 
 from dlm.loss.base import Loss
 
 
 class Mean(Loss):
-    """Masked tokens with weight 1."""
+    """Scored tokens with weight 1."""
 
-    def weight(self, scored):
-        return torch.ones_like(scored.weight)
+    def weight(self, batch, noised):
+        return (noised.masked if noised.scored is None else noised.scored).float()

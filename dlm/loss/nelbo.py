@@ -8,5 +8,5 @@ from dlm.loss.base import Loss
 class Nelbo(Loss):
     """With unbiased masking its expectation is an upper bound on the negative log-likelihood, per token."""
 
-    def weight(self, scored):
-        return scored.weight
+    def weight(self, batch, noised):
+        return noised.weight

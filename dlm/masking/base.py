@@ -12,8 +12,8 @@ the number that are hidden:
 Several `views` of a batch share one clean stream: (views + 1) L rows instead of 2 views L. Two are complementary, each
 token hidden in one of them (Fast-dLLM v2); more are independent draws.
 
-A scheme only says which k: `priority`. Levels are stratified over the units of a batch in random order, so they carry
-no trace of the block's index.
+A scheme only says which k: `priority`. Where t comes from is the noise level's (`dlm.noise_level`), and what stands in
+the place of a hidden token the kernel's (`dlm.kernel`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dlm.kernel.absorb import Absorb
+from dlm.kernel.base import Kernel
+from dlm.noise_level.base import NoiseLevel, NoiseUnits
+from dlm.noise_level.uniform import Uniform as UniformLevel
 from dlm.types import Batch, Noised
+
+SCORES = ("masked", "all")
 
 
 @dataclass(frozen=True)
@@ -44,17 +50,31 @@ class Masking(ABC):
 
     unbiased: bool = True
 
-    def __init__(self, count: str = "exact", t_min: float = 1e-3, t_max: float = 1.0, views: int = 1):
+    def __init__(
+        self,
+        count: str = "exact",
+        t_min: float = 1e-3,
+        t_max: float = 1.0,
+        views: int = 1,
+        complementary: bool = True,
+        score: str = "masked",
+        noise_level: NoiseLevel | None = None,
+        kernel: Kernel | None = None,
+    ):
         if count not in COUNTS:
             raise ValueError(f"masking.count {count!r} is unknown: choose one of {', '.join(COUNTS)}")
         if not 0 <= t_min < t_max <= 1:
             raise ValueError(f"masking.t_min {t_min} and masking.t_max {t_max} must satisfy 0 <= t_min < t_max <= 1")
         if views < 1:
             raise ValueError(f"masking.views {views} must be at least 1")
-        self.count, self.t_min, self.t_max, self.views = count, t_min, t_max, views
+        if score not in SCORES:
+            raise ValueError(f"masking.score {score!r} is unknown: choose one of {', '.join(SCORES)}")
+        self.count, self.t_min, self.t_max, self.views, self.score = count, t_min, t_max, views, score
+        self.complementary = complementary and views == 2
+        self.noise_level, self.kernel = noise_level or UniformLevel(), kernel or Absorb()
         # Where a first view hides a whole unit there is nothing left for its complement, nor a weight that could make
         # up for it. Counted one by one, tokens have the weight 1 / (1 - t).
-        self.unbiased = self.unbiased and not (views == 2 and count != "bernoulli")
+        self.unbiased = self.unbiased and not (self.complementary and count != "bernoulli")
 
     @abstractmethod
     def priority(
@@ -66,24 +86,19 @@ class Masking(ABC):
     ) -> Float[Tensor, " M"]:
         """The order in which the M maskable tokens of a batch are hidden within their unit, largest first."""
 
-    def levels(self, num_units: int, generator: torch.Generator) -> Float[Tensor, " U"]:
-        """Noise levels in (t_min, t_max], one stratum per unit, in random order."""
-        stratum = torch.randperm(num_units, generator=generator)
-        u = (stratum + 1 - torch.rand(num_units, generator=generator)) / max(num_units, 1)
-        return self.t_min + (self.t_max - self.t_min) * u
-
     def __call__(self, batch: Batch, units: Units, mask_id: int, generator: torch.Generator) -> Noised:
         """Hide tokens of `batch`, in each of its views. All on the CPU, so that the step on the device never waits for
         the host."""
         where = batch.maskable
         present, unit = units.index[where].unique(return_inverse=True)
         size = torch.bincount(unit, minlength=len(present))
+        noise_units = NoiseUnits(torch.zeros_like(size).scatter(0, unit, serial_documents(batch)[where]), size)
         hidden, weight = [], []
         for view in range(self.views):
-            if view == 1 and self.views == 2:
+            if view == 1 and self.complementary:
                 chosen, per_unit = ~hidden[0], complement(self.count, t, k, size)
             else:
-                t = self.levels(len(present), generator)
+                t = self.noise_level(noise_units, self.t_min, self.t_max, generator)
                 k, per_unit = COUNTS[self.count](t, size, generator)
                 priority = self.priority(t[unit], units.offset[where], units.length[where], generator)
                 chosen = rank_within(priority, unit, size) < k[unit]
@@ -91,7 +106,15 @@ class Masking(ABC):
             weight.append(per_unit[unit] * chosen)
         masked = torch.cat([torch.zeros_like(where).masked_scatter(where, h) for h in hidden], 1)
         weights = torch.cat([torch.zeros(where.shape).masked_scatter(where, w) for w in weight], 1)
-        return Noised(torch.where(masked, mask_id, batch.x0.repeat(1, self.views)), masked, weights)
+        xt = self.kernel(batch.x0.repeat(1, self.views), masked, mask_id, generator)
+        scored = where.repeat(1, self.views) if self.score == "all" else None
+        return Noised(xt, masked, weights, scored)
+
+
+def serial_documents(batch: Batch) -> Int[Tensor, "B L"]:
+    """The document of every token, numbered through all rows of the batch."""
+    rows, length = batch.document.shape
+    return batch.document + length * torch.arange(rows)[:, None]
 
 
 def complement(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
-from dlm.build import ar_denoiser, converted_denoiser, make
+from dlm.build import ar_denoiser, converted_denoiser, make, make_masking
 from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
 from dlm.parent import Parent, load_parent
@@ -48,7 +48,7 @@ class Subject:
     @cached_property
     def masking(self) -> Masking:
         """The masking scheme of training."""
-        return make(self.config.masking)
+        return make_masking(self.config)
 
 
 class Measurement(ABC):

@@ -1,0 +1,40 @@
+"""Representation alignment: every layer's hidden states stay near the frozen causal parent's (REPR-ALIGN)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from dlm.auxiliary.base import Auxiliary
+from dlm.auxiliary.teacher import Teacher
+
+
+class Align(Auxiliary):
+    """1 - cos between the student's and the teacher's hidden states, averaged over the layers, at the rows that score
+    tokens: the student's see the corrupted text, the teacher's the clean one."""
+
+    reads_states = True
+
+    def __init__(self, weight: float, teacher: Teacher):
+        super().__init__(weight)
+        self.teacher = teacher
+
+    def bind(self, parent):
+        self.teacher.bind(parent)
+
+    def needs(self, denoiser, batch, noised, scored):
+        return None, self.teacher.lesson(batch, noised, scored)
+
+    def of_states(self, denoiser, states, own, num_tokens, needs):
+        layers, num = self.teacher.states(needs.inputs), len(needs.valid)
+        # The embeddings differ by nature: one is of [MASK].
+        pairs = zip(states[1:], layers[1:], strict=True)
+        far = [1 - F.cosine_similarity(wide(mine[:num]), wide(its), dim=-1) for mine, its in pairs]
+        return (torch.stack(far).mean(0) * needs.valid).sum() / num_tokens
+
+
+def wide(states: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """In float32 at least."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))

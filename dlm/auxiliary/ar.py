@@ -1,0 +1,57 @@
+"""The AR loss on the clean stream, in the same forward (SBD, TiDAR, Nemotron-Labs-Diffusion, I-DLM, MARS, FLARE)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from dlm.auxiliary.base import Auxiliary
+from dlm.types import LossOutput, Movable
+
+
+@dataclass(frozen=True)
+class NextTokens(Movable):
+    """What the rows of the clean stream predict."""
+
+    target: Int[Tensor, " M"]
+
+
+class AR(Auxiliary):
+    """The cross-entropy of every maskable token given the clean tokens before it. `balance` multiplies it by the
+    detached ratio of the diffusion loss to it, so that `weight` is its share of the gradient's scale (I-DLM)."""
+
+    def __init__(self, weight: float, balance: bool = False):
+        super().__init__(weight)
+        self.balance = balance
+
+    def check(self, pattern, masking):
+        if not (pattern.clean_stream and pattern.noisy_stream and (pattern.clean_causal or pattern.block_size == 1)):
+            raise ValueError(
+                f"auxiliary=ar scores token i+1 from clean row i, which attention={type(pattern).__name__} lets see it "
+                "or does not have: choose attention=block_token_causal or block_causal"
+            )
+
+    def needs(self, denoiser, batch, noised, scored):
+        token = (batch.maskable & (batch.position > 0)).flatten().nonzero()[:, 0]
+        length, width = batch.x0.shape[1], noised.xt.shape[1]
+        rows = token // length * (width + length) + width + token % length - 1
+        return rows, NextTokens(batch.x0.flatten()[token])
+
+    def num_rows(self, needs):
+        return len(needs.target)
+
+    def of_states(self, denoiser, states, own, num_tokens, needs):
+        def part(logits: Tensor, chunk: slice) -> LossOutput:
+            nll = F.cross_entropy(logits, needs.target[chunk], reduction="none")
+            return LossOutput(nll.sum() / num_tokens, nll.detach())
+
+        return denoiser.loss_of(states[-1][own], part).loss
+
+    def factor(self, value, diffusion):
+        if not self.balance:
+            return self.weight
+        return self.weight * diffusion.detach() / value.detach().clamp_min(torch.finfo(value.dtype).tiny)

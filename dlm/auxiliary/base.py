@@ -1,0 +1,68 @@
+"""A further term of the loss, computed from the forward that the diffusion loss makes anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dlm.attention.base import AttentionPattern
+from dlm.denoiser import Denoiser
+from dlm.masking.base import Masking
+from dlm.parent import Parent
+from dlm.types import Batch, Movable, Noised, Scored
+
+OfLogits = Callable[[Float[Tensor, "M V"], slice], Float[Tensor, " M"]]
+
+
+class Auxiliary:
+    """Contract: a sum over rows divided by `num_tokens`, as the diffusion loss is, so that a global batch may be split.
+
+    A term says what it needs (`needs`, on the CPU), and is then a function of the scored tokens' logits (`of_logits`,
+    called chunk by chunk) or of hidden states (`of_states`); it has one of the two.
+    """
+
+    reads_states: bool = False  # whether `of_states` wants every layer's
+
+    def __init__(self, weight: float):
+        if weight < 0:
+            raise ValueError(f"the weight {weight} of auxiliary loss {type(self).__name__} must be >= 0")
+        self.weight = weight
+
+    def check(self, pattern: AttentionPattern, masking: Masking) -> None:
+        """Raise `ValueError` where this loss makes no sense."""
+
+    def bind(self, parent: Parent) -> None:
+        """Take what is needed of the parent before it is trained."""
+
+    def needs(
+        self, denoiser: Denoiser, batch: Batch, noised: Noised, scored: Scored
+    ) -> tuple[Int[Tensor, " M"] | None, Movable | None]:
+        """More rows to read (flat in [B S]), and what else is needed on the device."""
+        return None, None
+
+    def num_rows(self, needs: Movable | None) -> int:
+        """How many rows `needs` asked for."""
+        return 0
+
+    def of_logits(
+        self, denoiser: Denoiser, hidden: Float[Tensor, "N D"], scored: Scored, needs: Movable | None
+    ) -> OfLogits | None:
+        """A function of the logits of a chunk of the scored tokens."""
+        return None
+
+    def of_states(
+        self,
+        denoiser: Denoiser,
+        states: list[Float[Tensor, "R D"]],
+        own: slice,
+        num_tokens: int,
+        needs: Movable | None,
+    ) -> Float[Tensor, ""] | None:
+        """A function of hidden states: `states[-1]` are the last ones, `own` the rows that `needs` asked for."""
+        return None
+
+    def factor(self, value: Float[Tensor, ""], diffusion: Float[Tensor, ""]) -> float | Float[Tensor, ""]:
+        """What the value is multiplied by."""
+        return self.weight

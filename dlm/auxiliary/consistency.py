@@ -1,0 +1,51 @@
+"""Self-consistency of two views: where both hide a token, the view that sees less learns from the one that sees more
+(CDLM's consistency loss, between noise levels of one text)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dlm.auxiliary.base import Auxiliary
+from dlm.auxiliary.confidence import finite
+from dlm.auxiliary.distill import forward
+from dlm.types import Movable
+
+
+@dataclass(frozen=True)
+class Better(Movable):
+    """For every scored token the scored token that is the same one in the view that hides least of its unit; itself
+    where there is no better."""
+
+    of: Int[Tensor, " N"]
+
+
+class Consistency(Auxiliary):
+    """KL(better view || this view) in nats, the better view detached."""
+
+    def check(self, pattern, masking):
+        if masking.views < 2 or masking.complementary:
+            raise ValueError(
+                f"auxiliary=consistency compares views that hide the same token, and masking.views {masking.views} "
+                f"{'complementary ' * masking.complementary}has none: set masking.views=2 masking.complementary=false"
+            )
+
+    def needs(self, denoiser, batch, noised, scored):
+        # The weight of a token is n / k or 1 / t: the larger, the less is hidden of its unit.
+        order = scored.weight.argsort(stable=True)
+        rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
+        best = torch.zeros(batch.x0.numel(), dtype=torch.long).scatter_reduce(0, scored.index, rank, "amax")
+        return None, Better(order[best[scored.index]])
+
+    def of_logits(self, denoiser, hidden, scored, needs):
+        seen = hidden.detach()
+
+        def divergence(logits, chunk):
+            with torch.no_grad():
+                target = finite(denoiser.logits(seen[needs.of[chunk]])).log_softmax(-1)
+            return forward(target, finite(logits).log_softmax(-1))
+
+        return divergence

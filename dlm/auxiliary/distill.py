@@ -1,0 +1,65 @@
+"""Distillation of a frozen teacher's predictions into the scored tokens (D2F, OPDLM; the AR parent or a bidirectional
+dLM as the teacher)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dlm.auxiliary.base import Auxiliary
+from dlm.auxiliary.confidence import finite
+from dlm.auxiliary.teacher import Teacher
+
+LogP = Float[Tensor, "M V"]
+
+
+class Distill(Auxiliary):
+    """A divergence between the teacher's and the student's distribution of every scored token, in nats, each token with
+    weight 1, or its likelihood weight (`by_weight`: D2F divides by t).
+
+    `divergence`: `forward` is KL(teacher || student), `reverse` KL(student || teacher), `js` Jensen-Shannon.
+    """
+
+    def __init__(self, weight: float, teacher: Teacher, divergence: str = "forward", by_weight: bool = False):
+        super().__init__(weight)
+        if divergence not in DIVERGENCES:
+            raise ValueError(
+                f"auxiliary.distill.divergence {divergence!r} is unknown: choose one of {', '.join(DIVERGENCES)}"
+            )
+        self.teacher, self.divergence, self.by_weight = teacher, divergence, by_weight
+
+    def bind(self, parent):
+        self.teacher.bind(parent)
+
+    def needs(self, denoiser, batch, noised, scored):
+        return None, self.teacher.lesson(batch, noised, scored)
+
+    def of_logits(self, denoiser, hidden, scored, needs):
+        seen, diverge = self.teacher.hidden(needs.inputs), DIVERGENCES[self.divergence]
+        weight = scored.weight * needs.valid if self.by_weight else needs.valid.float()
+
+        def divergence(logits, chunk):
+            target = finite(self.teacher.logits(seen[chunk])).log_softmax(-1)
+            return weight[chunk] * diverge(target, finite(logits).log_softmax(-1))
+
+        return divergence
+
+
+def forward(target: LogP, own: LogP) -> Float[Tensor, " M"]:
+    return (target.exp() * (target - own)).sum(-1)
+
+
+def reverse(target: LogP, own: LogP) -> Float[Tensor, " M"]:
+    return forward(own, target)
+
+
+def js(target: LogP, own: LogP) -> Float[Tensor, " M"]:
+    middle = torch.logaddexp(target, own) - math.log(2)
+    return (forward(target, middle) + forward(own, middle)) / 2
+
+
+DIVERGENCES: dict[str, Callable[[LogP, LogP], Float[Tensor, " M"]]] = {f.__name__: f for f in (forward, reverse, js)}

@@ -1,0 +1,57 @@
+"""Any number of the objective as a function of training progress: `schedule={masking.half_life: {0: 1.0, 1: 0.1}}`.
+
+A path names a value of a config group by its place in the config. Between the given points of progress it is linear.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+
+class Schedule:
+    """`points`: progress in [0, 1] → value."""
+
+    def __init__(self, points: dict[float, float]):
+        points = {float(progress): float(value) for progress, value in points.items()}
+        if not points or not all(0 <= progress <= 1 for progress in points):
+            raise ValueError(f"schedule {points} must map points of progress in [0, 1] to values")
+        self.progress, self.value = zip(*sorted(points.items()), strict=True)
+
+    def __call__(self, progress: float) -> float:
+        """The value at `progress`; before the first point and after the last it is constant."""
+        i = bisect_right(self.progress, progress)
+        if i == 0 or i == len(self.progress):
+            return self.value[min(i, len(self.value) - 1)]
+        share = (progress - self.progress[i - 1]) / (self.progress[i] - self.progress[i - 1])
+        return self.value[i - 1] + share * (self.value[i] - self.value[i - 1])
+
+
+class Schedules:
+    """Sets attributes of the objects of a run; `objects` are the roots of the paths (`masking`, `loss`, `auxiliary`).
+
+    Raises `ValueError` for a path that leads to no number.
+    """
+
+    def __init__(self, schedules: dict[str, dict[float, float]], objects: dict[str, Any]):
+        self.targets = [(*resolve(path, objects), Schedule(points)) for path, points in schedules.items()]
+
+    def __call__(self, progress: float) -> None:
+        """Set every scheduled value to what it is at `progress`."""
+        for owner, name, schedule in self.targets:
+            setattr(owner, name, schedule(progress))
+
+
+def resolve(path: str, objects: dict[str, Any]) -> tuple[Any, str]:
+    """The object that a path's last name is an attribute of, and that name."""
+    root, *names = path.split(".")
+    owner: Any = objects.get(root)
+    for name in names[:-1]:
+        owner = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
+    value = getattr(owner, names[-1], None) if names else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            f"schedule {path!r} names no number that can be scheduled: begin with one of {', '.join(objects)}, such as "
+            "masking.t_max or auxiliary.ar.weight"
+        )
+    return owner, names[-1]
