@@ -30,7 +30,7 @@ CARD = """\
 # The embedded parent
 
 A {shape.model_type} of {record[parameters]:,} parameters ({shape.num_hidden_layers} layers of width {shape.hidden_size},
-{shape.vocab_size} tokens), pretrained autoregressively by this repository: `{command}` (`conf/recipe/parent.yaml`). It
+{shape.vocab_size} tokens), pretrained autoregressively by this repository: `{command}` (`conf/pretrain/embedded.yaml`). It
 exists to be converted: small enough for a laptop, and good enough at every task that what a conversion destroys is
 visible. Apache-2.0, like the rest; the prose it was trained on is in the public domain (`../prose/README.md`).
 
@@ -109,7 +109,7 @@ def install(run: Run, to: Path) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="embedded")
 @command
 def main(cfg: DictConfig) -> None:
-    run = Run.newest(cfg.runs_dir, recipe="parent") if cfg.run is None else Run.load(cfg.run, cfg.runs_dir)
+    run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(cfg.run, cfg.runs_dir)
     install(run, Path(cfg.to))
     print(f"{cfg.to}: the model of run {run.id}, and its card")
 

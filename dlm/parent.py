@@ -154,7 +154,7 @@ def new_parent(
 
 
 def load_run(run: str, runs_dir: str, **kwargs: Any) -> Parent:
-    """A parent that a finished run of this project made, such as one of recipe=parent."""
+    """A parent that a finished run of this project made, such as one of pretrain=embedded."""
     found = Run.load(run, runs_dir)
     if not found.model_folder.exists():
         raise ValueError(

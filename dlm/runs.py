@@ -141,7 +141,7 @@ class Run:
 
     @classmethod
     def newest(cls, runs_dir: str | Path, **choices: str) -> Run:
-        """The run that finished last, of those with these choices (`recipe="parent"`)."""
+        """The run that finished last, of those with these choices (`pretrain="embedded"`)."""
         runs = [cls(path.parent) for path in Path(runs_dir).expanduser().glob("*/run.json")]
         done = [r for r in runs if r.status == "finished" and choices.items() <= r.record["choices"].items()]
         if not done:

@@ -137,8 +137,8 @@ def test_newest_is_the_finished_run_that_ended_last_with_the_given_choices(tmp_p
     new = made(tmp_path, "seed=2", status="finished", ended=2.0)
     made(tmp_path, "seed=3", status="failed", ended=3.0)
     assert Run.newest(tmp_path).id == new.id
-    old.update(choices={"recipe": "parent"})
-    assert Run.newest(tmp_path, recipe="parent").id == old.id
+    old.update(choices={"pretrain": "embedded"})
+    assert Run.newest(tmp_path, pretrain="embedded").id == old.id
     with pytest.raises(ValueError, match=r"no finished run with recipe=x: make one with python -m dlm.train recipe=x"):
         Run.newest(tmp_path, recipe="x")
 

@@ -38,7 +38,7 @@ points:
   learned: {label: learned, overrides: [masking=learned, "masking.trace=@one:a, block_size=2/order"]}
   child: {label: child, overrides: [model=run, "model.run=@parents:old", times=0.5]}
 """
-PARENTS = "title: parents\nseeds: [7]\npoints: {old: {label: old, overrides: [recipe=parent]}}"
+PARENTS = "title: parents\nseeds: [7]\npoints: {old: {label: old, overrides: [pretrain=embedded]}}"
 
 
 @pytest.fixture(scope="module")

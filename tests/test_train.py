@@ -31,12 +31,25 @@ SMALL = (
     "evaluation=none",
     "logger=csv",
 )
-TRAINED = ("attention", "masking", "loss", "decoding", "trainable", "optimizer", "trainer", "logger", "data", "recipe")
+TRAINED = (
+    "attention",
+    "masking",
+    "noise_level",
+    "kernel",
+    "loss",
+    "auxiliary",
+    "rollout",
+    "block_schedule",
+    "decoding",
+)
+TRAINED += ("trainable", "optimizer", "trainer", "logger", "data", "recipe", "pretrain")
 # What an option needs beside itself.
 NEEDS = {
     ("attention", "ar"): ["token_shift=true"],
+    ("auxiliary", "ar"): ["attention=block_token_causal"],
+    ("auxiliary", "consistency"): ["masking=uniform", "masking.views=2", "masking.complementary=false"],
     ("trainer", "gpu"): ["trainer.accelerator=cpu"],
-    ("recipe", "parent"): ["data.batch_size=4", "tokens=1024"],
+    ("pretrain", "embedded"): ["data.batch_size=4", "tokens=1024"],
 }
 
 
