@@ -30,6 +30,8 @@ class ApproximateCache(Threshold):
         super().__init__(threshold, **kwargs)
         if refresh is not None and refresh < 1:
             raise ValueError(f"decoding.refresh {refresh} must be at least 1, or null for only the start of a block")
+        if self.sliding:
+            raise ValueError("decoding.sliding=true needs an exact cache, and this one is approximate: set it to false")
         self.refresh = refresh
 
     @torch.no_grad()
@@ -98,6 +100,7 @@ def forward(denoiser: Denoiser, canvas: Canvas, full: Bool[Tensor, " N"], reads_
     slots = first[:, None] + torch.arange(int((last - first).max()), device=first.device)
     slots = torch.where(slots < last[:, None], slots, SCRATCH)
     cache.slots, cache.read = slots, canvas.num_slots
+    canvas.rows += (slots != SCRATCH).sum(1)
     columns: Int[Tensor, "N S"] = torch.arange(SCRATCH, cache.read, device=first.device).expand(len(canvas), -1)
     used = (columns < canvas.length[:, None]) & (columns != SCRATCH)
     q = Rows(torch.zeros_like(slots, dtype=torch.bool), torch.where(slots == SCRATCH, -1, 0), slots)

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import Canvas, Generation, whole_blocks
+from dlm.decoding.canvas import Canvas, Generation, room, whole_blocks
 from dlm.decoding.graph import Replay, compiled
 from dlm.decoding.step import Stop, step
 from dlm.denoiser import Denoiser
@@ -55,7 +55,7 @@ def generate(
     device, size = denoiser.model.device, denoiser.pattern.block_size
     fixed_shapes = compile or device.type != "cpu"
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
-    num_slots = max((whole_blocks(len(p) + max_new_tokens, size) for p in prompts), default=0)
+    num_slots = max((room(len(p) + max_new_tokens, size, decoder.sliding) for p in prompts), default=0)
     if fixed_shapes:
         num_slots = whole_blocks(num_slots, BUCKET)
     training = denoiser.training
@@ -70,7 +70,15 @@ def generate(
         free = batch_size - (0 if canvas is None else len(canvas.live))
         if waiting and free >= (batch_size * JOIN_AT if canvas is not None else 1):
             chosen, waiting = waiting[:free], waiting[free:]
-            new = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots, fixed_shapes)
+            new = Canvas(
+                denoiser,
+                [prompts[i] for i in chosen],
+                chosen,
+                max_new_tokens,
+                num_slots,
+                fixed_shapes,
+                decoder.sliding,
+            )
             forwards(first, new, 1, on_step)
             canvas = new if canvas is None else canvas.join(new)
         else:
