@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.decoding.canvas import SCRATCH, Canvas, Generation, whole_blocks
-from dlm.decoding.engine import OnStep, checked
+from dlm.decoding.canvas import SCRATCH, Canvas, Generation
+from dlm.decoding.engine import OnStep, batches, checked
 from dlm.decoding.step import Stop, advance, commit
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
@@ -53,14 +53,10 @@ class ApproximateCache(Threshold):
                 "can: choose decoding=threshold"
             )
         eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
-        size, training = denoiser.pattern.block_size, denoiser.training
+        training = denoiser.training
         denoiser.eval()
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
         done: dict[int, Generation] = {}
-        for begin in range(0, len(order), batch_size):
-            chosen = order[begin : begin + batch_size]
-            num_slots = max(whole_blocks(len(prompts[i]) + max_new_tokens, size) for i in chosen)
-            canvas = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots)
+        for canvas in batches(denoiser, prompts, max_new_tokens, batch_size):
             age = torch.zeros_like(canvas.start)  # forwards since the whole canvas was read; 0: it must be read now
             while not bool(canvas.finished.all()):
                 block = canvas.start.clone()
@@ -73,7 +69,7 @@ class ApproximateCache(Threshold):
                     on_step(canvas)
                 age = age + 1 if self.refresh is None else (age + 1) % self.refresh
                 age = torch.where(canvas.start == block, age, 0)
-            done |= canvas.results(list(range(len(chosen))), eos_ids)
+            done |= canvas.results(canvas.live, eos_ids)
         denoiser.train(training)
         return [done[i] for i in range(len(prompts))]
 

@@ -13,7 +13,7 @@ the step is replayed as a CUDA graph, and the host waits for the device only to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -103,6 +103,23 @@ def checked(
     if denoiser.token_shift and not all(prompts):
         raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
     return torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=denoiser.model.device).flatten()
+
+
+def batches(
+    denoiser: Denoiser,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    sliding: bool = False,
+    spare: int = 0,
+) -> Iterator[Canvas]:
+    """One canvas after the other, for a decoder with a loop of its own, with `spare` slots behind the longest."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        longest = max(room(len(prompts[i]) + max_new_tokens, denoiser.pattern.block_size, sliding) for i in chosen)
+        share = [prompts[i] for i in chosen]
+        yield Canvas(denoiser, share, chosen, max_new_tokens, longest + spare, sliding=sliding)
 
 
 def forwards(run: Callable[[Canvas], None], canvas: Canvas, count: int, on_step: OnStep | None) -> None:

@@ -3,11 +3,11 @@
 The state is on the device, changed in place, and nothing here waits for it: with `canvas.fixed_shapes` neither shapes
 nor branches depend on values, so that a step can be compiled and replayed as a CUDA graph.
 
-Which row sees which slot is the pattern's own predicate, applied to the slots. A sliding block does not begin on the grid
-of blocks, so the predicate is told positions that are shifted until it does; the model is told the true ones. The grid
-then ends where the committed tokens end. Where the clean stream is causal token by token, that changes nothing: its keys
-and values are exactly those of AR. Where it is causal by block, tokens see the others of their block on the grid of the
-forward that wrote them, so that their keys and values depend on what was committed together.
+Which row sees which slot is the pattern's own predicate, applied to the slots. A sliding block does not begin on the
+grid of blocks, so the predicate is told positions that are shifted until it does; the model is told the true ones.
+Where the clean stream is causal token by token, that changes nothing: its keys and values are exactly those of AR.
+Where it is causal by block, tokens see the others of their block on the grid of the forward that wrote them, so that
+their keys and values depend on what was committed together.
 """
 
 from __future__ import annotations
