@@ -46,7 +46,7 @@ class Oracle(Fixed):
         denoiser.eval()
         done: dict[int, Generation] = {}
         for canvas in batches(denoiser, prompts, max_new_tokens, batch_size, self.sliding):
-            truth = reference(canvas, first, denoiser.mask_id, eos_ids)
+            truth = reference(canvas, first, denoiser.mask_id)
             while not bool(canvas.finished.all()):
                 self.step(denoiser, canvas, truth, eos_ids)
                 advance(canvas, eos_ids, stop)
@@ -68,19 +68,16 @@ class Oracle(Fixed):
         rank = self.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
         best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True)
         given = best & open_ & ~agrees.any(1, keepdim=True)
-        tail = behind((agrees | given) & is_eos) & open_
-        write(canvas, agrees | given | tail, right, confidence.masked_fill(given, 0.0))
+        keep = agrees | given
+        tail = behind(keep & is_eos) & canvas.open() & ~keep
+        right = torch.where(tail, eos_ids[0] if len(eos_ids) else denoiser.mask_id, right)
+        write(canvas, keep | tail, right, confidence.masked_fill(given, 0.0))
 
 
-def reference(
-    canvas: Canvas, made: list[Generation], mask_id: int, eos_ids: Int[Tensor, " E"]
-) -> Int[Tensor, "N slots"]:
-    """The tokens that were made for each sequence, in its slots, up to the end of the canvas if the last one is an EOS;
-    the mask token where nothing is known."""
-    truth, eos = torch.full_like(canvas.x, mask_id), set(eos_ids.tolist())
+def reference(canvas: Canvas, made: list[Generation], mask_id: int) -> Int[Tensor, "N slots"]:
+    """The tokens that were made for each sequence, in its slots; the mask token elsewhere."""
+    truth = torch.full_like(canvas.x, mask_id)
     for row, number, begin in zip(truth, canvas.index.tolist(), canvas.prompt_length.tolist(), strict=True):
         tokens = made[number].tokens
         row[begin : begin + len(tokens)] = torch.tensor(tokens)
-        if tokens[-1] in eos:
-            row[begin + len(tokens) :] = eos_ids[0]
     return truth
