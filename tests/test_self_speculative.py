@@ -16,6 +16,22 @@ from dlm.denoiser import Denoiser
 from dlm.parent import layer_types
 from dlm.types import Rows, generator
 
+
+class CausalContext(Block):
+    """Noisy rows see their block and the earlier clean blocks; the clean stream is causal token by token (TiDAR)."""
+
+    def allowed(self, q, k):
+        causal = q.clean & k.clean & (k.position <= q.position)
+        return torch.where(q.clean, causal, super().allowed(q, k))
+
+
+class CausalEverywhere(CausalContext):
+    """As above, and the noisy block is causal as well (I-DLM)."""
+
+    def allowed(self, q, k):
+        return super().allowed(q, k) & (k.position <= q.position)
+
+
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
 NEW = 14
 
@@ -25,11 +41,11 @@ def tokens(made):
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", ["bidir", "block_noisy", "block"])
+@pytest.mark.parametrize("pattern", [*PATTERNS.values(), CausalContext, CausalEverywhere])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_greedy_self_speculation_is_ar_decoding_token_for_token(llama, pattern, token_shift, fused, size):
-    scorer = denoiser(llama, pattern, size, token_shift)
+    scorer = Denoiser(llama, pattern(size), MASK_ID, token_shift, layer_types(llama))
     expected = AR().generate(scorer, PROMPTS, NEW, EOS_ID)
     made = SelfSpeculative(fused).generate(scorer, PROMPTS, NEW, EOS_ID)
     assert tokens(made) == tokens(expected)
