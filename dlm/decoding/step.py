@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import SCRATCH, Canvas
+from dlm.decoding.commit import kept, write
 from dlm.denoiser import Denoiser
 from dlm.types import Rows
 
@@ -131,30 +132,10 @@ def commit(
     mask_id: int,
     eos_ids: Int[Tensor, " E"],
 ) -> None:
-    """Write the tokens that the decoder keeps, at least one per sequence.
-
-    Training documents end in EOS up to the end of their block, so the tail of a block is easily predicted. It must not
-    use up steps: an EOS ranks behind every other token, the leftmost first, and fills what is to its right.
-    """
-    slots = canvas.block_slots()
-    offset = torch.arange(canvas.block_size, device=slots.device)
-    open_ = canvas.open()
-    is_eos = torch.isin(token, eos_ids)
-    rank = torch.where(is_eos, -1 - offset / canvas.block_size, confidence).masked_fill(~open_, -torch.inf)
-    best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True)
-    keep = (decoder.select(confidence.masked_fill(~open_, -1.0), rank) | best) & open_
-    if token_shift:
-        # A first token that is alone has its final score already: it was fixed by the clean context.
-        keep[:, 0] |= open_[:, 0] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1)
-    tail = ((keep & is_eos).cumsum(1) > 0) & open_ & ~keep
+    """Write the tokens that the decoder keeps, at least one per sequence, and the tail behind an EOS."""
+    keep, tail = kept(decoder, torch.isin(token, eos_ids), confidence, canvas.open(), first_is_final=token_shift)
     token = torch.where(tail, eos_ids[0] if len(eos_ids) else mask_id, token)
-    for state, value in (
-        (canvas.x, token),
-        (canvas.masked, torch.zeros_like(keep)),
-        (canvas.step, canvas.nfe[:, None].expand_as(slots)),
-        (canvas.confidence, confidence),
-    ):
-        state.scatter_(1, slots, torch.where(keep | tail, value.to(state.dtype), state.gather(1, slots)))
+    write(canvas, canvas.block_slots(), keep | tail, token, confidence)
 
 
 def advance(canvas: Canvas, eos_ids: Int[Tensor, " E"], stop: Stop | None) -> None:
