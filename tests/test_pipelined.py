@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from conftest import EOS_ID, MASK_ID, config, denoiser, tiny
+from naive_blocks import scores
 
 from dlm.build import make
 from dlm.decoding.pipelined import Pipelined
@@ -13,7 +14,7 @@ from dlm.decoding.threshold import Threshold
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
 NEW, SIZE = 14, 4
 PATTERNS = ["block_noisy", "block"]
-ENDS = [None, 59, 24]  # no EOS, and as EOS the tokens that the model likes best without and with the shift
+LIKED = {False: 59, True: 24}  # the token that these models like best, without and with the shift: their EOS
 SETTINGS = list(itertools.product([0.2, 0.4], [0.0, 0.25, 0.5], [0.5, 1.0]))  # τ_conf, τ_add, τ_act
 
 
@@ -26,18 +27,20 @@ def result(made):
     return [(g.tokens, g.nfe) for g in made]
 
 
-@pytest.mark.parametrize("eos", ENDS)
+@pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.4, 1.0])
 @pytest.mark.parametrize("activate_at", [0.0, 0.5, 1.0])
-def test_adding_a_block_only_when_the_last_is_full_is_the_sequential_loop(scorer, threshold, activate_at, eos):
+def test_adding_a_block_only_when_the_last_is_full_is_the_sequential_loop(scorer, threshold, activate_at, ends):
     """The tokens, the forwards, and when each token was committed with which confidence."""
+    eos = LIKED[scorer.token_shift] if ends else None
     made = Pipelined(threshold, 1.0, activate_at).generate(scorer, PROMPTS, NEW, eos)
     assert made == Threshold(threshold).generate(scorer, PROMPTS, NEW, eos)
 
 
-@pytest.mark.parametrize("eos", ENDS)
-def test_where_nothing_is_confident_and_blocks_wait_to_be_activated_it_is_the_sequential_loop(scorer, eos):
+@pytest.mark.parametrize("ends", [False, True])
+def test_where_nothing_is_confident_and_blocks_wait_to_be_activated_it_is_the_sequential_loop(scorer, ends):
     """Even if a block is added in every step: a semi-activated block commits nothing then."""
+    eos = LIKED[scorer.token_shift] if ends else None
     made = Pipelined(1.0, 0.0, 1.0).generate(scorer, PROMPTS, NEW, eos)
     assert made == Threshold(1.0).generate(scorer, PROMPTS, NEW, eos)
     for g in made:  # one token per step, but for the first token of a block that is left alone and the tail behind EOS
@@ -52,14 +55,14 @@ def test_in_between_it_is_faster_and_gives_other_tokens(scorer):
     assert [g.tokens for g in pipelined] != [g.tokens for g in sequential]
 
 
-@pytest.mark.parametrize("eos", ENDS)
-def test_it_equals_a_naive_loop_without_a_cache(scorer, eos):
-    early = 0
+@pytest.mark.parametrize("ends", [False, True])
+def test_it_equals_a_naive_loop_without_a_cache(scorer, ends):
+    eos, early = LIKED[scorer.token_shift] if ends else None, 0
     for (threshold, add_at, activate_at), prompt in itertools.product(SETTINGS, PROMPTS[:3]):
         made = Pipelined(threshold, add_at, activate_at).generate(scorer, [prompt], NEW, eos)
         assert result(made) == [naive(scorer, prompt, threshold, add_at, activate_at, eos)]
         early += len(made[0].tokens) < NEW
-    assert eos is None or early or scorer.token_shift != (eos == 24)
+    assert bool(early) == ends
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -80,7 +83,7 @@ def naive(scorer, prompt, threshold, add_at, activate_at, eos):
         eos_seen = eos is not None and eos in x[len(prompt) : end]
         if end < length and not eos_seen and (end == start or before[end // SIZE] >= add_at):
             end += SIZE
-        score = naive_scores(scorer, x[:end], start)
+        score = scores(scorer, x[:end], start)
         for begin in range(start, end, SIZE):
             at = [i for i in range(begin, begin + SIZE) if x[i] == MASK_ID and i in score]
             keep = [i for i in at if score[i][1] > threshold]
@@ -102,31 +105,10 @@ def naive(scorer, prompt, threshold, add_at, activate_at, eos):
         start = filled // SIZE * SIZE
 
 
-def naive_scores(scorer, x, start):
-    """{position: (token, probability)} of what may be committed: the finished blocks are those before `start`."""
-    n, shift = len(x), int(scorer.token_shift)
-    clean = [scorer.pattern.clean_stream and i < start for i in range(n)]
-    sees = torch.zeros(n, n, dtype=torch.bool)
-    for i, j in itertools.product(range(n), range(n)):
-        own, earlier = i // SIZE == j // SIZE, j // SIZE < i // SIZE
-        sees[i, j] = own or (earlier and (clean[j] or not scorer.pattern.clean_stream))
-    masks = {}
-    for name, window in scorer.layer_types.items():
-        near = (torch.arange(n)[:, None] - torch.arange(n)).abs() < (window or n)
-        masks[name] = (sees & near)[None, None]
-    mask = masks if len(masks) > 1 else next(iter(masks.values()))
-    with torch.no_grad():
-        logits = scorer.model(torch.tensor([x]), attention_mask=mask, position_ids=torch.arange(n)[None]).logits[0]
-    logits[:, MASK_ID] = -torch.inf
-    probability, token = logits.softmax(-1).max(-1)
-    waits = [i for i in range(start + 1, n) if shift and scorer.pattern.clean_stream and i % SIZE == 0]
-    return {i: (int(token[i - shift]), float(probability[i - shift])) for i in range(start, n) if i not in waits}
-
-
 @pytest.mark.parametrize("setting", [(0.2, 0.25, 0.5), (0.2, 0.0, 1.0), (0.5, 0.5, 0.0)])
 def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(scorer, setting):
     """I5."""
-    decoder, eos = Pipelined(*setting), ENDS[1 + scorer.token_shift]
+    decoder, eos = Pipelined(*setting), LIKED[scorer.token_shift]
     single = [decoder.generate(scorer, [prompt], NEW, eos)[0] for prompt in PROMPTS]
     for batch_size in (2, 8):
         assert decoder.generate(scorer, PROMPTS, NEW, eos, batch_size=batch_size) == single
