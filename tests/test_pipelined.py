@@ -162,14 +162,14 @@ def test_what_a_block_sees_does_not_change_with_later_blocks(scorer):
 
 
 def test_no_block_is_added_behind_an_eos_and_those_that_are_there_are_dropped(llama):
-    """The third block is sure of EOS while the first two are masked: nothing follows it, and it is not read again when
-    the earlier ones are done."""
+    """The third block becomes sure of EOS when the fourth is there and the first two are masked: only those go on."""
     scorer, ends = denoiser(llama, "block_noisy", SIZE, False), []
 
     def score(scored, ids, positions, *args, **kwargs):
         logits = torch.zeros(len(scored), 61)
         logits[:, 9] = 1.0  # everywhere unsure
-        logits[positions.flatten()[scored] >= 12, EOS_ID] = 50.0
+        at = positions.flatten()[scored]
+        logits[(at >= 12) & (at < 16) & (at.max() >= 16), EOS_ID] = 50.0
         return logits
 
     scorer.score = score
