@@ -193,7 +193,7 @@ def test_a_finished_block_is_written_as_tokens_with_the_first_forward_of_the_nex
         (made,) = Soft(0.0, 2.0, max_forwards=2).generate(scorer, [[5, 6, 7, 8]], 8, None)
     finally:
         handle.remove()
-    assert [len(r) for r in read] == [8, 4, 8, 4] and made.nfe == 4
+    assert [len(r) for r in read] == [8, 4, 8, 4] and (made.nfe, made.rows) == (4, 24)
     embed, masks = llama.get_input_embeddings(), torch.full((4,), MASK_ID)
     assert torch.equal(read[0], embed(torch.cat([torch.tensor([5, 6, 7, 8]), masks])))
     assert torch.equal(read[2], embed(torch.cat([torch.tensor(made.tokens[:4]), masks])))

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.decoding.canvas import SCRATCH, Canvas, Generation, whole_blocks
-from dlm.decoding.engine import OnStep, checked
+from dlm.decoding.canvas import SCRATCH, Canvas, Generation
+from dlm.decoding.engine import OnStep, batches, checked
 from dlm.decoding.step import Stop, advance, commit
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
@@ -30,6 +30,8 @@ class ApproximateCache(Threshold):
         super().__init__(threshold, **kwargs)
         if refresh is not None and refresh < 1:
             raise ValueError(f"decoding.refresh {refresh} must be at least 1, or null for only the start of a block")
+        if self.sliding:
+            raise ValueError("decoding.sliding=true needs an exact cache, and this one is approximate: set it to false")
         self.refresh = refresh
 
     @torch.no_grad()
@@ -51,14 +53,10 @@ class ApproximateCache(Threshold):
                 "can: choose decoding=threshold"
             )
         eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
-        size, training = denoiser.pattern.block_size, denoiser.training
+        training = denoiser.training
         denoiser.eval()
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
         done: dict[int, Generation] = {}
-        for begin in range(0, len(order), batch_size):
-            chosen = order[begin : begin + batch_size]
-            num_slots = max(whole_blocks(len(prompts[i]) + max_new_tokens, size) for i in chosen)
-            canvas = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots)
+        for canvas in batches(denoiser, prompts, max_new_tokens, batch_size):
             age = torch.zeros_like(canvas.start)  # forwards since the whole canvas was read; 0: it must be read now
             while not bool(canvas.finished.all()):
                 block = canvas.start.clone()
@@ -71,7 +69,7 @@ class ApproximateCache(Threshold):
                     on_step(canvas)
                 age = age + 1 if self.refresh is None else (age + 1) % self.refresh
                 age = torch.where(canvas.start == block, age, 0)
-            done |= canvas.results(list(range(len(chosen))), eos_ids)
+            done |= canvas.results(canvas.live, eos_ids)
         denoiser.train(training)
         return [done[i] for i in range(len(prompts))]
 
@@ -98,6 +96,7 @@ def forward(denoiser: Denoiser, canvas: Canvas, full: Bool[Tensor, " N"], reads_
     slots = first[:, None] + torch.arange(int((last - first).max()), device=first.device)
     slots = torch.where(slots < last[:, None], slots, SCRATCH)
     cache.slots, cache.read = slots, canvas.num_slots
+    canvas.rows += (slots != SCRATCH).sum(1)
     columns: Int[Tensor, "N S"] = torch.arange(SCRATCH, cache.read, device=first.device).expand(len(canvas), -1)
     used = (columns < canvas.length[:, None]) & (columns != SCRATCH)
     q = Rows(torch.zeros_like(slots, dtype=torch.bool), torch.where(slots == SCRATCH, -1, 0), slots)

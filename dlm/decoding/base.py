@@ -20,33 +20,51 @@ if TYPE_CHECKING:
 
 
 class Decoder(ABC):
-    """Sampling and the commit rule. `temperature` 0 is greedy; `top_p` < 1 samples from the nucleus."""
+    """Sampling and the commit rule. `temperature` 0 is greedy; `top_p` < 1 samples from the nucleus. With `sliding`,
+    the current block is no block of the grid: it begins at the first token that is still masked, in every forward."""
 
-    def __init__(self, temperature: float = 0.0, top_p: float = 1.0):
+    remask_below: float = 0.0  # a committed token of the current block is masked again when it is less probable
+
+    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, sliding: bool = False):
         if temperature < 0 or not 0 < top_p <= 1:
             raise ValueError(
                 f"decoding.temperature {temperature} must be >= 0 and decoding.top_p {top_p} must lie in (0, 1]"
             )
-        self.temperature, self.top_p = temperature, top_p
+        self.temperature, self.top_p, self.sliding = temperature, top_p, sliding
 
     @abstractmethod
     def select(self, confidence: Float[Tensor, "N K"], rank: Float[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
-        """The positions to commit. `confidence` is -1 where nothing is masked; `rank` orders the masked positions by
-        confidence, EOS behind all others, and is -inf where nothing is masked."""
+        """The positions to commit. `confidence` is -1 where nothing is masked, and `rank` is -inf. The position of the
+        highest rank is committed whether it is selected or not."""
+
+    def rank(self, confidence: Float[Tensor, "N K"], is_eos: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """The order in which masked positions are committed, the highest first: by confidence, an EOS behind every
+        other token, the leftmost first."""
+        offset = torch.arange(confidence.shape[1], device=confidence.device)
+        return torch.where(is_eos, -1 - offset / confidence.shape[1], confidence)
+
+    def confidence(self, logits: Float[Tensor, "N K V"], token: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """How sure the model is of `token`, in [0, 1]: its probability (at temperature 1), unless a rule has another
+        measure. `Generation.confidence` records it."""
+        return (logits.gather(-1, token[..., None])[..., 0] - logits.logsumexp(-1)).exp()
+
+    def probabilities(self, logits: Float[Tensor, "N K V"]) -> Float[Tensor, "N K V"]:
+        """The distributions that tokens are drawn from, where `temperature` > 0."""
+        logits = logits / self.temperature
+        if self.top_p < 1:
+            logits = TopPLogitsWarper(self.top_p)(None, logits.flatten(0, 1)).view_as(logits)
+        return logits.softmax(-1)
 
     def sample(
         self, logits: Float[Tensor, "N K V"], generator: torch.Generator | None
     ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
-        """A token for every position, and its probability under the model (at temperature 1) as its confidence."""
-        normaliser = logits.logsumexp(-1)
+        """A token for every position, and its confidence."""
         if self.temperature == 0:
-            best, token = logits.max(-1)
-            return token, (best - normaliser).exp()
-        flat = (logits / self.temperature).flatten(0, 1)
-        if self.top_p < 1:
-            flat = TopPLogitsWarper(self.top_p)(None, flat)
-        token = torch.multinomial(flat.softmax(-1), 1, generator=generator).view(logits.shape[:2])
-        return token, (logits.gather(-1, token[..., None])[..., 0] - normaliser).exp()
+            token = logits.argmax(-1)
+        else:
+            flat = self.probabilities(logits).flatten(0, 1)
+            token = torch.multinomial(flat, 1, generator=generator).view(logits.shape[:2])
+        return token, self.confidence(logits, token)
 
     def generate(
         self,

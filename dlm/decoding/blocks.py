@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dlm.attention.base import AttentionPattern
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import SCRATCH, Canvas, Generation, whole_blocks
-from dlm.decoding.engine import OnStep, checked
+from dlm.decoding.canvas import SCRATCH, Canvas, Generation
+from dlm.decoding.engine import OnStep, batches, checked
 from dlm.denoiser import Denoiser
 from dlm.types import Rows
 
@@ -26,15 +26,13 @@ Embed = Callable[["BlocksCanvas", Int[Tensor, "N R"]], Float[Tensor, "N R D"]]
 
 class BlocksCanvas(Canvas):
     """A canvas on which the blocks from `start` to `end` are active. `token` and `certainty` are the last prediction of
-    every slot, `rows` counts what the network has read for a sequence. Shapes depend on what the sequences hold."""
+    every slot. Shapes depend on what the sequences hold."""
 
-    STATE = (*Canvas.STATE, "end", "rows")
+    STATE = (*Canvas.STATE, "end")
 
-    def __init__(self, denoiser: Denoiser, prompts: list[list[int]], index: list[int], max_new_tokens: int):
-        size = denoiser.pattern.block_size
-        num_slots = max(whole_blocks(len(p) + max_new_tokens, size) for p in prompts)
-        super().__init__(denoiser, prompts, index, max_new_tokens, num_slots)
-        self.end, self.rows = self.start.clone(), torch.zeros_like(self.start)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.end = self.start.clone()
         self.token, self.certainty = torch.zeros_like(self.x), torch.zeros_like(self.confidence)
 
     def active_slots(self) -> Int[Tensor, "N S"]:
@@ -70,11 +68,8 @@ def in_batches(
     eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
     training = denoiser.training
     denoiser.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
     done: dict[int, Generation] = {}
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        canvas = canvas_type(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens)
+    for canvas in batches(denoiser, prompts, max_new_tokens, batch_size, kind=canvas_type):
         while canvas.live:
             step(canvas, eos_ids)
             if on_step is not None:

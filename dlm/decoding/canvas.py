@@ -20,11 +20,13 @@ SCRATCH = -1
 
 @dataclass(frozen=True)
 class Generation:
-    """What one prompt gave: new tokens (up to and including EOS), the forwards they took, and for each token the
-    forward (from 1) that committed it and its confidence."""
+    """What one prompt gave: new tokens (up to and including EOS), the forwards they took, the rows (tokens and masks,
+    no padding) that the network read for it in all of them, and for each token the forward (from 1) that committed it
+    and its confidence."""
 
     tokens: list[int]
     nfe: int
+    rows: int
     step: list[int]
     confidence: list[float]
 
@@ -37,13 +39,13 @@ class Generation:
 class Canvas:
     """`prompts` (token ids) with room for `max_new_tokens` each, up to the end of a block; `index` numbers them.
     `num_slots` is the length of the longest canvas that these may have to share a batch with. With `fixed_shapes` no
-    shape depends on what the sequences hold.
+    shape depends on what the sequences hold. With `sliding` the current block begins at the first masked slot.
 
     `live` are the rows whose result is not yet taken, and `placement` is another object whenever tensors have moved.
     """
 
     # What a sequence has a row of.
-    STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe")
+    STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe", "rows")
     STATE += ("finished", "token", "certainty")
 
     def __init__(
@@ -54,25 +56,28 @@ class Canvas:
         max_new_tokens: int,
         num_slots: int,
         fixed_shapes: bool = False,
+        sliding: bool = False,
     ):
         pattern, device = denoiser.pattern, denoiser.model.device
         self.block_size, self.max_new_tokens, self.num_slots = pattern.block_size, max_new_tokens, num_slots
-        self.fixed_shapes, self.live, self.placement = fixed_shapes, list(range(len(prompts))), object()
+        self.fixed_shapes, self.sliding = fixed_shapes, sliding
+        self.live, self.placement = list(range(len(prompts))), object()
         self.cache = SlotCache(denoiser.model.config.get_text_config().num_hidden_layers, num_slots)
         lengths = [len(p) for p in prompts]
         # The host knows how many tokens are read first; after that at most a block is pending.
-        self.max_pending = max(n // self.block_size * self.block_size for n in lengths)
+        grid = 1 if sliding else self.block_size  # where a block can begin
+        self.max_pending = max(n // grid * grid for n in lengths)
         shape = (len(prompts), num_slots + 1)  # the last one is always masked: a sentinel
         self.x = torch.full(shape, denoiser.mask_id)
         for row, prompt in zip(self.x, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
         self.x = self.x.to(device)
         self.index, self.prompt_length = torch.tensor(index, device=device), torch.tensor(lengths, device=device)
-        self.length = whole_blocks(self.prompt_length + max_new_tokens, self.block_size)
+        self.length = room(self.prompt_length + max_new_tokens, self.block_size, sliding)
         self.masked = torch.arange(num_slots + 1, device=device) >= self.prompt_length[:, None]
-        self.start = self.prompt_length // self.block_size * self.block_size
+        self.start = self.prompt_length // grid * grid
         self.written = torch.zeros_like(self.start)
-        self.nfe = torch.zeros_like(self.start)
+        self.nfe, self.rows = torch.zeros_like(self.start), torch.zeros_like(self.start)
         self.step = torch.zeros(shape, dtype=torch.long, device=device)
         self.confidence = torch.zeros(shape, device=device)
         self.finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -90,6 +95,12 @@ class Canvas:
     def open(self) -> Bool[Tensor, "N K"]:
         """The positions of each sequence's current block that are still masked; none of a finished one."""
         return self.masked.gather(1, self.block_slots()) & ~self.finished[:, None]
+
+    def committed(self) -> Bool[Tensor, "N K"]:
+        """The positions of each sequence's current block that hold new tokens; none of a finished one."""
+        slots = self.block_slots()
+        new = ~self.masked.gather(1, slots) & (slots >= self.prompt_length[:, None])
+        return new & ~self.finished[:, None]
 
     def filled(self) -> Int[Tensor, " N"]:
         """How many slots from the left hold committed tokens."""
@@ -142,10 +153,17 @@ class Canvas:
             cut = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
             span = slice(begin, begin + cut)
             step, confidence = self.step[n, span].tolist(), self.confidence[n, span].tolist()
-            made[int(self.index[n])] = Generation(tokens[:cut], int(self.nfe[n]), step, confidence)
+            nfe, rows = int(self.nfe[n]), int(self.rows[n])
+            made[int(self.index[n])] = Generation(tokens[:cut], nfe, rows, step, confidence)
         return made
 
 
 def whole_blocks(length, block_size: int):
     """A length (a number or a tensor) rounded up to whole blocks: a block is always whole, as in training."""
     return -(-length // block_size) * block_size
+
+
+def room(tokens, block_size: int, sliding: bool):
+    """The slots that so many tokens (a number or a tensor) need. A sliding block may begin at the last of them, and is
+    whole as well."""
+    return tokens + block_size - 1 if sliding else whole_blocks(tokens, block_size)

@@ -13,7 +13,7 @@ the step is replayed as a CUDA graph, and the host waits for the device only to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import Canvas, Generation, whole_blocks
+from dlm.decoding.canvas import Canvas, Generation, room, whole_blocks
 from dlm.decoding.graph import Replay, compiled
 from dlm.decoding.step import Stop, step
 from dlm.denoiser import Denoiser
@@ -55,7 +55,7 @@ def generate(
     device, size = denoiser.model.device, denoiser.pattern.block_size
     fixed_shapes = compile or device.type != "cpu"
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
-    num_slots = max((whole_blocks(len(p) + max_new_tokens, size) for p in prompts), default=0)
+    num_slots = max((room(len(p) + max_new_tokens, size, decoder.sliding) for p in prompts), default=0)
     if fixed_shapes:
         num_slots = whole_blocks(num_slots, BUCKET)
     training = denoiser.training
@@ -70,7 +70,15 @@ def generate(
         free = batch_size - (0 if canvas is None else len(canvas.live))
         if waiting and free >= (batch_size * JOIN_AT if canvas is not None else 1):
             chosen, waiting = waiting[:free], waiting[free:]
-            new = Canvas(denoiser, [prompts[i] for i in chosen], chosen, max_new_tokens, num_slots, fixed_shapes)
+            new = Canvas(
+                denoiser,
+                [prompts[i] for i in chosen],
+                chosen,
+                max_new_tokens,
+                num_slots,
+                fixed_shapes,
+                decoder.sliding,
+            )
             forwards(first, new, 1, on_step)
             canvas = new if canvas is None else canvas.join(new)
         else:
@@ -95,6 +103,25 @@ def checked(
     if denoiser.token_shift and not all(prompts):
         raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
     return torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=denoiser.model.device).flatten()
+
+
+def batches(
+    denoiser: Denoiser,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    sliding: bool = False,
+    spare: int = 0,
+    kind: type[Canvas] = Canvas,
+) -> Iterator[Canvas]:
+    """One canvas of a `kind` after the other, for a decoder with a loop of its own, with `spare` slots behind the
+    longest."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        longest = max(room(len(prompts[i]) + max_new_tokens, denoiser.pattern.block_size, sliding) for i in chosen)
+        share = [prompts[i] for i in chosen]
+        yield kind(denoiser, share, chosen, max_new_tokens, longest + spare, sliding=sliding)
 
 
 def forwards(run: Callable[[Canvas], None], canvas: Canvas, count: int, on_step: OnStep | None) -> None:

@@ -39,6 +39,8 @@ class Pipelined(Threshold):
         for name, value in (("add_at", add_at), ("activate_at", activate_at)):
             if not 0 <= value <= 1:
                 raise ValueError(f"decoding.{name} {value} must lie in [0, 1]: it is a fraction of a block")
+        if self.sliding:
+            raise ValueError("decoding.sliding=true has no grid of blocks to be active: set it to false")
         self.add_at, self.activate_at = add_at, activate_at
 
     def generate(
@@ -67,8 +69,8 @@ class Pipelined(Threshold):
         predict(denoiser, canvas, self, generator, wanted)
         self.commit(canvas, slots, wanted, denoiser, eos_ids)
         shorten(canvas, eos_ids)
-        for _ in range(slots.shape[1] // size):  # one forward may finish several blocks
-            advance(canvas, eos_ids, stop)
+        advance(canvas, eos_ids, stop)
+        canvas.start = canvas.start // size * size  # it went to the first mask, behind all blocks that are done
 
     def commit(
         self,
@@ -95,7 +97,7 @@ class Pipelined(Threshold):
             )
         )
         token = torch.where(tail, eos_ids[0] if len(eos_ids) else denoiser.mask_id, token)
-        write(canvas, slots, keep | tail, token, confidence)
+        write(canvas, keep | tail, token, confidence, slots)
 
 
 def progress(canvas: BlocksCanvas, begin: Int[Tensor, "N A"]) -> Float[Tensor, "N A"]:

@@ -30,8 +30,8 @@ class SoftCanvas(BlocksCanvas):
 
     STATE = (*BlocksCanvas.STATE, "age")
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.age = torch.zeros_like(self.start)
 
 
@@ -109,7 +109,7 @@ class Soft(Decoder):
         decoded = self.select(confidence.masked_fill(~masked, -1.0), confidence) | (masked & last[:, None])
         chosen = decoded | (new & ~masked & self.revise)
         changed = chosen & (token != before)
-        write(canvas, slots, chosen, token, confidence)
+        write(canvas, chosen, token, confidence)
         canvas.step.scatter_(1, slots, torch.where(changed, canvas.nfe[:, None], step))
         return changed
 

@@ -1,4 +1,7 @@
-"""Exact match on the generated tasks, with the forwards it took."""
+"""Exact match on the generated tasks, with the forwards it took and the share of outputs that are no answers at all.
+
+An accuracy alone can hide how a model fails: a dLM whose blocks are too large for it repeats itself or never ends.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
 from dlm.denoiser import Denoiser
+
+REPEATS, LOOP = 4, 16  # an output loops if its last piece stands there so often, over so many tokens at least
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> list[list[int]]:
@@ -26,18 +31,25 @@ def run_tasks(
     max_new_tokens: int,
     batch_size: int,
 ) -> pd.DataFrame:
-    """One row per example: `family, correct, tokens, nfe, output` and the per-position `step` and `confidence`."""
+    """One row per example: `family, correct, tokens, nfe, rows, output`, the per-position `step` and `confidence`, and
+    whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it has no EOS)."""
     prompts = prompt_ids(tokenizer, examples)
     generations = decoder.generate(denoiser, prompts, max_new_tokens, tokenizer.eos_token_id, batch_size=batch_size)
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)
+        ended = tokenizer.eos_token_id in generation.tokens[-1:]
+        text = generation.tokens[:-1] if ended else generation.tokens
         rows.append(
             {
                 "family": example.family,
                 "correct": check(example, output),
                 "tokens": len(generation.tokens),
                 "nfe": generation.nfe,
+                "rows": generation.rows,
+                "repetitive": loops(text),
+                "empty": not text,
+                "endless": not ended,
                 "prompt_tokens": len(prompt),
                 "step": generation.step,
                 "confidence": generation.confidence,
@@ -47,11 +59,24 @@ def run_tasks(
     return pd.DataFrame(rows)
 
 
+def loops(tokens: list[int]) -> bool:
+    """Whether the end is one piece, of any length, over and over: `REPEATS` times or more, `LOOP` tokens or more."""
+    for period in range(1, len(tokens) // REPEATS + 1):
+        span = tokens[-max(REPEATS * period, LOOP) :]
+        if len(span) >= LOOP and span[period:] == span[:-period]:
+            return True
+    return False
+
+
 def accuracy(results: pd.DataFrame) -> dict:
-    """Exact match with its 95 % interval (Wilson), tokens per forward, per family and over all items."""
+    """Exact match with its 95 % interval (Wilson), tokens per forward and per row that the forwards read, and the share
+    of outputs that are degenerate, as far as `results` say; per family and over all items."""
 
     def one(group: pd.DataFrame) -> dict:
         interval = binomtest(int(group["correct"].sum()), len(group)).proportion_ci(method="wilson")
+        more = group.filter(items=["repetitive", "empty", "endless"]).mean().to_dict()
+        if "rows" in group:
+            more["tokens_per_row"] = float(group["tokens"].sum() / group["rows"].sum())
         return {
             "accuracy": float(group["correct"].mean()),
             "low": interval.low,
@@ -59,6 +84,7 @@ def accuracy(results: pd.DataFrame) -> dict:
             "n": len(group),
             "tpf": float(group["tokens"].sum() / group["nfe"].sum()),
             "nfe": float(group["nfe"].mean()),
+            **more,
         }
 
     return one(results) | {"families": {name: one(group) for name, group in results.groupby("family")}}

@@ -21,6 +21,8 @@ class Trace(Measurement):
     def __init__(self, decoder: Decoder, split: str, items_per_family: int, max_new_tokens: int, batch_size: int):
         if split not in tasks.SPLITS:
             raise ValueError(f"measurement.split {split!r} is unknown: choose one of {', '.join(tasks.SPLITS)}")
+        if decoder.sliding:
+            raise ValueError("measurement=trace counts positions in the blocks of the grid: set decoding.sliding=false")
         self.decoder, self.split, self.items_per_family = decoder, split, items_per_family
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
 
@@ -75,6 +77,7 @@ class Recorder(Decoder):
     def __init__(self, inner: Decoder):
         super().__init__(inner.temperature, inner.top_p)
         self.inner, self.seen = inner, []
+        self.rank, self.confidence, self.remask_below = inner.rank, inner.confidence, inner.remask_below
 
     def select(self, confidence, rank):
         self.seen.append(confidence[0].tolist())

@@ -1,0 +1,33 @@
+"""The entropy bound (EB-Sampler, arXiv 2505.24857): commit as many positions as the joint error allows.
+
+Tokens committed in one forward are drawn independently of each other. What that loses, the mutual information between
+them, is at most the sum of their entropies without the largest one; positions are committed while it is within a bound.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dlm.decoding.base import Decoder
+
+
+class Entropy(Decoder):
+    """Commits masked positions in the order of their entropy, the lowest first, while the sum of the entropies without
+    the largest is at most `bound`, in nats. Its confidence is exp(-entropy): 1 where the model is certain, 1/n where n
+    tokens are equally probable."""
+
+    def __init__(self, bound: float, **kwargs):
+        super().__init__(**kwargs)
+        if bound < 0:
+            raise ValueError(f"decoding.bound {bound} must be >= 0 nats (0 commits one token per step)")
+        self.bound = bound
+
+    def confidence(self, logits, token):
+        return torch.exp(-torch.special.entr(logits.softmax(-1)).sum(-1))
+
+    def select(self, confidence, rank):
+        entropy = torch.where(confidence >= 0, -confidence.log(), torch.inf)
+        ascending, order = entropy.sort(dim=1)
+        spent = torch.nn.functional.pad(ascending.cumsum(1)[:, :-1], (1, 0))  # by those before, the largest is its own
+        within = (spent <= self.bound) & (ascending < torch.inf)
+        return torch.zeros_like(within).scatter(1, order, within)

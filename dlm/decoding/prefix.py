@@ -1,0 +1,31 @@
+"""The longest confident prefix (SDLM, arXiv 2509.24007; MARS, arXiv 2604.07023): tokens are committed from left to
+right, as AR writes them, as many in one forward as the model is sure of."""
+
+from __future__ import annotations
+
+import torch
+
+from dlm.decoding.base import Decoder
+
+
+class Prefix(Decoder):
+    """Commits the first masked position, whatever its confidence, and those after it up to the first whose confidence
+    is below `threshold`; with `threshold` None, only the first. With a threshold of 0 it is the whole block."""
+
+    def __init__(self, threshold: float | None, sliding: bool = True, **kwargs):
+        super().__init__(sliding=sliding, **kwargs)
+        if threshold is not None and threshold < 0:
+            raise ValueError(f"decoding.threshold {threshold} must be >= 0, or null for one token per step")
+        self.threshold = threshold
+
+    def rank(self, confidence, is_eos):
+        """From left to right."""
+        return -torch.arange(confidence.shape[1], device=confidence.device).expand_as(confidence).to(confidence.dtype)
+
+    def select(self, confidence, rank):
+        masked = confidence >= 0
+        first = masked & (masked.cumsum(1) == 1)
+        if self.threshold is None:
+            return first
+        passed = ~masked | first | (confidence >= self.threshold)
+        return masked & passed.cumprod(1).bool()

@@ -1,0 +1,312 @@
+"""What each commit rule keeps, by hand and against naive searches; revision; the oracle; what forwards have read."""
+
+import itertools
+
+import pytest
+import tokenizers
+import torch
+from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, options, random_batch
+from transformers import PreTrainedTokenizerFast
+
+from dlm.build import make
+from dlm.data.tasks import Example
+from dlm.decoding import engine
+from dlm.decoding.canvas import Generation
+from dlm.decoding.engine import generate
+from dlm.decoding.entropy import Entropy
+from dlm.decoding.fixed import Fixed
+from dlm.decoding.margin import Margin
+from dlm.decoding.oracle import Oracle
+from dlm.decoding.prefix import Prefix
+from dlm.decoding.remask import Remask
+from dlm.decoding.threshold import Threshold
+from dlm.evaluation.generation import accuracy, loops, run_tasks
+from dlm.measurement.trace import Recorder, Trace
+from dlm.types import Batch, Noised, generator
+
+PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
+NEW = 14
+RULES = [Prefix(0.1, sliding=False), Entropy(5.0), Margin(0.03), Remask(0.15, 0.5)]
+
+
+def decode(scorer, decoder, prompts=PROMPTS, new=NEW, eos=EOS_ID, **kwargs):
+    return decoder.generate(scorer, prompts, new, eos, **kwargs)
+
+
+def test_a_prefix_ends_at_the_first_doubt_and_has_the_first_token_always():
+    confidence = torch.tensor([[0.1, 0.9, 0.8, 0.3, 0.9], [-1, -1, 0.2, 0.95, -1], [0.9, 0.9, 0.9, 0.9, 0.9]])
+    assert Prefix(0.8).select(confidence, confidence).tolist() == [
+        [True, True, True, False, False],
+        [False, False, True, True, False],
+        [True, True, True, True, True],
+    ]
+    assert Prefix(None).select(confidence, confidence).int().argmax(1).tolist() == [0, 2, 0]
+    assert Prefix(None).select(confidence, confidence).sum().item() == 3
+    assert Prefix(0.0).select(confidence, confidence).equal(confidence >= 0)
+
+
+def test_a_prefix_is_committed_without_gaps(llama):
+    """The most confident position, which other rules always commit, may lie further to the right."""
+    for sliding in (False, True):
+        for made in decode(denoiser(llama, "block", 4, False), Prefix(0.1, sliding=sliding), eos=None):
+            assert made.step == sorted(made.step) and made.nfe < NEW
+
+
+def test_the_entropy_bound_by_hand():
+    """Entropies 0.1, 0.5, 0.05, 1.0 in ascending order have 0, 0.05, 0.15, 0.65 before them."""
+    confidence = torch.exp(-torch.tensor([[0.1, 0.5, 0.05, 1.0, 0.0]], dtype=torch.float64))
+    confidence[0, 4] = -1  # nothing is masked there
+    for bound, expected in ((0.0, [2]), (0.05, [0, 2]), (0.2, [0, 1, 2]), (0.7, [0, 1, 2, 3])):
+        kept = Entropy(bound + 1e-12).select(confidence, confidence)[0]
+        assert kept.nonzero()[:, 0].tolist() == expected
+
+
+def test_the_entropy_bound_keeps_as_many_as_any_set_within_it():
+    """Against all subsets."""
+    for entropy in torch.rand(20, 6, generator=generator(0), dtype=torch.float64):
+        kept = Entropy(0.8).select(torch.exp(-entropy)[None], None)[0]
+        sets = [list(s) for n in range(1, 7) for s in itertools.combinations(range(6), n)]
+        within = [s for s in sets if entropy[s].sum() - entropy[s].max() <= 0.8]
+        assert int(kept.sum()) == max(len(s) for s in within) and kept.nonzero()[:, 0].tolist() in within
+
+
+def test_confidences_by_hand():
+    """The mask token's logit is -inf."""
+    logits = torch.tensor([[[0.5, 0.3, 0.2, 0.0], [1 / 3, 1 / 3, 1 / 3, 0.0], [1.0, 0.0, 0.0, 0.0]]]).log()
+    token, margin = Margin(0.1).sample(logits, None)
+    assert token[0, [0, 2]].tolist() == [0, 0]
+    torch.testing.assert_close(margin, torch.tensor([[0.2, 0.0, 1.0]]))
+    _, certainty = Entropy(0.1).sample(logits, None)
+    torch.testing.assert_close(certainty, torch.tensor([[0.3571256, 1 / 3, 1.0]]))  # exp(-1.0296530)
+    torch.testing.assert_close(Threshold(0.9).sample(logits, None)[1], torch.tensor([[0.5, 1 / 3, 1.0]]))
+
+
+@pytest.mark.parametrize("pattern", ["block", "bidir"])
+@pytest.mark.parametrize("one_token", [Entropy(0.0), Margin(1.0), Remask(1.0, 0.5), Prefix(None, sliding=False)])
+@pytest.mark.parametrize("one_block", [Entropy(100.0), Margin(0.0), Remask(0.0, 0.0), Prefix(0.0, sliding=False)])
+def test_the_limits_of_the_rules_are_one_token_and_one_block_per_forward(llama, pattern, one_token, one_block):
+    scorer = denoiser(llama, pattern, 4, False)
+    prompts = [[5] * 4, [6] * 8]
+    assert [sorted(g.step) for g in decode(scorer, one_token, prompts, 8, None)] == [list(range(1, 9))] * 2
+    assert [g.step for g in decode(scorer, one_block, prompts, 8, None)] == [[1] * 4 + [2] * 4] * 2
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("pattern", ["bidir", "block_noisy", "block"])
+@pytest.mark.parametrize("decoder", [*RULES, Oracle()], ids=lambda d: type(d).__name__)
+def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shift, decoder):
+    """I5, steps and rows included."""
+    scorer = denoiser(llama, pattern, 4, token_shift)
+    single = [decode(scorer, decoder, [prompt])[0] for prompt in PROMPTS]
+    assert decode(scorer, decoder) == decode(scorer, decoder, batch_size=2) == single
+    assert any(g.tpf > 1 for g in single)
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("decoder", RULES, ids=lambda d: type(d).__name__)
+def test_fixed_shapes_give_the_same(llama, monkeypatch, decoder, token_shift):
+    monkeypatch.setattr(engine, "compiled", lambda step: step)
+    scorer = denoiser(llama, "block", 4, token_shift)
+    assert generate(scorer, PROMPTS, decoder, NEW, EOS_ID, batch_size=2, compile=True) == decode(scorer, decoder)
+
+
+class Script:
+    """A denoiser's `score`: in forward i, slot s predicts `plan[i][s] = (token, probability)`."""
+
+    def __init__(self, plan):
+        self.plan, self.calls = plan, 0
+
+    def __call__(self, scored, ids, positions, *args, **kwargs):
+        logits = torch.full((len(scored), 61), -torch.inf)
+        for row, slot in zip(logits, positions.flatten()[scored].tolist(), strict=True):
+            token, probability = self.plan[self.calls].get(slot, (9, 1.0))
+            row[:50] = torch.tensor((1 - probability) / 49).log()
+            row[token] = torch.tensor(probability).log()
+        self.calls += 1
+        return logits
+
+
+def scripted(llama, plan):
+    scorer = denoiser(llama, "block", 4, False)
+    scorer.score = Script(plan)
+    return scorer
+
+
+def test_revision_by_hand(llama):
+    """Forward 1 commits slots 0-2. In forward 2 the tokens of slots 0 and 1 have become improbable: slot 3 is committed
+    alone, so none is taken back; then there would be no end. In the second block forward 2 commits two and takes back
+    one, the less probable; forward 3 commits another token there."""
+    first = {0: (2, 0.95), 1: (3, 0.95), 2: (4, 0.95), 3: (5, 0.5)}
+    second = {0: (8, 0.9), 1: (8, 0.9), 3: (5, 0.6)}
+    third = {4: (2, 0.95), 5: (3, 0.95), 6: (4, 0.5), 7: (5, 0.5)}
+    fourth = {4: (8, 0.8), 5: (8, 0.85), 6: (4, 0.95), 7: (5, 0.95)}
+    fifth = {5: (7, 0.95)}
+    scorer = scripted(llama, [first, second, third, fourth, fifth, fifth])
+    (made,) = decode(scorer, Remask(0.9, 0.3), [[]], 8, None)
+    # Of slot 4 the forward says 8 with 0.8, of its token 2 it says 0.2 / 49; of slot 5, 0.15 / 49: the less probable.
+    assert made.tokens == [2, 3, 4, 5, 2, 7, 4, 5]
+    assert made.step == [1, 1, 1, 2, 3, 5, 4, 4]
+    assert made.nfe == 5
+
+
+def test_an_eos_and_what_lies_behind_it_is_not_revised(llama):
+    """Forward 1 commits EOS at slot 1 and, behind it, the rest; forward 2 doubts the EOS."""
+    first = {0: (2, 0.5), 1: (EOS_ID, 0.95), 2: (4, 0.5), 3: (5, 0.5)}
+    scorer = scripted(llama, [first, {}])
+    (made,) = decode(scorer, Remask(0.9, 0.9), [[]], 8)
+    assert made.tokens == [2, EOS_ID] and made.nfe == 1
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("pattern", ["bidir", "block"])
+def test_revision_ends_keeps_the_prompt_and_at_zero_is_the_threshold_rule(llama, pattern, token_shift):
+    scorer = denoiser(llama, pattern, 8, token_shift)
+    plain = decode(scorer, Threshold(0.15))
+    assert decode(scorer, Remask(0.15, 0.0)) == plain
+    masked, revised = {}, []
+
+    def on_step(canvas):
+        for n, number in enumerate(canvas.index.tolist()):
+            now = canvas.masked[n].clone()
+            before = masked.get(number, now)
+            assert now.sum() < before.sum() or number not in masked or canvas.finished[n]
+            revised.append(int((now & ~before).sum()))
+            masked[number] = now
+            assert canvas.x[n, : len(PROMPTS[number])].tolist() == PROMPTS[number]
+            assert (canvas.x[n, now.nonzero()[:, 0]] == MASK_ID).all()
+
+    made = decode(scorer, Remask(0.15, 0.5), on_step=on_step, batch_size=8)
+    assert sum(revised) > 0 and [g.tokens for g in made] != [g.tokens for g in plain]
+
+
+def naive_oracle(scorer, prompt, tokens):
+    """Without a cache: the whole canvas through the training forward, and what agrees with the tokens is filled in."""
+    size, wanted = scorer.pattern.block_size, len(prompt) + len(tokens)
+    total = -(-wanted // size) * size
+    truth = torch.tensor([*prompt, *tokens])
+    x = torch.full((1, total), MASK_ID)
+    x[0, : len(prompt)] = torch.tensor(prompt)
+    layout, nfe, given = random_batch(1, total), 0, 0
+    for start in range(len(prompt) // size * size, total, size):
+        end = start + size if scorer.pattern.cacheable else total
+        while (x[0, start : min(start + size, wanted)] == MASK_ID).any():
+            masked = torch.zeros_like(layout.maskable)
+            masked[0, start : start + size] = x[0, start : start + size] == MASK_ID
+            seen = Batch(x[:, :end], layout.maskable[:, :end], layout.document[:, :end], layout.position[:, :end])
+            inputs, _ = scorer.inputs(seen, Noised(x[:, :end], masked[:, :end], masked[:, :end].float()))
+            probability, token = scorer(inputs).softmax(-1).max(-1)
+            where = masked[0].nonzero()[:, 0]
+            nfe += 1
+            known = where < wanted
+            right = known & (token == truth[where.clamp_max(wanted - 1)])
+            if not right.any():
+                right[probability.masked_fill(~known, -1).argmax()] = True
+                given += 1
+            x[0, where[right]] = truth[where[right]]
+    return nfe, given
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("pattern", ["block_noisy", "block"])
+def test_the_oracle_gives_the_reference_in_the_forwards_of_a_naive_loop(llama, pattern, token_shift):
+    scorer = denoiser(llama, pattern, 4, token_shift)
+    expected = decode(scorer, Fixed(1), eos=None)
+    made = decode(scorer, Oracle(), eos=None)
+    assert [g.tokens for g in made] == [g.tokens for g in expected]
+    for prompt, got, reference in zip(PROMPTS, made, expected, strict=True):
+        assert got.nfe <= reference.nfe
+        assert (got.nfe, got.confidence.count(0.0)) == naive_oracle(scorer, prompt, reference.tokens)
+    assert any(g.tpf > 1 for g in made)
+
+
+def test_the_oracle_ends_with_the_eos_of_its_reference(model):
+    scorer = denoiser(model, "block", 4, True)
+    for sliding in (False, True):
+        expected = decode(scorer, Fixed(1, sliding=sliding), new=40)
+        made = decode(scorer, Oracle(sliding=sliding), new=40)
+        assert [g.tokens for g in made] == [g.tokens for g in expected]
+        # Keys and values of a sliding block depend on what was committed together, so there each pass is of its own.
+        assert all(g.nfe <= (len(e.tokens) if sliding else e.nfe) for g, e in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", options("decoding"))
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_rows_are_what_the_network_reads(llama, name, pattern):
+    """Of one prompt, for which nothing is padded. The oracle does not count its reference."""
+    decoder, read = make(config(f"decoding={name}").decoding), []
+    scorer = denoiser(llama, pattern, 4, pattern == "ar")
+    if name in ("dual_cache", "prefix_cache") and pattern != "bidir":
+        pytest.skip("an approximate cache is for attention that cannot be cached")
+    embedding = llama.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda _, args, __: read.append(args[0].numel()))
+    try:
+        (made,) = decode(scorer, decoder, PROMPTS[:1])
+    finally:
+        handle.remove()
+    assert made.nfe == len(read[-made.nfe :]) and made.rows == sum(read[-made.nfe :])
+    assert len(read) == made.nfe or name == "oracle"
+
+
+def test_the_recorder_decides_as_the_decoder_that_it_watches(llama):
+    scorer = denoiser(llama, "block", 4, False)
+    for decoder in RULES:
+        recorder = Recorder(decoder)
+        assert decode(scorer, recorder, PROMPTS[:1]) == decode(scorer, decoder, PROMPTS[:1])
+        assert len(recorder.seen) == decode(scorer, decoder, PROMPTS[:1])[0].nfe
+    with pytest.raises(ValueError, match="set decoding.sliding=false"):
+        Trace(Prefix(0.9), "val", 1, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([7] * 16, True),
+        ([7] * 15, False),  # too short to tell from an answer
+        ([1, 2, 3, *[4, 5] * 8], True),
+        ([*[4, 5] * 8, 3], False),  # it has found out of it
+        (list(range(20)) * 4, True),  # a long piece, four times
+        (list(range(20)) * 3, False),
+        ([9, *[1, 2, 3] * 5], False),  # 15 tokens
+        ([3, 1, 2, 3, *[1, 2, 3] * 5], True),
+        ([], False),
+    ],
+)
+def test_loops_by_hand(tokens, expected):
+    assert loops(tokens) is expected
+
+
+def test_degenerate_outputs_are_shares_beside_the_accuracy(llama):
+    outputs = {"abc": [5, 6, EOS_ID], "empty": [EOS_ID], "endless": list(range(2, 20)), "loop": [8] * 20}
+
+    class Given(Fixed):
+        def generate(self, *args, **kwargs):
+            return [
+                Generation(tokens, len(tokens), 3 * len(tokens), [1] * len(tokens), [1.0] * len(tokens))
+                for tokens in outputs.values()
+            ]
+
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(30)}, unk_token="1"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="0")
+    examples = [Example("reverse", "reverse:A=", "A")] * 4
+    results = run_tasks(denoiser(llama, "block", 4, False), tokenizer, examples, Given(1), 20, 4)
+    assert results["repetitive"].tolist() == [False, False, False, True]
+    assert results["empty"].tolist() == [False, True, False, False]
+    assert results["endless"].tolist() == [False, False, True, True]
+    found = accuracy(results)
+    assert (found["repetitive"], found["empty"], found["endless"]) == (0.25, 0.25, 0.5)
+    assert found["tokens_per_row"] == pytest.approx(1 / 3) and found["families"]["reverse"]["endless"] == 0.5
+    assert found["tpf"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["decoding=prefix", "decoding.threshold=-1"], "threshold -1 must be >= 0, or null"),
+        (["decoding=entropy", "decoding.bound=-0.1"], "bound -0.1 must be >= 0 nats"),
+        (["decoding=remask", "decoding.remask_below=1.0"], "remask_below 1.0 must lie in"),
+        (["decoding=margin", "decoding.threshold=-1"], "threshold -1 must be >= 0"),
+    ],
+)
+def test_bad_values_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make(config(*overrides).decoding)
