@@ -160,12 +160,13 @@ class Denoiser(nn.Module):
     def hidden(
         self,
         scored: Int[Tensor, " N"],
-        input_ids: Int[Tensor, "B S"],
+        input_ids: Int[Tensor, "B S"] | None,
         position_ids: Int[Tensor, "B S"],
         attention_mask,
         **kwargs,
     ) -> Float[Tensor, "N D"]:
-        """The forward of the network up to its head: the hidden states of the rows `scored` (flat in [B S])."""
+        """The forward of the network up to its head: the hidden states of the rows `scored` (flat in [B S]). With
+        `input_ids` None it reads `inputs_embeds` [B S D], which the model's own input embedding makes."""
         output = self.model.get_decoder()(
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kwargs
         )

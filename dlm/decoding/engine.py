@@ -112,14 +112,16 @@ def batches(
     batch_size: int,
     sliding: bool = False,
     spare: int = 0,
+    kind: type[Canvas] = Canvas,
 ) -> Iterator[Canvas]:
-    """One canvas after the other, for a decoder with a loop of its own, with `spare` slots behind the longest."""
+    """One canvas of a `kind` after the other, for a decoder with a loop of its own, with `spare` slots behind the
+    longest."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         longest = max(room(len(prompts[i]) + max_new_tokens, denoiser.pattern.block_size, sliding) for i in chosen)
         share = [prompts[i] for i in chosen]
-        yield Canvas(denoiser, share, chosen, max_new_tokens, longest + spare, sliding=sliding)
+        yield kind(denoiser, share, chosen, max_new_tokens, longest + spare, sliding=sliding)
 
 
 def forwards(run: Callable[[Canvas], None], canvas: Canvas, count: int, on_step: OnStep | None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import SCRATCH, Canvas
+from dlm.decoding.commit import behind, kept, write
 from dlm.denoiser import Denoiser
 from dlm.types import Rows
 
@@ -151,44 +152,16 @@ def commit(
     mask_id: int,
     eos_ids: Int[Tensor, " E"],
 ) -> None:
-    """Write the tokens that the decoder keeps, at least one per sequence.
-
-    Training documents end in EOS up to the end of their block, so the tail of a block is easily predicted. It must not
-    use up steps: an EOS ranks behind every other token, the leftmost first, and fills what is to its right.
-    """
+    """Write the tokens that the decoder keeps, at least one per sequence, and the tail behind an EOS."""
     open_, committed = canvas.open(), canvas.committed()
-    is_eos = torch.isin(token, eos_ids)
     if canvas.sliding:  # what a new block has to the right of an EOS that is already there is no answer
         open_ &= ~behind(committed & torch.isin(canvas.x.gather(1, canvas.block_slots()), eos_ids))
-    rank = decoder.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
-    best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True)
-    keep = (decoder.select(confidence.masked_fill(~open_, -1.0), rank) | best) & open_
-    if token_shift:
-        # A first token that is alone has its final score already: it was fixed by the clean context.
-        keep[:, 0] |= open_[:, 0] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1)
-    tail = behind(keep & is_eos) & open_ & ~keep
+    keep, tail = kept(decoder, torch.isin(token, eos_ids), confidence, open_, first_is_final=token_shift)
     token = torch.where(tail, eos_ids[0] if len(eos_ids) else mask_id, token)
     write(canvas, keep | tail, token, confidence)
     if decoder.remask_below > 0:
         weak = committed & (confidence < decoder.remask_below)
         remask(canvas, weak, confidence, (keep | tail).sum(1), mask_id, eos_ids)
-
-
-def behind(found: Bool[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
-    """What is not to the left of something found."""
-    return found.cumsum(1) > 0
-
-
-def write(canvas: Canvas, where: Bool[Tensor, "N K"], token: Int[Tensor, "N K"], confidence: Float[Tensor, "N K"]):
-    """Commit these tokens of the current blocks, in the forward that is counted last."""
-    slots = canvas.block_slots()
-    for state, value in (
-        (canvas.x, token),
-        (canvas.masked, torch.zeros_like(where)),
-        (canvas.step, canvas.nfe[:, None].expand_as(slots)),
-        (canvas.confidence, confidence),
-    ):
-        state.scatter_(1, slots, torch.where(where, value.to(state.dtype), state.gather(1, slots)))
 
 
 def remask(
