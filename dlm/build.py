@@ -17,7 +17,7 @@ from dlm.data.module import PackedData
 from dlm.denoiser import Denoiser
 from dlm.parent import Parent
 from dlm.targets import require_known
-from dlm.trainable import Full, Lora
+from dlm.trainable.base import Trainable
 
 
 def make(node: DictConfig, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ class Experiment:
     denoiser: Denoiser
     conversion: Conversion
     data: PackedData
-    trainable: Full | Lora
+    trainable: Trainable
     num_steps: int
     step_tokens: int
 
@@ -60,7 +60,7 @@ def build(cfg: DictConfig) -> Experiment:
     step_tokens = tokens_of_a_step(cfg)
     num_steps = math.ceil(cfg.tokens / step_tokens)
     parent = make(cfg.model)
-    parent.model = trainable.apply(parent.model)
+    parent.model = trainable.apply(parent.model, parent.mask_id)
     data.prepare(parent.tokenizer, pattern.tail, num_steps * step_tokens // cfg.data.length, cfg.seed)
     denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
     conversion = Conversion(denoiser, masking, loss, optimizer, cfg.seed)

@@ -42,6 +42,7 @@ VOLATILE += ("model.runs_dir", "masking.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
 NEUTRAL: dict[str, Any] = {"masking.views": 1, "trainer.compile": False, "trainer.on_nonfinite": "stop"}
+NEUTRAL |= {"trainable.targets": "all-linear", "trainable.beside": None}
 
 # Of the folder above; a record that does not say is of the first.
 LAYOUT = 1
