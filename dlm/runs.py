@@ -4,7 +4,8 @@
              run.json       the record: status, config, versions, machine, metrics, error
              metrics.csv    metrics over time            drift.csv    weights against the parent's, tensor by tensor
              trace.json     when each position was committed in decoding
-             measurements/  what `dlm.measure` found of it, a file for each measurement and its settings
+             measurements/  what `dlm.measure` found of it, a file for each measurement and its settings; the policies
+                            that `dlm.policy` learned from it
              model/         the converted model, a Hugging Face folder            checkpoint/   what a resume needs
              .lease         who works on it              nonfinite.pt  the batch that stopped it
 
