@@ -17,6 +17,7 @@ from analysis.sweep import Point, load_sweep
 from dlm.drift import by_layer
 from dlm.runs import Run
 from dlm.storage import write_atomically
+from dlm.targets import name_of
 
 VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval
@@ -111,11 +112,6 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         "commit": record.get("commit"),
         "ended": record["ended"],
     }
-
-
-def name_of(target: str) -> str:
-    """`dlm.attention.block_noisy.BlockNoisy` → `block_noisy`."""
-    return target.split(".")[-2] if target.count(".") > 2 else target.split(".")[-1].lower()
 
 
 def half_life(masking: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from dlm.objective import Objective
 from dlm.parent import Parent
 from dlm.schedule import Schedules
 from dlm.targets import require_known
-from dlm.trainable import Full, Lora
+from dlm.trainable.base import Trainable
 
 
 def make(node: DictConfig, **kwargs: Any) -> Any:
@@ -43,7 +43,7 @@ class Experiment:
     denoiser: Denoiser
     conversion: Conversion
     data: PackedData
-    trainable: Full | Lora
+    trainable: Trainable
     num_steps: int
     step_tokens: int
 
@@ -75,7 +75,7 @@ def build(cfg: DictConfig) -> Experiment:
         term.bind(parent)
     if rollout:
         rollout.bind(parent)
-    parent.model = trainable.apply(parent.model)
+    parent.model = trainable.apply(parent.model, parent.mask_id)
     data.prepare(parent.tokenizer, pattern.tail, num_steps * step_tokens // cfg.data.length, cfg.seed)
     denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
     conversion = Conversion(denoiser, masking, objective, optimizer, cfg.seed, rollout, schedules, block_schedule)

@@ -21,6 +21,7 @@ from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
 from dlm.readout import chunk_bytes, chunked, without_decoder
+from dlm.trainable.gate import gate_of
 from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
 
 
@@ -55,6 +56,8 @@ class Denoiser(nn.Module):
     def compile(self, **options) -> None:
         """Compile the model's layers, one function for all of them and one version for a shape. `options` go to
         `torch.compile`."""
+        if gate_of(self.model) is not None:
+            raise ValueError("trainer.compile=true does not see which tokens gated adapters act at: set it to false")
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if not layers:
             raise ValueError(f"trainer.compile=true finds no layers in {type(self.model).__name__}: set it to false")

@@ -26,6 +26,7 @@ from dlm.decoding.threshold import Threshold
 from dlm.model_card import model_card
 from dlm.parent import layer_types
 from dlm.runs import Run
+from dlm.trainable.gate import has_gated
 from dlm.types import Rows
 
 MODULE = "modeling_block_diffusion"
@@ -43,6 +44,11 @@ def export(run: Run, to: str | Path, threshold: float | None = None) -> Path:
     source, target = run.trained_model(), Path(to).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"to {str(to)!r} exists and is not an empty folder: name a new one, nothing is overwritten")
+    if has_gated(source):
+        raise ValueError(
+            f"run {run.id} was trained with gated adapters, which act only at mask tokens: a plain Hugging Face folder "
+            "cannot express that. Use it with python -m dlm.generate, or train with trainable=lora"
+        )
     parent = empty_model(source)
     settings = diffusion_settings(run.config, source, parent, threshold)
     temporary = target.with_name(f".{target.name}.tmp")

@@ -43,7 +43,7 @@ def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
 def fingerprint(run: Run) -> str:
     """A hash of a run's converted weights, as they lie on the disk."""
     digest = hashlib.sha256()
-    for path in sorted(run.model_folder.glob("*.safetensors")):
+    for path in sorted(run.model_folder.rglob("*.safetensors")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

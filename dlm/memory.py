@@ -24,6 +24,7 @@ from dlm.attention import block_sparse
 from dlm.attention.masks import BandMask, band_mask
 from dlm.denoiser import Denoiser
 from dlm.readout import chunk_bytes
+from dlm.trainable.gate import gate_of
 from dlm.types import Batch, Noised, Rows
 
 GB = 1e9
@@ -231,7 +232,8 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keep only the inputs of the layers for the backward, which computes the rest again."""
     # Older releases have it under the second name only.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    gate = gate_of(model)
+    enable({"use_reentrant": False} | ({} if gate is None else {"context_fn": gate.contexts}))
 
 
 def available(device: torch.device) -> int:

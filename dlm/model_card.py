@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from dlm.evaluate import label
 from dlm.runs import Run
+from dlm.targets import name_of
 
 USAGE = """\
 ```python
@@ -45,18 +46,14 @@ def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
 
 def recipe_table(config: DictConfig, settings: dict[str, Any], tokens: int | None) -> str:
     """The choices of the conversion, one row each."""
-
-    def variant(group: str) -> str:
-        return config[group]._target_.split(".")[-2 if group != "trainable" else -1].lower()
-
     rows = {
         "attention": settings["attention_pattern"],
         "block size": settings["block_size"],
         "block anchor": settings["block_anchor"],
         "token shift": settings["token_shift"],
-        "masking": variant("masking"),
-        "loss": variant("loss"),
-        "trained weights": variant("trainable"),
+        "masking": name_of(config.masking._target_),
+        "loss": name_of(config.loss._target_),
+        "trained weights": name_of(config.trainable._target_),
         "tokens": f"{tokens or config.tokens:,}",
         "peak learning rate": config.lr,
         "seed": config.seed,

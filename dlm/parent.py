@@ -19,6 +19,8 @@ from dlm.attention import block_sparse
 from dlm.console import one_line
 from dlm.probe import check_convertible
 from dlm.runs import Run
+from dlm.trainable.adapters import adapter_weights, own_weights
+from dlm.trainable.gate import restore_gated
 
 NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
@@ -38,11 +40,13 @@ class Parent:
     source: str
 
     def fingerprint(self) -> str:
-        """A hash of every weight of the parent's own, so that a record says exactly which parent it is about: adapters
-        that are there already to be trained do not count."""
+        """A hash of every weight, so that a record says exactly which parent it is about: adapters that are there
+        already to be trained, and do nothing yet, do not count."""
         digest = hashlib.sha256()
-        own = {n.replace(".base_layer.", "."): t for n, t in self.model.state_dict().items() if "lora_" not in n}
-        for name, tensor in sorted(own.items()):
+        weights, adapters = own_weights(self.model), adapter_weights(self.model)
+        if any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name):
+            weights |= adapters
+        for name, tensor in sorted(weights.items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
@@ -92,7 +96,9 @@ def load_parent(
         ) from error
     require_plain_weights(model, path, sorted(found["missing_keys"]), gguf_file is not None)
     model = block_sparse.set_implementation(model, attn_implementation)
-    return as_parent(model, tokenizer, path, mask_token, check)
+    parent = as_parent(model, tokenizer, path, mask_token, check)
+    restore_gated(model, parent.mask_id, Path(folder))
+    return parent
 
 
 def hint(error: Exception) -> str:

@@ -4,7 +4,8 @@
              run.json       the record: status, config, versions, machine, metrics, error
              metrics.csv    metrics over time            drift.csv    weights against the parent's, tensor by tensor
              trace.json     when each position was committed in decoding
-             measurements/  what `dlm.measure` found of it, a file for each measurement and its settings
+             measurements/  what `dlm.measure` found of it, a file for each measurement and its settings; the policies
+                            that `dlm.policy` learned from it
              model/         the converted model, a Hugging Face folder            checkpoint/   what a resume needs
              .lease         who works on it              nonfinite.pt  the batch that stopped it
 
@@ -40,6 +41,7 @@ from dlm.storage import damaged, digests, read_json, write_atomically, write_jso
 # `study` is what sweeps are made from, and another place of the runs does not make another run of an earlier one.
 VOLATILE = ("logger", "runs_dir", "force", "retry", "trainer.volatile", "evaluation", "decoding", "study")
 VOLATILE += ("model.runs_dir", "masking.runs_dir")
+VOLATILE += ("auxiliary.distill.teacher.runs_dir", "auxiliary.align.teacher.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
 NEUTRAL: dict[str, Any] = {
@@ -52,6 +54,8 @@ NEUTRAL: dict[str, Any] = {
     "loss.per": "token",
     "loss.scale": 1.0,
     "schedule": None,
+    "trainable.targets": "all-linear",
+    "trainable.beside": None,
     "trainer.compile": False,
     "trainer.on_nonfinite": "stop",
 }

@@ -39,3 +39,8 @@ def require_known_target(name: str) -> None:
     home = (getattr(found, "__module__", None) or "").partition(".")[0]
     if not callable(found) or not (home == OWN or (home in LIBRARIES and inspect.isclass(found))):
         raise refused
+
+
+def name_of(target: str) -> str:
+    """Which option a `_target_` is: `dlm.attention.block_noisy.BlockNoisy` → `block_noisy`."""
+    return target.split(".")[-2] if target.count(".") > 2 else target.split(".")[-1].lower()

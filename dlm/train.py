@@ -30,6 +30,7 @@ from dlm.metrics import MetricTable
 from dlm.runs import Run, environment
 from dlm.selfcheck import SelfCheck
 from dlm.storage import digests, disk_is_full
+from dlm.trainable import gate
 
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
@@ -219,7 +220,7 @@ def save_model(experiment: Experiment, run: Run) -> None:
     """The converted model as a Hugging Face folder, written beside and renamed."""
     temporary = run.folder / ".model.tmp"
     model = experiment.trainable.merged(experiment.parent.model)
-    model.save_pretrained(temporary)
+    gate.save_model(model, temporary)
     experiment.parent.tokenizer.save_pretrained(temporary)
     shutil.rmtree(run.model_folder, ignore_errors=True)
     run.update(files={f"model/{name}": digest for name, digest in digests(temporary, [*temporary.rglob("*")]).items()})

@@ -126,6 +126,7 @@ def options(group: str) -> list[str]:
 NEEDS = {
     "masking=learned": [f"masking.runs_dir={ROOT / 'tests' / 'data'}", "masking.trace=trace.json"],
     "model=run": ["model.run=none"],
+    "decoding=policy": [f"decoding.policy={ROOT / 'tests' / 'data' / 'policy.json'}"],
 }
 
 

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny
+from conftest import MASK_ID, tiny
 
 from dlm.drift import by_layer, difference, measure, save_reference, summary
 from dlm.trainable import Lora
@@ -63,7 +63,7 @@ def test_lora_drift_is_that_of_the_merged_weights(tmp_path):
     path = tmp_path / "p.safetensors"
     save_reference(model, path)
     lora = Lora(rank=4, alpha=8)
-    model = lora.apply(model)
+    model = lora.apply(model, MASK_ID)
     assert summary(measure(model, path))["attention/relative"] == 0
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -75,7 +75,7 @@ def test_lora_drift_is_that_of_the_merged_weights(tmp_path):
 
 
 def test_lora_trains_adapters_embeddings_norms_and_head_and_freezes_the_matrices():
-    model = Lora(rank=4, alpha=8).apply(tiny("llama"))
+    model = Lora(rank=4, alpha=8).apply(tiny("llama"), MASK_ID)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert len(frozen) == 3 * 7 and all(".base_layer." in name for name in frozen)
     assert model.model.embed_tokens.weight.requires_grad and model.lm_head.weight.requires_grad

@@ -193,7 +193,7 @@ def test_an_exported_model_that_is_saved_and_loaded_again_is_the_same(runs, tmp_
 
 def test_a_run_trained_with_lora_is_exported_in_its_parents_layout(tmp_path):
     parent, trainable = perturbed(), Lora(rank=2, alpha=4)
-    adapted = trainable.apply(parent.model)
+    adapted = trainable.apply(parent.model, parent.mask_id)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             weight += 0.1 * ("lora_B" in name)

@@ -241,7 +241,7 @@ def test_a_dequantised_model_can_be_saved_and_a_quantised_one_is_refused(tmp_pat
 
 def test_adapters_that_are_to_be_trained_do_not_change_the_fingerprint():
     plain, adapted = load_parent(f"./{TINY}", check=False), load_parent(f"./{TINY}", check=False)
-    adapted.model = Lora(rank=4, alpha=8).apply(adapted.model)
+    adapted.model = Lora(rank=4, alpha=8).apply(adapted.model, adapted.mask_id)
     assert any("lora_" in name for name in adapted.model.state_dict())
     assert adapted.fingerprint() == plain.fingerprint()
 

@@ -1,0 +1,43 @@
+"""What a trainable set does with a parent, and the parts of a model that it may name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+PARTS = ("embedding", "norm", "head")
+
+
+class Trainable(ABC):
+    """Which weights are trained. It has one model at a time."""
+
+    @abstractmethod
+    def apply(self, model: PreTrainedModel, mask_id: int) -> PreTrainedModel:
+        """The model, changed in place, with `requires_grad` on exactly the trained weights. Contract: before any
+        training it computes, bit for bit, what it computed without."""
+
+    def merged(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The trained model in the parent's own layout, as far as that can express it."""
+        return model
+
+
+def parameters_of(model: PreTrainedModel, parts: Iterable[str]) -> set[int]:
+    """The `id` of every parameter of these parts. A tied weight is both embedding and head: it belongs to either."""
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        raise ValueError(f"trainable: {', '.join(sorted(unknown))} is no part of a model: choose {', '.join(PARTS)}")
+    modules = {
+        "embedding": [model.get_input_embeddings()],
+        "head": [model.get_output_embeddings()],
+        "norm": [m for m in model.modules() if "norm" in type(m).__name__.lower()],
+    }
+    return {id(p) for part in parts for m in modules[part] for p in m.parameters()}
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The matrices of attention and FFN: the linear layers of the decoder, by their name in it."""
+    return {name: m for name, m in model.get_decoder().named_modules() if isinstance(m, (nn.Linear, Conv1D))}

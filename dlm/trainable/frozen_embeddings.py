@@ -1,0 +1,21 @@
+"""The layers between the embeddings move, what tokens mean does not (REPR-ALIGN, arXiv 2605.06885)."""
+
+from __future__ import annotations
+
+from dlm.trainable.base import Trainable, parameters_of
+
+
+class FrozenEmbeddings(Trainable):
+    """Everything is trained but the input embedding and the output head, tied or not; with `norms` the norms keep their
+    weights, too. The embedding of a new mask token stays what it begins as, the mean of the others."""
+
+    def __init__(self, norms: bool = False):
+        if not isinstance(norms, bool):
+            raise ValueError(f"trainable.norms {norms!r} must be true or false (true: norms are frozen as well)")
+        self.frozen = ("embedding", "head", "norm") if norms else ("embedding", "head")
+
+    def apply(self, model, mask_id):
+        frozen = parameters_of(model, self.frozen)
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) not in frozen)
+        return model
