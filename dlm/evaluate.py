@@ -147,7 +147,7 @@ def measure_throughput(
 
     contestants = {"parent": decode(ar, Fixed(1)), ONE_TOKEN: decode(dlm, Fixed(1))}
     contestants |= {name: decode(dlm, decoder) for name, decoder in chosen.items()}
-    return interleaved(contestants, cfg.throughput_repeats)
+    return interleaved(contestants, cfg.throughput_repeats, dlm.model.device)
 
 
 def headline(record: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Evaluation: likelihoods against Hugging Face's, intervals and traces by hand, thresholds from validation items."""
 
+import itertools
 import json
 import math
 
@@ -17,7 +18,7 @@ from dlm.decoding.fixed import Fixed
 from dlm.denoiser import Denoiser
 from dlm.embedded import card
 from dlm.evaluate import calibrate, headline, label
-from dlm.evaluation import cloze
+from dlm.evaluation import cloze, throughput
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
@@ -145,8 +146,18 @@ def test_thresholds_are_chosen_on_validation_items_to_come_nearest_to_the_target
 
 def test_throughput_measures_contestants_in_turns():
     calls = []
-    found = interleaved({name: lambda name=name: calls.append(name) or 10 for name in "ab"}, repeats=3)
+    contestants = {name: lambda name=name: calls.append(name) or 10 for name in "ab"}
+    found = interleaved(contestants, repeats=3, device=torch.device("cpu"))
     assert calls == list("ab") * 4 and set(found) == {"a", "b"} and min(found.values()) > 0
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, "cpu"), (2, "wall")])
+def test_throughput_of_one_thread_does_not_count_what_others_compute(monkeypatch, threads, expected):
+    clocks = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(throughput, "clock_of", lambda device, name: clocks.append(name) or itertools.count().__next__)
+    assert interleaved({"a": lambda: 12}, 2, torch.device("cpu")) == {"a": 12.0}
+    assert clocks == [expected]
 
 
 def test_the_headline_and_the_labels_of_a_record():

@@ -10,27 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.attention.ar import AR as Causal
 from dlm.attention.block import Block
+from dlm.attention.block_causal import BlockCausal
+from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.decoding.ar import AR
 from dlm.decoding.self_speculative import SelfSpeculative, Speculation, accept
 from dlm.denoiser import Denoiser
 from dlm.parent import layer_types
 from dlm.types import Rows, generator
-
-
-class CausalContext(Block):
-    """Noisy rows see their block and the earlier clean blocks; the clean stream is causal token by token (TiDAR)."""
-
-    def allowed(self, q, k):
-        causal = q.clean & k.clean & (k.position <= q.position)
-        return torch.where(q.clean, causal, super().allowed(q, k))
-
-
-class CausalEverywhere(CausalContext):
-    """As above, and the noisy block is causal as well (I-DLM)."""
-
-    def allowed(self, q, k):
-        return super().allowed(q, k) & (k.position <= q.position)
-
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
 NEW = 14
@@ -41,7 +27,7 @@ def tokens(made):
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", [*PATTERNS.values(), CausalContext, CausalEverywhere])
+@pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockTokenCausal, BlockCausal])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_greedy_self_speculation_is_ar_decoding_token_for_token(llama, pattern, token_shift, fused, size):

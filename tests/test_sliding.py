@@ -5,6 +5,8 @@ import torch
 from conftest import EOS_ID, MASK_ID, PATTERNS, denoiser
 
 from dlm.attention.block import Block
+from dlm.attention.block_causal import BlockCausal
+from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.decoding import engine
 from dlm.decoding.approximate import DualCache
 from dlm.decoding.ar import AR
@@ -22,21 +24,6 @@ PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31,
 NEW = 14
 
 
-class CausalContext(Block):
-    """Noisy rows see their block and the earlier clean blocks; the clean stream is causal token by token."""
-
-    def allowed(self, q, k):
-        causal = q.clean & k.clean & (k.position <= q.position)
-        return torch.where(q.clean, causal, super().allowed(q, k))
-
-
-class CausalEverywhere(CausalContext):
-    """As above, and the noisy block is causal as well (MARS)."""
-
-    def allowed(self, q, k):
-        return super().allowed(q, k) & (k.position <= q.position)
-
-
 def scorer(model, pattern, size, token_shift):
     return Denoiser(model, pattern(size), MASK_ID, token_shift, layer_types(model))
 
@@ -46,7 +33,7 @@ def decode(scorer, decoder, prompts=PROMPTS, new=NEW, eos=EOS_ID, **kwargs):
 
 
 @pytest.mark.parametrize("size", [2, 5, 8])
-@pytest.mark.parametrize("pattern", [CausalContext, CausalEverywhere])
+@pytest.mark.parametrize("pattern", [BlockTokenCausal, BlockCausal])
 def test_one_token_per_forward_is_greedy_ar_for_any_weights_and_any_window(model, pattern, size):
     """MARS, §3.4: what lies to the right of the last token does not change what it predicts."""
     mars = scorer(model, pattern, size, True)
@@ -57,13 +44,13 @@ def test_one_token_per_forward_is_greedy_ar_for_any_weights_and_any_window(model
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.5])
 def test_a_window_of_one_token_is_greedy_ar_at_any_threshold(llama, threshold):
-    mars = scorer(llama, CausalEverywhere, 1, True)
+    mars = scorer(llama, BlockCausal, 1, True)
     expected, made = decode(mars, AR()), decode(mars, Prefix(threshold))
     assert [(g.tokens, g.nfe) for g in made] == [(g.tokens, g.nfe) for g in expected]
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", [*PATTERNS.values(), CausalContext, CausalEverywhere])
+@pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockTokenCausal, BlockCausal])
 def test_a_threshold_of_zero_gives_exactly_the_window_per_forward(llama, pattern, token_shift):
     size = 1 if pattern is PATTERNS["ar"] else 5
     for made in decode(scorer(llama, pattern, size, token_shift or size == 1), Prefix(0.0), eos=None):
@@ -72,8 +59,8 @@ def test_a_threshold_of_zero_gives_exactly_the_window_per_forward(llama, pattern
 
 
 VISIBLE = {  # of the clean stream and of the noisy block: whether they are causal
-    CausalEverywhere: (True, True),
-    CausalContext: (True, False),
+    BlockCausal: (True, True),
+    BlockTokenCausal: (True, False),
     Block: (False, False),
     PATTERNS["block_noisy"]: (False, False),
 }
@@ -118,7 +105,7 @@ def test_cached_decoding_equals_an_uncached_loop_by_hand(llama, pattern, token_s
     assert len({g.nfe for g in made}) > 1 and any(g.tpf > 1.2 for g in made)
 
 
-@pytest.mark.parametrize("pattern", [CausalContext, CausalEverywhere])
+@pytest.mark.parametrize("pattern", [BlockTokenCausal, BlockCausal])
 def test_the_cache_is_that_of_ar_whatever_was_committed_together(model, pattern):
     def on_step(canvas):
         for n in (~canvas.finished).nonzero()[:, 0].tolist():
@@ -133,7 +120,7 @@ def test_the_cache_is_that_of_ar_whatever_was_committed_together(model, pattern)
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", [*PATTERNS.values(), CausalContext, CausalEverywhere])
+@pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockTokenCausal, BlockCausal])
 @pytest.mark.parametrize("decoder", [Prefix(0.1), Threshold(0.1, sliding=True)])
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shift, decoder):
     """I5, steps and rows included, also where sequences join a batch that has begun."""

@@ -44,7 +44,7 @@ class Decode(Measurement):
 
     def __call__(self, subject):
         """`accuracy, low, high, n, tpf, nfe` over all items and in `families`; `items` has for each item, in the order
-        of the evaluation set, its family, whether it is `correct` and its `tokens` and `nfe`."""
+        of the evaluation set, its family, whether it is `correct` and its `tokens`, `nfe` and `rows`."""
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
         tokenizer = subject.converted.tokenizer
         if self.tpf is not None:
@@ -60,7 +60,7 @@ class Decode(Measurement):
             )[self.tpf]
         examples = tasks.evaluation_set("test", self.items_per_family)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
-        columns = ["family", "correct", "tokens", "nfe"]
+        columns = ["family", "correct", "tokens", "nfe", "rows"]
         return {
             **accuracy(results),
             "threshold": getattr(self.decoder, "threshold", None),
@@ -79,4 +79,4 @@ class Decode(Measurement):
             made = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.timed_batch_size)
             return int(made["tokens"].sum())
 
-        return interleaved({"it": once}, self.repeats)["it"]
+        return interleaved({"it": once}, self.repeats, denoiser.model.device)["it"]
