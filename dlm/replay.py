@@ -3,6 +3,7 @@ finite comes from, module by module in the order in which they compute."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -23,9 +24,7 @@ def replay(run: Run) -> dict[str, Any]:
     if not run.nonfinite.exists():
         raise ValueError(f"run {run.id} holds no batch to replay: it was not stopped by numbers that are not finite")
     experiment = build(run.config)
-    # Dataclasses of tensors; those of the run's auxiliary losses are imported by now.
-    with torch.serialization.safe_globals(Movable.__subclasses__()):
-        kept = torch.load(run.nonfinite, map_location="cpu", weights_only=True)
+    kept = load(run.nonfinite)
     experiment.parent.model.load_state_dict(kept["weights"])
     experiment.conversion.train()
     modules: list[str] = []
@@ -37,6 +36,13 @@ def replay(run: Run) -> dict[str, Any]:
         hook.remove()
     bad = [n for n, p in experiment.parent.model.named_parameters() if p.grad is not None and not is_finite(p.grad)]
     return {"step": kept["step"], "loss": losses, "modules": list(dict.fromkeys(modules)), "gradients": bad}
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `dlm.finite` kept: tensors and dataclasses of tensors, nothing else. Those of auxiliary losses are known once
+    the losses are imported."""
+    with torch.serialization.safe_globals(Movable.__subclasses__()):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def loss_of(experiment: Experiment, batch: Prepared) -> float:

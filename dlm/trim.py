@@ -57,7 +57,7 @@ def needed(pattern: AttentionPattern, inputs: ModelInputs) -> Bool[Tensor, "B S"
     """The rows that scored rows are, see, and see through others."""
     cell, first = cells(pattern, inputs.rows)
     heads = inputs.rows.map(lambda t: t.gather(1, first))
-    sees = pattern.visible(heads[:, :, None], heads[:, None, :])
+    sees = pattern.reaches(heads[:, :, None], heads[:, None, :])
     size = cell.shape[1]
     row = inputs.scored // size
     need = torch.zeros_like(first, dtype=torch.bool)

@@ -14,7 +14,7 @@ from dlm import train as training
 from dlm.conversion import Conversion
 from dlm.finite import FiniteGuard, NotFinite
 from dlm.metrics import MetricTable
-from dlm.replay import replay
+from dlm.replay import load, replay
 from dlm.runs import Run
 from dlm.train import train
 
@@ -71,7 +71,7 @@ def test_a_step_that_is_not_finite_stops_the_run_with_the_step_the_tensor_and_th
         train(small(f"optimizer.fused={fused}"))
     run = only_run(runs_dir)
     assert run.status == "failed" and "NotFinite" in run.record["error"] and not run.model_folder.exists()
-    kept = torch.load(run.nonfinite, weights_only=True)
+    kept = load(run.nonfinite)
     assert kept["step"] == 2 and len(kept["batches"]) == 1
     assert torch.load(run.checkpoint, weights_only=True)["global_step"] == 2
     assert all(torch.isfinite(weight).all() for weight in kept["weights"].values())
@@ -110,7 +110,7 @@ def test_flags_that_are_looked_at_together_name_the_same_step(small, runs_dir, m
     monkeypatch.setattr(FiniteGuard, "on_train_start", as_on_a_gpu)
     with pytest.raises(NotFinite, match=r"step 2: model.norm.weight not finite"):
         train(small("trainer.volatile.checkpoint_every=9"))
-    kept = torch.load(only_run(runs_dir).nonfinite, weights_only=True)
+    kept = load(only_run(runs_dir).nonfinite)
     assert all(torch.isfinite(weight).all() for weight in kept["weights"].values())
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import CONF, ROOT, config
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
 
 from dlm.attention.block import Block
 from dlm.build import ar_denoiser
@@ -236,3 +237,10 @@ def test_an_unfinished_run_is_named(command, tmp_path):
 
 def test_an_empty_prompt_is_continued_without_the_shift(parent):
     assert answer(dlm(parent, token_shift=False), "").generation.tokens
+
+
+def test_a_decoder_that_there_is_not_is_refused_and_not_left_out():
+    with pytest.raises(MissingConfigException, match="decoding/nonsense"):
+        config("decoding=nonsense", name="generate")
+    assert "decoding" not in config(name="generate")
+    assert config("+decoding.threshold=0.5", name="generate").decoding == {"threshold": 0.5}

@@ -109,8 +109,9 @@ def test_a_blockwise_pattern_treats_the_rows_of_a_block_alike(name):
     size = pattern.block_size if pattern.blockwise else 1
     position = torch.arange(24).repeat(2)
     rows = Rows(torch.arange(48) >= 24, torch.zeros_like(position), position)
-    visible = pattern.visible(rows[:, None], rows[None])
-    tiles = visible.view(48 // size, size, 48 // size, size).transpose(1, 2).flatten(2)
+    reaches = pattern.reaches(rows[:, None], rows[None])
+    assert not (pattern.visible(rows[:, None], rows[None]) & ~reaches).any()  # nothing that is seen is left out
+    tiles = reaches.view(48 // size, size, 48 // size, size).transpose(1, 2).flatten(2)
     assert torch.equal(tiles.any(-1), tiles.all(-1)), f"{CONF / 'attention' / name}.yaml: set blockwise = False"
     assert pattern.noise_per in NoisePer
 

@@ -40,7 +40,7 @@ class AttentionPattern(ABC):
     requires_token_shift: bool = False
     # Whether clean row i sees no token after i, so that it may score token i+1 (the AR loss).
     clean_causal: bool = False
-    # Whether `allowed` looks at positions only through `block`, so that it is one answer for all rows of a block.
+    # Whether `envelope` looks at positions only through `block`, so that it is one answer for all rows of a block.
     blockwise: bool = True
 
     def __init__(self, block_size: int, noise_per: str | None = None):
@@ -57,6 +57,11 @@ class AttentionPattern(ABC):
     def allowed(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
         """May row `q` see column `k`, both of one document? `q` and `k` broadcast against each other."""
 
+    def envelope(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
+        """At least what is `allowed`: by this it is decided which rows are needed at all, block by block where it is
+        `blockwise`. A pattern that is finer than its blocks may give the coarser one that it refines."""
+        return self.allowed(q, k)
+
     def block(self, rows: Rows) -> Int[Tensor, "*shape"]:
         """The block of every row, counted from the start of its document."""
         return rows.position // self.block_size
@@ -64,10 +69,11 @@ class AttentionPattern(ABC):
     def visible(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
         """May row `q` see column `k`? Documents never see each other, nor do the noisy views of one; padding (document
         -1) sees only padding."""
-        together = q.document == k.document
-        if q.view is not None:
-            together = together & (q.clean | k.clean | (q.view == k.view))
-        return together & self.allowed(q, k)
+        return together(q, k) & self.allowed(q, k)
+
+    def reaches(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
+        """May row `q` need column `k`? `visible` with the `envelope`."""
+        return together(q, k) & self.envelope(q, k)
 
     def check(self, length: int, token_shift: bool) -> None:
         """Refuse a row length or a token shift that this pattern cannot have."""
@@ -99,3 +105,9 @@ class AttentionPattern(ABC):
             return Units(serial + starts, batch.position, sizes.gather(1, starts))
         first = starts + batch.position // self.block_size * self.block_size
         return Units(serial + first, batch.position % self.block_size, torch.full_like(first, self.block_size))
+
+
+def together(q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
+    """Whether two rows are of one document and, both noisy, of one view."""
+    same = q.document == k.document
+    return same if q.view is None else same & (q.clean | k.clean | (q.view == k.view))
