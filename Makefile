@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format sweep study parent parents ablation-report smoke
+.PHONY: help install train test test-all lint format sweep study parent parents ablation-report design-space smoke
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
@@ -64,6 +64,9 @@ else
 	$(BIN)/python -m analysis.study sweeps/*.yaml --jobs $(JOBS) $(STUDY); status=$$?; \
 	$(BIN)/python -m analysis.report --runs runs --out $(REPORT) $(STUDY) && exit $$status
 endif
+
+design-space: $(BIN)/.installed ## write docs/design_space.md: every option, its papers and what is known of it
+	$(BIN)/python -m analysis.design_space
 
 PEER ?=
 smoke: $(BIN)/.installed ## every sweep, every artefact and the report at scale=smoke, in build/smoke

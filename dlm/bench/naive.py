@@ -127,7 +127,8 @@ def commit(
     """The block with its `tokens_per_step` most confident tokens filled in."""
     confidence, token = logits.softmax(-1).max(-1)
     is_open = block == mask_id
-    chosen = confidence.masked_fill(~is_open, -1).topk(min(tokens_per_step, block.shape[1])).indices
+    order = confidence.masked_fill(~is_open, -1).argsort(dim=1, descending=True, stable=True)  # of ties the leftmost
+    chosen = order[:, :tokens_per_step]
     keep = torch.zeros_like(is_open).scatter(1, chosen, True) & is_open
     if token_shift:  # a first token that is left alone has its final score: only the clean context gave it
         keep[:, 0] |= is_open[:, 0] & ~(is_open[:, 1:] & ~keep[:, 1:]).any(1)

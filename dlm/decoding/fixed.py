@@ -8,7 +8,7 @@ from dlm.decoding.base import Decoder
 
 
 class Fixed(Decoder):
-    """Commits the `tokens_per_step` most confident masked positions."""
+    """Commits the `tokens_per_step` most confident masked positions, of equally confident ones the leftmost."""
 
     def __init__(self, tokens_per_step: int, **kwargs):
         super().__init__(**kwargs)
@@ -17,5 +17,6 @@ class Fixed(Decoder):
         self.tokens_per_step = tokens_per_step
 
     def select(self, confidence, rank):
-        best = rank.topk(min(self.tokens_per_step, rank.shape[1]), dim=1).indices
+        # Not topk: it breaks ties otherwise than argmax, by which the engine keeps one, and two would be kept of one.
+        best = rank.argsort(dim=1, descending=True, stable=True)[:, : self.tokens_per_step]
         return torch.zeros_like(rank, dtype=torch.bool).scatter(1, best, True)

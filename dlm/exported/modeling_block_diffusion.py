@@ -65,7 +65,7 @@ class CommitRule:
         rank = torch.where(is_eos, -1 - offset / len(token), confidence).masked_fill(~masked, -torch.inf)
         keep = offset == rank.argmax()
         if self.tokens_per_step is not None:
-            keep[rank.topk(min(self.tokens_per_step, len(token))).indices] = True
+            keep[rank.argsort(descending=True, stable=True)[: self.tokens_per_step]] = True  # ties as in argmax
         else:
             keep |= confidence > self.threshold
         keep &= masked
