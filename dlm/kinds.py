@@ -17,6 +17,7 @@ KINDS = {
         "data.val_rows": None,
         "masking.views": None,
         "trainer.accumulate": 1,
+        "trainer.volatile.pieces": 1,
         "trainer.volatile.checkpoint_every": 1,
         "trainer.volatile.val_every": 1,
         "trainer.volatile.log_every": 1,
