@@ -6,6 +6,7 @@ import contextlib
 import gc
 import resource
 import shutil
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -25,7 +26,7 @@ from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, s
 from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption, sigterm_as_ctrl_c
 from dlm.kinds import require_kinds
-from dlm.lease import Busy, lease
+from dlm.lease import BUSY, Busy, lease
 from dlm.loggers import Progress, close_wandb, loggers
 from dlm.metrics import MetricTable
 from dlm.runs import Run, environment
@@ -282,7 +283,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         if is_sweep():  # the next job may be free
             print(busy)
             return {"id": None, "status": "busy"}
-        raise
+        print(f"busy: {busy}", file=sys.stderr)
+        raise SystemExit(BUSY) from None
     show(Run.load(result["id"], cfg.runs_dir))
     return result
 

@@ -17,6 +17,7 @@ from dlm.metrics import MetricTable
 from dlm.replay import replay
 from dlm.runs import Run
 from dlm.train import train
+from dlm.types import Movable
 
 EVERY_STEP = "trainer.volatile.checkpoint_every=1"
 
@@ -29,6 +30,12 @@ def small(runs_dir):  # noqa: F811
 def only_run(runs_dir) -> Run:  # noqa: F811
     (path,) = runs_dir.glob("*/run.json")
     return Run(path.parent)
+
+
+def kept_of(run: Run) -> dict:
+    """What is there to replay."""
+    with torch.serialization.safe_globals(Movable.__subclasses__()):
+        return torch.load(run.nonfinite, weights_only=True)
 
 
 def spoil_loss(monkeypatch, value: float) -> None:
@@ -71,7 +78,7 @@ def test_a_step_that_is_not_finite_stops_the_run_with_the_step_the_tensor_and_th
         train(small(f"optimizer.fused={fused}"))
     run = only_run(runs_dir)
     assert run.status == "failed" and "NotFinite" in run.record["error"] and not run.model_folder.exists()
-    kept = torch.load(run.nonfinite, weights_only=True)
+    kept = kept_of(run)
     assert kept["step"] == 2 and len(kept["batches"]) == 1
     assert torch.load(run.checkpoint, weights_only=True)["global_step"] == 2
     assert all(torch.isfinite(weight).all() for weight in kept["weights"].values())
@@ -110,7 +117,7 @@ def test_flags_that_are_looked_at_together_name_the_same_step(small, runs_dir, m
     monkeypatch.setattr(FiniteGuard, "on_train_start", as_on_a_gpu)
     with pytest.raises(NotFinite, match=r"step 2: model.norm.weight not finite"):
         train(small("trainer.volatile.checkpoint_every=9"))
-    kept = torch.load(only_run(runs_dir).nonfinite, weights_only=True)
+    kept = kept_of(only_run(runs_dir))
     assert all(torch.isfinite(weight).all() for weight in kept["weights"].values())
 
 
@@ -127,7 +134,13 @@ def test_weights_that_are_not_finite_are_never_written(small, runs_dir, monkeypa
     assert all(torch.isfinite(w).all() for w in torch.load(run.checkpoint, weights_only=True)["state_dict"].values())
 
 
-def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(small, runs_dir, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("pieces", [(), ("trainer.volatile.pieces=2",)])
+def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(
+    pieces,
+    small,
+    runs_dir,  # noqa: F811
+    monkeypatch,
+):
     def broken(cfg):
         experiment = building.build(cfg)
         experiment.parent.model.model.layers[1].mlp.down_proj.weight.data[0] = 3e38
@@ -136,7 +149,7 @@ def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(sma
     with monkeypatch.context() as patch:
         patch.setattr(training, "build", broken)
         with pytest.raises(NotFinite, match="step 0: the loss"):
-            train(small())
+            train(small(*pieces))
     found = replay(only_run(runs_dir))
     assert found["step"] == 0 and not math.isfinite(found["loss"][0])
     assert found["modules"][0] == "model.layers.1.mlp.down_proj" and "model.layers.0" not in found["modules"]
