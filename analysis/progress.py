@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from analysis.sweep import FINISHED, Point
@@ -37,8 +38,12 @@ class Progress:
         seconds, work = self.seen[kind]
         if work:
             return seconds / work
-        records = [Run(path.parent).record for path in self.runs_dir.glob("*/run.json")] if kind == "train" else []
-        timed = [(r["train_seconds"], r["tokens"]) for r in records if r.get("tokens") and r.get("train_seconds")]
+        return self.rate_before if kind == "train" else None
+
+    @cached_property
+    def rate_before(self) -> float | None:
+        """Seconds per token of the runs that were there before."""
+        timed = [*filter(None, (cost(path.parent) for path in self.runs_dir.glob("*/run.json")))]
         return sum(s for s, _ in timed) / sum(n for _, n in timed) if timed else None
 
     def seconds_left(self, running: Running) -> float | None:
@@ -57,3 +62,13 @@ class Progress:
         ahead = "time to go not known yet" if left is None else f"about {left / 60:.0f} min to go"
         spent = (time.monotonic() - self.began) / 60
         return f"[{done['train']} runs trained, {done['measure']} measured; {spent:.0f} min, {ahead}]"
+
+
+def cost(folder: Path) -> tuple[float, int] | None:
+    """The seconds and tokens of a run's training; None where its record does not say or cannot be read."""
+    try:
+        record = Run(folder).record
+    except ValueError:
+        return None
+    seconds, tokens = record.get("train_seconds"), record.get("tokens")
+    return (seconds, tokens) if seconds and tokens else None

@@ -4,7 +4,8 @@ Trains the runs that are not there and measures what the sweeps evaluate of them
 `lr=5e-4`; `scale=smoke` chooses the scale, `tokens=N` replaces its budget, `seed=0,1,2` its seeds.
 
 Restartable at any point: a finished run is never trained again, an interrupted one goes on from its checkpoint, and no
-measurement is made twice. The first seed of everything comes first.
+measurement is made twice. The first seed of everything comes first. A run that another process works on is come back
+to, so any number of studies may share a runs folder.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from analysis.progress import Progress
 from analysis.sweep import FINISHED, Point, Sweep, load_sweep
+from dlm.lease import BUSY, is_marked
 from dlm.storage import write_atomically
 
 Command = Callable[[Point], list[str]]
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0
+BUSY_SECONDS = 120.0  # after which a run is tried again whose holder may have died
 TRAIN, MEASURE = "train", "measure"
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # see prctl(2)
 
@@ -56,13 +60,33 @@ class Job:
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it ended because another process works on its run."""
+        return self.process.returncode == BUSY
+
     def outcome(self) -> str:
         """`done in 60 s`, or the last line of the log and where it is."""
         if self.process.returncode == 0:
             return f"done in {self.seconds:.0f} s"
+        if self.is_busy:
+            return "is BUSY: another process works on it; it is come back to"
         lines = self.log.read_text(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
         return f"FAILED in {self.seconds:.0f} s: {last} (all of it: {self.log})"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A point whose run another process works on, and when that was seen."""
+
+    point: Point
+    since: float = field(default_factory=time.monotonic)
+
+    def may_be_free(self, runs_dir: Path) -> bool:
+        """Whether its holder has left, or may have died: a lease on another machine only expires while it is watched,
+        by who asks for it."""
+        return not is_marked(runs_dir / self.point.run) or time.monotonic() - self.since > BUSY_SECONDS
 
 
 @dataclass(frozen=True)
@@ -111,52 +135,77 @@ def is_ready(point: Point, runs_dir: Path) -> bool:
     return all(need.state(runs_dir) == FINISHED and not need.to_measure(runs_dir) for need in point.needs)
 
 
-def study(points: Sequence[Point], runs_dir: Path, jobs: int, command: Commands) -> list[Point]:
-    """Train and measure what is missing, `jobs` side by side; returns the points that failed, or that need one that
-    failed. Whatever ends it early ends its jobs, too."""
-    to_train = [point for point in points if point.state(runs_dir) != FINISHED]
-    to_measure = [point for point in points if point.to_measure(runs_dir)]
-    print(f"{len(points) - len(to_train)} of {len(points)} runs are there, {len(to_train)} to train", flush=True)
-    progress = Progress(to_train, to_measure, runs_dir, jobs)
-    print(progress.line([]), flush=True)
-    logs = runs_dir / ".logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    running: list[Job] = []
-    failed: dict[str, Point] = {}
-    changed = True  # whether something may have become startable
-    try:
-        while running or changed:
-            changed, busy = False, {job.point.run for job in running}
-            for kind, point in startable(to_train, to_measure, busy, runs_dir)[: jobs - len(running)]:
-                (to_train if kind == TRAIN else to_measure).remove(point)
-                make = command.train if kind == TRAIN else command.measure
-                running.append(Job.start(kind, point, make(point), logs / f"{point.run}.{kind}.log"))
-            while running and not (ended := [job for job in running if job.process.poll() is not None]):
-                time.sleep(POLL_SECONDS)
-            for job in ended if running else ():
-                changed = True
-                running.remove(job)
-                if job.process.returncode:
-                    failed[job.point.run] = job.point
-                    to_measure = [point for point in to_measure if point.run != job.point.run]
-                progress.done(job.kind, job.point, job.seconds)
-                print(f"{title(job.point)} {job.outcome()}", flush=True)
-                print(progress.line([(j.kind, j.point, j.seconds) for j in running]), flush=True)
-    finally:
-        stop(running)
-    for point in (*to_train, *to_measure):  # nothing that they need will come
-        print(f"left out {title(point)}: it needs what failed", flush=True)
-        failed[point.run] = point
-    return list(failed.values())
+class Study:
+    """Trains and measures what is missing of `points`, `jobs` side by side. Whatever ends it early ends its jobs."""
 
+    def __init__(self, points: Sequence[Point], runs_dir: Path, jobs: int, command: Commands):
+        self.runs_dir, self.jobs, self.command = runs_dir, jobs, command
+        self.finished = {p.run for p in points if p.state(runs_dir) == FINISHED}
+        self.to_train = {p.run: p for p in points if p.run not in self.finished}
+        self.to_measure = {p.run: p for p in points if p.to_measure(runs_dir)}
+        self.progress = Progress([*self.to_train.values()], [*self.to_measure.values()], runs_dir, jobs)
+        self.running: list[Job] = []
+        self.held: list[Held] = []
+        self.failed: dict[str, Point] = {}
+        print(f"{len(self.finished)} of {len(points)} runs are there, {len(self.to_train)} to train", flush=True)
+        print(self.progress.line([]), flush=True)
 
-def startable(
-    to_train: list[Point], to_measure: list[Point], busy: set[str], runs_dir: Path
-) -> list[tuple[str, Point]]:
-    """What can be begun now, runs that are finished being measured first."""
-    trained = [p for p in to_measure if p.run not in busy and p.state(runs_dir) == FINISHED]
-    ready = [p for p in to_train if is_ready(p, runs_dir)]
-    return [(MEASURE, p) for p in trained] + [(TRAIN, p) for p in ready]
+    def run(self) -> list[Point]:
+        """The points that failed, or that need one that failed."""
+        try:
+            changed = True  # whether something may have become startable
+            while changed or self.running or self.held:
+                if changed:
+                    self.begin()
+                changed = self.end() + self.release() > 0
+                if not changed:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            stop(self.running)
+        for point in (*self.to_train.values(), *self.to_measure.values()):  # nothing that they need will come
+            print(f"left out {title(point)}: it needs what failed", flush=True)
+            self.failed[point.run] = point
+        return list(self.failed.values())
+
+    def startable(self) -> Iterator[tuple[str, Point]]:
+        """What can be begun now, runs that are finished being measured first."""
+        ready = self.finished - {job.point.run for job in self.running}
+        yield from ((MEASURE, p) for p in self.to_measure.values() if p.run in ready)
+        yield from ((TRAIN, p) for p in self.to_train.values() if is_ready(p, self.runs_dir))
+
+    def begin(self) -> None:
+        """Start as many jobs as there is room for."""
+        logs = self.runs_dir / ".logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        for kind, point in [*islice(self.startable(), self.jobs - len(self.running))]:
+            del (self.to_train if kind == TRAIN else self.to_measure)[point.run]
+            make = self.command.train if kind == TRAIN else self.command.measure
+            self.running.append(Job.start(kind, point, make(point), logs / f"{point.run}.{kind}.log"))
+
+    def end(self) -> int:
+        """Take note of the jobs that have ended; how many."""
+        ended = [job for job in self.running if job.process.poll() is not None]
+        for job in ended:
+            self.running.remove(job)
+            print(f"{title(job.point)} {job.outcome()}", flush=True)
+            if job.is_busy:
+                self.held.append(Held(job.point))
+                continue
+            if job.process.returncode:
+                self.failed[job.point.run] = job.point
+                self.to_measure.pop(job.point.run, None)
+            elif job.kind == TRAIN and job.point.state(self.runs_dir) == FINISHED:
+                self.finished.add(job.point.run)
+            self.progress.done(job.kind, job.point, job.seconds)
+            print(self.progress.line([(j.kind, j.point, j.seconds) for j in self.running]), flush=True)
+        return len(ended)
+
+    def release(self) -> int:
+        """Put back what another process worked on, after all that is to be trained; how many."""
+        free = [h for h in self.held if h.may_be_free(self.runs_dir)]
+        self.held = [h for h in self.held if h not in free]
+        self.to_train |= {h.point.run: h.point for h in free}
+        return len(free)
 
 
 def stop(jobs: list[Job]) -> None:
@@ -226,7 +275,7 @@ def main() -> int:
             show(points, arguments.runs)
             return 0
         threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-        failed = study(points, arguments.runs, arguments.jobs, commands(arguments.runs, threads))
+        failed = Study(points, arguments.runs, arguments.jobs, commands(arguments.runs, threads)).run()
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

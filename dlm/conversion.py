@@ -17,12 +17,14 @@ from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
 from dlm.objective import Objective
 from dlm.optim import AdamWCosine
-from dlm.prepare import Prepared, corrupt, lay_out, prepare
+from dlm.pieces import lay_out_pieces, loss_of
+from dlm.prepare import Prepared, corrupt
 from dlm.rollout.base import Rollout
 from dlm.schedule import Schedules
 from dlm.types import Batch, generator
 
 TRAIN_STREAM, VAL_STREAM = 1, 2
+BOUND = Objective(Nelbo())
 
 
 class Conversion(lightning.LightningModule):
@@ -31,6 +33,8 @@ class Conversion(lightning.LightningModule):
 
     `schedules` and `block_schedule` set numbers and the block size by the progress of training; validation has the
     final block size.
+
+    A micro-batch is computed in `pieces`, one after the other, which are all that memory has to hold at a time.
 
     Logs `train/loss` (what is minimised), `train/nelbo` (nats per maskable token), `train/<name>` of every auxiliary
     loss, `val/nelbo` (always with uniform masking, whatever the training scheme) and `tokens`.
@@ -52,19 +56,21 @@ class Conversion(lightning.LightningModule):
         self.rollout, self.schedules, self.block_schedule = rollout, schedules, block_schedule
         self.seed, self.block_size = seed, denoiser.pattern.block_size
         self.val_masking = Uniform(count="ceil", t_min=0.0)
-        self.micro_batches = 0
+        self.micro_batches, self.pieces = 0, 1
 
     @property
     def progress(self) -> float:
         """How much of training is done, in [0, 1)."""
         return self.micro_batches / (self.trainer.max_steps * self.trainer.accumulate_grad_batches)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Prepared:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> list[Prepared]:
         self.denoiser.pattern.block_size = self.block_size
         if not self.trainer.training:
             noise = generator(self.seed, VAL_STREAM, self.val_batches)
             self.val_batches += 1
-            return prepare(self.denoiser, self.val_masking, batch, noise)
+            batch = self.denoiser.scorable(batch)
+            noised = corrupt(self.denoiser, self.val_masking, batch, noise)
+            return lay_out_pieces(self.denoiser, batch, noised, BOUND, self.pieces)
         noise = generator(self.seed, TRAIN_STREAM, self.global_rank, self.micro_batches)
         if self.schedules:
             self.schedules(self.progress)
@@ -73,25 +79,28 @@ class Conversion(lightning.LightningModule):
         self.micro_batches += 1
         return self.draw(batch, noise)
 
-    def draw(self, batch: Batch, noise: torch.Generator) -> Prepared:
+    def draw(self, batch: Batch, noise: torch.Generator) -> list[Prepared]:
         """A batch corrupted, or made by the model itself, and laid out for the objective."""
         batch = self.denoiser.scorable(batch)
         noised = corrupt(self.denoiser, self.masking, batch, noise)
         if self.rollout:
             batch, noised = self.rollout(self.denoiser, batch, noised, noise)
-        return lay_out(self.denoiser, batch, noised, self.objective)
+        return lay_out_pieces(self.denoiser, batch, noised, self.objective, self.pieces)
 
-    def transfer_batch_to_device(self, batch: Prepared, device: torch.device, dataloader_idx: int) -> Prepared:
-        return batch.to(device, non_blocking=True)
+    def transfer_batch_to_device(
+        self, batch: list[Prepared], device: torch.device, dataloader_idx: int
+    ) -> list[Prepared]:
+        return [piece.to(device, non_blocking=True) for piece in batch]
 
-    def training_step(self, batch: Prepared, batch_idx: int) -> Tensor:
-        output, auxiliary = self.objective(self.denoiser, batch)
-        nelbo = (output.nll * batch.scored.weight).sum() / max(batch.num_maskable, 1)
+    def training_step(self, batch: list[Prepared], batch_idx: int) -> Tensor:
+        output, auxiliary = loss_of(self.objective, self.denoiser, batch)
+        weight = torch.cat([piece.scored.weight for piece in batch])
+        nelbo = (output.nll * weight).sum() / max(sum(piece.num_maskable for piece in batch), 1)
         self.log("train/loss", output.loss.detach())
         self.log("train/nelbo", nelbo, prog_bar=True)
         for name, value in auxiliary.items():
             self.log(f"train/{name}", value)
-        rows_tokens = batch.num_tokens // batch.views
+        rows_tokens = sum(piece.num_tokens // piece.views for piece in batch)
         self.log("tokens", float(self.micro_batches * rows_tokens * self.trainer.world_size))
         return output.loss
 
@@ -99,10 +108,11 @@ class Conversion(lightning.LightningModule):
         self.val_batches = 0
         self.val_sum, self.val_count = 0.0, 0
 
-    def validation_step(self, batch: Prepared, batch_idx: int) -> None:
-        nll = self.denoiser.loss(batch.inputs, batch.scored, Nelbo(), batch.num_tokens).nll
-        self.val_sum += (nll * batch.scored.weight).double().sum().item()
-        self.val_count += batch.num_maskable
+    def validation_step(self, batch: list[Prepared], batch_idx: int) -> None:
+        for piece in batch:
+            nll = self.denoiser.loss(piece.inputs, piece.scored, Nelbo(), piece.num_tokens).nll
+            self.val_sum += (nll * piece.scored.weight).double().sum().item()
+            self.val_count += piece.num_maskable
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/nelbo", self.val_sum / max(self.val_count, 1), prog_bar=True)

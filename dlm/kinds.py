@@ -7,7 +7,7 @@ import math
 
 from omegaconf import DictConfig, OmegaConf
 
-COUNT, NUMBER, SWITCH = "a whole number", "a finite number", "true or false"
+COUNT, NUMBER, SWITCH, NAME = "a whole number", "a finite number", "true or false", "a name"
 KINDS = {
     COUNT: {
         "block_size": None,
@@ -17,6 +17,7 @@ KINDS = {
         "data.val_rows": None,
         "masking.views": None,
         "trainer.accumulate": 1,
+        "trainer.volatile.pieces": 1,
         "trainer.volatile.checkpoint_every": 1,
         "trainer.volatile.val_every": 1,
         "trainer.volatile.log_every": 1,
@@ -42,6 +43,12 @@ KINDS = {
         "trainer.volatile.activation_checkpointing": None,
         "trainer.volatile.progress_bar": None,
     },
+    NAME: {
+        "masking.count": None,
+        "masking.score": None,
+        "loss.per": None,
+        "trainer.on_nonfinite": None,
+    },
 }
 OPTIONAL = (
     "trainer.clip",
@@ -65,6 +72,8 @@ def require_kinds(cfg: DictConfig) -> None:
 
 
 def is_of(kind: str, value: object) -> bool:
+    if kind == NAME:
+        return isinstance(value, str)
     if kind == SWITCH or isinstance(value, bool):
         return kind == SWITCH and isinstance(value, bool)
     return isinstance(value, int) or (kind == NUMBER and isinstance(value, float) and math.isfinite(value))

@@ -20,6 +20,7 @@ from filelock import SoftFileLease, Timeout
 
 NAME = ".lease"
 LEASE_SECONDS = 60.0
+BUSY = 75  # the exit code of a command whose run another process works on: EX_TEMPFAIL of sysexits.h
 
 
 class Busy(ValueError):
@@ -63,9 +64,14 @@ def hostname() -> str:
         return claim.owner.hostname
 
 
+def is_marked(folder: Path) -> bool:
+    """Whether a process holds the lease of a folder, or died with it."""
+    return (folder / NAME).exists()
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process that may be alive holds the lease of a folder."""
-    if not (folder / NAME).exists():
+    if not is_marked(folder):
         return False
     claim = claim_on(folder)
     try:

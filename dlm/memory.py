@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from dlm.attention import block_sparse
 from dlm.attention.masks import BandMask, band_mask
 from dlm.denoiser import Denoiser
+from dlm.pieces import rows_of_piece
 from dlm.readout import chunk_bytes
 from dlm.trainable.gate import gate_of
 from dlm.types import Batch, Noised, Rows
@@ -85,26 +86,33 @@ class Plan:
     estimate: Estimate
 
 
-def plan(denoiser: Denoiser, step: Step, batch_size: int, limit: int, checkpointing: bool | None = None) -> Plan:
+def plan(
+    denoiser: Denoiser, step: Step, batch_size: int, limit: int, checkpointing: bool | None = None, pieces: int = 1
+) -> Plan:
     """Whether layers are to be computed again in the backward (activation checkpointing) for a step on `batch_size`
-    rows to stay below `limit` bytes; `checkpointing` settles it beforehand.
+    rows, in so many pieces, to stay below `limit` bytes; `checkpointing` settles it beforehand.
 
-    Raises `ValueError`, naming the largest batch that fits, where the step cannot fit.
+    Raises `ValueError`, naming the fewest pieces and the largest batch that fit, where the step cannot fit.
     """
     ways = [False, True] if checkpointing is None else [checkpointing]
+    rows = rows_of_piece(batch_size, pieces)
 
-    def fitting(rows: int) -> Plan | None:
-        plans = (Plan(way, estimate(denoiser, step, rows, way)) for way in ways)
+    def fitting(rows: int, in_pieces: bool) -> Plan | None:
+        plans = (Plan(way, estimate(denoiser, step, rows, way, in_pieces)) for way in ways)
         return next((p for p in plans if p.estimate.total <= limit), None)
 
-    if found := fitting(batch_size):
+    def largest(in_pieces: bool) -> int:  # costs grow with the batch, so bisection finds the last that fits
+        return bisect_left(range(1, batch_size), True, key=lambda rows: fitting(rows, in_pieces) is None)
+
+    if found := fitting(rows, pieces > 1):
         return found
-    need = estimate(denoiser, step, batch_size, ways[-1])
-    # Costs grow with the batch, so bisection finds the last that fits.
-    largest = bisect_left(range(1, batch_size), True, key=lambda rows: fitting(rows) is None)
+    need, whole, piece = estimate(denoiser, step, rows, ways[-1], pieces > 1), largest(False), largest(True)
+    same = (
+        f"trainer.volatile.pieces={math.ceil(batch_size / piece)} (the same run, piece by piece) or " if piece else ""
+    )
     remedy = (
-        f"set data.batch_size={largest} trainer.accumulate={math.ceil(batch_size / largest)}"
-        if largest
+        f"set {same}data.batch_size={whole} trainer.accumulate={math.ceil(batch_size / whole)}"
+        if whole
         else "not even data.batch_size=1 does: choose a shorter data.length, trainable=lora or a smaller model"
     )
     raise ValueError(
@@ -113,8 +121,9 @@ def plan(denoiser: Denoiser, step: Step, batch_size: int, limit: int, checkpoint
     )
 
 
-def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: bool) -> Estimate:
-    """The bytes of a step on whole rows, every token of which is masked: what a batch needs at most."""
+def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: bool, in_pieces: bool = False) -> Estimate:
+    """The bytes of a step on whole rows, every token of which is masked: what a batch needs at most. If it is one piece
+    of several, the sum of their gradients stands beside its own."""
     model = denoiser.model
     dtype = step.activations(model)
     parameters = [(step.stored(p, dtype), p.requires_grad) for p in model.parameters()]
@@ -126,7 +135,8 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
     output = model.get_output_embeddings().weight
     chunk = min(batch_size * step.views * step.length * denoiser.row_bytes, chunk_bytes(step.device))
     head = LOGITS_COPIES * chunk + output.requires_grad * output.numel() * 4
-    return Estimate(sum(size for size, _ in parameters), trainable, 2 * trainable, kept, head)
+    gradients = trainable * (2 if in_pieces else 1)
+    return Estimate(sum(size for size, _ in parameters), gradients, 2 * trainable, kept, head)
 
 
 def traced(denoiser: Denoiser, step: Step, batch_size: int) -> tuple[int, int]:

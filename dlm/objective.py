@@ -23,6 +23,7 @@ class Objective:
     def __init__(self, loss: Loss, auxiliary: dict[str, Auxiliary] | None = None):
         self.loss, self.auxiliary = loss, auxiliary or {}
         self.reads_states = any(term.reads_states for term in self.auxiliary.values())
+        self.balanced = any(term.balanced for term in self.auxiliary.values())
 
     def needs(
         self, denoiser: Denoiser, batch: Batch, noised: Noised, scored: Scored
@@ -36,8 +37,23 @@ class Objective:
                 rows.append(more)
         return rows, needs
 
-    def __call__(self, denoiser: Denoiser, prepared: Prepared) -> tuple[LossOutput, dict[str, Float[Tensor, ""]]]:
-        """The whole loss, and the auxiliary losses by their names, unweighted."""
+    def __call__(
+        self, denoiser: Denoiser, prepared: Prepared, factors: dict[str, float | Float[Tensor, ""]] | None = None
+    ) -> tuple[LossOutput, dict[str, Float[Tensor, ""]]]:
+        """The whole loss, and the auxiliary losses by their names, unweighted. `factors` are what these are multiplied
+        by, if not by what this batch alone says: it may be a piece of another."""
+        output, found, of_states = self.terms(denoiser, prepared)
+        total = output.loss
+        for name, value in of_states.items():
+            factor = self.auxiliary[name].factor(value, output.loss) if factors is None else factors[name]
+            total = total + factor * value
+        return LossOutput(total, output.nll), found
+
+    def terms(
+        self, denoiser: Denoiser, prepared: Prepared
+    ) -> tuple[LossOutput, dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
+        """The loss of the scored tokens' logits; the auxiliary losses, detached; and those of hidden states, which are
+        still to be multiplied and added."""
         num, num_tokens = len(prepared.scored.target), prepared.num_tokens
         states = denoiser.states(prepared.inputs) if self.reads_states else [denoiser.read(prepared.inputs)]
         found = {name: torch.zeros((), device=states[-1].device) for name in self.auxiliary}
@@ -57,12 +73,11 @@ class Objective:
             return LossOutput(total, output.nll)
 
         output = denoiser.loss_of(states[-1][:num], part)
-        total, start = output.loss, num
+        of_states, start = {}, num
         for name, term in self.auxiliary.items():
             stop = start + term.num_rows(prepared.needs[name])
             value = term.of_states(denoiser, states, slice(start, stop), num_tokens, prepared.needs[name])
             start = stop
             if value is not None:
-                found[name] = value.detach()
-                total = total + term.factor(value, output.loss) * value
-        return LossOutput(total, output.nll), found
+                of_states[name], found[name] = value, value.detach()
+        return output, found, of_states

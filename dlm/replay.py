@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dlm.build import Experiment, build
 from dlm.console import command
+from dlm.pieces import loss_of
 from dlm.prepare import Prepared
 from dlm.runs import Run
 from dlm.types import Movable
@@ -31,7 +32,7 @@ def replay(run: Run) -> dict[str, Any]:
     hooks = [
         m.register_forward_hook(watch(name, modules)) for name, m in experiment.parent.model.named_modules() if name
     ]
-    losses = [loss_of(experiment, batch) for batch in kept["batches"]]
+    losses = [gradient_of(experiment, batch) for batch in kept["batches"]]
     for hook in hooks:
         hook.remove()
     bad = [n for n, p in experiment.parent.model.named_parameters() if p.grad is not None and not is_finite(p.grad)]
@@ -39,15 +40,15 @@ def replay(run: Run) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `dlm.finite` kept: tensors and dataclasses of tensors, nothing else. Those of auxiliary losses are known once
-    the losses are imported."""
+    """What `dlm.finite` kept: tensors and dataclasses of tensors, nothing else. Those of auxiliary losses are known
+    once the losses are imported."""
     with torch.serialization.safe_globals(Movable.__subclasses__()):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def loss_of(experiment: Experiment, batch: Prepared) -> float:
+def gradient_of(experiment: Experiment, batch: list[Prepared]) -> float:
     """The loss of a micro-batch, its gradient added to the others."""
-    loss = experiment.conversion.objective(experiment.denoiser, batch)[0].loss
+    loss = loss_of(experiment.conversion.objective, experiment.denoiser, batch)[0].loss
     loss.backward()
     return loss.item()
 

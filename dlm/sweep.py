@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ class SweepCallback(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepCallback.folder = Path(config.hydra.sweep.dir)
+        SweepCallback.folder = claim_folder(config)
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         swept = {o.get_key_element(): len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()}
         os.environ[SWEEP] = json.dumps({"jobs": math.prod(swept.values()), "swept": list(swept)})
@@ -56,6 +57,28 @@ class SweepCallback(Callback):
         seconds = time.perf_counter() - self.began
         reason = f": {error}" if error else ""
         print(f"[{position(config)}] {line['status']} in {seconds:.0f} s{reason}", flush=True)
+
+
+def claim_folder(config: DictConfig) -> Path:
+    """Make the folder of a sweep, under another name where another one has begun in the same second, and tell its jobs:
+    their configs are composed from the sweep's overrides."""
+    wanted = Path(config.hydra.sweep.dir)
+    names = itertools.chain([wanted.name], (f"{wanted.name}_{number}" for number in itertools.count(2)))
+    folder = next(f for f in map(wanted.with_name, names) if made(f))
+    if folder != wanted:
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.sweep.dir = str(folder)
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={json.dumps(str(folder))}")
+    return folder
+
+
+def made(folder: Path) -> bool:
+    """Whether a folder is new, and ours."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def is_part_of_sweep(config: DictConfig) -> bool:

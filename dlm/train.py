@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import resource
 import shutil
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -24,7 +26,7 @@ from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, s
 from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption, sigterm_as_ctrl_c
 from dlm.kinds import require_kinds
-from dlm.lease import Busy, lease
+from dlm.lease import BUSY, Busy, lease
 from dlm.loggers import Progress, close_wandb, loggers
 from dlm.metrics import MetricTable
 from dlm.runs import Run, environment
@@ -71,9 +73,10 @@ def work(cfg: DictConfig, run: Run) -> None:
     if cfg.force:
         for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
+        run.update(pieces=1)
     run.update(status="running", error=None, started=time.time(), **environment())
     if not run.model_folder.exists():  # the last thing that training writes
-        fit(cfg, run)
+        fit_in_pieces(cfg, run)
     run.update(evaluation=evaluate_run(run, cfg.evaluation))
     run.seal()
     run.update(status="finished", ended=time.time())
@@ -95,9 +98,41 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
         ) from error
 
 
-def fit(cfg: DictConfig, run: Run) -> None:
-    """Train, and leave the converted model, the metrics and the drift in the run's folder."""
+def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
+    """`fit`, and again from the last checkpoint in twice as many pieces whenever the device runs out of memory; a
+    resumed run goes on in as many as it had. `ValueError` where single rows do not fit, either."""
     require_kinds(cfg)
+    rows, pieces = cfg.data.batch_size, max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1))
+    while True:
+        run.update(pieces=pieces)
+        try:
+            return fit(cfg, run, pieces)
+        except torch.OutOfMemoryError as error:
+            problem = str(error).partition("\n")[0]
+        pieces = more_pieces(cfg, pieces, problem)
+        print(f"out of memory ({problem}): a micro-batch of {rows} rows is computed in {pieces} pieces from here on")
+        gc.collect()  # what the attempt held
+        torch.cuda.empty_cache()
+
+
+def more_pieces(cfg: DictConfig, pieces: int, problem: str) -> int:
+    """In how many pieces it is to be tried next; `ValueError` where more of them are no way out."""
+    more = min(2 * pieces, cfg.data.batch_size)
+    if pieces >= cfg.data.batch_size:
+        raise ValueError(
+            f"a step runs out of memory even row by row ({problem}): choose a shorter data.length, "
+            "trainer.volatile.activation_checkpointing=true, trainable=lora or a smaller model"
+        )
+    if cfg.trainer.volatile.devices * cfg.trainer.volatile.num_nodes > 1:  # the others wait for this one
+        raise ValueError(
+            f"a step runs out of memory ({problem}): give the same command with trainer.volatile.pieces={more}, it "
+            "goes on from the last checkpoint"
+        )
+    return more
+
+
+def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
+    """Train, and leave the converted model, the metrics and the drift in the run's folder."""
     volatile = cfg.trainer.volatile
     if volatile.threads:
         torch.set_num_threads(volatile.threads)
@@ -110,7 +145,8 @@ def fit(cfg: DictConfig, run: Run) -> None:
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     reference = reference_of(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
-    fit_into_memory(cfg, experiment)
+    experiment.conversion.pieces = pieces
+    fit_into_memory(cfg, experiment, pieces)
     if cfg.trainer.compile:
         experiment.denoiser.compile()
     table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
@@ -122,6 +158,10 @@ def fit(cfg: DictConfig, run: Run) -> None:
         trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         raise KeyboardInterrupt from None
+    except torch.OutOfMemoryError:
+        if interruption.requested:
+            raise KeyboardInterrupt from None
+        raise
     finally:  # what an interrupted run has cost so far counts
         run.update(train_seconds=earlier + time.perf_counter() - begin)
     drift = measure(experiment.parent.model, reference)
@@ -160,7 +200,7 @@ def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: boo
     return reference
 
 
-def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:
+def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
     """Say what a step needs, and compute layers again in the backward where that is what makes it fit."""
     denoiser, volatile = experiment.denoiser, cfg.trainer.volatile
     # Lightning moves the model there later.
@@ -168,7 +208,7 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment) -> None:
     device = torch.device("cuda" if on_gpu else "cpu")
     step = memory.Step(cfg.data.length, experiment.conversion.masking.views, cfg.trainer.precision, device)
     limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
-    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing)
+    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
     how = ", layers computed again in the backward" if plan.checkpointing else ""
     print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available")
     if plan.checkpointing:
@@ -243,7 +283,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         if is_sweep():  # the next job may be free
             print(busy)
             return {"id": None, "status": "busy"}
-        raise
+        print(f"busy: {busy}", file=sys.stderr)
+        raise SystemExit(BUSY) from None
     show(Run.load(result["id"], cfg.runs_dir))
     return result
 

@@ -127,7 +127,13 @@ def test_weights_that_are_not_finite_are_never_written(small, runs_dir, monkeypa
     assert all(torch.isfinite(w).all() for w in torch.load(run.checkpoint, weights_only=True)["state_dict"].values())
 
 
-def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(small, runs_dir, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("pieces", [(), ("trainer.volatile.pieces=2",)])
+def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(
+    pieces,
+    small,
+    runs_dir,  # noqa: F811
+    monkeypatch,
+):
     def broken(cfg):
         experiment = building.build(cfg)
         experiment.parent.model.model.layers[1].mlp.down_proj.weight.data[0] = 3e38
@@ -136,7 +142,7 @@ def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(sma
     with monkeypatch.context() as patch:
         patch.setattr(training, "build", broken)
         with pytest.raises(NotFinite, match="step 0: the loss"):
-            train(small())
+            train(small(*pieces))
     found = replay(only_run(runs_dir))
     assert found["step"] == 0 and not math.isfinite(found["loss"][0])
     assert found["modules"][0] == "model.layers.1.mlp.down_proj" and "model.layers.0" not in found["modules"]

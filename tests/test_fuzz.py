@@ -112,7 +112,7 @@ def test_any_combination_of_options_runs_or_is_refused_before_any_compute(chosen
 
 
 @pytest.mark.slow
-@settings(quick, max_examples=150, derandomize=False)
+@settings(quick, max_examples=150, derandomize=False, print_blob=True)
 @given(chosen=overrides())
 def test_many_combinations_of_options_run_or_are_refused(chosen, tmp_path_factory, monkeypatch):
     runs_or_is_refused(chosen, tmp_path_factory.mktemp("runs"), monkeypatch)

@@ -74,7 +74,7 @@ def test_training_uses_the_scheduled_block_sizes_and_validation_the_last(tmp_pat
 
     def spy(self, batch, index):
         prepared = inner(self, batch, index)
-        seen[self.trainer.training].append((self.denoiser.pattern.block_size, prepared.inputs.layout.split("/")[1]))
+        seen[self.trainer.training].append((self.denoiser.pattern.block_size, prepared[0].inputs.layout.split("/")[1]))
         return prepared
 
     monkeypatch.setattr(Conversion, "on_before_batch_transfer", spy)

@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOT
 
 from analysis.progress import Progress
-from analysis.study import Commands, everything, study
+from analysis.study import BUSY_SECONDS, Commands, Held, Study, everything
 from analysis.sweep import FINISHED, load_sweep, resolved
+from dlm.lease import NAME
 from dlm.runs import Run, run_id
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -76,7 +77,7 @@ def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(ov
     for path in SWEEPS:
         found = load_sweep(path, overrides)
         assert len({p.run for p in found.points}) == len(found.points) >= 1
-        assert all(re.fullmatch(r"[0-9a-f]{12}", p.run) for p in found.points)
+        assert all(re.fullmatch(r"[0-9a-p][0-9a-f]{11}", p.run) for p in found.points)
         assert all(p.config["tokens"] >= 1 for p in found.points)
         parents |= {p.config["model"].get("path") for p in found.points}
     assert (parents >= {"Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-4B-Base", "Qwen/Qwen3-8B-Base"}) == bool(overrides)
@@ -249,6 +250,18 @@ def pretend(runs_dir, failing=()):
     return Commands(train, measure)
 
 
+# A job whose run another process works on until the second time that it is asked for.
+BUSY_ONCE = """
+import pathlib, sys
+lease = pathlib.Path(sys.argv[1], ".lease")
+if not lease.exists():
+    lease.parent.mkdir(parents=True, exist_ok=True)
+    lease.touch()
+    print("busy: run is being worked on by process 1")
+    raise SystemExit(75)
+"""
+
+
 def begun(printed: str) -> list[tuple[str, str]]:
     """What was begun, in order: (kind, run)."""
     return re.findall(r"^(train|measure) .* run (\w+)$", printed, re.MULTILINE)
@@ -256,23 +269,23 @@ def begun(printed: str) -> list[tuple[str, str]]:
 
 def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(folder, tmp_path, capsys):
     points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
-    assert study(points, tmp_path, 2, pretend(tmp_path)) == []
+    assert Study(points, tmp_path, 2, pretend(tmp_path)).run() == []
     order = begun(capsys.readouterr().out)
     learned = next(p for p in points if p.name == "learned")
     (need,) = learned.needs
     assert order.index(("train", need.run)) < order.index(("measure", need.run)) < order.index(("train", learned.run))
     assert len(order) == len(set(order)) == 7 + 4
-    assert study(points, tmp_path, 2, pretend(tmp_path)) == []
+    assert Study(points, tmp_path, 2, pretend(tmp_path)).run() == []
     assert "7 of 7 runs are there, 0 to train" in (again := capsys.readouterr().out) and begun(again) == []
     measured = tmp_path / need.run / need.evaluations[0].file
     measured.unlink()
-    study(points, tmp_path, 2, pretend(tmp_path))
+    Study(points, tmp_path, 2, pretend(tmp_path)).run()
     assert begun(capsys.readouterr().out) == [("measure", need.run)] and measured.exists()
 
 
 def test_a_failing_job_stops_what_needs_it_and_nothing_else(folder, tmp_path, capsys):
     points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
-    failed = study(points, tmp_path, 2, pretend(tmp_path, failing={"old"}))
+    failed = Study(points, tmp_path, 2, pretend(tmp_path, failing={"old"})).run()
     assert {p.name for p in failed} == {"old", "child"}
     printed = capsys.readouterr().out
     assert re.search(r"old \(old\), seed 7, run \w+ FAILED in \d+ s: error: bad", printed)
@@ -280,11 +293,51 @@ def test_a_failing_job_stops_what_needs_it_and_nothing_else(folder, tmp_path, ca
     assert {p.name for p in points if p.state(tmp_path) != FINISHED} == {"old", "child"}
 
 
+def test_a_run_that_another_process_works_on_is_come_back_to_and_is_not_failed(folder, tmp_path, capsys, monkeypatch):
+    """Also what needs it waits: it is not left out."""
+    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    plain = pretend(tmp_path)
+    old = next(point for point in points if point.name == "old")
+    asked = []
+
+    def train(point):
+        asked.append(point.run)
+        if point is not old:
+            return plain.train(point)
+        command = plain.train(point)
+        return [sys.executable, "-c", BUSY_ONCE + command[2], *command[3:]]
+
+    monkeypatch.setattr(Held, "may_be_free", lambda held, runs_dir: len(asked) >= 6)  # all but it and what needs it
+    assert Study(points, tmp_path, 2, Commands(train, plain.measure)).run() == []
+    printed = capsys.readouterr().out
+    assert asked.count(old.run) == 2 and len(asked) == len(points) + 1
+    assert re.search(r"old \(old\), seed 7, run \w+ is BUSY: another process works on it", printed)
+    assert "FAILED" not in printed and "left out" not in printed
+    assert {point.state(tmp_path) for point in points} == {FINISHED}
+
+
+def test_a_held_run_is_tried_again_when_its_lease_is_gone_or_its_holder_may_have_died(sweep, tmp_path, monkeypatch):
+    held = Held(sweep.points[0])
+    assert held.may_be_free(tmp_path)
+    marker = tmp_path / held.point.run / NAME
+    marker.parent.mkdir()
+    marker.touch()
+    assert not held.may_be_free(tmp_path)
+    monkeypatch.setattr("time.monotonic", lambda: held.since + BUSY_SECONDS + 1)
+    assert held.may_be_free(tmp_path)
+
+
+def test_a_record_that_cannot_be_read_does_not_keep_a_study_from_its_other_runs(sweep, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    assert Progress(sweep.points, [], tmp_path, jobs=1).seconds_left([]) is None
+
+
 def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
     """Each job notes when it began and ended; at no begin are there more than two open."""
     code = "import time, sys; a = time.time(); time.sleep(0.2); print(a, time.time())"
     command = Commands(lambda point: [sys.executable, "-c", code], None)
-    study(sweep.points, tmp_path, 2, command)
+    Study(sweep.points, tmp_path, 2, command).run()
     spans = [tuple(map(float, log.read_text().split())) for log in (tmp_path / ".logs").glob("*.log")]
     assert len(spans) == 8
     assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2

@@ -5,12 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import CONF, ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from dlm.sweep import summary_table
+from dlm.sweep import claim_folder, summary_table
 
 SMALL = [
     "tokens=512",
@@ -54,6 +58,27 @@ def test_a_failing_job_does_not_stop_the_others_and_a_rerun_trains_only_what_is_
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("skipped in") == 1 and again.stdout.count("finished in") == 1
     assert "2 jobs" in again.stdout and "NELBO" in again.stdout
+
+
+def test_sweeps_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("train", ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={tmp_path}/now"], return_hydra_config=True)
+    OmegaConf.set_readonly(cfg.hydra, True)  # as a sweep has it
+    assert [claim_folder(cfg.copy()).name for _ in range(3)] == ["now", "now_2", "now_3"]
+    assert claim_folder(cfg) == tmp_path / "now_4" == Path(cfg.hydra.sweep.dir)
+    (override,) = OverridesParser.create().parse_overrides([cfg.hydra.overrides.hydra[-1]])
+    assert (override.key_or_group, override.value()) == ("hydra.sweep.dir", str(tmp_path / "now_4"))
+
+
+@pytest.mark.slow
+def test_sweeps_that_begin_in_the_same_second_keep_their_jobs_apart(tmp_path):
+    """The clock of the folder's name is stopped by naming it."""
+    folder = tmp_path / "folder of [sweeps]" / "now"
+    for sizes in ("7,9", "7"):  # they fail at once
+        done = sweep(tmp_path, f"block_size={sizes}", f"hydra.sweep.dir='{folder}'")
+        assert f"{len(sizes.split(','))} jobs" in done.stdout
+    found = {path.relative_to(folder.parent).as_posix() for path in folder.parent.rglob("*.json")}
+    assert found == {"now/0.json", "now/1.json", "now_2/0.json"}
 
 
 @pytest.mark.slow

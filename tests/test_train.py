@@ -207,6 +207,7 @@ BAD = {
     "masking.views=0": "masking.views 0 must be at least 1",
     "attention=ar token_shift=true masking.views=2": "masking.views 2 needs a noisy stream to hide tokens in",
     "masking.count=some": "masking.count 'some' is unknown: choose one of exact, bernoulli, ceil",
+    "masking.count=16": "masking.count 16 must be a name",
     "attention=ar token_shift=false": "attention=ar scores token i from position i-1: set token_shift=true",
     "model.mask_token=nothing": "model.mask_token 'nothing' is not in the vocabulary of 1024 tokens",
     "tokens=100": "tokens 100 is less than one optimizer step of 256 tokens",

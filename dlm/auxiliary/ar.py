@@ -26,7 +26,7 @@ class AR(Auxiliary):
 
     def __init__(self, weight: float, balance: bool = False):
         super().__init__(weight)
-        self.balance = balance
+        self.balanced = balance
 
     def check(self, pattern, masking):
         if not (pattern.clean_stream and pattern.noisy_stream and (pattern.clean_causal or pattern.block_size == 1)):
@@ -52,6 +52,6 @@ class AR(Auxiliary):
         return denoiser.loss_of(states[-1][own], part).loss
 
     def factor(self, value, diffusion):
-        if not self.balance:
+        if not self.balanced:
             return self.weight
         return self.weight * diffusion.detach() / value.detach().clamp_min(torch.finfo(value.dtype).tiny)

@@ -24,6 +24,7 @@ class Auxiliary:
     """
 
     reads_states: bool = False  # whether `of_states` wants every layer's
+    balanced: bool = False  # whether `factor` depends on the values it is given
 
     def __init__(self, weight: float):
         if weight < 0:
