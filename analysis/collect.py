@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.domains import domains, proportion
 from analysis.flops import training_flops
-from analysis.measurements import tables_of
+from analysis.measurements import outputs, tables_of
 from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from analysis.sweep import Point, load_sweep
 from dlm.drift import by_layer
@@ -21,6 +21,7 @@ from dlm.targets import name_of
 
 VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval
+FLOPS = "train_flops.json"  # beside a run; what is named flops.json counted no auxiliary losses and no rollouts
 Rows = dict[str, list[dict[str, Any]]]
 # What reading a record, or a file beside it, raises where a field is missing or has another type.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OSError)
@@ -96,6 +97,8 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         "run": run.id,
         **{key: config[key] for key in VALUES},
         **{f"{group}_name": name for group, name in target.items()},
+        "auxiliary_name": " ".join(config.get("auxiliary") or ()) or "none",
+        "continues": config["model"].get("run"),
         "masking_name": " ".join(filter(None, (target["masking"], half_life(config["masking"])))),
         "tokens": record["tokens"],
         "length": config["data"].get("length"),
@@ -120,7 +123,7 @@ def half_life(masking: dict[str, Any]) -> str:
 
 def flops(run: Run, record: dict[str, Any]) -> float | None:
     """The FLOPs of a run's training, counted once and kept beside it."""
-    path = run.folder / "flops.json"
+    path = run.folder / FLOPS
     if not path.exists():
         write_atomically(path, json.dumps(training_flops(record["config"], record["steps"])))
     return json.loads(path.read_text(encoding="utf-8"))
@@ -152,6 +155,7 @@ def own_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]
                 "model": model,
                 "setting": name,
                 **{key: setting[key] for key in ("threshold", "tpf", "nfe")},
+                **outputs(setting),
                 "tokens_per_second": speed(evaluation, model, name),
                 **columns("accuracy", *(setting[key] for key in ("accuracy", "low", "high", "n"))),
                 **domains(setting["families"]),

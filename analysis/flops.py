@@ -9,23 +9,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from omegaconf import OmegaConf
 
 from analysis.results import Results
-from dlm.bench.flops import Shape, plain_step
-from dlm.build import build, tokens_of_a_step
+from dlm.bench.flops import Forwards, Shape, plain_forward, plain_step
+from dlm.build import Experiment, build, tokens_of_a_step
 from dlm.conversion import TRAIN_STREAM
 from dlm.data.packing import collate
-from dlm.prepare import prepare
-from dlm.types import generator
+from dlm.denoiser import Denoiser
+from dlm.prepare import Prepared, corrupt, lay_out
+from dlm.types import Batch, ModelInputs, generator
 
 BATCHES = 8
+SCHEDULED = 20  # batches, spread over training, where block sizes or numbers change in its course
 
 
 def training_flops(config: dict[str, Any], steps: int) -> float | None:
-    """The FLOPs of a run's training, from the rows and pairs that its first batches send through the network; None for
-    models whose layers differ, and where what the config names is gone. LoRA is counted as full training: the gradients
-    of the frozen weights that it saves are a third of the work of these weights at most."""
+    """The FLOPs of a run's training, from the rows and pairs that its first batches send through the network, with what
+    auxiliary losses and rollouts add: rows, forwards of a teacher, the forwards in which the student makes its own
+    batch (of the student as it begins). None for models whose layers differ, and where what the config names is gone.
+    LoRA is counted as full training: the gradients of the frozen weights that it saves are a third of the work of these
+    weights at most."""
     alike = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.Full"}}
     of_step = step_flops(json.dumps(config | alike | {"optimizer": config["optimizer"] | {"lr": 1.0}}))
     return None if of_step is None else of_step * steps
@@ -35,23 +40,59 @@ def training_flops(config: dict[str, Any], steps: int) -> float | None:
 def step_flops(config: str) -> float | None:
     """The FLOPs of one optimizer step; the same for runs that differ in seed or learning rate."""
     cfg = OmegaConf.create(json.loads(config))
-    cfg.tokens = BATCHES * tokens_of_a_step(OmegaConf.merge(cfg, {"tokens": math.inf}))
+    batches = SCHEDULED if cfg.get("block_schedule") or cfg.get("schedule") else BATCHES
+    if "attn_implementation" in cfg.model:
+        cfg.model.attn_implementation = "sdpa"  # whose masks say which pairs there are
+    cfg.tokens = batches * tokens_of_a_step(OmegaConf.merge(cfg, {"tokens": math.inf}))
     try:
         experiment = build(cfg)
     except (ValueError, OSError):
         return None
-    shape = Shape.of(experiment.parent.model)
-    if shape is None:
+    if Shape.of(experiment.parent.model) is None:
         return None
-    total, data = 0, experiment.data
-    for i in range(BATCHES):
+    data, total = experiment.data, 0.0
+    for i in range(batches):
         noise = generator(cfg.seed, TRAIN_STREAM, 0, i)
+        experiment.conversion.set_progress((i + 0.5) / batches, noise)
         batch = collate([data.train_rows[i * data.batch_size + j] for j in range(data.batch_size)])
-        prepared = prepare(experiment.denoiser, experiment.conversion.masking, batch, noise)
-        rows = prepared.inputs.rows
-        seen = experiment.denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
-        total += plain_step(shape, prepared.inputs.input_ids.numel(), int(seen.sum()), len(prepared.scored.target))
-    return float(total / BATCHES * cfg.trainer.accumulate)
+        total += batch_flops(experiment, batch, noise)
+    return total / batches * cfg.trainer.accumulate
+
+
+def batch_flops(experiment: Experiment, batch: Batch, noise: torch.Generator) -> float:
+    """The FLOPs of a batch: its forward and backward, and before them the rollout that makes it, with its chance."""
+    conversion, denoiser = experiment.conversion, experiment.denoiser
+    batch = denoiser.scorable(batch)
+    noised, rollout = corrupt(denoiser, conversion.masking, batch, noise), conversion.rollout
+    as_it_is = prepared_flops(experiment, lay_out(denoiser, batch, noised, conversion.objective))
+    if rollout is None:
+        return as_it_is
+    chance, rollout.probability = rollout.probability, 1.0
+    with Forwards(denoiser.model) as forwards:
+        batch, noised = rollout(denoiser, batch, noised, noise)
+    rollout.probability = chance
+    made = prepared_flops(experiment, lay_out(denoiser, batch, noised, conversion.objective))
+    shape = Shape.of(denoiser.model)
+    made += plain_forward(shape, forwards.rows, forwards.pairs, forwards.head_rows)
+    return chance * made + (1 - chance) * as_it_is
+
+
+def prepared_flops(experiment: Experiment, prepared: Prepared) -> int:
+    """The FLOPs of a prepared batch: of the student, and of what the auxiliary losses add to it."""
+    denoiser, objective = experiment.denoiser, experiment.conversion.objective
+    total = plain_step(Shape.of(denoiser.model), *read(denoiser, prepared.inputs), len(prepared.inputs.scored))
+    for name, term in objective.auxiliary.items():
+        for forward in term.forwards(denoiser, prepared.needs[name]):
+            rows_and_pairs = (0, 0) if forward.inputs is None else read(forward.denoiser, forward.inputs)
+            total += plain_forward(Shape.of(forward.denoiser.model), *rows_and_pairs, forward.head_rows)
+    return total
+
+
+def read(denoiser: Denoiser, inputs: ModelInputs) -> tuple[int, int]:
+    """The rows of a forward, and the pairs of them that see each other."""
+    rows = inputs.rows
+    seen = denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
+    return inputs.input_ids.numel(), int(seen.sum())
 
 
 def training_curves(results: Results, sweep: str, metric: str = "val/nelbo") -> pd.DataFrame:

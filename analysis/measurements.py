@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.domains import domains
+from analysis.domains import domains, proportion
 from analysis.results import DLM, PARENT, columns, pack
 from analysis.sweep import Evaluation
+from dlm.evaluation.generation import DEGENERATE
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -31,11 +32,19 @@ def decode(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
         "batch_size": settings.get("timed_batch_size"),
         "target": settings.get("tpf"),
         **{key: result[key] for key in ("tpf", "nfe", "tokens_per_second")},
+        **outputs(result),
         **columns("accuracy", *(result[key] for key in ("accuracy", "low", "high", "n"))),
         **domains(result["families"]),
         "correct": pack(result["items"]["correct"]),
     }
     return {"evaluations": [row]}
+
+
+def outputs(result: dict[str, Any]) -> dict[str, float]:
+    """Tokens per row and the shares of degenerate outputs, where they were measured."""
+    shares = (proportion(name, result[name], result["n"]) for name in DEGENERATE if name in result)
+    found = {"tokens_per_row": result["tokens_per_row"]} if "tokens_per_row" in result else {}
+    return found | {key: value for share in shares for key, value in share.items()}
 
 
 def trace(evaluation: Evaluation, result: dict[str, Any]) -> Rows:

@@ -32,12 +32,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "runs": (
         *("run", "seed", "attention_name", "masking_name", "loss_name", "trainable_name", "block_size", "token_shift"),
         *("lr", "tokens", "parameters", "source", "parent", "train_seconds", "train_flops", "val_nelbo"),
-        *("machine", "versions", "commit", "ended"),
+        *("machine", "versions", "commit", "ended", "auxiliary_name", "continues"),
     ),
     "evaluations": (
         *(*IDS, "model", "setting", "decoder", "threshold", "target", "eval_block_size", "batch_size"),
         *("tpf", "nfe", "tokens_per_second", "accuracy", *INTERVALS, "code", "maths", "symbols", "cloze"),
-        *("bits_per_byte", "correct"),
+        *("bits_per_byte", "correct", "tokens_per_row", "repetitive", "empty", "endless"),
     ),
     "drift": ("run", "layer", "kind", "mean_abs", "relative", "one_minus_cos"),
     "positions": (*IDS, "model", "quantity", "position", "value", "n"),
@@ -45,6 +45,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "curves": ("run", "tokens", "metric", "value"),
     "scores": (*IDS, "model", "task", "score"),
 }
+# Those of them that results may lack which were collected before there were such: nothing is known of them there.
+LATER = {"runs": {"auxiliary_name", "continues"}}
+LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless"}}
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Results:
     run, over items) and its sample count as `m_n`.
 
     `points` which run a sweep's point with a seed is, and its `state`: finished, or why there is nothing to report;
-    `runs` the choices and the cost of a run; `evaluations` one row per run, model (parent, dlm) and evaluation point,
+    `runs` the choices and the cost of a run, and the run that it `continues`, if any;
+    `evaluations` one row per run, model (parent, dlm) and evaluation point,
     `correct` being the outcome of every item, packed (`unpack`); `drift` weights against the parent's per layer and
     kind; `positions` means over positions, of the block or of the sequence (`quantity` says of what); `steps` one
     decoding, token by token; `curves` metrics over training; `scores` of embeddings per task.
@@ -114,7 +118,7 @@ class Results:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"results {str(path)!r} are damaged ({error}): collect them again") from error
         for name, columns in COLUMNS.items():
-            if lacking := set(columns) - set(tables[name].columns):
+            if lacking := set(columns) - set(tables[name].columns) - LATER.get(name, set()):
                 raise ValueError(
                     f"results {str(path)!r}: table {name} lacks {', '.join(sorted(lacking))}: collect them again"
                 )

@@ -72,12 +72,16 @@ class Conversion(lightning.LightningModule):
             noised = corrupt(self.denoiser, self.val_masking, batch, noise)
             return lay_out_pieces(self.denoiser, batch, noised, BOUND, self.pieces)
         noise = generator(self.seed, TRAIN_STREAM, self.global_rank, self.micro_batches)
-        if self.schedules:
-            self.schedules(self.progress)
-        if self.block_schedule:
-            self.denoiser.pattern.block_size = self.block_schedule(self.progress, noise)
+        self.set_progress(self.progress, noise)
         self.micro_batches += 1
         return self.draw(batch, noise)
+
+    def set_progress(self, progress: float, noise: torch.Generator) -> None:
+        """The scheduled numbers and the block size as they are so far through training."""
+        if self.schedules:
+            self.schedules(progress)
+        if self.block_schedule:
+            self.denoiser.pattern.block_size = self.block_schedule(progress, noise)
 
     def draw(self, batch: Batch, noise: torch.Generator) -> list[Prepared]:
         """A batch corrupted, or made by the model itself, and laid out for the objective."""

@@ -5,14 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, config, options
 from omegaconf import OmegaConf
 from study_tables import correct
-from torch.nn.functional import cross_entropy
 
 from analysis import flops
 from analysis.artefacts.table1_attention import SWEEP
-from analysis.collect import collect
+from analysis.collect import FLOPS, collect
 from analysis.measurements import READERS, tables_of
 from analysis.results import DLM, PARENT, unpack
 from analysis.sweep import FINISHED, Evaluation, load_sweep
@@ -22,12 +21,10 @@ from dlm.conversion import TRAIN_STREAM
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES
 from dlm.drift import MEASURES
-from dlm.prepare import prepare
 from dlm.runs import Run
 from dlm.types import generator
 
 N = 90  # items of a fabricated run
-TARGETS = {"bidir": "dlm.attention.bidir.Bidir", "block": "dlm.attention.block.Block"}
 TWO = """
 title: two
 points:
@@ -50,7 +47,7 @@ def fabricate(runs_dir, point, accuracy: float) -> Run:
     ]
     pd.DataFrame(tensors).to_csv(run.folder / "drift.csv", index=False)
     pd.DataFrame({"step": [4, 9], "val/nelbo": [3.0, 2.0]}).to_csv(run.folder / "metrics.csv", index=False)
-    (run.folder / "flops.json").write_text("1e12")
+    (run.folder / FLOPS).write_text("1e12")
 
     def measured(value: float) -> dict:
         setting = {"accuracy": value, "low": value - 0.05, "high": value + 0.05, "n": N, "tpf": 1.0, "nfe": 7.0}
@@ -203,24 +200,95 @@ def test_embeddings_are_scores_by_task():
     ]
 
 
-@pytest.mark.parametrize("attention", ["bidir", "block"])
-def test_training_flops_are_those_of_a_step_as_it_is_executed(attention, sweeps, monkeypatch):
-    """The linear maps to the digit; of attention, which a CPU computes for all pairs, the visible part."""
-    monkeypatch.setattr(flops, "BATCHES", 1)
-    options = ["model=tiny_random", f"attention={attention}", "token_shift=true", "data.batch_size=2", "tokens=256"]
-    config = next(p for p in load_sweep(sweeps / f"{SWEEP}.yaml", [*options[:1], *options[3:], "seed=0"]).points).config
-    config["attention"]["_target_"] = TARGETS[attention]
-    experiment = build(OmegaConf.create(config))
-    data = experiment.data
-    batch = collate([data.train_rows[i] for i in range(2)])
-    noise = generator(0, TRAIN_STREAM, 0, 0)
-    prepared = prepare(experiment.denoiser, experiment.conversion.masking, batch, noise)
+def recipe_config(*overrides: str) -> dict:
+    """The config of a run on a random model, two rows a batch."""
+    small = ["model=tiny_random", "data.batch_size=2", "tokens=256", "block_size=8", "logger=csv", *overrides]
+    return OmegaConf.to_container(config(*small), resolve=True)
 
-    def step():
-        cross_entropy(experiment.denoiser(prepared.inputs), prepared.scored.target).backward()
 
+def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str, int]]:
+    """The FLOPs of a step by `training_flops`, and those that the same batches execute, rollouts included."""
+    monkeypatch.setattr(flops, "BATCHES", batches)
+    monkeypatch.setattr(flops, "SCHEDULED", batches)
+    experiment = build(OmegaConf.create(made | {"tokens": 256 * batches}))
+    conversion, data = experiment.conversion, experiment.data
     experiment.parent.model.train()
-    counted = executed(step)
-    found = flops.training_flops(config, steps=3)
-    assert 3 * counted["linear"] < found <= 3 * (counted["linear"] + counted["attention"])
-    assert flops.training_flops(config, steps=6) == 2 * found
+
+    def steps():
+        for i in range(batches):
+            noise = generator(0, TRAIN_STREAM, 0, i)
+            conversion.set_progress((i + 0.5) / batches, noise)
+            batch = collate([data.train_rows[2 * i], data.train_rows[2 * i + 1]])
+            [prepared] = conversion.draw(batch, noise)
+            conversion.objective(conversion.denoiser, prepared)[0].loss.backward()
+
+    done = executed(steps)
+    return flops.training_flops(made, steps=batches), done
+
+
+# Each auxiliary loss with what it cannot do without.
+AUXILIARY = {
+    "align": ["attention=bidir", "token_shift=true"],
+    "ar": ["attention=block_token_causal"],
+    "confidence": [],
+    "consistency": ["masking.views=2", "masking.complementary=false"],
+    "distill": [],
+}
+
+
+def test_every_auxiliary_and_rollout_is_counted_here():
+    assert set(AUXILIARY) == set(options("auxiliary")) and set(ROLLOUT) == set(options("rollout"))
+
+
+ROLLOUT = {
+    "prediction": ["rollout.probability=1.0", "loss=mean", "masking=uniform", "masking.score=all"],
+    "trajectory": ["auxiliary=distill", "loss.scale=0", "rollout.decoder.threshold=0.01"],
+}
+PLAIN = {
+    "bidir": ["attention=bidir", "token_shift=true"],
+    "block": ["attention=block", "token_shift=true"],
+    "two views": ["masking=uniform", "masking.views=2"],
+}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *PLAIN.values(),
+        *([f"auxiliary={name}", *needs] for name, needs in AUXILIARY.items()),
+        *([f"rollout={name}", *needs] for name, needs in ROLLOUT.items()),
+    ],
+    ids=" ".join,
+)
+def test_training_flops_are_those_of_a_step_as_it_is_executed(overrides, monkeypatch):
+    """The linear maps to the digit; of attention, which a CPU computes for all pairs, the visible part."""
+    made = recipe_config("masking=uniform", *overrides)
+    found, done = counted(made, monkeypatch)
+    assert done["linear"] < found <= done["linear"] + done["attention"]
+    assert flops.training_flops(made, steps=6) == 6 * found
+
+
+def test_what_an_auxiliary_loss_adds_is_exactly_its_linear_maps(monkeypatch):
+    """Attention cancels where the student and the teacher read what they read without it: the difference of two counts
+    is the difference of what is executed, but for the teacher's attention."""
+    plain, executed_plain = counted(recipe_config("masking=uniform"), monkeypatch)
+    for name in ("distill", "confidence"):
+        found, done = counted(recipe_config("masking=uniform", f"auxiliary={name}"), monkeypatch)
+        more, attention = done["linear"] - executed_plain["linear"], done["attention"] - executed_plain["attention"]
+        assert more <= found - plain <= more + attention and (more > 0) == (name == "distill")
+
+
+def test_a_rollout_that_is_drawn_for_half_of_the_batches_costs_half(monkeypatch):
+    overrides = ["masking=uniform", "rollout=prediction", "loss=mean", "masking.score=all"]
+    at = {p: counted(recipe_config(*overrides, f"rollout.probability={p}"), monkeypatch)[0] for p in (0.0, 0.5, 1.0)}
+    assert at[0.0] < at[0.5] == pytest.approx((at[0.0] + at[1.0]) / 2, rel=1e-12)
+
+
+def test_a_block_schedule_is_counted_over_the_whole_of_training(monkeypatch):
+    """Blocks of 1 and of 128 cost differently; half of training each is the mean of both."""
+    base = ["masking=uniform", "attention=block_noisy"]
+    small, large = (counted(recipe_config(*base, f"block_size={s}"), monkeypatch, 2) for s in (1, 128))
+    schedule = "block_schedule={_target_: dlm.block_schedule.stages.Stages, sizes: [1, 128]}"
+    both, done = counted(recipe_config(*base, "+" + schedule, "block_size=128"), monkeypatch, 2)
+    assert done["linear"] < both <= done["linear"] + done["attention"]
+    assert min(small[0], large[0]) < both < max(small[0], large[0])

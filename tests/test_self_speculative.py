@@ -13,7 +13,9 @@ from dlm.attention.block import Block
 from dlm.attention.block_causal import BlockCausal
 from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.decoding.ar import AR
-from dlm.decoding.self_speculative import SelfSpeculative, Speculation, accept
+from dlm.decoding.lookup import Lookup
+from dlm.decoding.self_speculative import SelfSpeculative
+from dlm.decoding.verify import Speculation, accept
 from dlm.denoiser import Denoiser
 from dlm.parent import layer_types
 from dlm.types import Rows, generator
@@ -174,19 +176,25 @@ def test_an_accepted_or_replaced_token_is_distributed_as_the_target_whatever_the
     assert chisquare(second[expected > 0], expected[expected > 0]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_sampled_texts_are_distributed_as_those_of_ar(fused):
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        SelfSpeculative(False, temperature=1.5),
+        SelfSpeculative(True, temperature=1.5),
+        Lookup(length=2, ngram=2, temperature=1.5),
+    ],
+)
+def test_sampled_texts_are_distributed_as_those_of_ar(decoder):
     """All texts of three tokens over five, of a random model, against their probabilities by enumeration."""
-    vocab, mask, prompt, size = 6, 5, [1, 2], 8000
+    vocab, mask, prompt, size = 6, 5, [1, 2, 1], 8000
     torch.manual_seed(1)
     shape = SHAPE | {"vocab_size": vocab, "num_hidden_layers": 1, "pad_token_id": None, "eos_token_id": None}
     config = AutoConfig.for_model("llama", **(shape | {"initializer_range": 0.5}))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
     scorer = Denoiser(model, Block(3), mask, False, layer_types(model))
-    decoder = SelfSpeculative(fused, temperature=1.5)
     texts = list(itertools.product(range(mask), repeat=3))
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *text] for text in texts])).logits[:, 1:-1, :mask]
+        logits = model(torch.tensor([[*prompt, *text] for text in texts])).logits[:, len(prompt) - 1 : -1, :mask]
     chosen = torch.tensor(texts)[..., None]
     probability = (logits / 1.5).softmax(-1).gather(-1, chosen)[..., 0].prod(1)
     made = decoder.generate(scorer, [prompt] * size, 3, None, batch_size=size, generator=generator(7))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dlm.auxiliary.base import Auxiliary
+from dlm.auxiliary.base import Auxiliary, Forward
 from dlm.auxiliary.teacher import Teacher
 
 
@@ -26,6 +26,9 @@ class Align(Auxiliary):
 
     def needs(self, denoiser, batch, noised, scored):
         return None, self.teacher.lesson(batch, noised, scored)
+
+    def forwards(self, denoiser, needs):
+        return [Forward(self.teacher.denoiser, needs.inputs, 0)]
 
     def of_states(self, denoiser, states, own, num_tokens, needs):
         layers, num = self.teacher.states(needs.inputs), len(needs.valid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,7 +12,18 @@ from dlm.attention.base import AttentionPattern
 from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
 from dlm.parent import Parent
-from dlm.types import Batch, Movable, Noised, Scored
+from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward without gradient that a term makes beside the student's own: what a model reads, and of how many rows
+    it computes logits. `inputs` None: logits alone, of states that are there."""
+
+    denoiser: Denoiser
+    inputs: ModelInputs | None
+    head_rows: int
+
 
 OfLogits = Callable[[Float[Tensor, "M V"], slice], Float[Tensor, " M"]]
 
@@ -46,6 +58,10 @@ class Auxiliary:
     def num_rows(self, needs: Movable | None) -> int:
         """How many rows `needs` asked for."""
         return 0
+
+    def forwards(self, denoiser: Denoiser, needs: Movable | None) -> list[Forward]:
+        """What it costs beside the student's forward and the rows that `needs` asked for."""
+        return []
 
     def of_logits(
         self, denoiser: Denoiser, hidden: Float[Tensor, "N D"], scored: Scored, needs: Movable | None

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dlm.auxiliary.base import Auxiliary
+from dlm.auxiliary.base import Auxiliary, Forward
 from dlm.auxiliary.confidence import finite
 from dlm.auxiliary.distill import forward
 from dlm.types import Movable
@@ -39,6 +39,9 @@ class Consistency(Auxiliary):
         rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
         best = torch.zeros(batch.x0.numel(), dtype=torch.long).scatter_reduce(0, scored.index, rank, "amax")
         return None, Better(order[best[scored.index]])
+
+    def forwards(self, denoiser, needs):
+        return [Forward(denoiser, None, len(needs.of))]
 
     def of_logits(self, denoiser, hidden, scored, needs):
         seen = hidden.detach()

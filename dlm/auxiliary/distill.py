@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dlm.auxiliary.base import Auxiliary
+from dlm.auxiliary.base import Auxiliary, Forward
 from dlm.auxiliary.confidence import finite
 from dlm.auxiliary.teacher import Teacher
 
@@ -37,6 +37,9 @@ class Distill(Auxiliary):
 
     def needs(self, denoiser, batch, noised, scored):
         return None, self.teacher.lesson(batch, noised, scored)
+
+    def forwards(self, denoiser, needs):
+        return [Forward(self.teacher.denoiser, needs.inputs, len(needs.valid))]
 
     def of_logits(self, denoiser, hidden, scored, needs):
         seen, diverge = self.teacher.hidden(needs.inputs), DIVERGENCES[self.divergence]

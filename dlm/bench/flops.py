@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 LINEAR, ATTENTION = 6, 14  # FLOP of forward and backward, per weight and row, and per width and pair
+FORWARD_LINEAR, FORWARD_ATTENTION = 2, 4  # of the forward alone
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,39 @@ def plain_step(shape: Shape, rows: int, pairs: int, head_rows: int) -> int:
     """FLOP of a step that sends every row through every layer."""
     linear = shape.layers * rows * shape.linear + head_rows * shape.head
     return LINEAR * linear + ATTENTION * shape.width * shape.layers * pairs
+
+
+def plain_forward(shape: Shape, rows: int, pairs: int, head_rows: int) -> int:
+    """FLOP of a forward without gradient."""
+    linear = shape.layers * rows * shape.linear + head_rows * shape.head
+    return FORWARD_LINEAR * linear + FORWARD_ATTENTION * shape.width * shape.layers * pairs
+
+
+class Forwards:
+    """The `rows` of a model's forwards while this is entered, the `pairs` that they see, and the `head_rows` of which
+    logits are made. Attention masks must be dense ones of booleans (attn_implementation=sdpa)."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.rows, self.pairs, self.head_rows = model, 0, 0, 0
+
+    def __enter__(self) -> Forwards:
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        self.hooks = [decoder.register_forward_pre_hook(self.read, with_kwargs=True)]
+        self.hooks.append(head.register_forward_pre_hook(self.score))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def read(self, module: nn.Module, args: Any, given: dict[str, Any]) -> None:
+        masks = given["attention_mask"]
+        masks = list(masks.values()) if isinstance(masks, dict) else [masks]  # windowed layers count as full ones
+        self.rows += given["position_ids"].numel()
+        self.pairs += max(int(mask.sum()) for mask in masks)
+
+    def score(self, module: nn.Module, args: tuple[Tensor]) -> None:
+        self.head_rows += args[0].shape[:-1].numel()
 
 
 def executed(run: Callable[[], object]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
 from dlm.denoiser import Denoiser
 
+DEGENERATE = ("repetitive", "empty", "endless")  # outputs that are no answers, see `run_tasks`
 REPEATS, LOOP = 4, 16  # an output loops if its last piece stands there so often, over so many tokens at least
 
 
@@ -74,7 +75,7 @@ def accuracy(results: pd.DataFrame) -> dict:
 
     def one(group: pd.DataFrame) -> dict:
         interval = binomtest(int(group["correct"].sum()), len(group)).proportion_ci(method="wilson")
-        more = group.filter(items=["repetitive", "empty", "endless"]).mean().to_dict()
+        more = group.filter(items=DEGENERATE).mean().to_dict()
         if "rows" in group:
             more["tokens_per_row"] = float(group["tokens"].sum() / group["rows"].sum())
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dlm.data import tasks
 from dlm.decoding.base import Decoder
 from dlm.evaluation.calibration import nearest_thresholds
-from dlm.evaluation.generation import accuracy, run_tasks
+from dlm.evaluation.generation import DEGENERATE, accuracy, run_tasks
 from dlm.evaluation.throughput import interleaved
 from dlm.measurement.base import Measurement
 
@@ -43,8 +43,9 @@ class Decode(Measurement):
         self.repeats = repeats
 
     def __call__(self, subject):
-        """`accuracy, low, high, n, tpf, nfe` over all items and in `families`; `items` has for each item, in the order
-        of the evaluation set, its family, whether it is `correct` and its `tokens`, `nfe` and `rows`."""
+        """`accuracy, low, high, n, tpf, nfe, tokens_per_row` and the shares of degenerate outputs over all items and in
+        `families`; `items` has for each item, in the order of the evaluation set, its family, whether it is `correct`,
+        its `tokens`, `nfe` and `rows`, and whether it is degenerate."""
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
         tokenizer = subject.converted.tokenizer
         if self.tpf is not None:
@@ -60,13 +61,13 @@ class Decode(Measurement):
             )[self.tpf]
         examples = tasks.evaluation_set("test", self.items_per_family)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
-        columns = ["family", "correct", "tokens", "nfe", "rows"]
+        columns = ["family", "correct", "tokens", "nfe", "rows", *DEGENERATE]
         return {
             **accuracy(results),
             "threshold": getattr(self.decoder, "threshold", None),
             "block_size": denoiser.pattern.block_size,
             "tokens_per_second": self.time(denoiser, tokenizer),
-            "items": {name: results[name].tolist() for name in columns},
+            "items": results.filter(items=columns).to_dict("list"),
         }
 
     def time(self, denoiser, tokenizer) -> float | None:

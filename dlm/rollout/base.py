@@ -13,7 +13,10 @@ from dlm.types import Batch, Noised
 
 class Rollout(ABC):
     """Contract: no gradient flows through a rollout, and it leaves the model's mode as it was. It runs on the model's
-    device and waits for it: on-policy states cannot be drawn ahead."""
+    device and waits for it: on-policy states cannot be drawn ahead. A batch is made with `probability`, else it is left
+    as it is."""
+
+    probability: float = 1.0
 
     def bind(self, parent: Parent) -> None:  # noqa: B027  (most need nothing)
         """Take what is needed of the parent."""
