@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -33,7 +34,8 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepCallback.folder = claim_folder(config)
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) matches
+        overrides = parser.parse_overrides(list(config.hydra.overrides.task))
         swept = {o.get_key_element(): len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()}
         os.environ[SWEEP] = json.dumps({"jobs": math.prod(swept.values()), "swept": list(swept)})
         print(f"sweep of {math.prod(swept.values())} jobs over {', '.join(swept) or 'nothing'}", flush=True)

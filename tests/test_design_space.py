@@ -4,7 +4,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from conftest import CONF
+from conftest import CONF, ROOT
 
 from analysis import design_space
 from analysis.design_space import GROUPS, PAGE, header, options, page, references, settings
@@ -41,6 +41,20 @@ def test_the_page_has_every_option_and_every_recipe_once(made):
         options("recipe")
     )
     assert all((PAGE.parent / target).is_file() for target in re.findall(r"\]\((\.\.[^)]+)\)", made))
+
+
+def test_the_table_of_the_readme_names_every_option():
+    rows = re.findall(
+        r"^\| (?:`(\w+)`)? *\| ([^|]+) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    named, group = {}, ""
+    for first, values in rows:
+        group = first or group
+        named.setdefault(group, set()).update(re.findall(r"`(\w+)`", values))
+    for group in GROUPS:
+        assert named[group] == {path.stem for path in options(group)}
+    row = re.search(r"^\| `recipe` .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)[0]
+    assert all(f"`{path.stem}`" in row for path in options("recipe"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")

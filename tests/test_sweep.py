@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONF, ROOT
+from conftest import CONF, ROOT, options
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dlm.sweep import claim_folder, summary_table
+from dlm.sweep import SWEEP, SweepCallback, claim_folder, summary_table
 
 SMALL = [
     "tokens=512",
@@ -87,6 +87,17 @@ def test_the_joblib_launcher_runs_jobs_side_by_side_with_the_same_summary(tmp_pa
     assert done.returncode == 0, done.stderr
     assert len([r for r in records(tmp_path) if r["status"] == "finished"]) == 2
     assert "2 jobs" in done.stdout and done.stdout.count("finished") >= 2
+
+
+def test_all_recipes_are_one_glob_away(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(SWEEP, "")
+    monkeypatch.setattr(SweepCallback, "folder", None)
+    given = {"sweep": {"dir": str(tmp_path)}, "overrides": {"task": ["recipe=glob(*)", "seed=0,1", "lr=1e-3"]}}
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        SweepCallback().on_multirun_start(OmegaConf.create({"hydra": given}))
+    jobs = 2 * len(options("recipe"))
+    assert json.loads(os.environ[SWEEP]) == {"jobs": jobs, "swept": ["recipe", "seed"]}
+    assert capsys.readouterr().out == f"sweep of {jobs} jobs over recipe, seed\n"
 
 
 def test_the_summary_of_a_sweep_fits_eighty_columns_and_cuts_no_number():
