@@ -18,6 +18,7 @@ from analysis.sweep import FINISHED, Evaluation, load_sweep
 from dlm.bench.flops import executed
 from dlm.build import build
 from dlm.conversion import TRAIN_STREAM
+from dlm.data import prose
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES
 from dlm.drift import MEASURES
@@ -202,15 +203,18 @@ def test_embeddings_are_scores_by_task():
 
 def recipe_config(*overrides: str) -> dict:
     """The config of a run on a random model, two rows a batch."""
-    small = ["model=tiny_random", "data.batch_size=2", "tokens=256", "block_size=8", "logger=csv", *overrides]
-    return OmegaConf.to_container(config(*small), resolve=True)
+    small = ["model=tiny_random", "data.batch_size=2", "data.length=64", "data.val_rows=2", "data.mixture={tasks: 1.0}"]
+    return OmegaConf.to_container(config(*small, "tokens=128", "block_size=8", *overrides), resolve=True)
 
 
 def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str, int]]:
     """The FLOPs of a step by `training_flops`, and those that the same batches execute, rollouts included."""
+    monkeypatch.setattr(
+        prose, "chapters", lambda split: ("And it came to pass. " * 20,)
+    )  # encoding it all takes longer
     monkeypatch.setattr(flops, "BATCHES", batches)
     monkeypatch.setattr(flops, "SCHEDULED", batches)
-    experiment = build(OmegaConf.create(made | {"tokens": 256 * batches}))
+    experiment = build(OmegaConf.create(made | {"tokens": 128 * batches}))
     conversion, data = experiment.conversion, experiment.data
     experiment.parent.model.train()
 
@@ -285,10 +289,10 @@ def test_a_rollout_that_is_drawn_for_half_of_the_batches_costs_half(monkeypatch)
 
 
 def test_a_block_schedule_is_counted_over_the_whole_of_training(monkeypatch):
-    """Blocks of 1 and of 128 cost differently; half of training each is the mean of both."""
+    """Blocks of 1 and of 64 cost differently; half of training each is the mean of both."""
     base = ["masking=uniform", "attention=block_noisy"]
-    small, large = (counted(recipe_config(*base, f"block_size={s}"), monkeypatch, 2) for s in (1, 128))
-    schedule = "block_schedule={_target_: dlm.block_schedule.stages.Stages, sizes: [1, 128]}"
-    both, done = counted(recipe_config(*base, "+" + schedule, "block_size=128"), monkeypatch, 2)
+    small, large = (counted(recipe_config(*base, f"block_size={s}"), monkeypatch, 2) for s in (1, 64))
+    schedule = "block_schedule={_target_: dlm.block_schedule.stages.Stages, sizes: [1, 64]}"
+    both, done = counted(recipe_config(*base, "+" + schedule, "block_size=64"), monkeypatch, 2)
     assert done["linear"] < both <= done["linear"] + done["attention"]
     assert min(small[0], large[0]) < both < max(small[0], large[0])
