@@ -11,10 +11,11 @@ import pandas as pd
 
 from analysis.results import DLM, PARENT, Results, unpack
 from analysis.stats import Effect, estimate, over_seeds, paired
+from dlm.evaluation.generation import DEGENERATE
 
 ONE_TOKEN = "1 token/step"
 DOMAINS = ("code", "maths", "symbols")
-PERCENT = ("accuracy", *DOMAINS, "cloze")
+PERCENT = ("accuracy", *DOMAINS, "cloze", *DEGENERATE)
 SCALE = dict.fromkeys(PERCENT, 100) | {"train_flops": 1e-12}
 PLAIN = "{:+.3g}"
 

@@ -25,6 +25,10 @@ MEASURES = {
     "nfe": "NFE",
     "threshold": "threshold",
     "tokens_per_second": "tokens/s",
+    "tokens_per_row": "tokens/row",
+    "repetitive": "repetitive %",
+    "empty": "empty %",
+    "endless": "endless %",
     "bits_per_byte": "bits/byte",
     "train_flops": "TFLOP",
 }

@@ -106,16 +106,21 @@ def training_curves(results: Results, sweep: str, metric: str = "val/nelbo") -> 
 
 def at_equal_flops(curves: pd.DataFrame) -> dict[str, float]:
     """Point → the metric, mean over its runs, where each had used the FLOPs of the cheapest run of all."""
+    return of_runs_at_equal_flops(curves)["value"].groupby(level="point").mean().to_dict()
+
+
+def of_runs_at_equal_flops(curves: pd.DataFrame) -> pd.DataFrame:
+    """(point, seed) → its `run`, the metric (`value`) where it had used the FLOPs of the cheapest run of all, and these
+    `flops`. A run that was first validated later is left out."""
     known = curves.dropna(subset=["flops", "value"])
-    if known.empty:
-        return {}
-    budget = known.groupby("run")["flops"].max().min()
-    at = {
-        (point, run): np.interp(budget, *run_curve(group)) if group["flops"].min() <= budget else np.nan
-        for (point, run), group in known.groupby(["point", "run"])
-    }
-    values = pd.Series(at, dtype=float)
-    return values.groupby(level=0).mean().dropna().to_dict() if len(values) else {}
+    budget = known.groupby("run")["flops"].max().min() if len(known) else 0.0
+    made = [
+        {"point": point, "seed": seed, "run": run, "flops": budget, "value": np.interp(budget, *run_curve(group))}
+        for (point, seed, run), group in known.groupby(["point", "seed", "run"])
+        if group["flops"].min() <= budget
+    ]
+    found = pd.DataFrame(made, columns=["point", "seed", "run", "flops", "value"])
+    return found.set_index(["point", "seed"])
 
 
 def run_curve(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

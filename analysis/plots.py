@@ -68,6 +68,28 @@ def frontier(
     return figure
 
 
+def trade_off(points: pd.DataFrame, x: str, best: str, title: str, xlabel: str) -> Figure:
+    """Accuracy against the cost or speed `x`: one line per `name` through its points, which hold estimates. Lines with
+    a point that is `best` (filled) are in colour, as are `baseline`s, the others grey."""
+    figure, axes = panel(title, xlabel, "accuracy, %", (4.4, 4.6))
+    points = points[[value is not None for value in points[x]]]
+    places = points.assign(x=[v.mean for v in points[x]], y=[v.mean for v in points["accuracy %"]])
+    named = 0
+    for name, line in places.sort_values("x").groupby("name", sort=False):
+        if not (line[best].any() or line["baseline"].any()):
+            axes.plot(line["x"], line["y"], marker=".", markersize=3, linewidth=0.6, color="#808890", alpha=0.5)
+            continue
+        hue, marker = colour(named), MARKERS[(named + named // len(COLOURS)) % len(MARKERS)]
+        style = "--" if line["baseline"].any() else "-"
+        axes.plot(line["x"], line["y"], style, marker=marker, fillstyle="none", markersize=5, color=hue, label=name)
+        axes.plot(line["x"][line[best]], line["y"][line[best]], marker, markersize=5, color=hue)
+        for at, value in zip(line["x"], line["accuracy %"], strict=True):
+            axes.plot([at, at], [value.low, value.high], color=hue, linewidth=0.8, alpha=0.6)
+        named += 1
+    finish(figure, axes, named)
+    return figure
+
+
 def heat_map(values: pd.DataFrame, title: str, xlabel: str, ylabel: str, digits: int = 1) -> Figure:
     """`values` as colours with their numbers; a cell without a value stays empty."""
     figure, axes = panel(title, xlabel, ylabel, (4.4, 0.42 * len(values) + 1.2))

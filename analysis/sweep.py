@@ -5,6 +5,7 @@
     grid         key → values: its combinations are points, or multiply the `points`. The values of a key are a list, or
                  name → overrides where one value takes several
     shared       overrides of every point                                       seeds    instead of the scale's
+    only         the names of the points that there are at this scale; null: all
     evaluations  name → {overrides of conf/measure.yaml, grid, points (default: all)}: measured of finished runs,
                  without training
 
@@ -32,7 +33,7 @@ from dlm.runs import Run, measurement_file, run_id
 
 CONF = Path(dlm.__path__[0]).parent / "conf"
 FINISHED = "finished"
-KEYS = {"title", "points", "grid", "shared", "seeds", "evaluations"}
+KEYS = {"title", "points", "grid", "shared", "only", "seeds", "evaluations"}
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         for name, section in raw.get("evaluations", {}).items()
         for evaluation in make_evaluations(name, section, study["measure"])
     ]
-    points = []
-    for variant in variants(raw.get("points", {}), raw.get("grid", {})):
+    points, everything = [], list(variants(raw.get("points", {}), raw.get("grid", {})))
+    refuse_strangers(path, raw, {variant.name for variant in everything})
+    for variant in everything if raw.get("only") is None else (v for v in everything if v.name in raw["only"]):
         mine = tuple(e for wanted, e in evaluations if wanted is None or variant.name in wanted)
         chosen = [*study["shared"], *parent, *raw.get("shared", []), *variant.overrides]
         budget = with_budget(chosen, tokens)
@@ -148,7 +150,6 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
                 Point(variant.name, variant.label, tuple(merged), config, run_id(config), variant.values, mine, needs)
             )
     refuse_twins(points, overrides)
-    refuse_strangers(path, raw, {point.name for point in points})
     return Sweep(path.stem, raw["title"], tokens, tuple(points))
 
 
@@ -280,10 +281,11 @@ def refuse_twins(points: list[Point], overrides: Sequence[str]) -> None:
 
 
 def refuse_strangers(path: Path, raw: dict[str, Any], names: set[str]) -> None:
-    """An evaluation of a point that is not there would never be made."""
-    for section, content in raw.get("evaluations", {}).items():
-        if unknown := set(content.get("points", ())) - names:
+    """An evaluation of a point that is not there would never be made, nor would the point."""
+    wanted = {f"evaluation {section}": content.get("points") for section, content in raw.get("evaluations", {}).items()}
+    for what, points in (wanted | {"only": raw.get("only")}).items():
+        if unknown := set(points or ()) - names:
             raise ValueError(
-                f"sweep {str(path)!r}, evaluation {section}: {', '.join(sorted(unknown))} is none of its points "
+                f"sweep {str(path)!r}, {what}: {', '.join(sorted(unknown))} is none of its points "
                 f"{', '.join(sorted(names))}"
             )

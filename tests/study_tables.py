@@ -83,6 +83,7 @@ def whole_study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
         _speed(study, seed)
         _positions(study, seed)
         _beyond(study, seed)
+        recipes(study, seed)
     return study
 
 
@@ -191,10 +192,60 @@ def _beyond(study: Study, seed: int) -> None:
             study.own(study.point("block_by_size", name, seed, **sizes), accuracy)
     for shift in (False, True):
         for loss in ("nelbo", "mean"):
-            accuracy = 0.4 + 0.2 * shift + 0.1 * (loss == "mean") + 0.01 * seed
-            run = study.point("contested_factorial", f"{shift}, {loss}", seed, token_shift=shift, loss_name=loss)
-            study.own(run, accuracy)
+            for clean, auxiliary in CLEAN_STREAMS:
+                pays = shift * (0.2 if auxiliary == "ar" else -0.1)  # the shift, with the AR loss alone
+                accuracy = 0.4 + pays + 0.1 * (loss == "mean") + 0.1 * (clean != "block_noisy") + 0.01 * seed
+                choices = {"attention_name": clean, "auxiliary_name": auxiliary, "loss_name": loss}
+                name = f"{clean}, {auxiliary}, {shift}, {loss}"
+                run = study.point("contested_factorial", name, seed, token_shift=shift, **choices)
+                study.own(run, accuracy)
         for tokens in (1000, 4000):
             name = f"{shift}, {tokens}"
             run = study.point("shift_by_budget", name, seed, token_shift=shift, tokens=tokens)
             study.own(run, 0.7 if shift else 0.4 + 0.4 * (tokens == 4000))
+
+
+CLEAN_STREAMS = (
+    ("block", "none"),
+    ("block_noisy", "none"),
+    ("block_token_causal", "none"),
+    ("block_token_causal", "ar"),
+)
+# Recipe → its accuracy at one token per step, the accuracy that it loses at a threshold of 0.5, and its FLOPs.
+RECIPES = {"efficient_dlm": (0.8, 0.3, 2e12), "dream": (0.6, 0.1, 1e12), "ar_control": (0.9, 0, 1e12)}
+RECIPES |= {"untrained": (0.1, 0, 2e12)}
+
+
+def recipes(study: Study, seed: int, chosen: tuple[str, ...] = tuple(RECIPES), without: tuple[str, ...] = ()) -> None:
+    """Recipes, each by threshold and by the oracle, with the AR baselines beside the first, and a second stage of
+    Dream; `without` evaluations of these names."""
+    sweep = "recipes"
+
+    def add(run: str, name: str, outcomes: np.ndarray, sweep: str = sweep, **more) -> None:
+        if name not in without:
+            shares = columns("repetitive", 0.1, 0.05, 0.2, ITEMS) | columns("empty", 0.0, 0.0, 0.05, ITEMS)
+            more |= {"setting": more.get("setting", name), "tokens_per_row": 0.4}
+            study.evaluation(run, outcomes, sweep, name, **shares, **columns("endless", 0.2, 0.1, 0.3, ITEMS), **more)
+
+    def settings(run: str, accuracy: float, lost: float, sweep: str = sweep) -> None:
+        study.own(run, accuracy, tokens_per_row=0.3)
+        for threshold, nfe in ((1.0, 8.0), (0.5, 4.0)):
+            at = {"setting": f"threshold {threshold}", "threshold": threshold, "nfe": nfe, "tpf": 8 / nfe}
+            at["tokens_per_second"] = 800.0 / nfe
+            add(run, "threshold", correct(accuracy - lost * (threshold < 1)), sweep, **at)
+
+    for name in chosen:
+        accuracy, lost, flops = RECIPES[name]
+        run = study.point(sweep, name, seed, label=name.replace("_", " ").title(), train_flops=flops)
+        settings(run, accuracy, lost)
+        add(run, "oracle", correct(accuracy), nfe=2.0, tpf=4.0, tokens_per_second=None)
+        study.curve(run, {500: 2.5, 1000: 2.0 + 0.1 * (name == "dream") + 0.01 * seed})
+        if name == chosen[0]:
+            add(run, "parent", correct(0.95), model=PARENT, nfe=8.0, tpf=1.0, tokens_per_second=100.0)
+            add(run, "parent_lookup", correct(0.95), model=PARENT, nfe=6.0, tpf=8 / 6, tokens_per_second=120.0)
+        if name == "ar_control":
+            add(run, "lookup", correct(accuracy), nfe=6.0, tpf=8 / 6, tokens_per_second=120.0)
+    if "dream" in chosen:
+        first = f"{sweep}/dream/{seed}"
+        run = study.point("recipes_second_stage", "d2f", seed, label="D2F after Dream", continues=first)
+        settings(run, 0.7, 0.2, "recipes_second_stage")

@@ -165,6 +165,10 @@ def test_a_decoding_is_a_row_with_its_setting():
     assert row["model"] == PARENT and row["setting"] == "threshold 0.9, block size 16" and row["target"] == 2.8
     assert row["decoder"] == "DualCache" and row["threshold"] == 0.7 and row["eval_block_size"] == 16
     assert row["code"] == 0.5 and unpack(row["correct"]).tolist() == [True, False]
+    assert not {"tokens_per_row", "repetitive"} & set(row)  # measured before there were such
+    more = {"tokens_per_row": 0.25, "repetitive": 0.1, "empty": 0.0, "endless": 0.2}
+    (row,) = read("decode", result | more, values, model="ar", decoder=decoder)["evaluations"]
+    assert {k: row[k] for k in more} == more and row["endless_n"] == N and row["empty_low"] == 0 < row["empty_high"]
     (plain,) = read("decode", result, model="dlm", decoder=decoder)["evaluations"]
     assert plain["setting"] == "one token" and plain["model"] == DLM
 
@@ -209,9 +213,7 @@ def recipe_config(*overrides: str) -> dict:
 
 def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str, int]]:
     """The FLOPs of a step by `training_flops`, and those that the same batches execute, rollouts included."""
-    monkeypatch.setattr(
-        prose, "chapters", lambda split: ("And it came to pass. " * 20,)
-    )  # encoding it all takes longer
+    monkeypatch.setattr(prose, "chapters", lambda split: ("And it came to pass. " * 20,))  # all of it is slow
     monkeypatch.setattr(flops, "BATCHES", batches)
     monkeypatch.setattr(flops, "SCHEDULED", batches)
     experiment = build(OmegaConf.create(made | {"tokens": 128 * batches}))

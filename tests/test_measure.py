@@ -78,6 +78,10 @@ def test_a_finished_run_can_be_the_parent_of_another(subject, tmp_path):
 def test_decoding_at_another_block_size_and_of_the_parent(subject):
     other = measure(subject, settings("measurement=decode", "measurement.block_size=2", "decoding.threshold=1"))
     assert other["result"]["block_size"] == 2 and other["result"]["n"] == 9
+    items = other["result"]["items"]
+    assert {len(column) for column in items.values()} == {9} and set(items) >= {"rows", "endless"}
+    assert sum(items["tokens"]) / sum(items["rows"]) == pytest.approx(other["result"]["tokens_per_row"])
+    assert sum(items["endless"]) / 9 == other["result"]["endless"]
     assert len(other["result"]["items"]["correct"]) == 9 and other["result"]["tokens_per_second"] is None
     ar = measure(subject, settings("measurement=decode", "measurement.model=ar", "measurement.timed_batch_size=4"))
     assert ar["result"]["block_size"] == 1 and ar["result"]["tpf"] == 1.0 and ar["result"]["tokens_per_second"] > 0

@@ -106,6 +106,45 @@ def test_the_doubled_row_has_twice_the_budget_whatever_the_budget_is():
         assert budget["e"] == 2 * found.tokens and {budget[n] for n in "bcdfghi"} == {found.tokens}
 
 
+def test_a_scale_can_leave_out_points_and_their_evaluations_but_name_none_that_is_not_there(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text(ONE + 'only: ["b, block_size=4", "a, block_size=2"]')
+    every, (a, b) = load_sweep_of(tmp_path, ONE), load_sweep(path, ["seed=0"]).points
+    assert [a.name, b.name] == ["a, block_size=2", "b, block_size=4"] and (a.run, b.run) == (
+        every[a.name].run,
+        every[b.name].run,
+    )
+    assert [e.name for e in a.evaluations] == ["order", "speed", "speed"]
+    path.write_text(ONE + "only: null")
+    assert len(load_sweep(path, ["seed=0"]).points) == 4
+    path.write_text(ONE + "only: [c]")
+    with pytest.raises(ValueError, match="only: c is none of its points"):
+        load_sweep(path, ["seed=0"])
+
+
+def load_sweep_of(folder, text):
+    (folder / "every.yaml").write_text(text)
+    return by_name(load_sweep(folder / "every.yaml", ["seed=0"]))
+
+
+def test_recipes_that_a_second_stage_continues_are_there_at_every_scale():
+    for scale in ("embedded", "quick", "smoke", "paper"):
+        options = PAPER_SCALE if scale == "paper" else [f"scale={scale}"]
+        stages = load_sweep(ROOT / "sweeps" / "recipes_second_stage.yaml", options).points
+        there = {p.run for p in load_sweep(ROOT / "sweeps" / "recipes.yaml", options).points}
+        assert {need.run for stage in stages for need in stage.needs} <= there, scale
+
+
+def test_contested_choices_that_were_run_before_there_were_more_keep_their_runs():
+    """C7."""
+    found = by_name(load_sweep(ROOT / "sweeps" / "contested_factorial.yaml", ["seed=0"]))
+    first = (
+        found["attention=block, token_shift=true, loss=nelbo"],
+        found["attention=block_noisy, token_shift=false, loss=mean"],
+    )
+    assert tuple(p.run for p in first) == ("710cc8d9e888", "b2f7a9060f44") and len(found) == 16
+
+
 def test_the_points_are_the_papers_rows(sweep):
     chosen = {p.name: (p.config["attention"]["_target_"].split(".")[-1], p.config["token_shift"]) for p in sweep.points}
     paper = {"b": ("Bidir", True), "c": ("Bidir", False), "d": ("BlockNoisy", True), "e": ("BlockNoisy", True)}

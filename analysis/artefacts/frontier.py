@@ -1,0 +1,141 @@
+"""Accuracy against what decoding costs, for every recipe in every way of decoding, beside the AR baselines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from analysis.artefacts.recipes import AR, CONTROL, CONTROLS, SWEEPS, described
+from analysis.compare import by_point
+from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.findings import coverage, findings, lead, measured, ranked
+from analysis.plots import trade_off
+from analysis.results import PARENT, Results
+
+PLACE = 260
+TITLE = "Beyond the paper: accuracy against forwards and speed"
+# What decodes a model token by token or with drafts, by the evaluation that asks for it.
+WAYS = {"parent": "ar", "parent_lookup": "lookup"}
+ORACLE, BASELINE = "oracle", "baseline"
+KEYS = ("label", "decoding", "setting")
+BUDGETS = {"no more forwards than AR": 1.0, "half of AR's forwards": 0.5, "a quarter of AR's forwards": 0.25}
+SPEEDS = {"as fast as AR": 1.0, "twice as fast as AR": 2.0}
+DIGITS = {"TPF": 2, "tokens/row": 2, "tokens/s": 0}
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    rows = decodings(results)
+    usable, there = rows[rows["decoding"] != ORACLE], coverage(results, SWEEPS)
+    points, ceiling = pareto_points(usable), pareto_points(rows[rows["decoding"] == ORACLE])
+    panels = (
+        trade_off(points, "NFE", "best_nfe", "accuracy and forwards", "forwards per answer (NFE)"),
+        trade_off(points, "tokens/s", "best_speed", "accuracy and speed", "tokens/s, batch 1"),
+    )
+    oracle = trade_off(ceiling, "NFE", "best_nfe", "the oracle", "forwards per answer (NFE)")
+    columns = ["label", "decoding", "setting", "optimal", *named(*MEASURES).values()]
+    shown = points[columns].rename(columns={"label": "model"})
+    apart = ceiling[["label", "accuracy %", "TPF", "NFE"]].rename(columns={"label": "model"})
+    return [
+        findings(sentences(usable), f"{there} Each model in every way of decoding, the oracle apart."),
+        Plot("frontier", panels, SAID, "Accuracy against forwards and tokens per second of recipes and decoding modes"),
+        Plot("frontier_oracle", (oracle,), APART, "Accuracy against forwards of the oracle of commit rules"),
+        Table(shown, f"Every point. {there} {CELLS} {OPTIMAL}", DIGITS),
+        Table(apart, f"{APART} {CELLS}", DIGITS),
+    ]
+
+
+MEASURES = ("accuracy", "tpf", "nfe", "tokens_per_row", "tokens_per_second")
+SAID = (
+    "A line is a model in one way of decoding, through its settings; means over seeds, bars: 95 % intervals. Named and "
+    "in colour are those with a Pareto-optimal point (filled) and the baselines: the AR parent, the AR control (the "
+    "parent trained further), and both with drafts by lookup (n-grams of the text itself). The others are grey."
+)
+OPTIMAL = (
+    "Optimal: no other point is as accurate for fewer forwards (NFE), or at more tokens/s (speed), by their means; "
+    "intervals are not looked at."
+)
+APART = (
+    "The oracle commits what agrees with decoding one token per step: a ceiling for commit rules, which no decoder one "
+    "can use reaches."
+)
+
+
+def decodings(results: Results) -> pd.DataFrame:
+    """The rows of all ways of decoding. The AR parent was measured beside a run of every seed, with the same result."""
+    rows = results.of("evaluations", SWEEPS)
+    rows = described(rows[rows["nfe"].notna() & (rows["evaluation"] != "")])
+    by_threshold = (rows["point"] == CONTROLS[0]) & (rows["evaluation"] == "threshold")  # which an AR model has not
+    rows = rows[~by_threshold | (rows["threshold"].astype(float) >= 1)]
+    is_parent, is_control = rows["model"] == PARENT, rows["point"] == CONTROLS[0]
+    ways = [WAYS.get(e, e) for e in rows["evaluation"].mask(is_control & (rows["evaluation"] == "threshold"), "parent")]
+    kind = rows["kind"].mask(is_parent | is_control, BASELINE)
+    return rows.assign(label=rows["label"].mask(is_parent, AR), kind=kind, decoding=ways)
+
+
+def pareto_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, decoding and setting: estimates, `name`, whether it is a `baseline`, and whether it is optimal
+    in forwards (`best_nfe`) and in tokens per second (`best_speed`)."""
+    once = rows[(rows["model"] != PARENT) | ~rows.duplicated(["parent", *KEYS])]
+    made = by_point(once, named(*MEASURES), KEYS)
+    kinds = rows.drop_duplicates("label").set_index("label")["kind"]
+    baseline = made["label"].map(kinds).eq(BASELINE)
+    accuracy = means(made["accuracy %"])
+    best_nfe, best_speed = optimal(means(made["NFE"]), accuracy), optimal(-means(made["tokens/s"]), accuracy)
+    said = np.array(["", "NFE", "speed", "NFE, speed"], dtype=object)[best_nfe + 2 * best_speed]
+    names = [f"{label}, {decoding}" for label, decoding in zip(made["label"], made["decoding"], strict=True)]
+    return made.assign(name=names, baseline=baseline, best_nfe=best_nfe, best_speed=best_speed, optimal=said)
+
+
+def means(column: pd.Series) -> Float[np.ndarray, " n"]:
+    return np.array([np.nan if value is None else value.mean for value in column], dtype=float)
+
+
+def optimal(cost: Float[np.ndarray, " n"], value: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which points no other one beats in cost or value without losing in the other; one without a cost is none."""
+    as_good = (cost[None] <= cost[:, None]) & (value[None] >= value[:, None])
+    better = (cost[None] < cost[:, None]) | (value[None] > value[:, None])
+    return ~(as_good & better).any(1) & ~np.isnan(cost) & ~np.isnan(value)
+
+
+def sentences(rows: pd.DataFrame) -> list[str]:
+    """The most accurate way of decoding within each budget of forwards and at each speed, relative to the AR parent."""
+    ar = rows[(rows["label"] == AR) & (rows["decoding"] == "ar")]
+    if rows.empty:
+        return []
+    if ar.empty:
+        return ["The AR parent was not measured, so there is no budget to compare at: measure `parent` of the sweep."]
+    forwards, speed = ar["nfe"].mean(), ar["tokens_per_second"].astype(float).mean()
+    groups = [group for _, group in rows.groupby(list(KEYS), sort=False)]
+    converted = [g for g in groups if g["kind"].iloc[0] not in (BASELINE, CONTROL)]
+    looked_up = [g for g in groups if g["label"].iloc[0] == AR and g["decoding"].iloc[0] == "lookup"]
+    made = [
+        best_within(f"With {what} (NFE ≤ {share * forwards:.1f})", converted, ar, looked_up, within)
+        for what, share in BUDGETS.items()
+        for within in [lambda g, most=share * forwards: g["nfe"].mean() <= most]
+    ]
+    made += [
+        best_within(f"At least {what} ({times * speed:.0f} tokens/s)", converted, ar, looked_up, within)
+        for what, times in SPEEDS.items()
+        for within in [lambda g, least=times * speed: g["tokens_per_second"].astype(float).mean() >= least]
+    ]
+    return made
+
+
+def best_within(what: str, groups: list[pd.DataFrame], ar: pd.DataFrame, looked_up: list[pd.DataFrame], within) -> str:
+    """The most accurate of the groups within a budget, its lead over the next model, and over the baselines."""
+    inside = [g for g in groups if within(g)]
+    if not inside:
+        return f"{what}: no recipe."
+    order = ranked(pd.concat(inside), KEYS)
+    best = order[0]
+    others = [g for g in order[1:] if g["label"].iloc[0] != best["label"].iloc[0]]
+    rivals = [(g, title(g)) for g in others[:1]] + [(ar, AR)]
+    rivals += [(g, f"{AR} with lookup at NFE {g['nfe'].mean():.1f}") for g in looked_up]
+    leads = "; ".join(lead(best, rival, name) for rival, name in rivals)
+    return f"{what}: {title(best)} is the most accurate recipe, {measured(best)}; {leads}."
+
+
+def title(rows: pd.DataFrame) -> str:
+    label, decoding, setting = (rows[key].iloc[0] for key in KEYS)
+    return f"{label} ({setting})" if decoding in ("threshold", setting) else f"{label} ({decoding}, {setting})"

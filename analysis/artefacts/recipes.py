@@ -1,0 +1,171 @@
+"""Published recipes from one parent, on the same data, at the same number of tokens, block size and learning rate."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.claims import shown
+from analysis.compare import by_point, own, parent_row, scalar_effect, swept
+from analysis.exhibits import CELLS, Exhibit, Table, named
+from analysis.findings import coverage, decision, findings, lead, measured, ranked
+from analysis.flops import of_runs_at_equal_flops, training_curves
+from analysis.results import Results
+from dlm.evaluation.generation import DEGENERATE
+
+PLACE = 250
+TITLE = "Beyond the paper: published recipes at equal tokens"
+SWEEPS = ("recipes", "recipes_second_stage")
+FIRST, SECOND = SWEEPS
+CONTROLS = ("ar_control", "untrained")
+RECIPE, CONTROL, STAGE, AR = "recipe", "control", "second stage", "AR parent"
+DIGITS = {"TPF": 2, "tokens/row": 2, "bits/byte": 3, "TFLOP": 2, "tokens": 0}
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    rows = results.of("evaluations", SWEEPS)
+    one = whole_cost(described(own(rows)), results)
+    parallel = described(swept(rows, "threshold"))
+    there = coverage(results, SWEEPS)
+    return [
+        findings(sentences(results, one, parallel, swept(rows, "parent").assign(label=AR)), there),
+        Table(recipe_table(results, one), f"At one token per step. {there} {CELLS} {LEGEND}", DIGITS),
+        Table(by_threshold(parallel), f"By the confidence τ that commits a token. {CELLS}", digits(parallel)),
+        Table(costs(results, one), EQUAL, {"tokens": 0, "TFLOP": 2, "NELBO": 3, "NELBO, equal FLOPs": 3}),
+    ]
+
+
+LEGEND = (
+    "Repetitive: the output ends in one piece over and over; empty: it has no tokens; endless: it has no EOS. "
+    "Tokens/row: tokens for every row (token or mask) that all forwards read, prompts as well. Tokens and TFLOP of a "
+    "second stage include the first. TFLOP count auxiliary losses, teachers and rollouts. Bits/byte of held-out prose: "
+    "the bound of a dLM with uniform masking, which recipes that hide whole blocks never train; exact for AR."
+)
+EQUAL = (
+    "What training cost, and the validation NELBO (nats/token) at the end of it and at equal FLOPs: where each recipe "
+    "of one stage had used the FLOPs of the cheapest, interpolated between validations."
+)
+
+
+def described(rows: pd.DataFrame) -> pd.DataFrame:
+    """With the `kind` of each row."""
+    kinds = [
+        STAGE if sweep == SECOND else CONTROL if point in CONTROLS else RECIPE
+        for sweep, point in zip(rows["sweep"], rows["point"], strict=True)
+    ]
+    return rows.assign(kind=kinds)
+
+
+def whole_cost(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """With the tokens and FLOPs of training as the sums over a run and those that it continues."""
+    runs = results.runs.drop_duplicates("run").set_index("run")
+
+    def total(run: str, column: str) -> float:
+        if run not in runs.index:
+            return float("nan")  # a run that was not collected
+        before = runs["continues"][run]
+        return float(runs[column][run]) + (0.0 if pd.isna(before) else total(before, column))
+
+    return rows.assign(**{c: [total(run, c) for run in rows["run"]] for c in ("tokens", "train_flops")})
+
+
+def recipe_table(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The AR parent, and a row for every recipe."""
+    measures = named("accuracy", "tpf", "nfe", "tokens_per_row", *DEGENERATE, "cloze", "bits_per_byte")
+    trained = by_point(rows, measures | {"tokens": "tokens"} | named("train_flops"), ("kind", "label"))
+    parent = parent_row(results, SWEEPS).assign(kind="", label=AR)
+    return pd.concat([f for f in (by_point(parent, measures, ("kind", "label")), trained) if len(f)] or [trained])
+
+
+def by_threshold(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for every recipe, with accuracy, TPF and NFE at every threshold below 1."""
+    made = by_point(rows.drop_duplicates(["label", "seed"]), {}, ("kind", "label"))
+    for threshold, group in by_falling_threshold(rows):
+        names = {m: f"{text}, τ {threshold:g}" for m, text in named("accuracy", "tpf", "nfe").items()}
+        made = made.merge(by_point(group, names, ("kind", "label")), on=["kind", "label"], how="left")
+    return made
+
+
+def by_falling_threshold(rows: pd.DataFrame):
+    """(threshold, rows) of those that commit more than one token."""
+    below = rows[rows["threshold"].astype(float) < 1]
+    return sorted(below.groupby("threshold"), key=lambda item: -item[0])
+
+
+def digits(rows: pd.DataFrame) -> dict[str, int]:
+    return {f"TPF, τ {threshold:g}": 2 for threshold, _ in by_falling_threshold(rows)}
+
+
+def costs(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """Training cost of every recipe, and its bound at equal FLOPs."""
+    names = {"tokens": "tokens"} | named("train_flops") | {"val_nelbo": "NELBO"}
+    made = by_point(rows, names, ("kind", "label"))
+    equal = equal_flops(results)["value"].groupby(level="point").mean() if len(made) else {}
+    return made.assign(**{"NELBO, equal FLOPs": [equal.get(label) for label in made["label"]]})
+
+
+def equal_flops(results: Results) -> pd.DataFrame:
+    """(point, seed) → run and NELBO of the recipes of one stage at equal FLOPs, named by their labels."""
+    curves = training_curves(results, FIRST)
+    curves = curves[~curves["point"].isin(CONTROLS)]
+    return of_runs_at_equal_flops(curves.assign(point=curves["label"]))
+
+
+def sentences(results: Results, one: pd.DataFrame, parallel: pd.DataFrame, parent: pd.DataFrame) -> list[str]:
+    """The best recipes of one stage: at equal tokens by the setting of decoding, and at equal FLOPs."""
+    recipes = one[one["kind"] == RECIPE]
+    made = [*best_of("one token per step", recipes), *against_controls(one, parent), *cheaper(recipes)]
+    for threshold, rows in by_falling_threshold(parallel[parallel["kind"] == RECIPE]):
+        made += best_of(f"τ {threshold:g}", rows)
+    return [*made, *best_at_equal_flops(equal_flops(results))]
+
+
+def best_of(setting: str, rows: pd.DataFrame) -> list[str]:
+    """The most accurate recipe, and its lead over the next."""
+    order = ranked(rows)
+    if not order:
+        return []
+    best = order[0]
+    text = f"At equal tokens, {setting}: {name(best)} is the most accurate of {len(order)}, {measured(best)}"
+    return [f"{text}; {lead(best, order[1], name(order[1]))}." if len(order) > 1 else f"{text}; alone."]
+
+
+def against_controls(one: pd.DataFrame, parent: pd.DataFrame) -> list[str]:
+    """The most accurate recipe against the AR parent, more AR training, and random weights."""
+    best = (ranked(one[one["kind"] == RECIPE]) or [None])[0]
+    controls = ranked(parent) + ranked(one[one["kind"] == CONTROL])
+    return [] if best is None else [f"{name(best)}, one token per step: {lead(best, c, name(c))}." for c in controls]
+
+
+def cheaper(rows: pd.DataFrame) -> list[str]:
+    """The recipe that cost least of those that are not told apart from the most accurate one."""
+    known = rows.dropna(subset=["train_flops"])
+    order = ranked(known)
+    if len(order) < 2:
+        return []
+    best = order[0]
+    cost = best["train_flops"].mean()
+    level = [g for g in order[1:] if g["train_flops"].mean() < cost and lead(best, g, "").endswith("undecided")]
+    if not level:
+        return [f"No recipe that cost fewer FLOPs than {name(best)} comes near enough to be undecided against it."]
+    least = min(level, key=lambda g: g["train_flops"].mean())
+    share = 100 * least["train_flops"].mean() / cost
+    return [f"With {share:.0f} % of its FLOPs, {name(least)} has {measured(least)}; {lead(best, least, 'it')}."]
+
+
+def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
+    """The recipe with the lowest bound at equal FLOPs, and how much lower than the next's it is: accuracy is measured
+    only at the end of training."""
+    order = list(equal["value"].groupby(level="point").mean().sort_values().index) if len(equal) else []
+    if len(order) < 2:
+        return []
+    best, second = (equal.xs(point, level="point") for point in order[:2])
+    used = [*best["run"], *second["run"]]
+    effect = scalar_effect("", second["value"] - best["value"], used, "{:+.3f} nats/token")
+    mean = best["value"].mean()
+    text = f"At equal FLOPs ({equal['flops'].iloc[0] / 1e12:.3g} TFLOP): {order[0]} has the lowest validation NELBO"
+    text += f" of {len(order)}, {mean:.3f} nats/token; {order[1]} has {shown(effect)} more: {decision(effect)}."
+    return [text]
+
+
+def name(rows: pd.DataFrame) -> str:
+    return rows["label"].iloc[0]

@@ -1,0 +1,64 @@
+"""Sentences that state what was found, made from the tables: who is ahead, at what cost, by how much, and whether that
+is decided. None is written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.claims import shown
+from analysis.compare import accuracy_effect
+from analysis.exhibits import Table
+from analysis.results import FINISHED, Results
+from analysis.stats import SEEDS_NEEDED, Effect
+
+RULE = (
+    "Intervals: 95 %, of accuracy paired by item and seed, else over seeds. Undecided: the interval holds 0, or is not "
+    "known. The best is chosen by the data that it is then compared on, which favours it a little; nothing is "
+    "corrected for the number of comparisons."
+)
+
+
+def ranked(rows: pd.DataFrame, by: Sequence[str] = ("label",)) -> list[pd.DataFrame]:
+    """The rows of each group, the highest mean accuracy first; of equals, the one with fewer forwards."""
+    groups = [group for _, group in rows.dropna(subset=["accuracy"]).groupby(list(by), sort=False, dropna=False)]
+    return sorted(groups, key=lambda g: (-round(g["accuracy"].mean(), 9), g["nfe"].mean()))
+
+
+def measured(rows: pd.DataFrame) -> str:
+    """What a group is, its accuracy and its forwards: `80.0 % at NFE 7.0`."""
+    return f"{100 * rows['accuracy'].mean():.1f} % at NFE {rows['nfe'].mean():.1f}"
+
+
+def lead(better: pd.DataFrame, worse: pd.DataFrame, name: str) -> str:
+    """By how much one group is ahead of another: `+3.2 points (−1.0 to +7.4) against SDAR: undecided`."""
+    effect = accuracy_effect(better, worse, "")
+    return f"{shown(effect)} against {name}: {decision(effect)}"
+
+
+def decision(effect: Effect) -> str:
+    """Whether an effect is told apart from 0, and what that rests on where it is little."""
+    if not effect.seeds:
+        return "nothing to compare"
+    if not (effect.low > 0 or effect.high < 0):
+        return "undecided"
+    few = f", over the items of {effect.seeds} seed{'s' if effect.seeds > 1 else ''}"
+    return "decided" + (few if effect.seeds < SEEDS_NEEDED else "")
+
+
+def findings(sentences: Sequence[str], note: str) -> Table:
+    """The sentences as a table; `note` says what they rest on."""
+    return Table(pd.DataFrame({"found": list(sentences)}), f"{note} {RULE}")
+
+
+def coverage(results: Results, sweeps: Sequence[str]) -> str:
+    """How many of the points of sweeps are there, and which are not, in words."""
+    points = results.points[results.points["sweep"].isin(sweeps)]
+    done = points[points["state"] == FINISHED]
+    lacking = points[points["state"] != FINISHED]
+    text = f"From {len(done)} of {len(points)} runs."
+    if len(lacking):
+        names = ", ".join(dict.fromkeys(lacking["label"]))
+        text += f" Without a finished run of every seed: {names}."
+    return text
