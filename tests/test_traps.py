@@ -95,7 +95,7 @@ def test_ranks_draw_noise_of_their_own_and_each_the_same_again(conversion, monke
     for rank in (0, 1, 0):
         monkeypatch.setattr(Conversion, "global_rank", rank)
         conversion.micro_batches = 0
-        inputs = [conversion.on_before_batch_transfer(batch, 0).inputs.input_ids for _ in range(2)]
+        inputs = [conversion.on_before_batch_transfer(batch, 0)[0].inputs.input_ids for _ in range(2)]
         assert not torch.equal(*inputs)  # nor does a micro-batch repeat the one before
         if rank in drawn:
             assert all(torch.equal(a, b) for a, b in zip(inputs, drawn[rank], strict=True))
@@ -110,8 +110,8 @@ def test_the_logged_bound_is_in_nats_per_token_however_many_micro_batches_are_ac
     for accumulate, scale in ((1, 1.0), (8, 1.0), (8, 0.3)):
         conversion.trainer.accumulate_grad_batches, conversion.micro_batches = accumulate, 0
         conversion.objective = Objective(Nelbo(scale=scale))
-        prepared = conversion.on_before_batch_transfer(batch, 0)
-        conversion.training_step(prepared, 0)
+        (prepared,) = conversion.on_before_batch_transfer(batch, 0)
+        conversion.training_step([prepared], 0)
         found.append(conversion.logged["train/nelbo"])
     nll = torch.nn.functional.cross_entropy(
         conversion.denoiser(prepared.inputs), prepared.scored.target, reduction="none"
