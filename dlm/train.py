@@ -40,10 +40,15 @@ SPACE_IN_WEIGHTS = 8
 Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
 
 
-@sigterm_as_ctrl_c()
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record.
     Raises `Busy` where another process works on the run."""
+    with sigterm_as_ctrl_c():  # not as a decorator, which parallel launchers cannot pickle
+        return done_or_trained(cfg)
+
+
+def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
+    """`train`, without its care for signals."""
     run = Run.create(cfg, choices())
     done = run.status == "finished" and not cfg.force
     if done and is_evaluated(run, cfg.evaluation):

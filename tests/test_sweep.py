@@ -92,8 +92,7 @@ def test_the_joblib_launcher_runs_jobs_side_by_side_with_the_same_summary(tmp_pa
 def test_all_recipes_are_one_glob_away(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(SWEEP, "")
     monkeypatch.setattr(SweepCallback, "folder", None)
-    task = ["recipe=glob(*)", "seed=0,1", "lr=1e-3"]
-    given = {"sweep": {"dir": str(tmp_path / "sweep")}, "overrides": {"task": task, "hydra": []}}
+    given = {"sweep": {"dir": f"{tmp_path}/now"}, "overrides": {"task": ["recipe=glob(*)", "seed=0,1", "lr=1e-3"]}}
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         SweepCallback().on_multirun_start(OmegaConf.create({"hydra": given}))
     jobs = 2 * len(options("recipe"))
