@@ -72,7 +72,7 @@ def trade_off(points: pd.DataFrame, x: str, best: str, title: str, xlabel: str) 
     """Accuracy against the cost or speed `x`: one line per `name` through its points, which hold estimates. Lines with
     a point that is `best` (filled) are in colour, as are `baseline`s, the others grey."""
     figure, axes = panel(title, xlabel, "accuracy, %", (4.4, 4.6))
-    points = points[[value is not None for value in points[x]]]
+    points = points[points[x].notna()]
     places = points.assign(x=[v.mean for v in points[x]], y=[v.mean for v in points["accuracy %"]])
     named = 0
     for name, line in places.sort_values("x").groupby("name", sort=False):

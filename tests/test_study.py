@@ -110,10 +110,8 @@ def test_a_scale_can_leave_out_points_and_their_evaluations_but_name_none_that_i
     path = tmp_path / "one.yaml"
     path.write_text(ONE + 'only: ["b, block_size=4", "a, block_size=2"]')
     every, (a, b) = load_sweep_of(tmp_path, ONE), load_sweep(path, ["seed=0"]).points
-    assert [a.name, b.name] == ["a, block_size=2", "b, block_size=4"] and (a.run, b.run) == (
-        every[a.name].run,
-        every[b.name].run,
-    )
+    assert [a.name, b.name] == ["a, block_size=2", "b, block_size=4"]
+    assert (a.run, b.run) == (every[a.name].run, every[b.name].run)
     assert [e.name for e in a.evaluations] == ["order", "speed", "speed"]
     path.write_text(ONE + "only: null")
     assert len(load_sweep(path, ["seed=0"]).points) == 4
@@ -138,11 +136,8 @@ def test_recipes_that_a_second_stage_continues_are_there_at_every_scale():
 def test_contested_choices_that_were_run_before_there_were_more_keep_their_runs():
     """C7."""
     found = by_name(load_sweep(ROOT / "sweeps" / "contested_factorial.yaml", ["seed=0"]))
-    first = (
-        found["attention=block, token_shift=true, loss=nelbo"],
-        found["attention=block_noisy, token_shift=false, loss=mean"],
-    )
-    assert tuple(p.run for p in first) == ("710cc8d9e888", "b2f7a9060f44") and len(found) == 16
+    assert found["attention=block, token_shift=true, loss=nelbo"].run == "710cc8d9e888"
+    assert found["attention=block_noisy, token_shift=false, loss=mean"].run == "b2f7a9060f44" and len(found) == 16
 
 
 def test_the_points_are_the_papers_rows(sweep):

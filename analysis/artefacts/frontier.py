@@ -32,16 +32,13 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         trade_off(points, "NFE", "best_nfe", "accuracy and forwards", "forwards per answer (NFE)"),
         trade_off(points, "tokens/s", "best_speed", "accuracy and speed", "tokens/s, batch 1"),
     )
-    oracle = trade_off(ceiling, "NFE", "best_nfe", "the oracle", "forwards per answer (NFE)")
     columns = ["label", "decoding", "setting", "optimal", *named(*MEASURES).values()]
     shown = points[columns].rename(columns={"label": "model"})
-    apart = ceiling[["label", "accuracy %", "TPF", "NFE"]].rename(columns={"label": "model"})
     return [
         findings(sentences(usable), f"{there} Each model in every way of decoding, the oracle apart."),
         Plot("frontier", panels, SAID, "Accuracy against forwards and tokens per second of recipes and decoding modes"),
-        Plot("frontier_oracle", (oracle,), APART, "Accuracy against forwards of the oracle of commit rules"),
         Table(shown, f"Every point. {there} {CELLS} {OPTIMAL}", DIGITS),
-        Table(apart, f"{APART} {CELLS}", DIGITS),
+        *([] if ceiling.empty else of_the_oracle(ceiling)),
     ]
 
 
@@ -59,6 +56,16 @@ APART = (
     "The oracle commits what agrees with decoding one token per step: a ceiling for commit rules, which no decoder one "
     "can use reaches."
 )
+
+
+def of_the_oracle(ceiling: pd.DataFrame) -> list[Exhibit]:
+    """Its figure and table, where it was measured."""
+    figure = trade_off(ceiling, "NFE", "best_nfe", "the oracle", "forwards per answer (NFE)")
+    table = ceiling[["label", "accuracy %", "TPF", "NFE"]].rename(columns={"label": "model"})
+    return [
+        Plot("frontier_oracle", (figure,), APART, "Accuracy against forwards of the oracle of commit rules"),
+        Table(table, f"{APART} {CELLS}", DIGITS),
+    ]
 
 
 def decodings(results: Results) -> pd.DataFrame:
