@@ -40,7 +40,6 @@ SPACE_IN_WEIGHTS = 8
 Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
 
 
-@sigterm_as_ctrl_c()
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record.
     Raises `Busy` where another process works on the run."""
@@ -49,7 +48,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if done and is_evaluated(run, cfg.evaluation):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
-    with lease(run.folder) as claim:
+    with sigterm_as_ctrl_c(), lease(run.folder) as claim:
         if run.status == "finished" and not cfg.force:  # perhaps since a moment ago
             if not is_evaluated(run, cfg.evaluation):
                 evaluate_again(run, cfg.evaluation)
