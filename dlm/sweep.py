@@ -48,8 +48,11 @@ class SweepCallback(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if not is_part_of_sweep(config):
             return
+        job_return.cfg = job_return.hydra_cfg = None  # Hydra keeps what all jobs return until the last ends
         failed = job_return.status is not JobStatus.COMPLETED
         result = {"status": "failed"} if failed else job_return.return_value
+        if not failed:
+            job_return.return_value = None
         error = str(job_return._return_value) if failed else None
         line = {"job": name(config), "id": result.get("id"), "status": result["status"], "error": error}
         line |= {"metrics": headline(result.get("record", {}))}

@@ -54,7 +54,7 @@ def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
     if done and is_evaluated(run, cfg.evaluation):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
-    with lease(run.folder) as claim:
+    with sigterm_as_ctrl_c(), lease(run.folder) as claim:
         if run.status == "finished" and not cfg.force:  # perhaps since a moment ago
             if not is_evaluated(run, cfg.evaluation):
                 evaluate_again(run, cfg.evaluation)

@@ -41,6 +41,14 @@ def ask(capsys, *arguments) -> tuple[int, str]:
     return code, captured.out + captured.err
 
 
+@pytest.mark.parametrize("command", ["list", "verify", "gc"])
+def test_every_record_is_read_once_whatever_else_is_in_the_folder(command, runs, tmp_path, monkeypatch):
+    reads, record = [], Run.record.fget
+    monkeypatch.setattr(Run, "record", property(lambda run: reads.append(run.id) or record(run)))
+    assert main(["--runs", str(tmp_path), command]) == 0
+    assert sorted(reads) == sorted(run.id for run in runs)
+
+
 def test_list_shows_every_run_its_state_and_what_differs(runs, tmp_path, capsys):
     runs[1].update(status="failed", error="Traceback\nValueError: no")
     runs[2].update(status="running")  # by a process that is gone

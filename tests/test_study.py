@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import pytest
 from conftest import ROOT
+from omegaconf import OmegaConf
 
 from analysis.progress import Progress
 from analysis.study import BUSY_SECONDS, Commands, Held, Study, everything
-from analysis.sweep import FINISHED, load_sweep, resolved
+from analysis.sweep import FINISHED, compose_by_hydra, composed, load_sweep, resolved
 from dlm.lease import NAME
 from dlm.runs import Run, run_id
 
@@ -88,6 +90,44 @@ def test_runs_from_before_there_were_scales_keep_their_ids():
     assert run_id(resolved("train", "main job", [])) == "8d66ebc58be8"
     found = {name: p.run for name, p in by_name(load_sweep(TABLE1, ["tokens=1_000_000", "seed=0"])).items()}
     assert (found["b"], found["e"], found["g"]) == ("6742b2886ab8", "26aee76e2991", "f07d55075bcd")
+
+
+OVERRIDES = [
+    ["attention=block", "block_size=4", "lr=1e-5", "data.mixture={prose: 1.0}", "model.revision='a b'"],
+    ["recipe=fast_dllm_v2", "tokens=1_000", "masking.views=1", "trainable=lora", "auxiliary=[ar,confidence]"],
+    [
+        "auxiliary=ar",
+        "auxiliary.ar.weight=0.3",
+        "schedule={masking.t_max:{0:0.3,1:1.0}}",
+        "evaluation.thresholds=[0.5]",
+    ],
+    ["+data.families=[addition]", "block_size=2"],
+]
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES)
+def test_values_on_top_of_a_composed_config_make_the_config_that_hydra_makes(overrides):
+    expected = compose_by_hydra("train", tuple(overrides))
+    assert OmegaConf.to_container(composed("train", tuple(overrides))) == OmegaConf.to_container(expected)
+
+
+def test_a_plan_asks_hydra_once_for_every_choice_of_options_however_many_points_it_has(tmp_path, monkeypatch):
+    """And reads each finished run's record as often, but for no other's sake."""
+    path = tmp_path / "large.yaml"
+    rates = ", ".join(f"{rate}e-5" for rate in range(1, 26))
+    path.write_text(f"title: large\nshared: [logger=csv]\ngrid: {{attention: [bidir, block], lr: [{rates}]}}")
+    asked, by_hydra = [], compose_by_hydra.__wrapped__
+    monkeypatch.setattr("analysis.sweep.compose_by_hydra", cache(lambda *a: asked.append(a) or by_hydra(*a)))
+    composed.cache_clear()
+    points = everything([load_sweep(path, ["seed=0,1"])])
+    assert len(points) == len({p.run for p in points}) == 100
+    assert sum(name == "train" for name, _ in asked) <= 3  # the scale, and two patterns
+    for point in points:
+        finish(tmp_path, point)
+    reads, record = [], Run.record.fget
+    monkeypatch.setattr(Run, "record", property(lambda run: reads.append(run.id) or record(run)))
+    assert Study(points, tmp_path, 2, Commands(None, None)).run() == []
+    assert len(reads) == len(points)
 
 
 def test_a_setting_that_several_artefacts_share_is_one_run():

@@ -11,6 +11,7 @@ import pytest
 from conftest import CONF, ROOT, options
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -68,6 +69,21 @@ def test_sweeps_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path
     assert claim_folder(cfg) == tmp_path / "now_4" == Path(cfg.hydra.sweep.dir)
     (override,) = OverridesParser.create().parse_overrides([cfg.hydra.overrides.hydra[-1]])
     assert (override.key_or_group, override.value()) == ("hydra.sweep.dir", str(tmp_path / "now_4"))
+
+
+def test_what_a_job_returns_does_not_keep_its_config_and_record_until_the_sweep_ends(tmp_path, monkeypatch):
+    """Of 10,000 jobs that would be gigabytes."""
+    monkeypatch.setenv(SWEEP, json.dumps({"jobs": 1, "swept": ["seed"]}))
+    overrides = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={tmp_path}", "hydra.job.num=0"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("train", overrides, return_hydra_config=True)
+    returned = JobReturn(cfg=cfg, hydra_cfg=cfg)
+    returned.status, returned.return_value = JobStatus.COMPLETED, {"id": "a", "status": "finished", "record": {}}
+    callback = SweepCallback()
+    callback.on_job_start(cfg)
+    callback.on_job_end(cfg, returned)
+    assert returned.cfg is returned.hydra_cfg is returned.return_value is None
+    assert json.loads((tmp_path / "0.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.slow
