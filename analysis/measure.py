@@ -1,7 +1,8 @@
-"""Measure what a study wants of one finished run: `python -m analysis.measure RUN_FOLDER SETTINGS.json`.
+"""Measure what a study wants of one finished run: `python -m analysis.measure RUN_FOLDER SETTINGS.json THREADS`.
 
 The settings are a list of resolved measurements. Each is written as soon as it is made, so whatever ends this early
-loses one of them at most.
+loses one of them at most. Jobs side by side share the cores: more threads than these would wait for each other, and
+what is timed with one thread does not count what other jobs compute.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from dlm.console import quiet
 from dlm.measure import measure
 from dlm.measurement.base import Subject
 from dlm.runs import Run
 
 
-def main(folder: str, settings: str) -> int:
+def main(folder: str, settings: str, threads: str) -> int:
     quiet()
+    torch.set_num_threads(int(threads))
     try:
         subject = Subject(Run.load(folder, Path(folder).parent))
         for wanted in json.loads(Path(settings).read_text(encoding="utf-8")):

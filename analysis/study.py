@@ -104,7 +104,7 @@ def commands(runs_dir: Path, threads: int) -> Commands:
     def measure(point: Point) -> list[str]:
         settings = runs_dir / ".logs" / f"{point.run}.measure.json"
         write_atomically(settings, json.dumps([e.settings for e in point.to_measure(runs_dir)]))
-        return [sys.executable, "-m", "analysis.measure", str(runs_dir / point.run), str(settings)]
+        return [sys.executable, "-m", "analysis.measure", str(runs_dir / point.run), str(settings), str(threads)]
 
     return Commands(lambda point: [sys.executable, "-m", "dlm.train", *own, *point.overrides], measure)
 
