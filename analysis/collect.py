@@ -23,7 +23,7 @@ VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval
 Rows = dict[str, list[dict[str, Any]]]
 # What reading a record, or a file beside it, raises where a field is missing or has another type.
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OSError)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError, OSError)
 
 
 def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = ()) -> Results:
