@@ -24,7 +24,7 @@ Z95 = 1.959964  # standard errors to either side of a 95 % interval
 FLOPS = "train_flops.json"  # beside a run; what is named flops.json counted no auxiliary losses and no rollouts
 Rows = dict[str, list[dict[str, Any]]]
 # What reading a record, or a file beside it, raises where a field is missing or has another type.
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OSError)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError, OSError)
 
 
 def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = ()) -> Results:
