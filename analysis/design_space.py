@@ -16,7 +16,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from analysis.sweep import CONF
+from analysis.compose import CONF
 
 ROOT = CONF.parent
 PAGE = ROOT / "docs" / "design_space.md"

@@ -85,7 +85,7 @@ class Denoiser(nn.Module):
             batch.position.repeat(1, copies),
             column // length if views > 1 else None,
         )
-        where = (noised.masked if noised.scored is None else noised.scored).flatten().nonzero()[:, 0]
+        where = noised.in_loss.flatten().nonzero()[:, 0]
         row, column = where // width, where % width
         token = row * length + column % length
         if not self.pattern.noisy_stream:

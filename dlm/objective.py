@@ -25,6 +25,11 @@ class Objective:
         self.reads_states = any(term.reads_states for term in self.auxiliary.values())
         self.balanced = any(term.balanced for term in self.auxiliary.values())
 
+    @property
+    def nbytes(self) -> int:
+        """What the auxiliary losses hold on the device all the time, in bytes."""
+        return sum(term.nbytes for term in self.auxiliary.values())
+
     def needs(
         self, denoiser: Denoiser, batch: Batch, noised: Noised, scored: Scored
     ) -> tuple[list[Int[Tensor, " M"]], dict[str, Movable | None]]:

@@ -46,15 +46,9 @@ def corrupt(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Gen
 def lay_out(denoiser: Denoiser, batch: Batch, noised: Noised, objective: Objective) -> Prepared:
     """A corrupted batch as the network reads it."""
     inputs, scored = denoiser.inputs(batch, noised)
-    scored = replace(scored, loss_weight=objective.loss.weights(batch, noised)[scored_of(noised)])
+    scored = replace(scored, loss_weight=objective.loss.weights(batch, noised)[noised.in_loss])
     rows, needs = objective.needs(denoiser, batch, noised, scored)
     inputs = replace(inputs, scored=torch.cat([inputs.scored, *rows]))
-    inputs = trim(denoiser.pattern, inputs, few_shapes=denoiser.compiles)
-    inputs = replace(inputs, layout=f"{inputs.rows.layout()}/{denoiser.pattern.block_size}")
+    inputs = trim(denoiser.pattern, inputs, few_shapes=denoiser.compiles).named(denoiser.pattern.block_size)
     views = noised.xt.shape[1] // batch.x0.shape[1]
     return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views, needs)
-
-
-def scored_of(noised: Noised):
-    """Which tokens the loss looks at."""
-    return noised.masked if noised.scored is None else noised.scored

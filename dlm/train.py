@@ -213,9 +213,12 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     device = torch.device("cuda" if on_gpu else "cpu")
     step = memory.Step(cfg.data.length, experiment.conversion.masking.views, cfg.trainer.precision, device)
     limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
+    teachers = experiment.conversion.objective.nbytes
+    limit -= teachers
     plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
     how = ", layers computed again in the backward" if plan.checkpointing else ""
-    print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available")
+    beside = f" beside {teachers / memory.GB:.2f} GB of teachers" if teachers else ""
+    print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
     if plan.checkpointing:
         memory.checkpoint_activations(denoiser.model)
 

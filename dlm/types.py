@@ -54,6 +54,11 @@ class Noised(Movable):
     weight: Float[Tensor, "B KL"]
     scored: Bool[Tensor, "B KL"] | None = None
 
+    @property
+    def in_loss(self) -> Bool[Tensor, "B KL"]:
+        """The tokens that the loss looks at."""
+        return self.masked if self.scored is None else self.scored
+
 
 @dataclass(frozen=True)
 class Rows(Movable):
@@ -92,6 +97,10 @@ class ModelInputs(Movable):
     rows: Rows
     scored: Int[Tensor, " N"]
     layout: str = ""
+
+    def named(self, block_size: int) -> ModelInputs:
+        """With a name for what decides its masks (on the CPU): its rows, and the block size of the pattern."""
+        return replace(self, layout=f"{self.rows.layout()}/{block_size}")
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from dlm.auxiliary.confidence import Confidence
 from dlm.auxiliary.consistency import Consistency
 from dlm.auxiliary.distill import DIVERGENCES, Distill
 from dlm.auxiliary.teacher import Teacher
-from dlm.build import make_objective
+from dlm.build import build, make_objective
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.objective import Objective
 from dlm.parent import Parent, layer_types
 from dlm.prepare import corrupt, lay_out, prepare
+from dlm.train import fit_into_memory
 from dlm.types import Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -241,3 +242,16 @@ def test_consistency_of_views_that_share_no_token_is_refused(llama):
     for masking in (Uniform(), Uniform(views=2)):
         with pytest.raises(ValueError, match="complementary=false"):
             Consistency(0.5).check(denoiser(llama, "block", 4, False).pattern, masking)
+
+
+def test_a_teacher_takes_its_share_of_the_memory_that_a_step_may_have(capsys):
+    cfg = config("auxiliary=distill", "trainer.volatile.memory_gb=1.0", "data.batch_size=2", "tokens=4096")
+    experiment = build(cfg)
+    weights = sum(p.nbytes for p in experiment.parent.model.parameters())
+    assert experiment.conversion.objective.nbytes == weights and make_objective(config()).nbytes == 0
+    fit_into_memory(cfg, experiment, pieces=1)
+    left = 1 - weights / 1e9
+    assert f"; {left:.2f} GB are available beside {weights / 1e9:.2f} GB of teachers" in capsys.readouterr().out
+    cfg.trainer.volatile.memory_gb = weights / 1e9
+    with pytest.raises(ValueError, match="0.00 GB are available"):
+        fit_into_memory(cfg, experiment, pieces=1)

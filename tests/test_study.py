@@ -13,9 +13,10 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
+from analysis.compose import compose_by_hydra, composed, resolved
 from analysis.progress import Progress
-from analysis.study import BUSY_SECONDS, Commands, Held, Study, everything
-from analysis.sweep import FINISHED, compose_by_hydra, composed, load_sweep, resolved
+from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, everything
+from analysis.sweep import FINISHED, load_sweep
 from dlm.lease import NAME
 from dlm.runs import Run, run_id
 
@@ -117,7 +118,7 @@ def test_a_plan_asks_hydra_once_for_every_choice_of_options_however_many_points_
     rates = ", ".join(f"{rate}e-5" for rate in range(1, 26))
     path.write_text(f"title: large\nshared: [logger=csv]\ngrid: {{attention: [bidir, block], lr: [{rates}]}}")
     asked, by_hydra = [], compose_by_hydra.__wrapped__
-    monkeypatch.setattr("analysis.sweep.compose_by_hydra", cache(lambda *a: asked.append(a) or by_hydra(*a)))
+    monkeypatch.setattr("analysis.compose.compose_by_hydra", cache(lambda *a: asked.append(a) or by_hydra(*a)))
     composed.cache_clear()
     points = everything([load_sweep(path, ["seed=0,1"])])
     assert len(points) == len({p.run for p in points}) == 100
@@ -507,3 +508,10 @@ def test_a_study_without_a_sweep_says_what_to_give(arguments):
         [sys.executable, "-m", "analysis.study", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_measuring_jobs_share_the_cores_as_training_jobs_do(tmp_path):
+    point = load_sweep(ROOT / "sweeps" / "table1_attention.yaml", ["seed=0"]).points[0]
+    (tmp_path / ".logs").mkdir()
+    made = commands(tmp_path, threads=3)
+    assert "trainer.volatile.threads=3" in made.train(point) and made.measure(point)[-1] == "3"

@@ -157,7 +157,7 @@ def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
     only at the end of training."""
     order = list(equal["value"].groupby(level="point").mean().sort_values().index) if len(equal) else []
     if len(order) < 2:
-        return []
+        return ["At equal FLOPs: not known, fewer than two recipes were validated before the cheapest one's FLOPs."]
     best, second = (equal.xs(point, level="point") for point in order[:2])
     used = [*best["run"], *second["run"]]
     effect = scalar_effect("", second["value"] - best["value"], used, "{:+.3f} nats/token")

@@ -24,6 +24,10 @@ class Align(Auxiliary):
     def bind(self, parent):
         self.teacher.bind(parent)
 
+    @property
+    def nbytes(self):
+        return self.teacher.nbytes
+
     def needs(self, denoiser, batch, noised, scored):
         return None, self.teacher.lesson(batch, noised, scored)
 

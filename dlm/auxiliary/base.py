@@ -59,6 +59,11 @@ class Auxiliary:
         """How many rows `needs` asked for."""
         return 0
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds on the device all the time, in bytes."""
+        return 0
+
     def forwards(self, denoiser: Denoiser, needs: Movable | None) -> list[Forward]:
         """What it costs beside the student's forward and the rows that `needs` asked for."""
         return []

@@ -35,6 +35,10 @@ class Distill(Auxiliary):
     def bind(self, parent):
         self.teacher.bind(parent)
 
+    @property
+    def nbytes(self):
+        return self.teacher.nbytes
+
     def needs(self, denoiser, batch, noised, scored):
         return None, self.teacher.lesson(batch, noised, scored)
 

@@ -51,7 +51,12 @@ class Teacher:
         inputs, _ = self.denoiser.inputs(batch, noised)
         valid = (batch.position.flatten()[scored.index] > 0) | (not self.token_shift)
         inputs = trim(self.pattern, replace(inputs, scored=torch.where(valid, inputs.scored, 0)))
-        return Lesson(replace(inputs, layout=f"{inputs.rows.layout()}/{self.pattern.block_size}"), valid)
+        return Lesson(inputs.named(self.pattern.block_size), valid)
+
+    @property
+    def nbytes(self) -> int:
+        """What its weights take."""
+        return sum(p.nbytes for p in self.denoiser.model.parameters())
 
     @torch.no_grad()
     def states(self, inputs: ModelInputs) -> list[Float[Tensor, "N D"]]:

@@ -8,12 +8,15 @@ values of the last full forward. Every forward denoises, and every one counts, w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.canvas import SCRATCH, Canvas, Generation
-from dlm.decoding.engine import OnStep, batches, checked
+from dlm.decoding.engine import in_batches
 from dlm.decoding.step import Stop, advance, commit
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
@@ -34,17 +37,15 @@ class ApproximateCache(Threshold):
             raise ValueError("decoding.sliding=true needs an exact cache, and this one is approximate: set it to false")
         self.refresh = refresh
 
-    @torch.no_grad()
     def generate(
         self,
         denoiser: Denoiser,
         prompts: list[list[int]],
         max_new_tokens: int,
         eos_id: int | list[int] | None,
-        batch_size: int = 32,
         generator: torch.Generator | None = None,
         stop: Stop | None = None,
-        on_step: OnStep | None = None,
+        **loop,
     ) -> list[Generation]:
         """As `engine.generate`. Raises `ValueError` for a pattern that has an exact cache."""
         if denoiser.pattern.cacheable:
@@ -52,26 +53,31 @@ class ApproximateCache(Threshold):
                 f"an approximate cache is for attention that cannot be cached, and {type(denoiser.pattern).__name__} "
                 "can: choose decoding=threshold"
             )
-        eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
-        training = denoiser.training
-        denoiser.eval()
-        done: dict[int, Generation] = {}
-        for canvas in batches(denoiser, prompts, max_new_tokens, batch_size):
+
+        def begin(canvas: Canvas, eos_ids: Tensor) -> Callable[[], None]:
             age = torch.zeros_like(canvas.start)  # forwards since the whole canvas was read; 0: it must be read now
-            while not bool(canvas.finished.all()):
-                block = canvas.start.clone()
-                logits = forward(denoiser, canvas, age == 0, self.reads_suffix)
-                token, confidence = self.sample(logits, generator)
-                canvas.nfe += ~canvas.finished
-                commit(canvas, self, token, confidence, denoiser.token_shift, denoiser.mask_id, eos_ids)
-                advance(canvas, eos_ids, stop)
-                if on_step is not None:
-                    on_step(canvas)
-                age = age + 1 if self.refresh is None else (age + 1) % self.refresh
-                age = torch.where(canvas.start == block, age, 0)
-            done |= canvas.results(canvas.live, eos_ids)
-        denoiser.train(training)
-        return [done[i] for i in range(len(prompts))]
+            return partial(self.step, denoiser, canvas, age, eos_ids, generator, stop)
+
+        return in_batches(begin, denoiser, prompts, max_new_tokens, eos_id, **loop)
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        canvas: Canvas,
+        age: Int[Tensor, " N"],
+        eos_ids: Int[Tensor, " E"],
+        generator: torch.Generator | None,
+        stop: Stop | None,
+    ) -> None:
+        """One forward, what it commits, and the new `age` (in place)."""
+        block = canvas.start.clone()
+        logits = forward(denoiser, canvas, age == 0, self.reads_suffix)
+        token, confidence = self.sample(logits, generator)
+        canvas.nfe += ~canvas.finished
+        commit(canvas, self, token, confidence, denoiser.token_shift, denoiser.mask_id, eos_ids)
+        advance(canvas, eos_ids, stop)
+        older = age + 1 if self.refresh is None else (age + 1) % self.refresh
+        age.copy_(torch.where(canvas.start == block, older, 0))
 
 
 class PrefixCache(ApproximateCache):

@@ -1,4 +1,4 @@
-"""What decoders with loops of their own share: prompts in batches, and a forward of several blocks of each sequence.
+"""A forward of several blocks of each sequence, for decoders with loops of their own.
 
 A forward of a sequence reads [pending ; active], as the engine's does (`dlm.decoding.engine`): finished tokens that the
 cache does not hold yet, and the blocks that are being denoised, of which there may be several. What a row of an active
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from dlm.attention.base import AttentionPattern
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import SCRATCH, Canvas, Generation
-from dlm.decoding.engine import OnStep, batches, checked
+from dlm.decoding.canvas import SCRATCH, Canvas
 from dlm.denoiser import Denoiser
 from dlm.types import Rows
 
@@ -50,33 +49,6 @@ def check_blocks(pattern: AttentionPattern, decoding: str) -> None:
             f"decoding={decoding} denoises blocks that see nothing of later ones, and {type(pattern).__name__} {why}: "
             "choose attention=block_noisy or attention=block, or decoding=threshold"
         )
-
-
-@torch.no_grad()
-def in_batches(
-    canvas_type: type[BlocksCanvas],
-    step: Callable[[BlocksCanvas, Int[Tensor, " E"]], None],
-    denoiser: Denoiser,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    eos_id: int | list[int] | None,
-    batch_size: int,
-    on_step: OnStep | None,
-) -> list[Generation]:
-    """`step(canvas, eos_ids)` until every prompt is decoded, `batch_size` side by side; a step is one forward, in which
-    no finished sequence takes part. Raises `ValueError` as `engine.generate`."""
-    eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
-    training = denoiser.training
-    denoiser.eval()
-    done: dict[int, Generation] = {}
-    for canvas in batches(denoiser, prompts, max_new_tokens, batch_size, kind=canvas_type):
-        while canvas.live:
-            step(canvas, eos_ids)
-            if on_step is not None:
-                on_step(canvas)
-            done |= canvas.harvest(eos_ids)
-    denoiser.train(training)
-    return [done[i] for i in range(len(prompts))]
 
 
 def predict(

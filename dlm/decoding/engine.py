@@ -13,7 +13,7 @@ the step is replayed as a CUDA graph, and the host waits for the device only to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ from dlm.decoding.step import Stop, step
 from dlm.denoiser import Denoiser
 
 OnStep = Callable[[Canvas], None]
+Begin = Callable[[Canvas, Tensor], Callable[[], None]]
 
 # Prompts join a batch when this fraction of it is free: each joining costs a forward of its own.
 JOIN_AT = 0.25
@@ -70,15 +71,8 @@ def generate(
         free = batch_size - (0 if canvas is None else len(canvas.live))
         if waiting and free >= (batch_size * JOIN_AT if canvas is not None else 1):
             chosen, waiting = waiting[:free], waiting[free:]
-            new = Canvas(
-                denoiser,
-                [prompts[i] for i in chosen],
-                chosen,
-                max_new_tokens,
-                num_slots,
-                fixed_shapes,
-                decoder.sliding,
-            )
+            share = [prompts[i] for i in chosen]
+            new = Canvas(denoiser, share, chosen, max_new_tokens, num_slots, fixed_shapes, decoder.sliding)
             forwards(first, new, 1, on_step)
             canvas = new if canvas is None else canvas.join(new)
         else:
@@ -105,23 +99,46 @@ def checked(
     return torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=denoiser.model.device).flatten()
 
 
-def batches(
+@torch.no_grad()
+def in_batches(
+    begin: Begin,
     denoiser: Denoiser,
     prompts: list[list[int]],
     max_new_tokens: int,
-    batch_size: int,
+    eos_id: int | list[int] | None,
+    batch_size: int = 32,
+    on_step: OnStep | None = None,
+    kind: type[Canvas] = Canvas,
     sliding: bool = False,
     spare: int = 0,
-    kind: type[Canvas] = Canvas,
-) -> Iterator[Canvas]:
-    """One canvas of a `kind` after the other, for a decoder with a loop of its own, with `spare` slots behind the
-    longest."""
+    rows_leave: bool = False,
+) -> list[Generation]:
+    """For decoders with a loop of their own: every prompt, in order, `batch_size` side by side until all are finished.
+
+    `begin(canvas, eos_ids)` gives what makes one forward of a canvas and commits. The canvas is of a `kind` and has
+    `spare` slots behind the longest sequence. Finished sequences leave it where `rows_leave`, else they stay: what a
+    loop keeps beside the canvas has a row of each. Raises `ValueError` as `generate`.
+    """
+    eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
+    training, size = denoiser.training, denoiser.pattern.block_size
+    denoiser.eval()
+    done: dict[int, Generation] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        longest = max(room(len(prompts[i]) + max_new_tokens, denoiser.pattern.block_size, sliding) for i in chosen)
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        longest = max(room(len(prompts[i]) + max_new_tokens, size, sliding) for i in chosen)
         share = [prompts[i] for i in chosen]
-        yield kind(denoiser, share, chosen, max_new_tokens, longest + spare, sliding=sliding)
+        canvas = kind(denoiser, share, chosen, max_new_tokens, longest + spare, sliding=sliding)
+        forward = begin(canvas, eos_ids)
+        while not bool(canvas.finished.all()):
+            forward()
+            if on_step is not None:
+                on_step(canvas)
+            if rows_leave:
+                done |= canvas.harvest(eos_ids)
+        done |= canvas.results(canvas.live, eos_ids)
+    denoiser.train(training)
+    return [done[i] for i in range(len(prompts))]
 
 
 def forwards(run: Callable[[Canvas], None], canvas: Canvas, count: int, on_step: OnStep | None) -> None:

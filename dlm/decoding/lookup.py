@@ -14,7 +14,6 @@ from torch import Tensor
 from dlm.attention.block import Block
 from dlm.decoding.ar import AR
 from dlm.decoding.canvas import Canvas, Generation
-from dlm.decoding.engine import OnStep
 from dlm.decoding.step import Stop, advance
 from dlm.decoding.verify import Cycle, speculate
 from dlm.denoiser import Denoiser
@@ -39,18 +38,17 @@ class Lookup(AR):
         prompts: list[list[int]],
         max_new_tokens: int,
         eos_id: int | list[int] | None,
-        batch_size: int = 32,
         generator: torch.Generator | None = None,
         stop: Stop | None = None,
-        on_step: OnStep | None = None,
+        **loop,
     ) -> list[Generation]:
         """As `engine.generate`; `stop` is asked after every forward."""
 
-        def begin(both: Denoiser, canvas: Canvas) -> Cycle:
+        def cycle(both: Denoiser, canvas: Canvas) -> Cycle:
             return LookingUp(self, both, canvas, 0, generator)
 
         room = Block(self.length + 1)  # there are no windows, only as much room
-        return speculate(begin, room, 0, denoiser, prompts, max_new_tokens, eos_id, batch_size, stop, on_step)
+        return speculate(cycle, room, denoiser, prompts, max_new_tokens, eos_id, stop, **loop)
 
 
 class LookingUp(Cycle):

@@ -8,12 +8,15 @@ tokens per forward are what a better commit rule could still gain at the same ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from dlm.decoding.canvas import Canvas, Generation
-from dlm.decoding.engine import OnStep, batches, checked
+from dlm.decoding.engine import in_batches
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.step import Stop, advance, behind, predict, write
 from dlm.denoiser import Denoiser
@@ -27,37 +30,33 @@ class Oracle(Fixed):
     def __init__(self, sliding: bool = False):
         super().__init__(tokens_per_step=1, sliding=sliding)
 
-    @torch.no_grad()
     def generate(
         self,
         denoiser: Denoiser,
         prompts: list[list[int]],
         max_new_tokens: int,
         eos_id: int | list[int] | None,
-        batch_size: int = 32,
         generator: torch.Generator | None = None,
         stop: Stop | None = None,
-        on_step: OnStep | None = None,
+        **loop,
     ) -> list[Generation]:
         """As `engine.generate`; `on_step` sees the second pass."""
-        first = super().generate(denoiser, prompts, max_new_tokens, eos_id, batch_size=batch_size, stop=stop)
-        eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
-        training = denoiser.training
-        denoiser.eval()
-        done: dict[int, Generation] = {}
-        for canvas in batches(denoiser, prompts, max_new_tokens, batch_size, self.sliding):
+        unseen = {key: value for key, value in loop.items() if key != "on_step"}
+        first = super().generate(denoiser, prompts, max_new_tokens, eos_id, stop=stop, **unseen)
+
+        def begin(canvas: Canvas, eos_ids: Tensor) -> Callable[[], None]:
             truth = reference(canvas, first, denoiser.mask_id)
-            while not bool(canvas.finished.all()):
-                self.step(denoiser, canvas, truth, eos_ids)
-                advance(canvas, eos_ids, stop)
-                if on_step is not None:
-                    on_step(canvas)
-            done |= canvas.results(canvas.live, eos_ids)
-        denoiser.train(training)
-        return [done[i] for i in range(len(prompts))]
+            return partial(self.step, denoiser, canvas, truth, eos_ids, stop)
+
+        return in_batches(begin, denoiser, prompts, max_new_tokens, eos_id, sliding=self.sliding, **loop)
 
     def step(
-        self, denoiser: Denoiser, canvas: Canvas, truth: Int[Tensor, "N slots"], eos_ids: Int[Tensor, " E"]
+        self,
+        denoiser: Denoiser,
+        canvas: Canvas,
+        truth: Int[Tensor, "N slots"],
+        eos_ids: Int[Tensor, " E"],
+        stop: Stop | None,
     ) -> None:
         """One forward; what it predicts as the reference has it is committed."""
         token, confidence = predict(denoiser, canvas, self, None)
@@ -72,6 +71,7 @@ class Oracle(Fixed):
         tail = behind(keep & is_eos) & canvas.open() & ~keep
         right = torch.where(tail, eos_ids[0] if len(eos_ids) else denoiser.mask_id, right)
         write(canvas, keep | tail, right, confidence.masked_fill(given, 0.0))
+        advance(canvas, eos_ids, stop)
 
 
 def reference(canvas: Canvas, made: list[Generation], mask_id: int) -> Int[Tensor, "N slots"]:

@@ -12,16 +12,17 @@ token shift `block` scores the first token of a block from the clean one before 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.decoding.blocks import BlocksCanvas, check_blocks, in_batches, predict
+from dlm.decoding.blocks import BlocksCanvas, check_blocks, predict
 from dlm.decoding.canvas import Generation, whole_blocks
 from dlm.decoding.commit import kept, write
-from dlm.decoding.engine import OnStep
+from dlm.decoding.engine import in_batches
 from dlm.decoding.step import Stop, advance
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
@@ -49,15 +50,18 @@ class Pipelined(Threshold):
         prompts: list[list[int]],
         max_new_tokens: int,
         eos_id: int | list[int] | None,
-        batch_size: int = 32,
         generator: torch.Generator | None = None,
         stop: Stop | None = None,
-        on_step: OnStep | None = None,
+        **loop,
     ) -> list[Generation]:
         """As `engine.generate`. Raises `ValueError` also for a pattern that has no cacheable noisy blocks."""
         check_blocks(denoiser.pattern, "pipelined")
-        step = partial(self.step, denoiser, generator, stop)
-        return in_batches(BlocksCanvas, step, denoiser, prompts, max_new_tokens, eos_id, batch_size, on_step)
+
+        def begin(canvas: BlocksCanvas, eos_ids: Tensor) -> Callable[[], None]:
+            return partial(self.step, denoiser, generator, stop, canvas, eos_ids)
+
+        loop |= {"kind": BlocksCanvas, "rows_leave": True}
+        return in_batches(begin, denoiser, prompts, max_new_tokens, eos_id, **loop)
 
     def step(self, denoiser: Denoiser, generator, stop: Stop | None, canvas: BlocksCanvas, eos_ids) -> None:
         """Perhaps another block, one forward, and what all active blocks commit."""

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dlm.decoding.ar import AR
 from dlm.decoding.canvas import Canvas, Generation
-from dlm.decoding.engine import OnStep
 from dlm.decoding.step import Stop, advance
 from dlm.decoding.verify import Cycle, speculate
 from dlm.denoiser import Denoiser
@@ -42,21 +41,20 @@ class SelfSpeculative(AR):
         prompts: list[list[int]],
         max_new_tokens: int,
         eos_id: int | list[int] | None,
-        batch_size: int = 32,
         generator: torch.Generator | None = None,
         stop: Stop | None = None,
-        on_step: OnStep | None = None,
+        **loop,
     ) -> list[Generation]:
         """As `engine.generate`; `stop` is asked after every forward."""
         size = denoiser.pattern.block_size
         spare = size * size if self.fused else size
 
-        def begin(both: Denoiser, canvas: Canvas) -> Cycle:
+        def cycle(both: Denoiser, canvas: Canvas) -> Cycle:
             return Drafting(self, both, canvas, spare, generator, token_shift=denoiser.token_shift)
 
-        return speculate(
-            begin, denoiser.pattern, spare, denoiser, prompts, max_new_tokens, eos_id, batch_size, stop, on_step
-        )
+        # The windows lie behind the tokens, in slots that are never filled.
+        loop |= {"spare": spare}
+        return speculate(cycle, denoiser.pattern, denoiser, prompts, max_new_tokens, eos_id, stop, **loop)
 
 
 class Drafting(Cycle):

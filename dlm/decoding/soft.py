@@ -10,6 +10,7 @@ It is for models that were trained to correct their own predictions; others are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,10 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.base import Decoder
-from dlm.decoding.blocks import BlocksCanvas, check_blocks, in_batches, predict
+from dlm.decoding.blocks import BlocksCanvas, check_blocks, predict
 from dlm.decoding.canvas import Generation
 from dlm.decoding.commit import write
-from dlm.decoding.engine import OnStep
+from dlm.decoding.engine import in_batches
 from dlm.decoding.step import Stop, advance
 from dlm.denoiser import Denoiser
 
@@ -74,16 +75,19 @@ class Soft(Decoder):
         prompts: list[list[int]],
         max_new_tokens: int,
         eos_id: int | list[int] | None,
-        batch_size: int = 32,
         generator: torch.Generator | None = None,
         stop: Stop | None = None,
-        on_step: OnStep | None = None,
+        **loop,
     ) -> list[Generation]:
         """As `engine.generate`; the `step` of a token is the forward that changed it last. Raises `ValueError` also for
         a pattern that has no cacheable noisy blocks."""
         check_blocks(denoiser.pattern, "soft")
-        step = partial(self.step, denoiser, stop)
-        return in_batches(SoftCanvas, step, denoiser, prompts, max_new_tokens, eos_id, batch_size, on_step)
+
+        def begin(canvas: SoftCanvas, eos_ids: Tensor) -> Callable[[], None]:
+            return partial(self.step, denoiser, stop, canvas, eos_ids)
+
+        loop |= {"kind": SoftCanvas, "rows_leave": True}
+        return in_batches(begin, denoiser, prompts, max_new_tokens, eos_id, **loop)
 
     def step(self, denoiser: Denoiser, stop: Stop | None, canvas: SoftCanvas, eos_ids: Int[Tensor, " E"]) -> None:
         """One forward, what it decodes and revises, and on to the next block where this one has settled."""

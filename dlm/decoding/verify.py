@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ from torch import Tensor
 from dlm.attention.base import AttentionPattern
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import SCRATCH, Canvas, Generation
-from dlm.decoding.engine import OnStep, batches, checked
+from dlm.decoding.engine import in_batches
 from dlm.decoding.step import Stop, write
 from dlm.denoiser import Denoiser
 from dlm.types import Rows
@@ -44,36 +45,25 @@ class Speculation(AttentionPattern):
         return torch.where(q.clean, k.clean & (k.position <= q.position), drafts)
 
 
-@torch.no_grad()
 def speculate(
-    begin: Callable[[Denoiser, Canvas], Cycle],
+    cycle: Callable[[Denoiser, Canvas], Cycle],
     draft: AttentionPattern,
-    spare: int,
     denoiser: Denoiser,
     prompts: list[list[int]],
     max_new_tokens: int,
     eos_id: int | list[int] | None,
-    batch_size: int,
     stop: Stop | None,
-    on_step: OnStep | None,
+    **loop,
 ) -> list[Generation]:
-    """Decode every prompt by the cycles that `begin(both, canvas)` begins, `batch_size` side by side. `both` is the
-    model in its causal mode, with windows under the pattern `draft`, which lie in the `spare` slots behind the tokens.
-    Raises `ValueError` as `engine.generate`."""
+    """Decode every prompt by the forwards of `cycle(both, canvas)`, in batches as `engine.in_batches` says. `both` is
+    the model in its causal mode, with windows under the pattern `draft`. Raises `ValueError` as `engine.generate`."""
     both = Denoiser(denoiser.model, Speculation(draft), denoiser.mask_id, True, denoiser.layer_types)
-    eos_ids = checked(both, prompts, max_new_tokens, eos_id, batch_size)
-    training = denoiser.training
-    both.eval()
-    done: dict[int, Generation] = {}
-    for canvas in batches(both, prompts, max_new_tokens, batch_size, True, spare):
-        cycle = begin(both, canvas)
-        while not bool(canvas.finished.all()):
-            cycle.forward(eos_ids, stop)
-            if on_step is not None:
-                on_step(canvas)
-        done |= canvas.results(canvas.live, eos_ids)
-    denoiser.train(training)
-    return [done[i] for i in range(len(prompts))]
+    both.train(denoiser.training)
+
+    def begin(canvas: Canvas, eos_ids: Tensor) -> Callable[[], None]:
+        return partial(cycle(both, canvas).forward, eos_ids, stop)
+
+    return in_batches(begin, both, prompts, max_new_tokens, eos_id, sliding=True, **loop)
 
 
 class Cycle(ABC):

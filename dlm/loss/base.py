@@ -47,7 +47,7 @@ class Loss(ABC):
     def weights(self, batch: Batch, noised: Noised) -> Float[Tensor, "B KL"]:
         """What `loss_weight` is to be of every scored token of a batch (on the CPU)."""
         width = noised.xt.shape[1]
-        scored = noised.masked if noised.scored is None else noised.scored
+        scored = noised.in_loss
         maskable = batch.maskable.repeat(1, width // batch.x0.shape[1])
         counted = {"token": torch.ones_like(scored), "sequence": maskable, "masked": scored}[self.per]
         return self.scale * width / counted.sum(1, keepdim=True).clamp_min(1) * self.weight(batch, noised)

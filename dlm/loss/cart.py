@@ -25,4 +25,4 @@ class Cart(Loss):
         near = kernel * together
         hidden = noised.masked.unflatten(1, (-1, length)).float()
         weight = torch.einsum("bij,bvj->bvi", near, 1 - hidden).flatten(1)
-        return weight * (noised.masked if noised.scored is None else noised.scored)
+        return weight * noised.in_loss

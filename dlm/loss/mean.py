@@ -9,4 +9,4 @@ class Mean(Loss):
     """Scored tokens with weight 1."""
 
     def weight(self, batch, noised):
-        return (noised.masked if noised.scored is None else noised.scored).float()
+        return noised.in_loss.float()
