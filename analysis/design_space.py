@@ -1,4 +1,5 @@
-"""The design space on one page: `python -m analysis.design_space` writes docs/design_space.md.
+"""The design space on one page: `python -m analysis.design_space` writes docs/design_space.md, and the options into the
+table of the README.
 
 Nothing is said here that is not said of an option in its own YAML. The comment a file begins with is its header: what
 it is, with the papers it is from as `(Name, arXiv 2512.14067; …)` or, of a recipe, `Name (arXiv 2512.14067):`, and then
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from analysis.compose import CONF
 
 ROOT = CONF.parent
-PAGE = ROOT / "docs" / "design_space.md"
+PAGE, README = ROOT / "docs" / "design_space.md", ROOT / "README.md"
 GROUPS = (
     "attention",
     "masking",
@@ -36,6 +37,7 @@ SHARED = ("block_size", "token_shift")  # axes that are a value of train.yaml
 PARTS = ("Evidence", "Paper", "Ours")
 OF_OPTION = re.compile(r"(?:\(|; )(?P<name>[^();]+), arXiv (?P<id>[^\s,;:)]+)")
 OF_RECIPE = re.compile(r"^(?P<name>[^(]+) \(arXiv (?P<id>[^\s)]+)\):")
+ROW = re.compile(r"^\| (?:`(?P<group>\w+)`)? *\| [^|]+ \|")
 SETTING = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?: +(?P<value>[^#]*?))?(?: +# (?P<comment>.*))?$")
 
 
@@ -210,9 +212,29 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def with_options(readme: str) -> str:
+    """The README with all options in its table: new ones are put behind the others of their group, those that are gone
+    are taken out. What it says of them is left as it is."""
+    lines, rows, group = readme.splitlines(), {}, ""
+    for number, line in enumerate(lines):
+        if match := ROW.match(line):
+            group = match["group"] or group
+            rows.setdefault(group, []).append(number)
+    for group in (*GROUPS, "recipe"):
+        there, said = [path.stem for path in options(group)], "".join(lines[number] for number in rows[group])
+        for number in rows[group]:
+            cells = lines[number].split(" | ")
+            names = [name for name in cells[1].split(", ") if name.strip("`") in (*there, "none")]
+            if number == rows[group][-1]:
+                names += [f"`{name}`" for name in there if f"`{name}`" not in said]
+            lines[number] = " | ".join([cells[0], ", ".join(names), *cells[2:]])
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    for path, text in ((PAGE, page()), (README, with_options(README.read_text(encoding="utf-8")))):
+        path.write_text(text, encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":

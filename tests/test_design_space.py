@@ -7,7 +7,7 @@ import pytest
 from conftest import CONF, ROOT
 
 from analysis import design_space
-from analysis.design_space import GROUPS, PAGE, header, options, page, references, settings
+from analysis.design_space import GROUPS, PAGE, header, options, page, references, settings, with_options
 
 FILES = [path for group in (*GROUPS, "recipe") for path in options(group)]
 
@@ -41,6 +41,16 @@ def test_the_page_has_every_option_and_every_recipe_once(made):
         options("recipe")
     )
     assert all((PAGE.parent / target).is_file() for target in re.findall(r"\]\((\.\.[^)]+)\)", made))
+
+
+def test_the_command_completes_the_table_of_the_readme_and_leaves_the_rest():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_options(readme) == readme
+    row = next(line for line in readme.splitlines() if line.startswith("| `kernel` |"))
+    lacking = row.replace("`mixture`, ", "").replace("`random`", "`gone`, `random`")
+    assert with_options(readme.replace(row, lacking)) == readme.replace(
+        row, row.replace("`mixture`, ", "").replace("`random`", "`random`, `mixture`")
+    )
 
 
 def test_the_table_of_the_readme_names_every_option():
