@@ -235,3 +235,17 @@ def test_soft_capping_after_the_head_is_the_models_own():
     expected = capped(input_ids=batch.x0).logits[0, :-1]
     expected[:, MASK_ID] = -torch.inf
     torch.testing.assert_close(got, expected, **EXACT)
+
+
+def test_cart_weighs_a_token_by_its_own_document_only():
+    """Packed documents weigh as each by itself."""
+    loss, packed = make(config("loss=cart").loss), random_batch(2, 16, documents=[10, 6])
+    masked = torch.rand(2, 16, generator=generator(0)) < 0.5
+    noised = Noised(packed.x0, masked, masked.float())
+    expected = torch.zeros(2, 16)
+    for begin, end in ((0, 10), (10, 16)):
+        alone = random_batch(2, end - begin)
+        part = Noised(alone.x0, masked[:, begin:end], masked[:, begin:end].float())
+        expected[:, begin:end] = loss.weight(alone, part)
+    torch.testing.assert_close(loss.weight(packed, noised), expected)
+    assert (expected[masked] > 0).all() and (expected[~masked] == 0).all()
