@@ -23,6 +23,7 @@ CHECKED = [
 ]
 install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,9 @@ from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.denoiser import Denoiser
 from dlm.parent import layer_types
 from dlm.types import Batch, Rows, generator
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would the runs that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

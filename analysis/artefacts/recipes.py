@@ -116,7 +116,7 @@ def sentences(results: Results, one: pd.DataFrame, parallel: pd.DataFrame, paren
     made = [*best_of("one token per step", recipes), *against_controls(one, parent), *cheaper(recipes)]
     for threshold, rows in by_falling_threshold(parallel[parallel["kind"] == RECIPE]):
         made += best_of(f"τ {threshold:g}", rows)
-    return [*made, *best_at_equal_flops(equal_flops(results))]
+    return made if recipes.empty else [*made, *best_at_equal_flops(equal_flops(results))]
 
 
 def best_of(setting: str, rows: pd.DataFrame) -> list[str]:
