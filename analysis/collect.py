@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.domains import domains, proportion
+from analysis.earlier import Earlier, Rows, settings_id
 from analysis.flops import training_flops
 from analysis.measurements import outputs, tables_of
 from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
@@ -22,13 +23,12 @@ from dlm.targets import name_of
 VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval
 FLOPS = "train_flops.json"  # beside a run; what is named flops.json counted no auxiliary losses and no rollouts
-Rows = dict[str, list[dict[str, Any]]]
 # What reading a record, or a file beside it, raises where a field is missing or has another type.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError, OSError)
 
 
-def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = ()) -> Results:
-    """The tables of every point of every sweep in a folder.
+def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = (), earlier: Earlier | None = None) -> Results:
+    """The tables of every point of every sweep in a folder; what the runs folder lacks is taken from `earlier` results.
 
     Raises `ValueError` where there is no sweep, or one cannot be read.
     """
@@ -39,22 +39,27 @@ def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = ()) -> Resu
     seen: set[str] = set()
     for path in paths:
         for point in load_sweep(path, overrides).points:
-            add_point(rows, path.stem, point, runs_dir, seen)
+            add_point(rows, path.stem, point, runs_dir, earlier or Earlier.none(), seen)
     return Results.of_rows(rows)
 
 
-def add_point(rows: Rows, sweep: str, point: Point, runs_dir: Path, seen: set[str]) -> None:
+def add_point(rows: Rows, sweep: str, point: Point, runs_dir: Path, earlier: Earlier, seen: set[str]) -> None:
     """What is known of a point, and of its run where no earlier point had it."""
     run, state = Run(runs_dir / point.run), point.state(runs_dir)
     made: Rows = {}
     error = None
+    if is_known := state != FINISHED and earlier.state(point) is not None:
+        state = earlier.state(point)
     if state == FINISHED:
         try:
-            made = tables_of_point(sweep, point, run, run.id not in seen)
+            made = measurements(sweep, point, run, earlier)
+            if run.id not in seen:
+                own = earlier.tables_of_run(run.id) if is_known else tables_of_run(run)
+                made = {name: [*own.get(name, ()), *made[name]] for name in COLUMNS}
             seen.add(run.id)
         except MALFORMED as problem:
-            state, error = "unreadable", f"{type(problem).__name__}: {problem}"
-    elif state not in ("not trained", "damaged"):
+            made, state, error = {}, "unreadable", f"{type(problem).__name__}: {problem}"
+    elif not is_known and state not in ("not trained", "damaged"):
         error = run.record.get("error")
     rows["points"].append(
         {"sweep": sweep, "point": point.name, "label": point.label, "seed": point.seed, "run": run.id}
@@ -64,16 +69,19 @@ def add_point(rows: Rows, sweep: str, point: Point, runs_dir: Path, seen: set[st
         rows[name] += found
 
 
-def tables_of_point(sweep: str, point: Point, run: Run, is_new: bool) -> Rows:
-    """What its evaluations measured, and what its run holds where that `is_new`."""
+def measurements(sweep: str, point: Point, run: Run, earlier: Earlier) -> Rows:
+    """What the evaluations that its sweep asks for measured."""
     rows: Rows = {name: [] for name in COLUMNS}
     for evaluation in point.evaluations:
         path = run.folder / evaluation.file
         if path.exists():
-            for name, made in tables_of(evaluation, json.loads(path.read_text(encoding="utf-8"))).items():
-                rows[name] += [{"run": run.id, "for_sweep": sweep, "evaluation": evaluation.name} | r for r in made]
-    for name, made in (tables_of_run(run) if is_new else {}).items():
-        rows[name] += made
+            tables = tables_of(evaluation, json.loads(path.read_text(encoding="utf-8")))
+        else:
+            tables = earlier.tables_of(point, evaluation)
+        ids = {"run": run.id, "for_sweep": sweep, "evaluation": evaluation.name}
+        for name, made in tables.items():
+            rows[name] += [ids | row for row in made]
+        rows["measured"] += [ids | {"file": evaluation.file}] if any(tables.values()) else []
     return rows
 
 
@@ -114,6 +122,7 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         "commit": record.get("commit"),
         "ended": record["ended"],
+        "evaluated": settings_id(record["evaluation"]["settings"]),
     }
 
 

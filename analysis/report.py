@@ -1,7 +1,8 @@
 """Render the study: `python -m analysis.report [--runs runs] [--out reports/ablation]`.
 
 Collects the runs of all sweeps into `results.json` and renders from it `index.html` (self-contained), `index.md`,
-`index.tex` and `figures/`. `--committed` renders from the `results.json` that is there, which gives the same bytes.
+`index.tex` and `figures/`. `--add` keeps what the `results.json` that is there knows of runs that the folder lacks.
+`--committed` renders from the `results.json` that is there, which gives the same bytes.
 `--show NAME` prints an artefact's tables.
 """
 
@@ -25,6 +26,7 @@ from analysis import render
 from analysis.artefacts import artefacts
 from analysis.claims import Claim, claim_table, evaluate_claims, paper_numbers, shown
 from analysis.collect import collect
+from analysis.earlier import Earlier
 from analysis.exhibits import Exhibit, Plot, Table
 from analysis.provenance import code, failed, notes, quantity, ran, setting
 from analysis.results import FINISHED, Results
@@ -174,13 +176,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sweeps", type=Path, default=Path("sweeps"), help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("reports/ablation"), help="default: %(default)s")
-    parser.add_argument("--committed", action="store_true", help="render the results.json that is in --out")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--committed", action="store_true", help="render the results.json that is in --out")
+    group.add_argument("--add", action="store_true", help="add the runs to the results.json that is in --out")
     parser.add_argument("--show", action="append", default=[], metavar="NAME", help="print an artefact, or claims")
     arguments = parser.parse_intermixed_args(argv)
     path = arguments.out / RESULTS
     try:
         if not arguments.committed:
-            collect(arguments.sweeps, arguments.runs, arguments.overrides).save(path)
+            earlier = Earlier(Results.load(path)) if arguments.add else None
+            collect(arguments.sweeps, arguments.runs, arguments.overrides, earlier).save(path)
         results = Results.load(path)
         if arguments.show:
             show(results, arguments.show)

@@ -32,7 +32,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "runs": (
         *("run", "seed", "attention_name", "masking_name", "loss_name", "trainable_name", "block_size", "token_shift"),
         *("lr", "tokens", "parameters", "source", "parent", "train_seconds", "train_flops", "val_nelbo"),
-        *("machine", "versions", "commit", "ended", "auxiliary_name", "continues"),
+        *("machine", "versions", "commit", "ended", "auxiliary_name", "continues", "evaluated"),
     ),
     "evaluations": (
         *(*IDS, "model", "setting", "decoder", "threshold", "target", "eval_block_size", "batch_size"),
@@ -44,10 +44,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "steps": (*IDS, "position", "step", "confidence", "committed", "token"),
     "curves": ("run", "tokens", "metric", "value"),
     "scores": (*IDS, "model", "task", "score"),
+    "measured": (*IDS, "file"),
 }
 # Those of them that results may lack which were collected before there were such: nothing is known of them there.
-LATER = {"runs": {"auxiliary_name", "continues"}}
-LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless"}}
+LATER = {"runs": {"auxiliary_name", "continues", "evaluated"}}
+LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless"}, "measured": {*IDS, "file"}}
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,12 @@ class Results:
     run, over items) and its sample count as `m_n`.
 
     `points` which run a sweep's point with a seed is, and its `state`: finished, or why there is nothing to report;
-    `runs` the choices and the cost of a run, and the run that it `continues`, if any;
+    `runs` the choices and the cost of a run, the run that it `continues`, if any, and how it was `evaluated`;
     `evaluations` one row per run, model (parent, dlm) and evaluation point,
     `correct` being the outcome of every item, packed (`unpack`); `drift` weights against the parent's per layer and
     kind; `positions` means over positions, of the block or of the sequence (`quantity` says of what); `steps` one
-    decoding, token by token; `curves` metrics over training; `scores` of embeddings per task.
+    decoding, token by token; `curves` metrics over training; `scores` of embeddings per task; `measured` which files
+    the measurements were read from, by which the same ones are known again.
     """
 
     points: pd.DataFrame
@@ -71,6 +73,7 @@ class Results:
     steps: pd.DataFrame
     curves: pd.DataFrame
     scores: pd.DataFrame
+    measured: pd.DataFrame
 
     @classmethod
     def of_rows(cls, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Results:
@@ -112,7 +115,7 @@ class Results:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            tables = {name: pd.DataFrame(content[name]) for name in COLUMNS}
+            tables = {name: pd.DataFrame(content.get(name, {}) if name in LATER else content[name]) for name in COLUMNS}
         except FileNotFoundError as error:
             raise ValueError(f"results {str(path)!r} do not exist: collect them with make ablation-report") from error
         except (KeyError, TypeError, ValueError) as error:

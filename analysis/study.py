@@ -5,7 +5,7 @@ Trains the runs that are not there and measures what the sweeps evaluate of them
 
 Restartable at any point: a finished run is never trained again, an interrupted one goes on from its checkpoint, and no
 measurement is made twice. The first seed of everything comes first. A run that another process works on is come back
-to, so any number of studies may share a runs folder.
+to, so any number of studies may share a runs folder. `--with results.json` leaves out what a report's results hold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from analysis.earlier import Earlier
 from analysis.progress import Progress
+from analysis.results import Results
 from analysis.sweep import FINISHED, Point, Sweep, load_sweep
 from dlm.lease import BUSY, is_marked
 from dlm.storage import write_atomically
@@ -109,9 +111,10 @@ def commands(runs_dir: Path, threads: int) -> Commands:
     return Commands(lambda point: [sys.executable, "-m", "dlm.train", *own, *point.overrides], measure)
 
 
-def everything(sweeps: Iterable[Sweep]) -> list[Point]:
+def everything(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list[Point]:
     """One point per run of the sweeps and of what they need, with all that is evaluated of it; in the order in which
-    they are best done: what others need first, then seed by seed."""
+    they are best done: what others need first, then seed by seed. What `earlier` results know is left out, but for the
+    runs that are needed for something that they do not know."""
     merged: dict[str, Point] = {}
     needed: set[str] = set()
 
@@ -124,7 +127,7 @@ def everything(sweeps: Iterable[Sweep]) -> list[Point]:
         merged[point.run] = replace(known, evaluations=tuple(evaluations.values()))
 
     for sweep in sweeps:
-        for point in sweep.points:
+        for point in filter(None, map((earlier or Earlier.none()).lacking, sweep.points)):
             add(point)
     rank = {seed: i for i, seed in enumerate(dict.fromkeys(p.seed for p in merged.values()))}
     return sorted(merged.values(), key=lambda p: (p.run not in needed, rank[p.seed]))
@@ -260,6 +263,9 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    parser.add_argument(
+        "--with", type=Path, dest="earlier", metavar="RESULTS", help="leave out what these results hold"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be trained and measured")
     arguments = parser.parse_intermixed_args()  # overrides may come before and after options
     signal.signal(signal.SIGTERM, interrupt)
@@ -270,7 +276,8 @@ def main() -> int:
         if not sweeps:
             raise ValueError("no sweep is named: give a YAML in sweeps/, or all of them (sweeps/*.yaml)")
         overrides = [a for a in arguments.arguments if not a.endswith(".yaml")]
-        points = everything(load_sweep(path, overrides) for path in sweeps)
+        earlier = Earlier(Results.load(arguments.earlier)) if arguments.earlier else None
+        points = everything((load_sweep(path, overrides) for path in sweeps), earlier)
         if arguments.dry_run:
             show(points, arguments.runs)
             return 0

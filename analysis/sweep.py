@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from analysis.compose import resolved
 from dlm.runs import Run, measurement_file, run_id
 
-FINISHED = "finished"
+FINISHED, DIVERGED = "finished", "diverged"
 KEYS = {"title", "points", "grid", "shared", "only", "seeds", "evaluations"}
 
 
@@ -77,7 +77,7 @@ class Point:
         if record.get("status") != "finished":
             return "not trained" if record.get("status") == "new" else str(record.get("status"))
         if record.get("diverged"):
-            return "diverged"
+            return DIVERGED
         evaluation = record.get("evaluation")
         if not isinstance(evaluation, dict) or not evaluation:
             return "not evaluated"

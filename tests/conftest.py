@@ -24,6 +24,7 @@ CHECKED = [
 install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 
 import signal
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,22 @@ def tiny(architecture: str, dtype=torch.float64):
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype).eval()
 
 
-@pytest.fixture(scope="session", params=list(ARCHITECTURES))
+@cache
+def shared(architecture: str):
+    """The model that all tests of a process share."""
+    return tiny(architecture)
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
 def model(request):
-    return tiny(request.param)
+    shared(request.param).zero_grad()  # what an earlier test left
+    return shared(request.param)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def llama():
-    return tiny("llama")
+    shared("llama").zero_grad()
+    return shared("llama")
 
 
 def denoiser(model, pattern: str, block_size: int, token_shift: bool) -> Denoiser:

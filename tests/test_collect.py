@@ -2,93 +2,30 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, config, options
+from fabricated_runs import SWEEP, TWO, N, fabricate, found, write_sweep
 from omegaconf import OmegaConf
 from study_tables import correct
 
 from analysis import flops
-from analysis.artefacts.table1_attention import SWEEP
-from analysis.collect import FLOPS, collect
+from analysis.collect import collect
 from analysis.measurements import READERS, tables_of
 from analysis.results import DLM, PARENT, unpack
-from analysis.sweep import FINISHED, Evaluation, load_sweep
+from analysis.sweep import FINISHED, Evaluation
 from dlm.bench.flops import executed
 from dlm.build import build
 from dlm.conversion import TRAIN_STREAM
 from dlm.data import prose
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES
-from dlm.drift import MEASURES
-from dlm.runs import Run
 from dlm.types import generator
-
-N = 90  # items of a fabricated run
-TWO = """
-title: two
-points:
-  f: {label: shifted, overrides: [attention=block, token_shift=true]}
-  g: {label: plain, overrides: [attention=block, token_shift=false, masking=position, masking.half_life=0.25]}
-evaluations:
-  masked: {points: [g], overrides: [measurement=masked]}
-"""
-
-
-def fabricate(runs_dir, point, accuracy: float) -> Run:
-    """A finished run as `dlm.train` leaves it."""
-    run = Run(runs_dir / point.run)
-    run.folder.mkdir(parents=True)
-    items = {"family": np.resize(FAMILIES, N), "setting": "1 token/step", "correct": correct(accuracy, N)}
-    pd.DataFrame(items).to_csv(run.folder / "items.csv", index=False)
-    kinds = [(layer, kind) for layer in range(2) for kind in ("attention", "ffn")]
-    tensors = [
-        {"tensor": f"{k}{i}", "layer": i, "kind": k, "numel": 10} | dict.fromkeys(MEASURES, 0.1) for i, k in kinds
-    ]
-    pd.DataFrame(tensors).to_csv(run.folder / "drift.csv", index=False)
-    pd.DataFrame({"step": [4, 9], "val/nelbo": [3.0, 2.0]}).to_csv(run.folder / "metrics.csv", index=False)
-    (run.folder / FLOPS).write_text("1e12")
-
-    def measured(value: float) -> dict:
-        setting = {"accuracy": value, "low": value - 0.05, "high": value + 0.05, "n": N, "tpf": 1.0, "nfe": 7.0}
-        families = {f: {"accuracy": round(10 * value) / 10, "n": N // len(FAMILIES)} for f in FAMILIES}
-        generation = [setting | {"name": "1 token/step", "threshold": None, "families": families}]
-        likelihood = {"nats": 2.0, "standard_error": 0.1, "bits_per_byte": 1.0, "tokens": 12_700}
-        return {"likelihood": likelihood, "cloze": 0.5, "cloze_items": 100, "generation": generation}
-
-    evaluation = {"settings": point.config["evaluation"], "parent": measured(0.95), "dlm": measured(accuracy)}
-    evaluation["throughput"] = {"parent": 100.0, "1 token/step": 80.0}
-    run.update(
-        status="finished",
-        config=point.config,
-        evaluation=evaluation,
-        drift={f"{kind}/{m}": 0.1 for kind in ("attention", "ffn") for m in MEASURES},
-        train={"val/nelbo": 2.0},
-        tokens=1000,
-        steps=10,
-        train_seconds=60.0,
-        ended=1.8e9,
-        commit="abc",
-        versions={"python": "3"},
-        machine={"cpus": 2, "platform": "somewhere"},
-        parent={"source": "tiny", "fingerprint": "f00"},
-        parameters=1_115_520,
-    )
-    return run
 
 
 @pytest.fixture
 def sweeps(tmp_path):
-    folder = tmp_path / "sweeps"
-    folder.mkdir()
-    (folder / f"{SWEEP}.yaml").write_text(TWO)
-    return folder
-
-
-def found(sweeps):
-    """The points of the first seed by name."""
-    return {p.name: p for p in reversed(load_sweep(sweeps / f"{SWEEP}.yaml", ["seed=0"]).points)}
+    return write_sweep(tmp_path / "sweeps")
 
 
 def test_the_tables_repeat_the_record(sweeps, tmp_path):

@@ -1,0 +1,91 @@
+"""Results whose runs are not in the runs folder: made on another machine, or removed since. A study adds to them and
+makes nothing of them again, so that one of many hours can be done in pieces, by machines that share a results file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from analysis.results import FINISHED, MEASURED_FOR, Results
+from analysis.sweep import DIVERGED, Evaluation, Point
+
+Rows = dict[str, list[dict[str, Any]]]
+MEASURED = ("evaluations", "positions", "steps", "scores")  # tables with rows that a sweep asked for
+OF_RUNS = ("runs", "drift", "curves")
+
+
+def settings_id(settings: dict[str, Any]) -> str:
+    """Names how a run was evaluated: rows are comparable only where it is the same."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Earlier:
+    """What results know of points. Nothing is known of a run that was evaluated with other settings than its point has
+    now, nor of a measurement whose settings have changed."""
+
+    def __init__(self, results: Results):
+        self.results = results
+
+    @classmethod
+    def none(cls) -> Earlier:
+        return cls(Results.of_rows({}))
+
+    @cached_property
+    def evaluated(self) -> dict[str, str]:
+        """Finished run → how it was evaluated."""
+        runs = self.results.runs
+        return dict(zip(runs["run"], runs["evaluated"], strict=True))
+
+    @cached_property
+    def diverged(self) -> set[str]:
+        points = self.results.points
+        return set(points.loc[points["state"] == DIVERGED, "run"])
+
+    @cached_property
+    def measured(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """(run, file) → the sweep and the name in it under which it was measured."""
+        table = self.results.measured
+        keys = zip(table["run"], table["file"], strict=True)
+        return dict(zip(keys, zip(*(table[c] for c in MEASURED_FOR), strict=True), strict=True))
+
+    def state(self, point: Point) -> str | None:
+        """Finished or diverged; None where nothing is known that can be used."""
+        if point.run in self.diverged:
+            return DIVERGED
+        return FINISHED if self.evaluated.get(point.run) == settings_id(point.config["evaluation"]) else None
+
+    def lacking(self, point: Point) -> Point | None:
+        """The point with the evaluations that are not known; None where nothing is left to do."""
+        state = self.state(point)
+        left = tuple(e for e in point.evaluations if (point.run, e.file) not in self.measured)
+        if state == DIVERGED or (state == FINISHED and not left):
+            return None
+        return replace(point, evaluations=left)
+
+    def tables_of_run(self, run: str) -> Rows:
+        """What every run holds."""
+        made = {name: records(getattr(self.results, name), {"run": run}) for name in OF_RUNS}
+        own = {"run": run} | dict.fromkeys(MEASURED_FOR, "")
+        return made | {"evaluations": records(self.results.evaluations, own)}
+
+    def tables_of(self, point: Point, evaluation: Evaluation) -> Rows:
+        """What was measured; nothing where it was not. The columns that say for which sweep are left out."""
+        found = self.measured.get((point.run, evaluation.file))
+        if found is None:
+            return {}
+        wanted = {"run": point.run} | dict(zip(MEASURED_FOR, found, strict=True))
+        tables = {name: records(getattr(self.results, name), wanted) for name in MEASURED}
+        return {name: [{k: v for k, v in row.items() if k not in wanted} for row in t] for name, t in tables.items()}
+
+
+def records(table: pd.DataFrame, wanted: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows with the `wanted` values."""
+    if table.empty:
+        return []
+    chosen = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    return chosen.to_dict("records")
