@@ -22,10 +22,15 @@ def resolved(name: str, what: str, overrides: list[str]) -> dict[str, Any]:
     """The config `name` with its overrides, as the command of that name would make it."""
     seeds = [o.partition("=")[2] for o in overrides if o.startswith("seed=")]
     try:
-        config = composed(name, tuple(o for o in overrides if not o.startswith("seed="))).copy()
-        if seeds:
-            config.seed = int(seeds[-1])
-        return OmegaConf.to_container(config, resolve=True)
+        config = composed(name, tuple(o for o in overrides if not o.startswith("seed=")))
+        if not seeds:
+            return OmegaConf.to_container(config, resolve=True)
+        composed_with = config.seed
+        try:
+            config.seed = int(seeds[-1])  # in place: a copy for every seed would cost three quarters of a large plan
+            return OmegaConf.to_container(config, resolve=True)
+        finally:
+            config.seed = composed_with
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{what} ({' '.join(overrides)}) cannot be composed: {reason}") from error

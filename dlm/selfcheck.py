@@ -46,7 +46,7 @@ class SelfCheck(Callback):
         denoiser.eval()
         with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
             probe = Probe.of(denoiser, row.x0)
-            half = trainer.precision != "32-true"
+            half = "16" in trainer.precision
             check_leak(denoiser, probe, half)
             check_parity(denoiser, probe, half)
             if trainer.global_step == 0 and is_ar_limit(denoiser):
@@ -128,13 +128,15 @@ def check_ar_limit(denoiser: Denoiser, probe: Probe, half: bool) -> None:
 
 
 def check_untouched(denoiser: Denoiser, reference: Path) -> None:
-    """`ValueError` where the file that drift is measured against does not hold the weights as they are now."""
+    """`ValueError` where the file that drift is measured against does not hold the weights as they are now, in the
+    precision in which they are trained."""
     try:
         with safe_open(reference, framework="pt") as parent:
             wrong = [
                 name
                 for name, weight in effective_weights(denoiser.model)
-                if not torch.equal(parent.get_tensor(name), weight.cpu()[: len(parent.get_tensor(name))])
+                for original in [parent.get_tensor(name).to(weight.dtype)]
+                if not torch.equal(original, weight.cpu()[: len(original)])
             ]
     except (SafetensorError, OSError) as error:
         wrong = [str(error)]

@@ -33,7 +33,7 @@ def moved(value: Any, *args: Any, **kwargs: Any) -> Any:
     return value.to(*args, **kwargs) if isinstance(value, Tensor | Movable) else value
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning converts what a loader gives to trainer.precision field by field (here nothing)
 class Batch(Movable):
     """Clean rows (or a single one, [L]). `maskable` is False on prompts, padding and other context."""
 

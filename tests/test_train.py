@@ -167,6 +167,16 @@ def test_the_same_config_and_seed_give_the_same_numbers_and_another_seed_does_no
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+def test_every_precision_trains_to_about_the_same(precision, runs_dir):
+    """From the very parent: each self-check passes, drift zero among them."""
+    reference, other = (train(small(runs_dir, f"trainer.precision={p}")) for p in ("32-true", precision))
+    close = 1e-4 if precision == "64-true" else 0.03
+    assert metrics(runs_dir, other)["val/nelbo"].dropna().iloc[-1] == pytest.approx(
+        metrics(runs_dir, reference)["val/nelbo"].dropna().iloc[-1], rel=close
+    )
+
+
 def test_a_finished_run_is_not_trained_again_unless_forced(runs_dir, monkeypatch):
     first = train(small(runs_dir))
     before = (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns
