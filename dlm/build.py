@@ -18,6 +18,7 @@ from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
 from dlm.objective import Objective
 from dlm.parent import Parent
+from dlm.processes import number_of
 from dlm.schedule import Schedules
 from dlm.targets import require_known
 from dlm.trainable.base import Trainable
@@ -95,8 +96,7 @@ def make_objective(cfg: DictConfig) -> Objective:
 
 def tokens_of_a_step(cfg: DictConfig) -> int:
     """The tokens of one optimizer step; `ValueError` where the budget does not pay for one."""
-    volatile = cfg.trainer.volatile
-    rows = cfg.data.batch_size * cfg.trainer.accumulate * volatile.devices * volatile.num_nodes
+    rows = cfg.data.batch_size * cfg.trainer.accumulate * number_of(cfg)
     tokens = rows * cfg.data.length
     if cfg.tokens < tokens:
         raise ValueError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -48,20 +49,24 @@ class Checkpoints(Checkpoint):
     """Saves every `every` optimizer steps, and where the run is asked to stop. Never amid an accumulation, and never
     after the last step: what follows is the result itself.
 
-    The random state travels in the checkpoint (dropout is all that draws from it). Lightning does not go back to a
-    validation that was due when the checkpoint was made, so that is done here.
+    The random state travels in the checkpoint (dropout is all that draws from it), that of every process of the
+    training: no two of them draw the same. Lightning does not go back to a validation that was due when the checkpoint
+    was made, so that is done here.
     """
 
     def __init__(self, path: Path, every: int, val_every: int, table: MetricTable, interruption: Interruption):
         self.path, self.every, self.val_every = path, every, val_every
         self.table, self.interruption = table, interruption
-        self.random: dict[str, Any] | None = None
+        self.random: list[dict[str, Any]] = []  # by process
 
     def on_train_start(self, trainer, module) -> None:
         self.step = trainer.global_step
-        if self.random is not None:
-            torch.set_rng_state(self.random["cpu"])
-            torch.cuda.set_rng_state_all(self.random["cuda"])
+        rank = trainer.global_rank
+        if rank < len(self.random):
+            torch.set_rng_state(self.random[rank]["cpu"])
+            torch.cuda.set_rng_state_all(self.random[rank]["cuda"])
+        elif rank:
+            torch.manual_seed(torch.initial_seed() + rank)
         if self.step and self.step % self.val_every == 0 and not self.table.validated(self.step - 1):
             validation = trainer.fit_loop.epoch_loop.val_loop
             validation.restarting = False  # all of it: what it had counted belongs to the one before
@@ -76,16 +81,27 @@ class Checkpoints(Checkpoint):
         stop = trainer.strategy.reduce_boolean_decision(self.interruption.requested, all=False)
         if self.step < trainer.max_steps and (stop or self.step % self.every == 0):
             trainer.save_checkpoint(self.path)
-            self.table.write()
+            if trainer.is_global_zero:
+                self.table.write()
             if stop:
                 raise KeyboardInterrupt
 
     def state_dict(self) -> dict[str, Any]:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"random": {"cpu": torch.get_rng_state(), "cuda": cuda}}
+        first, *others = of_all_processes({"cpu": torch.get_rng_state(), "cuda": cuda})
+        return {"random": first} | ({"random_of_others": others} if others else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.random = state_dict["random"]
+        self.random = [state_dict["random"], *state_dict.get("random_of_others", [])]
+
+
+def of_all_processes(own: Any) -> list[Any]:
+    """What every process of the training has, in order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
 
 
 def newest_whole(folder: Path) -> Path | None:

@@ -119,7 +119,8 @@ class Conversion(lightning.LightningModule):
             self.val_count += piece.num_maskable
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/nelbo", self.val_sum / max(self.val_count, 1), prog_bar=True)
+        # Every process validates all rows, and finds the same.
+        self.log("val/nelbo", self.val_sum / max(self.val_count, 1), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self):
         return self.optimizer_builder.build(self.denoiser, int(self.trainer.estimated_stepping_batches))

@@ -49,7 +49,9 @@ class FiniteGuard(Callback):
         norms = dict(zip((p for p in parameters if p.grad is not None), norms_of(parameters), strict=True))
         zero = torch.zeros((), device=module.device)
         values = [torch.stack(self.losses).sum(), *(norms.get(p, zero).float() for p in parameters)]
-        self.flags = ~torch.isfinite(torch.stack([value.float() for value in values]))
+        flags = ~torch.isfinite(torch.stack([value.float() for value in values]))
+        # A loss is that of one process, and all of them have to leave the step out.
+        self.flags = trainer.strategy.reduce(flags.float(), reduce_op="max") > 0
         if all(group["fused"] for group in optimizer.param_groups):
             optimizer.found_inf = self.flags.any().float()
         elif self.flags.any():

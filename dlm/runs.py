@@ -56,6 +56,8 @@ NEUTRAL: dict[str, Any] = {
     "schedule": None,
     "trainable.targets": "all-linear",
     "trainable.beside": None,
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
     "trainer.compile": False,
     "trainer.on_nonfinite": "stop",
 }

@@ -18,13 +18,13 @@ from dlm.auxiliary.consistency import Consistency
 from dlm.auxiliary.distill import DIVERGENCES, Distill
 from dlm.auxiliary.teacher import Teacher
 from dlm.build import build, make_objective
+from dlm.fit import fit_into_memory
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.objective import Objective
 from dlm.parent import Parent, layer_types
 from dlm.prepare import corrupt, lay_out, prepare
-from dlm.train import fit_into_memory
 from dlm.types import Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_train import SMALL, runs_dir, short_prose  # noqa: F401
 
 from dlm import build as building
-from dlm import train as training
+from dlm import fit as training
 from dlm.conversion import Conversion
 from dlm.finite import FiniteGuard, NotFinite
 from dlm.metrics import MetricTable

@@ -253,7 +253,7 @@ def test_processes_that_wait_for_each_other_are_told_to_begin_again_in_pieces(ru
     Device(4, 1, "forward").install(monkeypatch)
     monkeypatch.setattr("dlm.train.fit", lambda *_: Device(9, 0, "").fail())
     with pytest.raises(ValueError, match=r"give the same command with trainer.volatile.pieces=2, it goes on"):
-        run_of(runs_dir, "trainer.volatile.devices=2")
+        run_of(runs_dir, "trainer.devices=2")
 
 
 def test_a_run_that_is_asked_to_stop_as_memory_runs_out_stops(runs_dir, monkeypatch):  # noqa: F811

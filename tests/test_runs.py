@@ -28,7 +28,7 @@ VOLATILE = [
     "runs_dir=elsewhere",
     "force=true",
     "trainer.volatile.threads=1",
-    "trainer.volatile.devices=2",
+    "trainer.volatile.strategy=ddp",
     "trainer.volatile.progress_bar=false",
     "evaluation=none",
     "evaluation.tasks_per_family=3",
@@ -48,6 +48,7 @@ MATTERS = [
     "optimizer.warmup=0.1",
     "data.length=256",
     "trainer.clip=0.5",
+    "trainer.devices=2",
     "model.path=elsewhere",
 ]
 

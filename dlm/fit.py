@@ -1,0 +1,190 @@
+"""The training of a run: from its config and its last checkpoint to the converted model in its folder."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import lightning
+import torch
+from omegaconf import DictConfig
+
+from dlm import memory
+from dlm.build import Experiment, build
+from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
+from dlm.drift import DriftMonitor, measure, save_reference, summary
+from dlm.finite import FiniteGuard
+from dlm.interruption import Interruption
+from dlm.loggers import Progress, loggers
+from dlm.metrics import MetricTable
+from dlm.processes import Follower, SameStart, launching
+from dlm.runs import Run
+from dlm.selfcheck import SelfCheck
+from dlm.storage import digests
+from dlm.trainable import gate
+
+# What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
+# result.
+SPACE_IN_WEIGHTS = 8
+Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
+
+
+def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
+    """Train, and leave the converted model, the metrics and the drift in the run's folder."""
+    volatile = cfg.trainer.volatile
+    if volatile.threads:
+        torch.set_num_threads(volatile.threads)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
+    skip = skips(cfg.trainer.on_nonfinite)
+    resume = newest_whole(run.checkpoint.parent)
+    if resume:
+        print(f"resuming run {run.id} from {resume}")
+    experiment = build(cfg)
+    run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
+    reference = reference_of(cfg, run, experiment, resume is not None)
+    experiment.conversion.train()
+    experiment.conversion.pieces = pieces
+    fit_into_memory(cfg, experiment, pieces)
+    if cfg.trainer.compile:
+        experiment.denoiser.compile()
+    table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
+    guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
+    check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
+    watches = (check, interruption, guard, table, drifting)
+    trainer = make_trainer(cfg, run, experiment, watches, SameStart(resume))
+    begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
+    try:
+        with launching():
+            trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt from None
+    except torch.OutOfMemoryError:
+        if interruption.requested:
+            raise KeyboardInterrupt from None
+        raise
+    finally:  # what an interrupted run has cost so far counts
+        run.update(train_seconds=earlier + time.perf_counter() - begin)
+    if not isinstance(run, Follower):
+        keep(run, experiment, trainer, watches)
+    if interruption.requested:  # in the last step
+        raise KeyboardInterrupt
+
+
+def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: Watches) -> None:
+    """What training has made and measured."""
+    check, _, guard, table, _ = watches
+    drift = measure(experiment.parent.model, check.reference)
+    run.update(
+        tokens=experiment.num_steps * experiment.step_tokens,
+        train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
+        drift=summary(drift),
+        peak_memory=peak_memory(),
+        selfcheck_seconds=check.seconds,
+        skipped_steps=guard.skipped,
+        diverged=table.diverged(),
+    )
+    drift.to_csv(run.folder / "drift.csv", index=False)
+    table.write()
+    save_model(experiment, run)
+
+
+def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
+    """The parent's weights, saved for drift to be measured against; `ValueError` where a run began with others."""
+    parent = experiment.parent
+    fingerprint = parent.fingerprint()
+    if resumed and (began_with := run.record["parent"]["fingerprint"]) != fingerprint:
+        raise ValueError(
+            f"run {run.id} began with a parent of fingerprint {began_with}, and {parent.source!r} has {fingerprint} "
+            "now: bring the old one back (model.revision), or begin again with force=true"
+        )
+    reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
+    if not isinstance(run, Follower):
+        save_reference(parent.model, reference)
+    run.update(
+        parent={"source": parent.source, "fingerprint": fingerprint},
+        parameters=sum(p.numel() for p in parent.model.parameters()),
+        steps=experiment.num_steps,
+    )
+    return reference
+
+
+def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
+    """Say what a step needs, and compute layers again in the backward where that is what makes it fit."""
+    denoiser, volatile = experiment.denoiser, cfg.trainer.volatile
+    # Lightning moves the model there later.
+    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    step = memory.Step(cfg.data.length, experiment.conversion.masking.views, cfg.trainer.precision, device)
+    limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
+    teachers = experiment.conversion.objective.nbytes
+    limit -= teachers
+    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+    how = ", layers computed again in the backward" if plan.checkpointing else ""
+    beside = f" beside {teachers / memory.GB:.2f} GB of teachers" if teachers else ""
+    print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
+    if plan.checkpointing:
+        memory.checkpoint_activations(denoiser.model)
+
+
+def skips(on_nonfinite: str) -> bool:
+    if on_nonfinite not in ("stop", "skip"):
+        raise ValueError(f"trainer.on_nonfinite {on_nonfinite!r} is unknown: choose stop or skip")
+    return on_nonfinite == "skip"
+
+
+def make_trainer(
+    cfg: DictConfig, run: Run, experiment: Experiment, watches: Watches, start: SameStart
+) -> lightning.Trainer:
+    """The Lightning trainer of a run."""
+    volatile = cfg.trainer.volatile
+    val_every = min(volatile.val_every, experiment.num_steps)
+    _, interruption, _, table, _ = watches
+    callbacks = [
+        start,
+        *watches,
+        Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption),
+    ]
+    if volatile.progress_bar:
+        callbacks.append(Progress())
+    return lightning.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        precision=cfg.trainer.precision,
+        devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        strategy=volatile.strategy,
+        accumulate_grad_batches=cfg.trainer.accumulate,
+        gradient_clip_val=cfg.trainer.clip,
+        max_steps=experiment.num_steps,
+        max_epochs=1,
+        val_check_interval=val_every * cfg.trainer.accumulate,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=volatile.log_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=volatile.progress_bar,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        plugins=AtomicCheckpointIO(),
+        logger=loggers(cfg.logger, run),
+        default_root_dir=run.folder,
+    )
+
+
+def save_model(experiment: Experiment, run: Run) -> None:
+    """The converted model as a Hugging Face folder, written beside and renamed."""
+    temporary = run.folder / ".model.tmp"
+    model = experiment.trainable.merged(experiment.parent.model)
+    gate.save_model(model, temporary)
+    experiment.parent.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(run.model_folder, ignore_errors=True)
+    run.update(files={f"model/{name}": digest for name, digest in digests(temporary, [*temporary.rglob("*")]).items()})
+    temporary.rename(run.model_folder)
+
+
+def peak_memory() -> int:
+    """Bytes: of the device where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,81 @@
+"""Several processes of one training, one for each device (DDP). Lightning starts the others with the command of the
+first one, or torchrun or SLURM starts all of them. The first one leads: it holds the run's lease and writes all that is
+written. The others follow it through the training, and end."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback
+from omegaconf import DictConfig
+
+from dlm.console import is_sweep
+from dlm.runs import Run
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # of torchrun, Lightning and SLURM
+LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+def number_of(cfg: DictConfig) -> int:
+    """How many processes train a run together. Configs from before there were several do not say."""
+    numbers = {name: cfg.trainer.get(name, 1) for name in ("devices", "num_nodes")}
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"trainer.{name} {value!r} must be a whole number of at least 1: the size of a step, and with it the "
+                "run, depends on it"
+            )
+    return math.prod(numbers.values())
+
+
+def is_follower(cfg: DictConfig) -> bool:
+    """Whether this process is one of several of one training, and not the first."""
+    return number_of(cfg) > 1 and any(int(os.environ.get(name) or 0) > 0 for name in RANKS)
+
+
+class Follower(Run):
+    """A run as those see it that only follow: they read its record, and leave writing it to the leader."""
+
+    def update(self, **values: Any) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def launching() -> Iterator[None]:
+    """Within, Lightning can start the other processes of this job; they run this job alone where it is one of a sweep.
+    Afterwards it can do so again for the next job."""
+    argv, before = sys.argv, {name: os.environ.get(name) for name in LAUNCH}
+    if is_sweep():
+        sys.argv = [argv[0], *HydraConfig.get().overrides.task]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        launched = before["LOCAL_RANK"] is None and dist.is_available() and dist.is_initialized()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+        if launched:
+            dist.destroy_process_group()
+
+
+class SameStart(Callback):
+    """All processes of a training begin at the same checkpoint, or none does."""
+
+    def __init__(self, resume: Any):
+        self.resume = str(resume)
+
+    def setup(self, trainer, module, stage) -> None:
+        leads = trainer.strategy.broadcast(self.resume)
+        if leads != self.resume:
+            raise ValueError(
+                f"process {trainer.global_rank} would begin from {self.resume} and the first one from {leads}: give "
+                "the same command again"
+            )

@@ -1,0 +1,122 @@
+"""A training of several processes (two, on the CPU, through gloo): one run, led by the first process."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import config
+from safetensors.torch import load_file
+from test_train import SMALL
+
+from dlm.lease import is_marked
+from dlm.processes import is_follower
+from dlm.runs import Run
+from dlm.train import train
+
+# Nothing is drawn: everything is hidden, so that what two processes train on can be had from one.
+OVERRIDES = [*SMALL, "model.dtype=float64", "trainer.precision=64-true", "noise_level=full", "masking=uniform"]
+OVERRIDES += ["loss=mean", "tokens=2048", "trainer.volatile.threads=1"]
+TWO = "trainer.devices=2"
+
+
+def start(runs_dir: Path, *arguments: str) -> subprocess.Popen:
+    """The command itself: Lightning starts the second process by it."""
+    command = [sys.executable, "-m", "dlm.train", *arguments, *OVERRIDES, f"runs_dir={runs_dir}"]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, **output)
+
+
+def finished(process: subprocess.Popen, code: int = 0) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    return said
+
+
+def runs(folder: Path) -> list[Run]:
+    return [Run(path.parent) for path in sorted(folder.glob("*/run.json"))]
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.model_folder / "model.safetensors")
+
+
+def metrics(run: Run) -> pd.DataFrame:
+    return pd.read_csv(run.folder / "metrics.csv", index_col="step")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Run:
+    """A run that two processes trained."""
+    folder = tmp_path_factory.mktemp("two")
+    said = finished(start(folder, TWO, "trainer.volatile.pieces=2"))
+    assert said.count("a step needs at most") == 1  # one of them speaks
+    (run,) = runs(folder)
+    return run
+
+
+def test_two_processes_train_what_one_does_with_twice_the_micro_batches(two, tmp_path):
+    finished(start(tmp_path, "trainer.accumulate=2"))
+    (one,) = runs(tmp_path)
+    assert (two.record["tokens"], two.record["steps"]) == (one.record["tokens"], one.record["steps"])
+    found, expected = weights(two), weights(one)
+    assert all(torch.allclose(found[name], weight, rtol=0, atol=1e-9) for name, weight in expected.items())
+    assert metrics(two)["val/nelbo"].dropna().to_list() == pytest.approx(metrics(one)["val/nelbo"].dropna().to_list())
+
+
+def test_a_run_of_several_processes_is_one_whole_run(two):
+    assert two.status == "finished" and two.damaged() == [] and two.leavings() == [] and not is_marked(two.folder)
+    assert len(runs(two.folder.parent)) == 1 and metrics(two).index.is_unique
+
+
+def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(two, tmp_path):
+    process = start(tmp_path, TWO, "trainer.volatile.pieces=2", "trainer.volatile.checkpoint_every=1")
+    deadline = time.monotonic() + 200
+    while not [*tmp_path.glob("*/checkpoint/last.ckpt")] and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    finished(process, 130)
+    (run,) = runs(tmp_path)
+    assert run.status == "interrupted"
+    assert "resuming run" in finished(start(tmp_path, TWO, "trainer.volatile.pieces=2"))
+    assert all(torch.equal(weight, weights(run)[name]) for name, weight in weights(two).items())
+    pd.testing.assert_frame_equal(metrics(run), metrics(two), check_exact=True)
+
+
+def test_every_job_of_a_sweep_is_trained_by_several_processes(two, tmp_path):
+    finished(start(tmp_path, "-m", "seed=0,1", TWO, "trainer.volatile.pieces=2"))
+    first, second = sorted(runs(tmp_path), key=lambda run: run.record["config"]["seed"])
+    assert first.status == second.status == "finished" and first.id == two.id
+    assert all(torch.equal(weight, weights(first)[name]) for name, weight in weights(two).items())
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "follows"),
+    [
+        ({}, 2, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, 2, False),
+        ({"LOCAL_RANK": "1"}, 2, True),
+        ({"NODE_RANK": "1"}, 2, True),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, 8, True),
+        ({"SLURM_PROCID": "3"}, 1, False),  # a task of a job array's sweep, for itself
+    ],
+)
+def test_a_process_follows_where_it_is_not_the_first_of_its_training(variables, devices, follows, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    cfg = config()
+    cfg.trainer.devices = devices
+    assert is_follower(cfg) is follows
+
+
+@pytest.mark.parametrize(("name", "value"), [("devices", "auto"), ("devices", -1), ("num_nodes", 0)])
+def test_a_number_of_processes_that_is_none_is_refused(name, value, tmp_path):
+    with pytest.raises(ValueError, match=rf"trainer.{name} '?{value}'? must be a whole number of at least 1"):
+        train(config(f"trainer.{name}={value}", f"runs_dir={tmp_path}"))
+    assert runs(tmp_path) == []
