@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from dlm.interruption import Interruption
 from dlm.metrics import MetricTable
+from dlm.processes import of_all_processes
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -93,15 +93,6 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.random = [state_dict["random"], *state_dict.get("random_of_others", [])]
-
-
-def of_all_processes(own: Any) -> list[Any]:
-    """What every process of the training has, in order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [own]
-    found = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
-    return found
 
 
 def newest_whole(folder: Path) -> Path | None:

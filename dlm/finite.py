@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from lightning import Callback
 
+from dlm.processes import of_all_processes
+
 LOSS = "the loss"
 
 
@@ -104,9 +106,11 @@ class FiniteGuard(Callback):
             )
 
     def keep(self, step: int, batches: list[Any], what: list[str], module) -> None:
-        """What `dlm.replay` needs."""
-        kept = {"step": step, "what": what, "batches": batches}
-        torch.save(kept | {"weights": module.denoiser.model.state_dict()}, self.path)
+        """What `dlm.replay` needs: the micro-batches of all processes."""
+        own = [[piece.to("cpu") for piece in batch] for batch in batches]
+        kept = {"step": step, "what": what, "batches": [batch for other in of_all_processes(own) for batch in other]}
+        if module.trainer.is_global_zero:
+            torch.save(kept | {"weights": module.denoiser.model.state_dict()}, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}

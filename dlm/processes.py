@@ -66,6 +66,15 @@ def launching() -> Iterator[None]:
             dist.destroy_process_group()
 
 
+def of_all_processes(own: Any) -> list[Any]:
+    """What every process of the training has, in order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
 class SameStart(Callback):
     """All processes of a training begin at the same checkpoint, or none does."""
 

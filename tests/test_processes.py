@@ -15,6 +15,7 @@ from test_train import SMALL
 
 from dlm.lease import is_marked
 from dlm.processes import is_follower
+from dlm.replay import replay
 from dlm.runs import Run
 from dlm.train import train
 
@@ -24,9 +25,9 @@ OVERRIDES += ["loss=mean", "tokens=2048", "trainer.volatile.threads=1"]
 TWO = "trainer.devices=2"
 
 
-def start(runs_dir: Path, *arguments: str) -> subprocess.Popen:
+def start(runs_dir: Path, *arguments: str, program: tuple[str, ...] = ("-m", "dlm.train")) -> subprocess.Popen:
     """The command itself: Lightning starts the second process by it."""
-    command = [sys.executable, "-m", "dlm.train", *arguments, *OVERRIDES, f"runs_dir={runs_dir}"]
+    command = [sys.executable, *program, *arguments, *OVERRIDES, f"runs_dir={runs_dir}"]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, **output)
 
@@ -92,6 +93,21 @@ def test_every_job_of_a_sweep_is_trained_by_several_processes(two, tmp_path):
     first, second = sorted(runs(tmp_path), key=lambda run: run.record["config"]["seed"])
     assert first.status == second.status == "finished" and first.id == two.id
     assert all(torch.equal(weight, weights(first)[name]) for name, weight in weights(two).items())
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(on_nonfinite, tmp_path):
+    """And the micro-batches of both are kept for a replay."""
+    program = (str(Path(__file__).with_name("spoiled_process.py")),)
+    process = start(tmp_path, TWO, f"trainer.on_nonfinite={on_nonfinite}", program=program)
+    finished(process, 1 if on_nonfinite == "stop" else 0)
+    (run,) = runs(tmp_path)
+    if on_nonfinite == "skip":
+        assert run.record["skipped_steps"] == [2] and all(w.isfinite().all() for w in weights(run).values())
+    else:
+        assert run.status == "failed" and "step 2: the loss" in run.record["error"]
+        found = replay(run)
+        assert found["step"] == 2 and len(found["loss"]) == 2 and found["modules"] == []  # the loss was spoiled later
 
 
 @pytest.mark.parametrize(
