@@ -74,15 +74,17 @@ def test_a_run_of_several_processes_is_one_whole_run(two):
     assert len(runs(two.folder.parent)) == 1 and metrics(two).index.is_unique
 
 
-def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(two, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(number, code, two, tmp_path):
+    """Also where the first of them is killed: the other one notices, and ends."""
     process = start(tmp_path, TWO, "trainer.volatile.pieces=2", "trainer.volatile.checkpoint_every=1")
     deadline = time.monotonic() + 200
     while not [*tmp_path.glob("*/checkpoint/last.ckpt")] and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    finished(process, 130)
+    process.send_signal(number)
+    finished(process, code)
     (run,) = runs(tmp_path)
-    assert run.status == "interrupted"
+    assert run.status == ("interrupted" if number == signal.SIGTERM else "running")
     assert "resuming run" in finished(start(tmp_path, TWO, "trainer.volatile.pieces=2"))
     assert all(torch.equal(weight, weights(run)[name]) for name, weight in weights(two).items())
     pd.testing.assert_frame_equal(metrics(run), metrics(two), check_exact=True)
