@@ -77,11 +77,11 @@ def measurements(sweep: str, point: Point, run: Run, earlier: Earlier) -> Rows:
         if path.exists():
             tables = tables_of(evaluation, json.loads(path.read_text(encoding="utf-8")))
         else:
-            tables = earlier.tables_of(point, evaluation)
-        ids = {"run": run.id, "for_sweep": sweep, "evaluation": evaluation.name}
+            tables = earlier.tables_of(sweep, point, evaluation)
+        ids = {"run": run.id, "for_sweep": sweep, "evaluation": evaluation.name, "file": evaluation.file}
         for name, made in tables.items():
             rows[name] += [ids | row for row in made]
-        rows["measured"] += [ids | {"file": evaluation.file}] if any(tables.values()) else []
+        rows["measured"] += [ids] if any(tables.values()) else []
     return rows
 
 

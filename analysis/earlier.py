@@ -47,11 +47,12 @@ class Earlier:
         return set(points.loc[points["state"] == DIVERGED, "run"])
 
     @cached_property
-    def measured(self) -> dict[tuple[str, str], tuple[str, str]]:
-        """(run, file) → the sweep and the name in it under which it was measured."""
-        table = self.results.measured
-        keys = zip(table["run"], table["file"], strict=True)
-        return dict(zip(keys, zip(*(table[c] for c in MEASURED_FOR), strict=True), strict=True))
+    def measured(self) -> dict[tuple[str, str], dict[str, str]]:
+        """(run, file) → sweep → the name in it under which it was measured."""
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        for row in self.results.measured.itertuples():
+            found.setdefault((row.run, row.file), {})[row.for_sweep] = row.evaluation
+        return found
 
     def state(self, point: Point) -> str | None:
         """Finished or diverged; None where nothing is known that can be used."""
@@ -67,18 +68,24 @@ class Earlier:
             return None
         return replace(point, evaluations=left)
 
+    def lost(self, results: Results) -> list[str]:
+        """The runs that other results, which were to add to these, do not have."""
+        return sorted(set(self.results.runs["run"]) - set(results.runs["run"]))
+
     def tables_of_run(self, run: str) -> Rows:
         """What every run holds."""
         made = {name: records(getattr(self.results, name), {"run": run}) for name in OF_RUNS}
         own = {"run": run} | dict.fromkeys(MEASURED_FOR, "")
         return made | {"evaluations": records(self.results.evaluations, own)}
 
-    def tables_of(self, point: Point, evaluation: Evaluation) -> Rows:
-        """What was measured; nothing where it was not. The columns that say for which sweep are left out."""
-        found = self.measured.get((point.run, evaluation.file))
-        if found is None:
+    def tables_of(self, sweep: str, point: Point, evaluation: Evaluation) -> Rows:
+        """What was measured, best for the same sweep; nothing where it was not. The columns that say for which sweep
+        are left out."""
+        names = self.measured.get((point.run, evaluation.file), {})
+        if not names:
             return {}
-        wanted = {"run": point.run} | dict(zip(MEASURED_FOR, found, strict=True))
+        known = sweep if sweep in names else next(iter(names))
+        wanted = {"run": point.run, "for_sweep": known, "evaluation": names[known], "file": evaluation.file}
         tables = {name: records(getattr(self.results, name), wanted) for name in MEASURED}
         return {name: [{k: v for k, v in row.items() if k not in wanted} for row in t] for name, t in tables.items()}
 

@@ -19,6 +19,7 @@ from dlm.conversion import TRAIN_STREAM
 from dlm.data.packing import collate
 from dlm.denoiser import Denoiser
 from dlm.prepare import Prepared, corrupt, lay_out
+from dlm.processes import number_of
 from dlm.types import Batch, ModelInputs, generator
 
 BATCHES = 8
@@ -56,7 +57,7 @@ def step_flops(config: str) -> float | None:
         experiment.conversion.set_progress((i + 0.5) / batches, noise)
         batch = collate([data.train_rows[i * data.batch_size + j] for j in range(data.batch_size)])
         total += batch_flops(experiment, batch, noise)
-    return total / batches * cfg.trainer.accumulate
+    return total / batches * cfg.trainer.accumulate * number_of(cfg)
 
 
 def batch_flops(experiment: Experiment, batch: Batch, noise: torch.Generator) -> float:

@@ -185,7 +185,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not arguments.committed:
             earlier = Earlier(Results.load(path)) if arguments.add else None
-            collect(arguments.sweeps, arguments.runs, arguments.overrides, earlier).save(path)
+            results = collect(arguments.sweeps, arguments.runs, arguments.overrides, earlier)
+            if lost := earlier.lost(results) if earlier else []:
+                raise ValueError(
+                    f"{len(lost)} runs of {str(path)!r} would be lost ({', '.join(lost[:3])}): they are no points of "
+                    "the sweeps with these overrides, or were evaluated otherwise. Give the overrides that they were "
+                    "made with (a study may be given fewer seeds than its report), or leave out --add"
+                )
+            results.save(path)
         results = Results.load(path)
         if arguments.show:
             show(results, arguments.show)

@@ -24,7 +24,7 @@ PARENT, DLM = "parent", "dlm"
 MEASURED_FOR = ("for_sweep", "evaluation")  # the sweep and the name in it; both "" of what every run measures
 
 
-IDS = ("run", *MEASURED_FOR)
+IDS = ("run", *MEASURED_FOR, "file")  # and which of the run's measurements it is
 INTERVALS = tuple(f"accuracy_{end}" for end in ("low", "high", "n"))
 # The columns that every table has, whether anything was measured or not.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -44,11 +44,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "steps": (*IDS, "position", "step", "confidence", "committed", "token"),
     "curves": ("run", "tokens", "metric", "value"),
     "scores": (*IDS, "model", "task", "score"),
-    "measured": (*IDS, "file"),
+    "measured": IDS,
 }
 # Those of them that results may lack which were collected before there were such: nothing is known of them there.
 LATER = {"runs": {"auxiliary_name", "continues", "evaluated"}}
-LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless"}, "measured": {*IDS, "file"}}
+LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless", "file"}, "measured": {*IDS}}
+LATER |= {name: {"file"} for name in ("positions", "steps", "scores")}
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ class Results:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            tables = {name: pd.DataFrame(content.get(name, {}) if name in LATER else content[name]) for name in COLUMNS}
+            tables = {
+                name: pd.DataFrame(content.get(name, {}) if name == "measured" else content[name]) for name in COLUMNS
+            }
         except FileNotFoundError as error:
             raise ValueError(f"results {str(path)!r} do not exist: collect them with make ablation-report") from error
         except (KeyError, TypeError, ValueError) as error:

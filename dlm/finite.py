@@ -111,6 +111,7 @@ class FiniteGuard(Callback):
         kept = {"step": step, "what": what, "batches": [batch for other in of_all_processes(own) for batch in other]}
         if module.trainer.is_global_zero:
             torch.save(kept | {"weights": module.denoiser.model.state_dict()}, self.path)
+        module.trainer.strategy.barrier()  # Lightning kills the first process soon after another one has ended badly
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}

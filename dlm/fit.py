@@ -38,7 +38,8 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         torch.set_num_threads(volatile.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
     skip = skips(cfg.trainer.on_nonfinite)
-    resume = newest_whole(run.checkpoint.parent)
+    # Only the first process repairs what is damaged; it has done so before the others are started, or meets them.
+    resume = existing(run.checkpoint) if isinstance(run, Follower) else newest_whole(run.checkpoint.parent)
     if resume:
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
@@ -53,7 +54,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
     check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
     watches = (check, interruption, guard, table, drifting)
-    trainer = make_trainer(cfg, run, experiment, watches, SameStart(resume))
+    trainer = make_trainer(cfg, run, experiment, watches, SameStart(run, resume))
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
         with launching():
@@ -70,6 +71,10 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         keep(run, experiment, trainer, watches)
     if interruption.requested:  # in the last step
         raise KeyboardInterrupt
+
+
+def existing(checkpoint: Path) -> Path | None:
+    return checkpoint if checkpoint.exists() else None
 
 
 def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: Watches) -> None:

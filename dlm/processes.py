@@ -27,7 +27,7 @@ def number_of(cfg: DictConfig) -> int:
     """How many processes train a run together. Configs from before there were several do not say."""
     numbers = {name: cfg.trainer.get(name, 1) for name in ("devices", "num_nodes")}
     for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise ValueError(
                 f"trainer.{name} {value!r} must be a whole number of at least 1: the size of a step, and with it the "
                 "run, depends on it"
@@ -76,15 +76,12 @@ def of_all_processes(own: Any) -> list[Any]:
 
 
 class SameStart(Callback):
-    """All processes of a training begin at the same checkpoint, or none does."""
+    """All processes of a training begin the same run at the same checkpoint, or none does."""
 
-    def __init__(self, resume: Any):
-        self.resume = str(resume)
+    def __init__(self, run: Run, resume: Any):
+        self.start = f"run {run.id} from {resume or 'its start'}"
 
     def setup(self, trainer, module, stage) -> None:
-        leads = trainer.strategy.broadcast(self.resume)
-        if leads != self.resume:
-            raise ValueError(
-                f"process {trainer.global_rank} would begin from {self.resume} and the first one from {leads}: give "
-                "the same command again"
-            )
+        starts = of_all_processes(self.start)
+        if len(set(starts)) > 1:
+            raise ValueError(f"the processes of a training begin {'; '.join(starts)}: give the same command again")

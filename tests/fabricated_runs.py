@@ -20,7 +20,7 @@ points:
   f: {label: shifted, overrides: [attention=block, token_shift=true]}
   g: {label: plain, overrides: [attention=block, token_shift=false, masking=position, masking.half_life=0.25]}
 evaluations:
-  masked: {points: [g], overrides: [measurement=masked]}
+  masked: {points: [g], overrides: [measurement=masked], grid: {measurement.draws: [10, 20]}}
 """
 
 

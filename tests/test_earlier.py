@@ -42,7 +42,8 @@ def whole(sweeps, tmp_path):
     """The results of one run with its measurement; the run is removed."""
     point = found(sweeps)["g"]
     run = fabricate(tmp_path, point, 0.6)
-    measure(run, point.evaluations[0])
+    for evaluation in point.evaluations:
+        measure(run, evaluation)
     results = collect(sweeps, tmp_path, ["seed=0"])
     shutil.rmtree(run.folder)
     return results
@@ -66,7 +67,7 @@ def test_a_run_adds_to_earlier_results_and_one_that_is_there_counts_instead_of_t
     results = collect(sweeps, tmp_path, ["seed=0"], Earlier(whole))
     own = results.of("evaluations", SWEEP).query("model == 'dlm'")
     assert dict(zip(own["point"], own["accuracy"], strict=True)) == {"f": 0.3, "g": 0.7}
-    assert list(results.positions["value"]) == [0.25, 0.75] and len(results.runs) == 2
+    assert list(results.positions["value"]) == [0.25, 0.75] * 2 and len(results.runs) == 2
 
 
 def test_a_measurement_is_known_under_whatever_name_another_sweep_asks_for_it(sweeps, whole, tmp_path):
@@ -74,7 +75,7 @@ def test_a_measurement_is_known_under_whatever_name_another_sweep_asks_for_it(sw
     (sweeps / f"{SWEEP}.yaml").unlink()
     (sweeps / "other.yaml").write_text(text.replace("  masked:", "  hidden:"))
     results = collect(sweeps, tmp_path, ["seed=0"], Earlier(whole))
-    assert set(results.of("positions", "other")["evaluation"]) == {"hidden"} and len(results.positions) == 2
+    assert set(results.of("positions", "other")["evaluation"]) == {"hidden"} and len(results.positions) == 4
 
 
 def test_a_study_makes_only_what_earlier_results_do_not_know(sweeps, whole, tmp_path):
@@ -122,6 +123,10 @@ def test_the_report_is_added_to(sweeps, whole, tmp_path, capsys):
     folders = ["--sweeps", str(sweeps), "--runs", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main([*folders, "--add", "seed=0"]) == 0
     assert set(Results.load(tmp_path / "out" / "results.json").of("runs", SWEEP)["point"]) == {"f", "g"}
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    with pytest.raises(SystemExit):  # both are of seed 0
+        main([*folders, "--add", "seed=1"])
+    assert "2 runs of" in capsys.readouterr().err and (tmp_path / "out" / "results.json").read_bytes() == before
     with pytest.raises(SystemExit):
         main([*folders, "--add", "--committed"])
     assert "not allowed with" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from conftest import MASK_ID, PATTERNS, config, denoiser, options, tiny
-from test_collect import SWEEP, TWO, fabricate, found
+from fabricated_runs import SWEEP, TWO, fabricate, found
 from test_train import short_prose  # noqa: F401
 
 pytest.importorskip("hypothesis")  # in the test extra
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.collect import add_point
+from analysis.earlier import Earlier
 from analysis.results import COLUMNS, Results
 from dlm.conversion import Conversion
 from dlm.data.packing import PackedRows, Windows, collate
@@ -210,7 +211,7 @@ def test_any_record_is_reported_or_listed_as_unreadable(seed, value, study):
         json.dumps(spoiled(record, seed, value))
     )  # as an older version would, without a checksum
     rows = {name: [] for name in COLUMNS}
-    add_point(rows, SWEEP, point, folder, set())
+    add_point(rows, SWEEP, point, folder, Earlier.none(), set())
     results = Results.of_rows(rows)
     assert len(results.points) == 1 and len(results.runs) == (results.points["state"][0] == "finished")
 
