@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from conftest import config
 from safetensors.torch import load_file
 from test_train import SMALL
 
+from dlm.checkpoints import Checkpoints
 from dlm.lease import is_marked
 from dlm.processes import is_follower
 from dlm.replay import replay
@@ -110,6 +112,22 @@ def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(on_nonfinit
         assert run.status == "failed" and "step 2: the loss" in run.record["error"]
         found = replay(run)
         assert found["step"] == 2 and len(found["loss"]) == 2 and found["modules"] == []  # the loss was spoiled later
+
+
+def test_each_process_draws_its_own_and_goes_on_with_its_own_random_state():
+    def drawn(rank, checkpoint=None):
+        torch.manual_seed(0)
+        watch = Checkpoints(Path("last.ckpt"), 1, 1, None, None)
+        if checkpoint:
+            watch.load_state_dict(checkpoint)
+        watch.on_train_start(SimpleNamespace(global_rank=rank, global_step=0), None)
+        return torch.rand(3)
+
+    assert not torch.equal(drawn(0), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    states = [{"cpu": torch.Generator().manual_seed(seed).get_state(), "cuda": []} for seed in (5, 6)]
+    checkpoint = {"random": states[0], "random_of_others": states[1:]}
+    for rank, seed in ((0, 5), (1, 6)):
+        assert torch.equal(drawn(rank, checkpoint), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize(
