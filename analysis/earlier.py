@@ -47,11 +47,11 @@ class Earlier:
         return set(points.loc[points["state"] == DIVERGED, "run"])
 
     @cached_property
-    def measured(self) -> dict[tuple[str, str], dict[str, str]]:
-        """(run, file) → sweep → the name in it under which it was measured."""
-        found: dict[tuple[str, str], dict[str, str]] = {}
+    def measured(self) -> dict[tuple[str, str], list[tuple[str, str]]]:
+        """(run, file) → the sweeps and the names in them for which it was measured."""
+        found: dict[tuple[str, str], list[tuple[str, str]]] = {}
         for row in self.results.measured.itertuples():
-            found.setdefault((row.run, row.file), {})[row.for_sweep] = row.evaluation
+            found.setdefault((row.run, row.file), []).append((row.for_sweep, row.evaluation))
         return found
 
     def state(self, point: Point) -> str | None:
@@ -79,13 +79,13 @@ class Earlier:
         return made | {"evaluations": records(self.results.evaluations, own)}
 
     def tables_of(self, sweep: str, point: Point, evaluation: Evaluation) -> Rows:
-        """What was measured, best for the same sweep; nothing where it was not. The columns that say for which sweep
+        """What was measured, best under this very name; nothing where it was not. The columns that say for which sweep
         are left out."""
-        names = self.measured.get((point.run, evaluation.file), {})
+        names = self.measured.get((point.run, evaluation.file), [])
         if not names:
             return {}
-        known = sweep if sweep in names else next(iter(names))
-        wanted = {"run": point.run, "for_sweep": known, "evaluation": names[known], "file": evaluation.file}
+        known = (sweep, evaluation.name) if (sweep, evaluation.name) in names else names[0]
+        wanted = {"run": point.run, **dict(zip(MEASURED_FOR, known, strict=True)), "file": evaluation.file}
         tables = {name: records(getattr(self.results, name), wanted) for name in MEASURED}
         return {name: [{k: v for k, v in row.items() if k not in wanted} for row in t] for name, t in tables.items()}
 

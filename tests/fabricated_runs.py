@@ -21,6 +21,7 @@ points:
   g: {label: plain, overrides: [attention=block, token_shift=false, masking=position, masking.half_life=0.25]}
 evaluations:
   masked: {points: [g], overrides: [measurement=masked], grid: {measurement.draws: [10, 20]}}
+  again: {points: [g], overrides: [measurement=masked, measurement.draws=20]}
 """
 
 
