@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.domains import domains, proportion
-from analysis.earlier import Earlier, Rows, settings_id
+from analysis.earlier import Earlier
 from analysis.flops import training_flops
-from analysis.measurements import outputs, tables_of
+from analysis.measurements import Rows, outputs, tables_of
 from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from analysis.sweep import Point, load_sweep
 from dlm.drift import by_layer
-from dlm.runs import Run
+from dlm.runs import Run, digest
 from dlm.storage import write_atomically
 from dlm.targets import name_of
 
@@ -81,7 +81,6 @@ def measurements(sweep: str, point: Point, run: Run, earlier: Earlier) -> Rows:
         ids = {"run": run.id, "for_sweep": sweep, "evaluation": evaluation.name, "file": evaluation.file}
         for name, made in tables.items():
             rows[name] += [ids | row for row in made]
-        rows["measured"] += [ids] if any(tables.values()) else []
     return rows
 
 
@@ -122,7 +121,7 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         "commit": record.get("commit"),
         "ended": record["ended"],
-        "evaluated": settings_id(record["evaluation"]["settings"]),
+        "evaluated": digest(record["evaluation"]["settings"]),
     }
 
 

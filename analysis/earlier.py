@@ -3,25 +3,19 @@ makes nothing of them again, so that one of many hours can be done in pieces, by
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from analysis.results import FINISHED, MEASURED_FOR, Results
+from analysis.measurements import Rows
+from analysis.results import FINISHED, IDS, MEASURED_FOR, Results
 from analysis.sweep import DIVERGED, Evaluation, Point
+from dlm.runs import digest
 
-Rows = dict[str, list[dict[str, Any]]]
 MEASURED = ("evaluations", "positions", "steps", "scores")  # tables with rows that a sweep asked for
 OF_RUNS = ("runs", "drift", "curves")
-
-
-def settings_id(settings: dict[str, Any]) -> str:
-    """Names how a run was evaluated: rows are comparable only where it is the same."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Earlier:
@@ -48,17 +42,18 @@ class Earlier:
 
     @cached_property
     def measured(self) -> dict[tuple[str, str], list[tuple[str, str]]]:
-        """(run, file) → the sweeps and the names in them for which it was measured."""
+        """(run, file of a measurement) → the sweeps and the names in them for which it was measured."""
         found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        for row in self.results.measured.itertuples():
-            found.setdefault((row.run, row.file), []).append((row.for_sweep, row.evaluation))
+        for table in (getattr(self.results, name)[list(IDS)].dropna() for name in MEASURED):
+            for run, sweep, name, file in table.drop_duplicates().itertuples(index=False):
+                found.setdefault((run, file), []).append((sweep, name))
         return found
 
     def state(self, point: Point) -> str | None:
         """Finished or diverged; None where nothing is known that can be used."""
         if point.run in self.diverged:
             return DIVERGED
-        return FINISHED if self.evaluated.get(point.run) == settings_id(point.config["evaluation"]) else None
+        return FINISHED if self.evaluated.get(point.run) == digest(point.config["evaluation"]) else None
 
     def lacking(self, point: Point) -> Point | None:
         """The point with the evaluations that are not known; None where nothing is left to do."""

@@ -44,11 +44,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "steps": (*IDS, "position", "step", "confidence", "committed", "token"),
     "curves": ("run", "tokens", "metric", "value"),
     "scores": (*IDS, "model", "task", "score"),
-    "measured": IDS,
 }
 # Those of them that results may lack which were collected before there were such: nothing is known of them there.
 LATER = {"runs": {"auxiliary_name", "continues", "evaluated"}}
-LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless", "file"}, "measured": {*IDS}}
+LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless", "file"}}
 LATER |= {name: {"file"} for name in ("positions", "steps", "scores")}
 
 
@@ -62,8 +61,8 @@ class Results:
     `evaluations` one row per run, model (parent, dlm) and evaluation point,
     `correct` being the outcome of every item, packed (`unpack`); `drift` weights against the parent's per layer and
     kind; `positions` means over positions, of the block or of the sequence (`quantity` says of what); `steps` one
-    decoding, token by token; `curves` metrics over training; `scores` of embeddings per task; `measured` which files
-    the measurements were read from, by which the same ones are known again.
+    decoding, token by token; `curves` metrics over training; `scores` of embeddings per task. The `file` of what
+    a sweep asked for names the measurement, by which the same one is known again.
     """
 
     points: pd.DataFrame
@@ -74,7 +73,6 @@ class Results:
     steps: pd.DataFrame
     curves: pd.DataFrame
     scores: pd.DataFrame
-    measured: pd.DataFrame
 
     @classmethod
     def of_rows(cls, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Results:
@@ -116,9 +114,7 @@ class Results:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            tables = {
-                name: pd.DataFrame(content.get(name, {}) if name == "measured" else content[name]) for name in COLUMNS
-            }
+            tables = {name: pd.DataFrame(content[name]) for name in COLUMNS}
         except FileNotFoundError as error:
             raise ValueError(f"results {str(path)!r} do not exist: collect them with make ablation-report") from error
         except (KeyError, TypeError, ValueError) as error:

@@ -61,7 +61,7 @@ def measure(model: PreTrainedModel, reference: Path) -> pd.DataFrame:
     rows = []
     with safe_open(reference, framework="pt") as parent:
         for name, weight in effective_weights(model):
-            before = parent.get_tensor(name).double()
+            before = parent.get_tensor(name).to(weight.dtype).double()  # as training began with it
             after = weight.detach().cpu().double()[: before.shape[0]]
             rows.append(
                 {"tensor": name, "layer": layer_of(name), "kind": kind_of(name, model), "numel": before.numel()}

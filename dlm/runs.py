@@ -84,10 +84,15 @@ def run_id(config: dict[str, Any]) -> str:
         if not any(key == v or key.startswith(v + ".") for v in VOLATILE)
         and not (key in NEUTRAL and value == NEUTRAL[key])
     }
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-    if re.fullmatch(r"\d+(e\d+)?", digest):  # on a command line it would be read as a number
-        digest = "ghijklmnop"[int(digest[0])] + digest[1:]
-    return digest
+    name = digest(kept)
+    if re.fullmatch(r"\d+(e\d+)?", name):  # on a command line it would be read as a number
+        name = "ghijklmnop"[int(name[0])] + name[1:]
+    return name
+
+
+def digest(values: dict[str, Any]) -> str:
+    """12 hexadecimal digits that name these values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # What a finished run consists of besides its record.
@@ -97,7 +102,7 @@ FILES = ("config.yaml", "metrics.csv", "drift.csv", "items.csv", "trace.json", "
 def measurement_file(settings: dict[str, Any]) -> str:
     """Where what a measurement with these resolved settings found lies in a run's folder."""
     kind = settings["_target_"].split(".")[-2]
-    return f"measurements/{kind}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}.json"
+    return f"measurements/{kind}-{digest(settings)[:8]}.json"
 
 
 class Run:

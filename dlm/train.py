@@ -37,11 +37,18 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def follow(cfg: DictConfig) -> dict[str, Any]:
-    """The part of another process that leads: training, and nothing that is written."""
+    """The part of a process that does not lead: training, and nothing that is written. A `ValueError` is one that all
+    processes meet, and the leader's to report: Lightning kills it where another process ends badly."""
     run = Follower(Run.create(cfg, choices()).folder)
+    pieces, problem = max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1)), None
     if cfg.force or not run.model_folder.exists():
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(KeyboardInterrupt):  # the leader says it
-            fit(cfg, run, max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1)))
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(KeyboardInterrupt, ValueError):
+            try:
+                fit(cfg, run, pieces)
+            except torch.OutOfMemoryError as error:
+                problem = str(error).partition("\n")[0]
+    if problem:
+        more_pieces(cfg, pieces, problem)
     return {"id": run.id, "status": "followed", "record": run.record}
 
 

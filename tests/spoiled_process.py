@@ -4,6 +4,7 @@ from pathlib import Path
 
 import hydra
 
+from dlm import sweep
 from dlm.console import command
 from dlm.conversion import Conversion
 from dlm.train import train
@@ -22,8 +23,8 @@ Conversion.training_step = spoiled
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parents[1] / "conf"), config_name="train")
 @command
 def main(cfg):
-    train(cfg)
+    return train(cfg)
 
 
 if __name__ == "__main__":
-    main()
+    sweep.run(main)

@@ -7,11 +7,12 @@ import pytest
 from fabricated_runs import SWEEP, fabricate, found, write_sweep
 
 from analysis.collect import collect
-from analysis.earlier import Earlier, settings_id
+from analysis.earlier import Earlier
 from analysis.report import main
 from analysis.results import COLUMNS, Results
 from analysis.study import everything
 from analysis.sweep import load_sweep
+from dlm.runs import digest
 
 MASKED = {"result": {"block_size": 2, "probability": [0.25, 0.75], "by_hidden": []}}
 CHILD = """
@@ -50,12 +51,12 @@ def whole(sweeps, tmp_path):
 
 
 def test_results_are_the_same_with_their_runs_and_without(sweeps, whole, tmp_path):
-    assert all(len(getattr(whole, t)) for t in ("runs", "evaluations", "drift", "positions", "curves", "measured"))
+    assert all(len(getattr(whole, t)) for t in ("runs", "evaluations", "drift", "positions", "curves"))
     content = saved(whole, tmp_path / "whole.json")
     again = collect(sweeps, tmp_path, ["seed=0"], Earlier(Results.load(tmp_path / "whole.json")))
     assert saved(again, tmp_path / "again.json") == content
     empty = collect(sweeps, tmp_path, ["seed=0"])
-    assert empty.runs.empty and empty.measured.empty
+    assert empty.runs.empty and empty.positions.empty
 
 
 def test_a_run_adds_to_earlier_results_and_one_that_is_there_counts_instead_of_them(sweeps, whole, tmp_path):
@@ -83,7 +84,7 @@ def test_a_study_makes_only_what_earlier_results_do_not_know(sweeps, whole, tmp_
     known = found(sweeps)["g"].run
     left = everything([sweep], Earlier(whole))
     assert {p.run for p in left} == {p.run for p in sweep.points} - {known} and len(left) == len(sweep.points) - 1
-    unmeasured = Results(**{n: getattr(whole, n) for n in COLUMNS} | {"measured": Results.of_rows({}).measured})
+    unmeasured = Results(**{n: getattr(whole, n) for n in COLUMNS} | {"positions": Results.of_rows({}).positions})
     again = {p.run: p for p in everything([sweep], Earlier(unmeasured))}
     assert {e.file for e in again[known].evaluations} == {e.file for e in found(sweeps)["g"].evaluations}
 
@@ -99,10 +100,10 @@ def test_nothing_is_known_of_what_was_made_with_other_settings(sweeps, whole):
     point = found(sweeps)["g"]
     other = load_sweep(sweeps / f"{SWEEP}.yaml", ["seed=0", "evaluation.max_new_tokens=9"])
     (changed,) = [p for p in other.points if p.name == "g"]
-    assert changed.run == point.run and settings_id(changed.config["evaluation"]) != whole.runs["evaluated"].item()
+    assert changed.run == point.run and digest(changed.config["evaluation"]) != whole.runs["evaluated"].item()
     earlier = Earlier(whole)
     assert earlier.lacking(point) is None and earlier.state(changed) is None and earlier.lacking(changed) is not None
-    whole.measured["file"] = "measurements/masked-other.json"
+    whole.positions["file"] = "measurements/masked-other.json"
     assert Earlier(whole).lacking(point).evaluations == point.evaluations
 
 

@@ -99,19 +99,37 @@ def test_every_job_of_a_sweep_is_trained_by_several_processes(two, tmp_path):
     assert all(torch.equal(weight, weights(first)[name]) for name, weight in weights(two).items())
 
 
-@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(on_nonfinite, tmp_path):
-    """And the micro-batches of both are kept for a replay."""
-    program = (str(Path(__file__).with_name("spoiled_process.py")),)
-    process = start(tmp_path, TWO, f"trainer.on_nonfinite={on_nonfinite}", program=program)
-    finished(process, 1 if on_nonfinite == "stop" else 0)
-    (run,) = runs(tmp_path)
-    if on_nonfinite == "skip":
-        assert run.record["skipped_steps"] == [2] and all(w.isfinite().all() for w in weights(run).values())
-    else:
-        assert run.status == "failed" and "step 2: the loss" in run.record["error"]
-        found = replay(run)
-        assert found["step"] == 2 and len(found["loss"]) == 2 and found["modules"] == []  # the loss was spoiled later
+def test_a_loss_of_one_process_that_is_not_finite_stops_all_of_them_or_is_left_out_by_all(tmp_path):
+    """The micro-batches of both are kept for a replay, and a sweep goes on with its next job."""
+    program = (str(Path(__file__).with_name("spoiled_process.py")), "-m", "trainer.on_nonfinite=stop,skip")
+    assert "failed" in finished(start(tmp_path, TWO, program=program), 1)
+    found = {run.record["config"]["trainer"]["on_nonfinite"]: run for run in runs(tmp_path)}
+    stopped, skipping = found["stop"], found["skip"]
+    assert stopped.status == "failed" and "step 2: the loss" in stopped.record["error"]
+    again = replay(stopped)
+    assert again["step"] == 2 and len(again["loss"]) == 2 and again["modules"] == []  # the loss was spoiled later
+    assert skipping.status == "finished" and skipping.record["skipped_steps"] == [2]
+    assert all(weight.isfinite().all() for weight in weights(skipping).values())
+
+
+def test_a_process_that_follows_leaves_an_error_to_the_first_but_says_where_it_ran_out_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    cfg = config(*OVERRIDES, TWO, f"runs_dir={tmp_path}")
+
+    def meets(error):
+        def fit(*_):
+            raise error
+
+        monkeypatch.setattr("dlm.train.fit", fit)
+
+    meets(ValueError("all of them"))
+    assert train(cfg)["status"] == "followed" and runs(tmp_path)[0].status == "new"
+    meets(torch.OutOfMemoryError("only here"))
+    with pytest.raises(ValueError, match=r"only here\): give the same command with trainer.volatile.pieces=2"):
+        train(cfg)
+    meets(RuntimeError("only here"))
+    with pytest.raises(RuntimeError):
+        train(cfg)
 
 
 def test_each_process_draws_its_own_and_goes_on_with_its_own_random_state():
