@@ -79,6 +79,18 @@ def test_a_measurement_is_known_under_whatever_name_another_sweep_asks_for_it(sw
     assert set(results.of("positions", "other")["evaluation"]) == {"hidden", "again"} and len(results.positions) == 6
 
 
+def test_of_a_measurement_with_several_names_each_keeps_its_own_rows(sweeps, whole):
+    """What it is called may be part of a row, as the setting is of a decoding's."""
+    point = found(sweeps)["g"]
+    masked, again = (next(e for e in reversed(point.evaluations) if e.name == name) for name in ("masked", "again"))
+    assert masked.file == again.file
+    whole.positions.loc[whole.positions["evaluation"] == "again", "quantity"] = "other"
+    earlier = Earlier(whole)
+    for sweep, evaluation, quantity in ((SWEEP, masked, "masked"), (SWEEP, again, "other"), ("new", again, "masked")):
+        rows = earlier.tables_of(sweep, point, evaluation)["positions"]
+        assert [row["quantity"] for row in rows] == [quantity] * 2
+
+
 def test_a_study_makes_only_what_earlier_results_do_not_know(sweeps, whole, tmp_path):
     sweep = load_sweep(sweeps / f"{SWEEP}.yaml", ["seed=0,1"])
     known = found(sweeps)["g"].run

@@ -112,6 +112,12 @@ def test_values_on_top_of_a_composed_config_make_the_config_that_hydra_makes(ove
     assert OmegaConf.to_container(composed("train", tuple(overrides))) == OmegaConf.to_container(expected)
 
 
+def test_a_config_with_a_seed_of_its_own_leaves_that_of_the_others_alone():
+    plain = resolved("train", "plain", [])
+    assert resolved("train", "seeded", ["seed=3"]) == plain | {"seed": 3} and plain["seed"] != 3
+    assert resolved("train", "plain", []) == plain
+
+
 def test_a_plan_asks_hydra_once_for_every_choice_of_options_however_many_points_it_has(tmp_path, monkeypatch):
     """And reads each finished run's record as often, but for no other's sake."""
     path = tmp_path / "large.yaml"
