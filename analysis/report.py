@@ -30,6 +30,7 @@ from analysis.earlier import Earlier
 from analysis.exhibits import Exhibit, Plot, Table
 from analysis.provenance import code, failed, notes, quantity, ran, setting
 from analysis.results import FINISHED, Results
+from dlm.console import quiet
 from dlm.storage import write_atomically
 
 RESULTS = "results.json"
@@ -182,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="append", default=[], metavar="NAME", help="print an artefact, or claims")
     arguments = parser.parse_intermixed_args(argv)
     path = arguments.out / RESULTS
+    quiet()  # what a run trained with is built again, to count its FLOPs
     try:
         if not arguments.committed:
             earlier = Earlier(Results.load(path)) if arguments.add else None

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from conftest import config
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from dlm.attention.bidir import Bidir
 from dlm.attention.block import Block
@@ -34,6 +34,22 @@ def test_prose_splits_are_disjoint_and_hold_at_least_3_mb():
     splits = {s: set(prose.chapters(s)) for s in ("train", "val", "test")}
     assert not splits["train"] & splits["test"] and not splits["train"] & splits["val"]
     assert sum(len(c.encode()) for s in splits.values() for c in s) > 3_000_000
+
+
+def test_prose_is_encoded_as_the_tokenizer_does_and_once_for_equal_tokenizers(tokenizer):
+    def plainly(tokenizer):
+        return tokenizer(list(prose.chapters("val")), add_special_tokens=False)["input_ids"]
+
+    again = AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
+    assert list(prose.encoded("val", tokenizer)) == plainly(tokenizer)
+    assert prose.encoded("val", again) is prose.encoded("val", tokenizer)
+    again.add_tokens(["the"])  # another tokenizer, which gives other tokens
+    assert list(prose.encoded("val", again)) == plainly(again) != plainly(tokenizer)
+
+
+def test_prose_is_encoded_by_a_tokenizer_in_python():
+    encoded = prose.encoded("val", ByT5Tokenizer())  # bytes, after three special tokens
+    assert bytes(i - 3 for i in encoded[0]).decode() == prose.chapters("val")[0]
 
 
 KNOWN = {

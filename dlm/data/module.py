@@ -116,10 +116,9 @@ class Embedded(PackedData):
         self.families = list(families or tasks.FAMILIES)
 
     def sources(self, split, tokenizer):
-        encoded = tokenizer(list(prose.chapters(split)), add_special_tokens=False)["input_ids"]
         return {
             "tasks": TaskSource(split, tokenizer, self.families),
-            "prose": Windows(encoded, tokenizer.eos_token_id),
+            "prose": Windows(prose.encoded(split, tokenizer), tokenizer.eos_token_id),
         }
 
 
