@@ -209,19 +209,11 @@ class Kept(torch.autograd.Function):
         batch, heads, rows, _ = query.shape
         output = query.new_empty(batch, rows, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it out
         kept = [query, output, query.new_empty(batch, heads, rows, dtype=torch.float32)]
-        if isinstance(mask, BandMask):  # outputs, and ranges of columns that are not one, are copied side by side
-            columns = sum(c.stop - c.start for band in mask.bands if len(band.columns) > 1 for c in band.columns)
-            kept += [
-                key,
-                value,
-                torch.empty_like(output),
-                *(x.new_empty(batch, x.shape[1], columns, x.shape[-1]) for x in (key, value)),
-            ]
-            visible = [band.visible for band in mask.bands if band.visible is not None]
+        if isinstance(mask, BandMask):
+            kept += [key, value]
         else:  # transformers repeat keys and values for all heads wherever there is a mask
             kept += [mask, *(x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))]
-            visible = [mask]
-        kept += [query.new_empty(v.shape) for v in visible]  # what a kernel adds to the scores
+            kept += [query.new_empty(mask.shape)]  # what a kernel adds to the scores
         ctx.save_for_backward(*kept)
         return output
 

@@ -98,6 +98,20 @@ def test_attention_of_three_queries_a_key_is_dense_sdpa(name, window, layout, sm
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+def test_values_of_another_width_than_the_keys_are_dense_sdpa(small_chunks):
+    """Which the kernel that is called directly cannot do."""
+    pattern = pattern_of("block")
+    rows = rows_of(pattern, layouts()["packed"])
+    size = rows.position.shape[1]
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, size, d, dtype=torch.float64, requires_grad=True) for d in (8, 8, 6))
+    ours, _ = block_sparse.block_sparse_attention(MODULE, q, k, v, band_mask(pattern, rows))
+    theirs = scaled_dot_product_attention(q, k, v, dense_mask(pattern, rows, rows)).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    for a, b in zip(*(torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("layout", layouts())
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("name", options("attention"))

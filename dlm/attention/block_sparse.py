@@ -19,9 +19,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dlm.attention.masks import BandMask
+from dlm.attention.masks import Band, BandMask
 
 NAME = "block_sparse"
+FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def block_sparse_attention(
@@ -65,17 +67,82 @@ def band_attention(
     scaling: float | None,
 ) -> Float[Tensor, "B S H E"]:
     """SDPA band by band, each on the columns that it sees."""
-    outputs = []
-    for band in mask.bands:
-        k, v = (
-            torch.cat([x[:, :, c] for c in band.columns], 2) if len(band.columns) > 1 else x[:, :, band.columns[0]]
-            for x in (key, value)
-        )
-        output = scaled_dot_product_attention(
-            query[:, :, band.rows], k, v, band.visible, dropout_p=dropout, scale=scaling, enable_gqa=True
-        )
-        outputs.append(output.transpose(1, 2))
+    if not dropout and key.shape[-1] == value.shape[-1]:  # what the kernel can do
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return BandAttention.apply(query, key, value, mask, scaling).transpose(1, 2)
+    outputs = [
+        scaled_dot_product_attention(
+            query[:, :, band.rows],
+            side_by_side(key, band),
+            side_by_side(value, band),
+            band.visible,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=True,
+        ).transpose(1, 2)
+        for band in mask.bands
+    ]
     return torch.cat(outputs, 1)
+
+
+def side_by_side(x: Float[Tensor, "B G S D"], band: Band) -> Float[Tensor, "B G K D"]:
+    """The keys or values that a band of rows sees; a copy only where they are several ranges."""
+    parts = [x[:, :, columns] for columns in band.columns]
+    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+
+
+class BandAttention(torch.autograd.Function):
+    """The kernel behind SDPA on a CPU, band by band. Autograd would keep every band's copy of the keys and values that
+    it sees, and the output twice, and in the backward make a gradient of all keys and values for every band."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: BandMask, scaling: float | None) -> Tensor:
+        batch, heads, size, _ = query.shape
+        output = query.new_empty(batch, size, heads, value.shape[-1]).transpose(1, 2)  # as the next layer reads it
+        normalisers = []
+        for band in mask.bands:
+            output[:, :, band.rows], normaliser = FORWARD(
+                query[:, :, band.rows],
+                side_by_side(key, band),
+                side_by_side(value, band),
+                attn_mask=addend(band, query.dtype),
+                scale=scaling,
+            )
+            normalisers.append(normaliser)
+        ctx.save_for_backward(query, key, value, output, torch.cat(normalisers, 2))
+        ctx.mask, ctx.scaling = mask, scaling
+        return output
+
+    @staticmethod
+    def backward(ctx, of_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, normalisers = ctx.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for band in ctx.mask.bands:
+            rows = (slice(None), slice(None), band.rows)
+            of_query[rows], *of_columns = BACKWARD(
+                of_output[rows],
+                query[rows],
+                side_by_side(key, band),
+                side_by_side(value, band),
+                output[rows],
+                normalisers[rows],
+                0.0,
+                False,
+                attn_mask=addend(band, query.dtype),
+                scale=ctx.scaling,
+            )
+            for total, found in zip((of_key, of_value), of_columns, strict=True):
+                sizes = [columns.stop - columns.start for columns in band.columns]
+                for columns, part in zip(band.columns, found.split(sizes, 2), strict=True):
+                    total[:, :, columns] += part
+        return of_query, of_key, of_value, None, None
+
+
+def addend(band: Band, dtype: torch.dtype) -> Float[Tensor, "B 1 Q K"] | None:
+    """What the kernel adds to a band's scores: 0 where a row sees a column, -inf elsewhere."""
+    if band.visible is None:
+        return None
+    return torch.zeros(band.visible.shape, dtype=dtype).masked_fill_(~band.visible, -torch.inf)
 
 
 def loaded_as(name: str) -> str:
