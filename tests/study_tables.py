@@ -94,7 +94,8 @@ def _points(study: Study, seed: int) -> None:
         study.drift(run, 0.3 - 0.02 * i)
         study.curve(run, {500: 2.5 - 0.01 * i, 1000: 2.2 - 0.01 * i})
     for i, name in enumerate(("bidir", "block", "no_shift", "position", "tokens")):
-        study.own(study.point("table5_ladder", name, seed), 0.3 + 0.1 * i)
+        choices = {"masking_name": "position" if i > 2 else "uniform", "tokens": 4000 if name == "tokens" else 1000}
+        study.own(study.point("table5_ladder", name, seed, **choices), 0.3 + 0.1 * i)
     for lr, accuracy in ((1e-4, 0.3), (1e-3, 0.7), (1e-2, 0.1)):
         study.own(study.point("table7_lr", f"lr={lr}", seed, lr=lr), accuracy + 0.01 * seed)
     for name in ("base", "shift"):
@@ -118,6 +119,14 @@ def _blocks(study: Study, seed: int) -> None:
                 for threshold, nfe in ((1.0, 7.0), (0.5, 2.0)):
                     at = {"eval_block_size": size, "threshold": threshold, "nfe": nfe, "tpf": 7 / nfe}
                     study.evaluation(run, correct(0.3 + 0.05 * nfe + size / 200), sweep, "forwards", **at)
+    for block, accuracy in ((4, 0.6), (8, 0.8), (16, 0.7)):
+        run = study.point("more_tokens", f"block_size={block}", seed, block_size=block, tokens=4000)
+        study.own(run, accuracy)
+        study.drift(run, 0.1 * np.log2(block))
+        for size in (4, 8, 16) if block == 8 else ():
+            for threshold, nfe in ((1.0, 7.0), (0.5, 2.0)):
+                at = {"eval_block_size": size, "threshold": threshold, "nfe": nfe, "tpf": 7 / nfe}
+                study.evaluation(run, correct(0.4 + np.log2(size) / 10), "more_tokens", "forwards", **at)
     for tokens in (500, 1000, 2000):
         run = study.point("figure8_tokens", f"times={tokens}", seed, tokens=tokens)
         study.own(run, 0.3 + tokens / 5000, cloze=0.4 + tokens / 10_000)

@@ -354,3 +354,25 @@ def test_the_papers_ladder_ends_where_its_other_tables_say():
     assert ladder["+ position-dependent masking"] == PAPER["table2_masking"]["half_life_0.10"][0]
     assert ladder["+ remove token shift"] == PAPER["table2_masking"]["uniform"][0]
     assert yaml.safe_load((ROOT / "analysis" / "paper.yaml").read_text()) == PAPER
+
+
+def test_what_does_not_hold_is_compared_within_each_budget(results):
+    table = tables(results, "more_tokens")[0].set_index("comparison")
+    assert list(table) == ["1,000 tokens", "4,000 tokens"]
+    expected = {  # blocks 8 − 4: 0.7 − 0.4 and 0.8 − 0.6; positional − uniform: 0.6 − 0.7 and 0.7 − 0.8
+        "training block 8 − 4": ("+30.0 points", "+20.0 points"),
+        "half-life 0.1 − uniform, TPF 1": ("−10.0 points", "−10.0 points"),
+        "per doubling of the decoding block, at the fewest forwards": ("+2.8 points", "+10.0 points"),
+    }
+    for what, starts in expected.items():
+        for cell, start in zip(table.loc[what], starts, strict=True):
+            assert cell.startswith(start) and cell.endswith("; 3 seeds"), what
+    assert len(table) == 4  # and the drift, which is the same at both
+    assert table.loc["log of the change per doubling of the training block, FFN"].nunique() == 1
+
+
+def test_what_was_not_trained_at_more_tokens_is_left_out_of_the_comparisons():
+    study = Study()
+    for block in (4, 8):
+        study.own(study.point("figure3_block_size", f"block_size={block}", block_size=block), 0.5)
+    assert all(is_empty(e) for e in shown(study.results, "more_tokens"))

@@ -1,0 +1,107 @@
+"""What does not hold here of the paper's claims, at the study's budget and at more tokens: is it the budget?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.artefacts.figure5_decoding_block_size import at_level
+from analysis.claims import shown
+from analysis.compare import accuracy_effect, by_point, own, scalar_effect, slope_by_seed, swept
+from analysis.exhibits import CELLS, Exhibit, Table, named
+from analysis.results import Results
+from analysis.stats import Effect
+
+PLACE = 235
+TITLE = "Beyond the paper: what does not hold here, at more tokens"
+SWEEPS = ("more_tokens", "figure3_block_size", "table5_ladder")
+MORE, BLOCKS, LADDER = SWEEPS
+CAPTION = (
+    "Each comparison as its claim makes it, over the training blocks that were trained for both budgets, with 95 % "
+    "intervals; above 0 it is as in the paper."
+)
+
+
+def exhibits(results: Results, paper: dict) -> list[Exhibit]:
+    rows = own(of_blocks(results, "evaluations")).sort_values(["block_size", "tokens"])
+    measures = named("accuracy", "tpf", "nfe", "bits_per_byte")
+    table = by_point(rows, measures, ("block_size", "tokens")).rename(columns={"block_size": "training block"})
+    said = f"At one token per step, decoded with the training block. {CELLS}"
+    return [
+        Table(comparisons(results), CAPTION),
+        Table(table, said, {"TPF": 2, "bits/byte": 3, "tokens": 0}),
+    ]
+
+
+def of_blocks(results: Results, table: str) -> pd.DataFrame:
+    """Rows of a table for the runs by training block, at both budgets and of the blocks that both have."""
+    more, base = results.of(table, MORE), results.of(table, BLOCKS)
+    both = set(more["block_size"]) & set(base["block_size"])
+    rows = pd.concat([more, base])
+    return rows[rows["block_size"].isin(both)]
+
+
+def comparisons(results: Results) -> pd.DataFrame:
+    """A row for each comparison, a column for each budget."""
+    made = [
+        effect for compared in (small_blocks, positional, decoding_blocks, ffn_drift) for effect in compared(results)
+    ]
+    frame = pd.DataFrame([{"comparison": e.what, "tokens": t, "effect": of_seeds(e)} for t, e in made if e.seeds])
+    if frame.empty:
+        return frame
+    wide = frame.pivot(index="comparison", columns="tokens", values="effect").reindex(frame["comparison"].unique())
+    return wide.rename(columns=lambda tokens: f"{tokens:,.0f} tokens").fillna("–").reset_index()
+
+
+def of_seeds(effect: Effect) -> str:
+    return f"{shown(effect)}; {effect.seeds} seed{'s' if effect.seeds > 1 else ''}"
+
+
+def budgets(rows: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
+    """The budgets and their rows."""
+    return list(rows.groupby("tokens")) if len(rows) else []
+
+
+def small_blocks(results: Results) -> list[tuple[float, Effect]]:
+    """The second-smallest training block against the smallest, of the claim that there is a best one between."""
+    made = []
+    for tokens, rows in budgets(own(of_blocks(results, "evaluations"))):
+        sizes = sorted(rows["block_size"].unique())[:2]
+        if len(sizes) == 2:
+            small, larger = (rows[rows["block_size"] == size] for size in sizes)
+            made.append((tokens, accuracy_effect(larger, small, f"training block {sizes[1]:g} − {sizes[0]:g}")))
+    return made
+
+
+def positional(results: Results) -> list[tuple[float, Effect]]:
+    """Positional masking, the ladder's last two rungs, against uniform masking with the same block."""
+    ladder = own(results.of("evaluations", LADDER))
+    rungs = ladder[ladder["masking_name"] == "position"]
+    uniform = own(of_blocks(results, "evaluations"))
+    made = []
+    for tokens, rows in budgets(rungs):
+        same = uniform[(uniform["tokens"] == tokens) & uniform["block_size"].isin(rows["block_size"])]
+        made.append((tokens, accuracy_effect(rows, same, "half-life 0.1 − uniform, TPF 1")))
+    return made
+
+
+def decoding_blocks(results: Results) -> list[tuple[float, Effect]]:
+    """The slope of accuracy over the block of decoding, at the fewest forwards that all blocks reach."""
+    made = []
+    for tokens, rows in budgets(swept(of_blocks(results, "evaluations"), "forwards")):
+        slopes = slope_by_seed(at_level(rows, 0), "eval_block_size", "accuracy", np.log2)
+        what = "per doubling of the decoding block, at the fewest forwards"
+        made.append((tokens, scalar_effect(what, 100 * slopes, rows["run"], "{:+.1f} points")))
+    return made
+
+
+def ffn_drift(results: Results) -> list[tuple[float, Effect]]:
+    """The slope of the logarithm of the FFN weights' change over the training block."""
+    drift = of_blocks(results, "drift")
+    made = []
+    for tokens, rows in budgets(drift[drift["kind"] == "ffn"]):
+        logs = rows.assign(log=np.log(rows["relative"].astype(float)))
+        slopes = slope_by_seed(logs, "block_size", "log", np.log2)
+        what = "log of the change per doubling of the training block, FFN"
+        made.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.3f}")))
+    return made
