@@ -94,7 +94,7 @@ def _points(study: Study, seed: int) -> None:
         study.drift(run, 0.3 - 0.02 * i)
         study.curve(run, {500: 2.5 - 0.01 * i, 1000: 2.2 - 0.01 * i})
     for i, name in enumerate(("bidir", "block", "no_shift", "position", "tokens")):
-        choices = {"masking_name": "position" if i > 2 else "uniform", "tokens": 4000 if name == "tokens" else 1000}
+        choices = {"masking_name": "position 0.1" if i > 2 else "uniform", "tokens": 4000 if name == "tokens" else 1000}
         study.own(study.point("table5_ladder", name, seed, **choices), 0.3 + 0.1 * i)
     for lr, accuracy in ((1e-4, 0.3), (1e-3, 0.7), (1e-2, 0.1)):
         study.own(study.point("table7_lr", f"lr={lr}", seed, lr=lr), accuracy + 0.01 * seed)

@@ -76,7 +76,7 @@ def small_blocks(results: Results) -> list[tuple[float, Effect]]:
 def positional(results: Results) -> list[tuple[float, Effect]]:
     """Positional masking, the ladder's last two rungs, against uniform masking with the same block."""
     ladder = own(results.of("evaluations", LADDER))
-    rungs = ladder[ladder["masking_name"] == "position"]
+    rungs = ladder[ladder["masking_name"].astype(str).str.startswith("position")]
     uniform = own(of_blocks(results, "evaluations"))
     made = []
     for tokens, rows in budgets(rungs):
