@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pandas as pd
+import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from rich.console import Console
@@ -184,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     path = arguments.out / RESULTS
     quiet()  # what a run trained with is built again, to count its FLOPs
+    torch.set_num_threads(1)  # its forwards are small; beside a study, threads would wait for each other
     try:
         if not arguments.committed:
             earlier = Earlier(Results.load(path)) if arguments.add else None
