@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from analysis.compare import scalar_effect, slope_by_seed
 from analysis.drift import KINDS, drift_panels, drift_table
@@ -37,9 +38,13 @@ def drift_grows_with_block_size(results: Results, paper: dict) -> list[Effect]:
     made = []
     for kind, name in KINDS.items():
         chosen = drift[drift["kind"] == kind] if len(drift) else drift
-        slopes = slope_by_seed(
-            chosen.assign(log=np.log(chosen["relative"].astype(float))), "block_size", "log", np.log2
-        )
+        slopes = per_doubling(chosen)
         what = f"log of the change per doubling of the block, {name}"
         made.append(scalar_effect(what, slopes, chosen["run"], "{:+.3f}", "grows", f"{SWEEP} at two block sizes"))
     return made
+
+
+def per_doubling(drift: pd.DataFrame) -> pd.Series:
+    """By seed, the slope of the logarithm of the change over the logarithm (to base 2) of the training block."""
+    logs = drift.assign(log=np.log(drift["relative"].astype(float)))
+    return slope_by_seed(logs, "block_size", "log", np.log2)

@@ -43,13 +43,18 @@ def by_block(results: Results) -> pd.DataFrame:
 def large_eval_blocks_at_low_nfe(results: Results, paper: dict) -> list[Effect]:
     """Points of accuracy per doubling of the block, at the fewest and at the most forwards that all blocks reach."""
     rows = by_block(results)
-    low, high = (slope_by_seed(at_level(rows, end), "eval_block_size", "accuracy", np.log2) for end in (0, 1))
+    low, high = (per_doubling(rows, end) for end in (0, 1))
     runs, missing = rows["run"], f"{SWEEP} at two evaluation blocks with overlapping NFE"
     shown = "{:+.1f} points"
     return [
-        scalar_effect("per doubling of the block, at the fewest forwards", 100 * low, runs, shown, "better", missing),
-        scalar_effect("… more than at the most forwards", 100 * (low - high), runs, shown, "no clear best", missing),
+        scalar_effect("per doubling of the block, at the fewest forwards", low, runs, shown, "better", missing),
+        scalar_effect("… more than at the most forwards", low - high, runs, shown, "no clear best", missing),
     ]
+
+
+def per_doubling(rows: pd.DataFrame, end: int) -> pd.Series:
+    """By seed, points of accuracy per doubling of the block, at the lowest (or highest) NFE that all blocks reach."""
+    return 100 * slope_by_seed(at_level(rows, end), "eval_block_size", "accuracy", np.log2)
 
 
 def at_level(rows: pd.DataFrame, end: int) -> pd.DataFrame:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from itertools import chain
+
 import pandas as pd
 
-from analysis.artefacts.figure5_decoding_block_size import at_level
+from analysis.artefacts import figure4_drift_by_block_size, figure5_decoding_block_size
 from analysis.claims import shown
-from analysis.compare import accuracy_effect, by_point, own, scalar_effect, slope_by_seed, swept
+from analysis.compare import accuracy_effect, by_point, own, scalar_effect, swept
 from analysis.exhibits import CELLS, Exhibit, Table, named
 from analysis.results import Results
 from analysis.stats import Effect
@@ -43,9 +44,7 @@ def of_blocks(results: Results, table: str) -> pd.DataFrame:
 
 def comparisons(results: Results) -> pd.DataFrame:
     """A row for each comparison, a column for each budget."""
-    made = [
-        effect for compared in (small_blocks, positional, decoding_blocks, ffn_drift) for effect in compared(results)
-    ]
+    made = chain.from_iterable(c(results) for c in (small_blocks, positional, decoding_blocks, ffn_drift))
     frame = pd.DataFrame([{"comparison": e.what, "tokens": t, "effect": of_seeds(e)} for t, e in made if e.seeds])
     if frame.empty:
         return frame
@@ -89,9 +88,9 @@ def decoding_blocks(results: Results) -> list[tuple[float, Effect]]:
     """The slope of accuracy over the block of decoding, at the fewest forwards that all blocks reach."""
     made = []
     for tokens, rows in budgets(swept(of_blocks(results, "evaluations"), "forwards")):
-        slopes = slope_by_seed(at_level(rows, 0), "eval_block_size", "accuracy", np.log2)
+        slopes = figure5_decoding_block_size.per_doubling(rows, 0)
         what = "per doubling of the decoding block, at the fewest forwards"
-        made.append((tokens, scalar_effect(what, 100 * slopes, rows["run"], "{:+.1f} points")))
+        made.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.1f} points")))
     return made
 
 
@@ -100,8 +99,7 @@ def ffn_drift(results: Results) -> list[tuple[float, Effect]]:
     drift = of_blocks(results, "drift")
     made = []
     for tokens, rows in budgets(drift[drift["kind"] == "ffn"]):
-        logs = rows.assign(log=np.log(rows["relative"].astype(float)))
-        slopes = slope_by_seed(logs, "block_size", "log", np.log2)
+        slopes = figure4_drift_by_block_size.per_doubling(rows)
         what = "log of the change per doubling of the training block, FFN"
         made.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.3f}")))
     return made

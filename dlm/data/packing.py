@@ -7,7 +7,7 @@ row i sees what the uninterrupted run would have seen.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -125,7 +125,7 @@ class Windows(Source):
     """Windows of long texts: each starts anywhere, ends where the text or the room ends, and is maskable throughout.
     The end of a text is marked by EOS."""
 
-    def __init__(self, texts: Sequence[list[int]], eos_id: int):
+    def __init__(self, texts: list[list[int]], eos_id: int):
         self.texts = [ids + [eos_id] for ids in texts if ids]
         if not self.texts:
             raise ValueError("the dataset holds no text: every document is empty")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 
@@ -19,17 +17,20 @@ def chapters(split: str) -> tuple[str, ...]:
     return tuple(c for i, c in enumerate(every) if held_out.get(i % 20, "train") == split)
 
 
-def encoded(split: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[list[int]]:
-    """The chapters of a split in tokens, without special ones."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a tokenizer in Python
+def encoded(split: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The chapters of a split in tokens, without special ones. Made once a process for equal tokenizers: sweeps, a
+    report's FLOPs and the tests prepare the same data again and again, and this is most of what that takes."""
+
+    def encode() -> list[list[int]]:
         return tokenizer(list(chapters(split)), add_special_tokens=False)["input_ids"]
-    return encoded_by(backend.to_str(), split)
+
+    if not tokenizer.is_fast:  # one in Python, which nothing cheap tells apart from others
+        return encode()
+    tokenizer("")  # truncation and padding of an earlier call would tell equal ones apart
+    key = split, tokenizer.backend_tokenizer.to_str()
+    if key not in ENCODED:
+        ENCODED[key] = encode()
+    return ENCODED[key]
 
 
-@cache
-def encoded_by(tokenizer: str, split: str) -> tuple[list[int], ...]:
-    """Once a process for a tokenizer, given as JSON: sweeps, a report's FLOPs and the tests prepare the same data again
-    and again, and this is most of what that takes."""
-    encodings = Tokenizer.from_str(tokenizer).encode_batch(chapters(split), add_special_tokens=False)
-    return tuple(e.ids for e in encodings)
+ENCODED: dict[tuple[str, str], list[list[int]]] = {}
