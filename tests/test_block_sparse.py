@@ -112,6 +112,24 @@ def test_values_of_another_width_than_the_keys_are_dense_sdpa(small_chunks):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+def test_queries_and_keys_that_autocast_left_wider_than_the_values_are_dense_sdpa(small_chunks):
+    """As normalised ones are, of Qwen3."""
+    pattern = pattern_of("block")
+    rows = rows_of(pattern, layouts()["packed"])
+    size = rows.position.shape[1]
+    torch.manual_seed(0)
+    q, k = (torch.randn(2, 3, size, 8, requires_grad=True) for _ in range(2))
+    v = torch.randn(2, 3, size, 8, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, _ = block_sparse.block_sparse_attention(MODULE, q, k, v, band_mask(pattern, rows))
+        theirs = scaled_dot_product_attention(q, k, v, dense_mask(pattern, rows, rows)).transpose(1, 2)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    rounding = 2**-8  # of bfloat16, near 1; the order of summation differs, and gradients are rounded for every band
+    torch.testing.assert_close(ours, theirs, rtol=2 * rounding, atol=rounding)
+    for a, b in zip(*(torch.autograd.grad(o.float().sum(), (q, k, v)) for o in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=4 * rounding, atol=2 * rounding)
+
+
 @pytest.mark.parametrize("layout", layouts())
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("name", options("attention"))

@@ -42,8 +42,8 @@ def test_prose_is_encoded_as_the_tokenizer_does_and_once_for_equal_tokenizers():
 
     tokenizer, again = (AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny")) for _ in range(2))
     again("cut short, then padded", truncation=True, max_length=2, padding="max_length")  # which a tokenizer remembers
-    assert prose.encoded("val", again) == plainly(tokenizer)
-    assert prose.encoded("val", again) is prose.encoded("val", tokenizer)
+    encoded = prose.encoded("val", again)
+    assert encoded == plainly(tokenizer) and encoded is prose.encoded("val", tokenizer)
     again.add_tokens(["the"])  # another tokenizer, which gives other tokens
     assert prose.encoded("val", again) == plainly(again) != plainly(tokenizer)
 
