@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import hydra
@@ -27,6 +28,7 @@ from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import Canvas, Generation
 from dlm.decoding.fixed import Fixed
+from dlm.decoding.packed import PackedLinears
 from dlm.denoiser import Denoiser
 from dlm.parent import load_parent
 from dlm.runs import Run
@@ -244,10 +246,13 @@ def main(cfg: DictConfig) -> None:
     delay = cfg.delay if cfg.live is True or (cfg.live == "auto" and console.is_terminal) else None
     options = {"max_new_tokens": cfg.max_new_tokens, "stops": texts(cfg.stop), "seed": cfg.seed}
     console.print(Text("run".ljust(INDENT)).append(run.id, "dim"))
-    for prompt, rows in zip(prompts, tokens, strict=True):
-        console.print(Text("\nprompt".ljust(INDENT + 1)).append(printable(prompt), "dim"), soft_wrap=True)
-        for speaker, ids in zip(heard, rows, strict=True):
-            show(speaker, watched(speaker, ids, options, console, delay), console)
+    with ExitStack() as linears:
+        for speaker in heard:
+            linears.enter_context(PackedLinears(speaker.denoiser.model))
+        for prompt, rows in zip(prompts, tokens, strict=True):
+            console.print(Text("\nprompt".ljust(INDENT + 1)).append(printable(prompt), "dim"), soft_wrap=True)
+            for speaker, ids in zip(heard, rows, strict=True):
+                show(speaker, watched(speaker, ids, options, console, delay), console)
 
 
 def literal(argument: str) -> str:

@@ -1,6 +1,7 @@
 """`python -m dlm.generate`: what is drawn is what was decoded, stops are cut, bad input is named."""
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from hydra.errors import MissingConfigException
 from dlm.attention.block import Block
 from dlm.build import ar_denoiser
 from dlm.decoding.fixed import Fixed
+from dlm.decoding.packed import PackedLinears
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
 from dlm.generate import MASKED, NEW, Speaker, annotated, frame, literal, main, printable, style_of
@@ -200,6 +202,23 @@ def test_several_prompts_each_get_an_answer_under_changed_decoding(command, pare
     assert out.count("dLM  ") == out.count("prompt  ") == 2 and "parent (AR)" not in out
     found = answer(dlm(parent, Threshold(0.0)), "sum:1,2=")
     assert f"in {found.generation.nfe} forwards (NFE)" in out
+
+
+def test_the_models_of_both_answers_decode_from_packed_weights(command, monkeypatch):
+    entered = []
+
+    class Watched(PackedLinears):
+        def __enter__(self):
+            entered.append(self.forwards)
+            return super().__enter__()
+
+    plain = command("max_new_tokens=8")[1]  # the weights are small
+    monkeypatch.setattr("dlm.decoding.packed.MIN_ELEMENTS", 0)
+    monkeypatch.setattr("dlm.generate.PackedLinears", Watched)
+    made = command("max_new_tokens=8")[1]
+    assert len(entered) == 2 and all(entered)
+    rate = re.compile(r"\d+ tokens/s")
+    assert rate.sub("", made) == rate.sub("", plain)
 
 
 def test_live_draws_the_frames_on_a_terminal(command):

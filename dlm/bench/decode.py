@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread, with_ra
 from dlm.build import ar_denoiser
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
+from dlm.decoding.packed import PackedLinears
 from dlm.denoiser import Denoiser
 
 OURS, AGAIN, NAIVE, OURS_AR, HF = "ours", "ours again", "naive loop", "ours, AR", "HF generate"
@@ -80,8 +81,8 @@ class Decode(Bench):
 
     def point(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> dict[str, Any]:
         """The gate and the times of one combination."""
-        engines = self.engines(bench, batch_size, block_size, k)
         with bench.gate():
+            engines = self.engines(bench, batch_size, block_size, k)
             tokens = {name: made(bench, name, engine) for name, engine in engines.items() if name != AGAIN}
             require_same_tokens("ours and the naive loop", tokens[OURS], tokens[NAIVE])
             require_same_tokens("ours (AR) and Hugging Face generate", tokens[OURS_AR], tokens[HF])
@@ -89,6 +90,7 @@ class Decode(Bench):
                 self.give(bench, batch_size, block_size, k)
                 theirs, peer_forwards = bench.peer.tokens()
                 require_same_tokens(f"ours and {DLLM}", tokens[OURS], theirs)
+        engines = self.engines(bench, batch_size, block_size, k)  # again: the weights may be of another type now
         forwards = {name: count_forwards(bench, name, engine) for name, engine in engines.items()}
         arms = {name: Arm(engine, lambda name=name: ready(bench, name)) for name, engine in engines.items()}
         if bench.peer:
@@ -108,11 +110,17 @@ class Decode(Bench):
         prompt = bench.ids(batch_size, self.prompt_length)
         parent, prompts, on_device = bench.parent, prompt.tolist(), prompt.to(bench.device)
 
+        linears = nullcontext() if bench.compile else PackedLinears(bench.model)
+
         def engine(denoiser: Denoiser, tokens: int) -> Engine:
             decoder, options = Fixed(tokens), {"eos_id": None, "batch_size": batch_size, "compile": bench.compile}
-            return lambda: torch.tensor(
-                [g.tokens for g in generate(denoiser, prompts, decoder, self.new_tokens, **options)]
-            )
+
+            def tokens_of_all() -> Int[Tensor, "N T"]:
+                with linears:
+                    made = generate(denoiser, prompts, decoder, self.new_tokens, **options)
+                return torch.tensor([g.tokens for g in made])
+
+            return tokens_of_all
 
         def loop() -> Int[Tensor, "N T"]:
             settings = (self.new_tokens, parent.mask_id, block_size, k, bench.token_shift)

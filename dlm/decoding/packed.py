@@ -1,0 +1,71 @@
+"""Linear maps whose weights lie as a CPU's kernel reads them, so that a few rows cost little more than one.
+
+torch's own CPU kernel reads a float32 weight once for one row, but copies all of it first for two rows or more, so a
+denoising step of a block would cost several AR steps. oneDNN copies it once and for all (what `torch.compile` does to
+frozen weights, without its compilation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+MIN_ELEMENTS = 2**18  # of a weight; with fewer, calling the kernel costs more than the product
+MEMORY = 0.5  # the largest part of the free memory that the copies may take
+
+Forward = Callable[[Tensor], Tensor]
+
+
+class PackedLinears(AbstractContextManager):
+    """Inside the context the large linear maps of a model on a CPU compute without gradients from packed copies of
+    their weights, to rounding as before (sums run in another order).
+
+    The copies are made once, here, and take as much memory again; where half of what is free does not hold them,
+    nothing is packed. Nor is anything on other devices, in types that oneDNN lacks (float64), or what may compute
+    something else: subclasses of `nn.Linear`, and those whose forward was replaced. Weights must not change while this
+    lives.
+    """
+
+    def __init__(self, model: nn.Module):
+        linears = [m for m in model.modules() if packable(m)]
+        fits = sum(m.weight.nbytes for m in linears) <= MEMORY * psutil.virtual_memory().available
+        self.forwards: dict[nn.Linear, Forward] = {m: packed(m) for m in linears} if fits else {}
+
+    def __enter__(self) -> PackedLinears:
+        for linear, forward in self.forwards.items():
+            linear.forward = forward
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for linear in self.forwards:
+            vars(linear).pop("forward", None)
+
+
+def packable(module: nn.Module) -> bool:
+    """Whether oneDNN has a kernel for a module's product, and it pays."""
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return False
+    if module.weight.device.type != "cpu" or module.weight.numel() < MIN_ELEMENTS:
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return False
+    dtype = module.weight.dtype
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def packed(linear: nn.Linear) -> Forward:
+    """The forward of a linear map from a packed copy of its weight. The kernel has no backward, and knows one type."""
+    plain, dtype = linear.forward, linear.weight.dtype
+    weight, bias = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()), linear.bias
+
+    def forward(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        if torch.is_grad_enabled() or x.dtype != dtype:
+            return plain(x)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    return forward
