@@ -90,7 +90,9 @@ def notes(results: Results) -> list[str]:
     if runs.empty:
         return said
     if "source" in runs:
-        parents = runs.groupby("source")["parent"].nunique()
+        drawn = runs["source"].str.startswith("random ")  # by shape and seed
+        shape = runs["source"] + " of " + runs["parameters"].astype(str) + ", seed " + runs["seed"].astype(str)
+        parents = runs["parent"].groupby(runs["source"].where(~drawn, shape)).nunique()
         for source in parents[parents > 1].index:
             said.append(f"The runs from {source} converted {parents[source]} different weights: train all again.")
     commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []

@@ -152,6 +152,17 @@ def test_runs_of_different_parents_or_code_are_pointed_out(tmp_path):
         assert "from tiny converted 2 different weights" in page and "2 versions of the code: c0, c1" in page
 
 
+def test_random_parents_differ_by_shape_and_seed_without_a_warning(tmp_path):
+    study = Study()
+    for i, (name, parameters, seed) in enumerate([("f", 100, 0), ("f", 100, 1), ("g", 200, 0)]):
+        point = {"source": "random qwen3", "parameters": parameters, "parent": f"f0{i}"}
+        study.own(study.point("table1_attention", name, seed=seed, **point), 0.5)
+    assert not any("different weights" in page for page in rendered(study, tmp_path))
+    again = {"source": "random qwen3", "parameters": 200, "parent": "f09"}
+    study.own(study.point("table1_attention", "b", **again), 0.5)
+    assert all("random qwen3 of 200, seed 0 converted 2 different" in page for page in rendered(study, tmp_path)[:2])
+
+
 def test_what_was_not_measured_is_said_instead_of_an_empty_plot(tmp_path):
     study = Study()
     study.point("figure3_block_size", "block_size=8")
