@@ -90,7 +90,7 @@ def notes(results: Results) -> list[str]:
     if runs.empty:
         return said
     if "source" in runs:
-        drawn = runs["source"].str.startswith("random ")  # by shape and seed
+        drawn = runs["source"].str.startswith("random ")  # weights that a shape and a seed decide
         shape = runs["source"] + " of " + runs["parameters"].astype(str) + ", seed " + runs["seed"].astype(str)
         parents = runs["parent"].groupby(runs["source"].where(~drawn, shape)).nunique()
         for source in parents[parents > 1].index:

@@ -17,6 +17,8 @@ from dlm.bench.gate import TOLERANCE, GateError, require_same_step, require_same
 from dlm.bench.timing import Arm, interleaved, ratio, spread
 from dlm.benchmark import benchmark, main
 from dlm.build import ar_denoiser, make
+from dlm.decoding import packed
+from dlm.decoding.engine import generate
 from dlm.masking.uniform import Uniform
 from dlm.parent import Parent, layer_types
 
@@ -256,6 +258,22 @@ def test_bfloat16_is_gated_in_float32_and_timed_as_it_is(tmp_path, monkeypatch):
     benchmark(cfg, Console(width=100))
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
     assert json.loads((tmp_path / "r.json").read_text())["model"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("compiles", [False, True])
+def test_our_engines_alone_decode_from_packed_weights_and_not_what_is_compiled(monkeypatch, compiles):
+    calls, kernel = [], torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *args: calls.append(1) or kernel(*args))
+    monkeypatch.setattr(packed, "MIN_ELEMENTS", 0)
+    bench = workbench(tiny("llama", torch.float32))
+    bench.compile = compiles
+    monkeypatch.setattr(decode, "generate", lambda *args, **options: generate(*args, **options | {"compile": False}))
+    with torch.no_grad(), decode.ignoring_eos(bench.model):
+        for name, engine in decode.Decode(8, 8, [1], [4], [2]).engines(bench, 1, 4, 2).items():
+            calls.clear()
+            decode.made(bench, name, engine)
+            assert bool(calls) == (not compiles and name in (decode.OURS, decode.AGAIN, decode.OURS_AR)), name
 
 
 def test_casting_leaves_the_rotary_frequencies_alone():

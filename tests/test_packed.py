@@ -84,6 +84,14 @@ def test_a_columnwise_slice_is_read_as_it_lies(pack_all, products):
 
 
 @needs_onednn
+def test_rows_of_another_type_are_refused_as_without_packing(pack_all, products):
+    linear = nn.Linear(24, 40)
+    with torch.no_grad(), PackedLinears(linear), pytest.raises(RuntimeError, match="dtype"):
+        linear(torch.randn(5, 24).double())
+    assert not products
+
+
+@needs_onednn
 def test_nothing_stays_behind_even_after_an_error(pack_all, products):
     model = tiny("llama", torch.float32)
     before = model(IDS).logits.detach()

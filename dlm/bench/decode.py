@@ -1,6 +1,7 @@
 """Decoding at a forced number of tokens per step, so that every engine does the same denoising steps.
 
-EOS is ignored, so lengths are fixed. Speeds include the prompt's forward. Ours and the naive loop decode the converted
+EOS is ignored, so lengths are fixed. Speeds include the prompt's forward. On a CPU our engines decode from packed
+weights, as `python -m dlm.generate` does; packing is not part of the time. Ours and the naive loop decode the converted
 checkpoint; ours (AR) and Hugging Face `generate` its parent, which is the same weights here. A peer, where there is
 one, decodes the converted checkpoint in a process of its own.
 """
@@ -109,7 +110,7 @@ class Decode(Bench):
         """Every way to decode the same prompts, the reference of ratios last."""
         prompt = bench.ids(batch_size, self.prompt_length)
         parent, prompts, on_device = bench.parent, prompt.tolist(), prompt.to(bench.device)
-
+        # The compiler has no kernel for weights that are packed already.
         linears = nullcontext() if bench.compile else PackedLinears(bench.model)
 
         def engine(denoiser: Denoiser, tokens: int) -> Engine:
