@@ -11,71 +11,29 @@ to, so any number of studies may share a runs folder. `--with results.json` leav
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from analysis.earlier import Earlier
+from analysis.jobs import Job, Work, run_module, stop, title
 from analysis.progress import Progress
 from analysis.results import Results
 from analysis.sweep import FINISHED, Point, Sweep, load_sweep
-from dlm.lease import BUSY, is_marked
+from dlm.lease import is_marked
 from dlm.storage import write_atomically
 
-Command = Callable[[Point], list[str]]
+Command = Callable[[Point], Work]
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 30.0
 BUSY_SECONDS = 120.0  # after which a run is tried again whose holder may have died
 TRAIN, MEASURE = "train", "measure"
-LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # see prctl(2)
-
-
-@dataclass
-class Job:
-    """A point in training or being measured: a process, and the file with what it prints."""
-
-    kind: str
-    point: Point
-    process: subprocess.Popen
-    log: Path
-    began: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def start(cls, kind: str, point: Point, command: list[str], log: Path) -> Job:
-        print(f"{kind} {title(point)}", flush=True)
-        with log.open("w") as file:
-            # In a session of its own, so that Ctrl-C reaches it once, from `stop`, and not from the terminal as well.
-            process = subprocess.Popen(  # noqa: S603
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=hear_interrupts
-            )
-        return cls(kind, point, process, log)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether it ended because another process works on its run."""
-        return self.process.returncode == BUSY
-
-    def outcome(self) -> str:
-        """`done in 60 s`, or the last line of the log and where it is."""
-        if self.process.returncode == 0:
-            return f"done in {self.seconds:.0f} s"
-        if self.is_busy:
-            return "is BUSY: another process works on it; it is come back to"
-        lines = self.log.read_text(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-        return f"FAILED in {self.seconds:.0f} s: {last} (all of it: {self.log})"
 
 
 @dataclass(frozen=True)
@@ -93,7 +51,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Commands:
-    """What a job runs: the `train` of a point, and the `measure` of what is missing of it."""
+    """What a job does: the `train` of a point, and the `measure` of what is missing of it."""
 
     train: Command
     measure: Command
@@ -103,12 +61,15 @@ def commands(runs_dir: Path, threads: int) -> Commands:
     """The commands that train and measure a point with their share of the machine's cores."""
     own = [f"runs_dir={runs_dir}", f"trainer.volatile.threads={threads}", "trainer.volatile.progress_bar=false"]
 
-    def measure(point: Point) -> list[str]:
+    def train(point: Point) -> Work:
+        return partial(run_module, "dlm.train", [*own, *point.overrides])
+
+    def measure(point: Point) -> Work:
         settings = runs_dir / ".logs" / f"{point.run}.measure.json"
         write_atomically(settings, json.dumps([e.settings for e in point.to_measure(runs_dir)]))
-        return [sys.executable, "-m", "analysis.measure", str(runs_dir / point.run), str(settings), str(threads)]
+        return partial(run_module, "analysis.measure", [str(runs_dir / point.run), str(settings), str(threads)])
 
-    return Commands(lambda point: [sys.executable, "-m", "dlm.train", *own, *point.overrides], measure)
+    return Commands(train, measure)
 
 
 def everything(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list[Point]:
@@ -187,14 +148,14 @@ class Study:
 
     def end(self) -> int:
         """Take note of the jobs that have ended; how many."""
-        ended = [job for job in self.running if job.process.poll() is not None]
+        ended = [job for job in self.running if job.has_ended]
         for job in ended:
             self.running.remove(job)
             print(f"{title(job.point)} {job.outcome()}", flush=True)
             if job.is_busy:
                 self.held.append(Held(job.point))
                 continue
-            if job.process.returncode:
+            if job.failed:
                 self.failed[job.point.run] = job.point
                 self.to_measure.pop(job.point.run, None)
             elif job.kind == TRAIN and job.point.state(self.runs_dir) == FINISHED:
@@ -211,23 +172,6 @@ class Study:
         return len(free)
 
 
-def stop(jobs: list[Job]) -> None:
-    """Interrupt the jobs, and wait until each has left its record as interrupted; kill one that does not end."""
-    for job in jobs:
-        print(f"stopping {title(job.point)}", flush=True)
-        job.process.send_signal(signal.SIGINT)
-    for job in jobs:
-        try:
-            job.process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            job.process.kill()
-            job.process.wait()
-
-
-def title(point: Point) -> str:
-    return f"{point.name} ({point.label}), seed {point.seed}, run {point.run}"
-
-
 def show(points: Sequence[Point], runs_dir: Path) -> None:
     """What a study would find and do."""
     for point in points:
@@ -238,14 +182,6 @@ def show(points: Sequence[Point], runs_dir: Path) -> None:
     tokens = sum(p.config["tokens"] for p in points if p not in trained)
     evaluations = sum(len(p.to_measure(runs_dir)) for p in points)
     print(f"{len(points) - len(trained)} of {len(points)} runs to train, {tokens:,} tokens; {evaluations} evaluations")
-
-
-def hear_interrupts() -> None:
-    """A job that a background shell's study starts would inherit that SIGINT is ignored. On Linux a job is interrupted,
-    too, when its study is killed: nothing may train a run that the next study begins again."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def interrupt(*_: object) -> None:

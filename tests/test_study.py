@@ -1,15 +1,15 @@
 """The study: what a sweep's file says, which run each point is, what is trained and measured, in which order."""
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from functools import cache
+from functools import cache, partial
 
 import pytest
+import study_jobs
 from conftest import ROOT
 from omegaconf import OmegaConf
 
@@ -298,49 +298,18 @@ def test_everything_is_each_run_once_with_all_that_is_evaluated_of_it_and_what_i
     assert [e.name for e in shared.evaluations] == ["order", "speed", "speed"]
 
 
-# A job that does what the real ones do, as far as a study looks.
-TRAINED = """
-import json, pathlib, sys
-folder = pathlib.Path(sys.argv[1])
-folder.mkdir(parents=True, exist_ok=True)
-record = {"status": "finished", "evaluation": {"settings": json.loads(sys.argv[2])}}
-(folder / "run.json").write_text(json.dumps(record))
-"""
-MEASURED = """
-import pathlib, sys
-for name in sys.argv[2:]:
-    path = pathlib.Path(sys.argv[1], name)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("{}")
-"""
-
-
 def pretend(runs_dir, failing=()):
-    """Commands that note what a study would have made; a run of a point in `failing` fails."""
+    """Jobs that note what a study would have made; a run of a point in `failing` fails."""
 
     def train(point):
         if point.name in failing:
-            return [sys.executable, "-c", "print('error: bad'); raise SystemExit(1)"]
-        settings = json.dumps(point.config["evaluation"])
-        return [sys.executable, "-c", TRAINED, str(runs_dir / point.run), settings]
+            return study_jobs.fail
+        return partial(study_jobs.trained, runs_dir / point.run, point.config["evaluation"])
 
     def measure(point):
-        files = [e.file for e in point.to_measure(runs_dir)]
-        return [sys.executable, "-c", MEASURED, str(runs_dir / point.run), *files]
+        return partial(study_jobs.measured, runs_dir / point.run, [e.file for e in point.to_measure(runs_dir)])
 
     return Commands(train, measure)
-
-
-# A job whose run another process works on until the second time that it is asked for.
-BUSY_ONCE = """
-import pathlib, sys
-lease = pathlib.Path(sys.argv[1], ".lease")
-if not lease.exists():
-    lease.parent.mkdir(parents=True, exist_ok=True)
-    lease.touch()
-    print("busy: run is being worked on by process 1")
-    raise SystemExit(75)
-"""
 
 
 def begun(printed: str) -> list[tuple[str, str]]:
@@ -385,8 +354,7 @@ def test_a_run_that_another_process_works_on_is_come_back_to_and_is_not_failed(f
         asked.append(point.run)
         if point is not old:
             return plain.train(point)
-        command = plain.train(point)
-        return [sys.executable, "-c", BUSY_ONCE + command[2], *command[3:]]
+        return partial(study_jobs.trained_the_second_time, *plain.train(point).args)
 
     monkeypatch.setattr(Held, "may_be_free", lambda held, runs_dir: len(asked) >= 6)  # all but it and what needs it
     assert Study(points, tmp_path, 2, Commands(train, plain.measure)).run() == []
@@ -416,18 +384,18 @@ def test_a_record_that_cannot_be_read_does_not_keep_a_study_from_its_other_runs(
 
 def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
     """Each job notes when it began and ended; at no begin are there more than two open."""
-    code = "import time, sys; a = time.time(); time.sleep(0.2); print(a, time.time())"
-    command = Commands(lambda point: [sys.executable, "-c", code], None)
-    Study(sweep.points, tmp_path, 2, command).run()
+    Study(sweep.points, tmp_path, 2, Commands(lambda point: study_jobs.last_a_moment, None)).run()
     spans = [tuple(map(float, log.read_text().split())) for log in (tmp_path / ".logs").glob("*.log")]
     assert len(spans) == 8
     assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
 
 
-JOB = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('clean')"
 DRIVER = """
-import sys, analysis.study as s
-s.commands = lambda runs, threads: s.Commands(lambda point: [sys.executable, "-c", {job!r}], None)
+import sys, analysis.jobs, analysis.study as s
+sys.path.append("tests")
+import study_jobs
+analysis.jobs.FORKS.set_forkserver_preload([])  # these jobs need nothing
+s.commands = lambda runs, threads: s.Commands(lambda point: study_jobs.last, None)
 sys.argv = ["study", {sweep!r}, "--runs", {runs!r}, "--jobs", "2", "tokens=4096", "seed=0"]
 raise SystemExit(s.main())
 """
@@ -435,7 +403,7 @@ raise SystemExit(s.main())
 
 def begin_two_jobs(runs_dir, **options) -> subprocess.Popen:
     """A study in a process of its own whose two first jobs have begun, and last."""
-    driver = DRIVER.format(job=JOB, sweep=str(TABLE1), runs=str(runs_dir))
+    driver = DRIVER.format(sweep=str(TABLE1), runs=str(runs_dir))
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
     wait_for(runs_dir, ["begun\n"] * 2, 60)
     return process
@@ -461,13 +429,42 @@ def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_pa
     assert written(tmp_path) == ["begun\nclean\n"] * 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
 def test_a_study_that_is_killed_leaves_no_job_behind(tmp_path):
     process = begin_two_jobs(tmp_path)
     process.kill()
     process.wait(20)
     wait_for(tmp_path, ["begun\nclean\n"] * 2, 20)
     assert written(tmp_path) == ["begun\nclean\n"] * 2
+
+
+# Counts the modules that jobs share and those that a run imports beyond them; fails where the former ask for a GPU.
+SHARES = """
+import sys, threading, torch, analysis.jobs
+def asked(*_): raise SystemExit("GPUs were asked for")
+untouched = torch.cuda.is_available, torch.cuda.device_count
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = asked
+for module in analysis.jobs.SHARED:
+    __import__(module)
+assert threading.active_count() == 1  # only the thread that forks would live on in a fork
+torch.cuda.is_available, torch.cuda.device_count = untouched
+before = {*sys.modules}
+try:
+    analysis.jobs.run_module("dlm.train", sys.argv[1:])
+finally:
+    print("imported", len(before), len({*sys.modules} - before))
+"""
+
+
+def test_what_jobs_import_is_imported_before_they_fork_and_leaves_gpus_alone(tmp_path):
+    arguments = ["scale=smoke", "logger=csv", "attention=block", f"runs_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", SHARES, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ((shared, own),) = re.findall(r"^imported (\d+) (\d+)", done.stdout, re.MULTILINE)
+    assert int(own) < int(shared) / 50  # Hydra's plugins, and those of our modules that the config names
+    (record,) = tmp_path.glob("*/run.json")
+    assert Run(record.parent).status == "finished"
 
 
 def test_the_time_to_go_is_the_work_left_at_the_rates_seen(folder, tmp_path):
@@ -520,4 +517,5 @@ def test_measuring_jobs_share_the_cores_as_training_jobs_do(tmp_path):
     point = load_sweep(ROOT / "sweeps" / "table1_attention.yaml", ["seed=0"]).points[0]
     (tmp_path / ".logs").mkdir()
     made = commands(tmp_path, threads=3)
-    assert "trainer.volatile.threads=3" in made.train(point) and made.measure(point)[-1] == "3"
+    train, measure = made.train(point), made.measure(point)
+    assert "trainer.volatile.threads=3" in train.args[1] and measure.args[1][-1] == "3"

@@ -1,0 +1,51 @@
+"""What a study's jobs do in tests: as much of the real ones as a study looks at. Importable, as jobs are processes."""
+
+import json
+import time
+from pathlib import Path
+
+from dlm.lease import BUSY
+
+
+def trained(folder: Path, settings: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"status": "finished", "evaluation": {"settings": settings}}
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def measured(folder: Path, files: list[str]) -> None:
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+
+
+def fail() -> None:
+    print("error: bad")
+    raise SystemExit(1)
+
+
+def trained_the_second_time(folder: Path, settings: dict) -> None:
+    """The first time, another process works on the run."""
+    lease = folder / ".lease"
+    if lease.exists():
+        return trained(folder, settings)
+    lease.parent.mkdir(parents=True, exist_ok=True)
+    lease.touch()
+    print("busy: run is being worked on by process 1")
+    raise SystemExit(BUSY)
+
+
+def last_a_moment() -> None:
+    """Says when it began and ended."""
+    began = time.time()
+    time.sleep(0.2)
+    print(began, time.time())
+
+
+def last() -> None:
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("clean")
