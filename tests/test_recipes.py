@@ -149,15 +149,14 @@ def test_nemotron_labs_diffusion_is_ar_and_three_tenths_of_diffusion_from_two_pl
     torch.testing.assert_close(made.loss(batch, noised)[0], expected, **SINGLE)
 
 
-def all_masked(name, weight, batch, shift, noisy_causal):
+def all_masked(name, weight, batch, shift, noisy_causal, per="token"):
     """Everything hidden: the two parts of the loss from plain forwards, and no randomness."""
     made = recipe(name)
     batch, noised = made.draw(batch)
     assert torch.equal(noised.masked, batch.maskable) and torch.equal(noised.xt == MASK_ID, batch.maskable)
     nlls = nlls_of(batch, noised, lambda x, xt: by_block(made.model, x, xt, shift, SIZE, True, noisy_causal))
-    per_row = batch.maskable.sum(1) if made.cfg.loss.per == "sequence" else torch.full((ROWS,), LENGTH)
-    diffusion = (nlls.sum(1) / per_row).mean()
-    expected = diffusion + weight * ar_nlls(made.model, batch).sum() / TOKENS
+    per_row = batch.maskable.sum(1) if per == "sequence" else LENGTH
+    expected = ((nlls + weight * ar_nlls(made.model, batch)).sum(1) / per_row).mean()
     found = made.loss(batch, noised)[0]
     torch.testing.assert_close(found, expected, **SINGLE)
     assert torch.equal(found, made.loss(*made.draw(batch, seed=1))[0])  # no 1/t of a level that hides nothing more
@@ -171,8 +170,8 @@ def test_idlm_drafts_from_left_to_right_beside_a_fifth_of_the_ar_loss(batch):
     all_masked("idlm", 0.2, batch, shift=1, noisy_causal=True)
 
 
-def test_mars_drafts_from_left_to_right_and_averages_the_drafts_over_sequences(batch):
-    all_masked("mars", 1.0, batch, shift=1, noisy_causal=True)
+def test_mars_drafts_from_left_to_right_and_averages_both_losses_over_sequences(batch):
+    all_masked("mars", 1.0, batch, shift=1, noisy_causal=True, per="sequence")
 
 
 def test_mars_scores_token_j_of_a_block_behind_j_masks_and_never_across_a_block_of_masks(batch):
