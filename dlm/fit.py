@@ -19,7 +19,7 @@ from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption
 from dlm.loggers import Progress, loggers
 from dlm.metrics import MetricTable
-from dlm.processes import Follower, SameStart, launching
+from dlm.processes import Follower, SameStart, launching, number_of
 from dlm.runs import Run
 from dlm.selfcheck import SelfCheck
 from dlm.storage import digests
@@ -121,7 +121,8 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     # Lightning moves the model there later.
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    step = memory.Step(cfg.data.length, experiment.conversion.masking.views, cfg.trainer.precision, device)
+    views, precision = experiment.conversion.masking.views, cfg.trainer.precision
+    step = memory.Step(cfg.data.length, views, precision, device, number_of(cfg))
     limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers

@@ -58,12 +58,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step on rows of `length` tokens, with `views` noisy views of each. `precision` is Lightning's."""
+    """A training step on rows of `length` tokens, with `views` noisy views of each, by each of several `processes`.
+    `precision` is Lightning's."""
 
     length: int
     views: int
     precision: str
     device: torch.device
+    processes: int = 1
 
     def activations(self, model: PreTrainedModel) -> torch.dtype:
         """The type of the activations."""
@@ -123,7 +125,7 @@ def plan(
 
 def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: bool, in_pieces: bool = False) -> Estimate:
     """The bytes of a step on whole rows, every token of which is masked: what a batch needs at most. If it is one piece
-    of several, the sum of their gradients stands beside its own."""
+    of several, the sum of their gradients stands beside its own; what DDP exchanges are copies of gradients."""
     model = denoiser.model
     dtype = step.activations(model)
     parameters = [(step.stored(p, dtype), p.requires_grad) for p in model.parameters()]
@@ -135,7 +137,7 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
     output = model.get_output_embeddings().weight
     chunk = min(batch_size * step.views * step.length * denoiser.row_bytes, chunk_bytes(step.device))
     head = LOGITS_COPIES * chunk + output.requires_grad * output.numel() * 4
-    gradients = trainable * (2 if in_pieces else 1)
+    gradients = trainable * (1 + in_pieces + (step.processes > 1))
     return Estimate(sum(size for size, _ in parameters), gradients, 2 * trainable, kept, head)
 
 

@@ -1,6 +1,7 @@
 """The memory of a step, estimated before it runs."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,8 @@ def test_parts_of_an_estimate_by_hand():
     size = sum(p.numel() for p in llama.parameters())
     found = estimate(scorer, STEP, 2, checkpointing=False)
     assert (found.weights, found.gradients, found.optimizer) == (4 * size, 4 * size, 8 * size)
+    assert estimate(scorer, STEP, 2, checkpointing=False, in_pieces=True).gradients == 8 * size
+    assert estimate(scorer, replace(STEP, processes=2), 2, checkpointing=False).gradients == 8 * size
     assert found.head == 5 * 2 * LENGTH * 4 * VOCAB + 4 * VOCAB * 32
     llama.requires_grad_(False)
     assert estimate(scorer, STEP, 2, checkpointing=False).optimizer == 0
