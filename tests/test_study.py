@@ -1,48 +1,22 @@
 """The study: what a sweep's file says, which run each point is, what is trained and measured, in which order."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from functools import cache, partial
+from functools import cache
 
 import pytest
-import study_jobs
 from conftest import ROOT
 from omegaconf import OmegaConf
+from study_sweeps import ONE, TABLE1, by_name, finish, write_sweeps
 
 from analysis.compose import compose_by_hydra, composed, resolved
 from analysis.progress import Progress
-from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, everything
+from analysis.study import Commands, Study, everything
 from analysis.sweep import FINISHED, load_sweep
-from dlm.lease import NAME
 from dlm.runs import Run, run_id
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
-TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
-ONE = """
-title: one
-shared: [attention=block, token_shift=false, logger=csv]
-points:
-  a: {label: A, overrides: [loss=nelbo]}
-  b: {label: B, overrides: [loss=mean]}
-grid: {block_size: [2, 4]}
-evaluations:
-  order: {points: ["a, block_size=2"], overrides: [measurement=trace, decoding.threshold=1]}
-  speed:
-    overrides: [measurement=decode]
-    grid: {decoding.threshold: [0.5, 0.9]}
-"""
-TWO = """
-title: two
-points:
-  plain: {label: plain, overrides: [attention=block, token_shift=false, logger=csv, loss=nelbo, block_size=2]}
-  learned: {label: learned, overrides: [masking=learned, "masking.trace=@one:a, block_size=2/order"]}
-  child: {label: child, overrides: [model=run, "model.run=@parents:old", times=0.5]}
-"""
-PARENTS = "title: parents\nseeds: [7]\npoints: {old: {label: old, overrides: [pretrain=embedded]}}"
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +27,7 @@ def sweep():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Sweeps that refer to one another."""
-    path = tmp_path_factory.mktemp("sweeps")
-    for name, text in (("one", ONE), ("two", TWO), ("parents", PARENTS)):
-        (path / f"{name}.yaml").write_text(text)
-    return path
-
-
-def finish(runs_dir, point) -> Run:
-    """A finished run, as far as a study looks."""
-    run = Run(runs_dir / point.run)
-    run.folder.mkdir(parents=True)
-    run.update(status="finished", evaluation={"settings": point.config["evaluation"]}, tokens=10, train_seconds=2.0)
-    return run
-
-
-def by_name(sweep):
-    return {point.name: point for point in sweep.points}
+    return write_sweeps(tmp_path_factory.mktemp("sweeps"))
 
 
 PAPER_SCALE = ["scale=paper", "model=qwen2_5_1_5b", "trainer=gpu", "data=text", "data.path=corpus.jsonl"]
@@ -298,175 +257,6 @@ def test_everything_is_each_run_once_with_all_that_is_evaluated_of_it_and_what_i
     assert [e.name for e in shared.evaluations] == ["order", "speed", "speed"]
 
 
-def pretend(runs_dir, failing=()):
-    """Jobs that note what a study would have made; a run of a point in `failing` fails."""
-
-    def train(point):
-        if point.name in failing:
-            return study_jobs.fail
-        return partial(study_jobs.trained, runs_dir / point.run, point.config["evaluation"])
-
-    def measure(point):
-        return partial(study_jobs.measured, runs_dir / point.run, [e.file for e in point.to_measure(runs_dir)])
-
-    return Commands(train, measure)
-
-
-def begun(printed: str) -> list[tuple[str, str]]:
-    """What was begun, in order: (kind, run)."""
-    return re.findall(r"^(train|measure) .* run (\w+)$", printed, re.MULTILINE)
-
-
-def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(folder, tmp_path, capsys):
-    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
-    assert Study(points, tmp_path, 2, pretend(tmp_path)).run() == []
-    order = begun(capsys.readouterr().out)
-    learned = next(p for p in points if p.name == "learned")
-    (need,) = learned.needs
-    assert order.index(("train", need.run)) < order.index(("measure", need.run)) < order.index(("train", learned.run))
-    assert len(order) == len(set(order)) == 7 + 4
-    assert Study(points, tmp_path, 2, pretend(tmp_path)).run() == []
-    assert "7 of 7 runs are there, 0 to train" in (again := capsys.readouterr().out) and begun(again) == []
-    measured = tmp_path / need.run / need.evaluations[0].file
-    measured.unlink()
-    Study(points, tmp_path, 2, pretend(tmp_path)).run()
-    assert begun(capsys.readouterr().out) == [("measure", need.run)] and measured.exists()
-
-
-def test_a_failing_job_stops_what_needs_it_and_nothing_else(folder, tmp_path, capsys):
-    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
-    failed = Study(points, tmp_path, 2, pretend(tmp_path, failing={"old"})).run()
-    assert {p.name for p in failed} == {"old", "child"}
-    printed = capsys.readouterr().out
-    assert re.search(r"old \(old\), seed 7, run \w+ FAILED in \d+ s: error: bad", printed)
-    assert "left out child" in printed
-    assert {p.name for p in points if p.state(tmp_path) != FINISHED} == {"old", "child"}
-
-
-def test_a_run_that_another_process_works_on_is_come_back_to_and_is_not_failed(folder, tmp_path, capsys, monkeypatch):
-    """Also what needs it waits: it is not left out."""
-    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
-    plain = pretend(tmp_path)
-    old = next(point for point in points if point.name == "old")
-    asked = []
-
-    def train(point):
-        asked.append(point.run)
-        if point is not old:
-            return plain.train(point)
-        return partial(study_jobs.trained_the_second_time, *plain.train(point).args)
-
-    monkeypatch.setattr(Held, "may_be_free", lambda held, runs_dir: len(asked) >= 6)  # all but it and what needs it
-    assert Study(points, tmp_path, 2, Commands(train, plain.measure)).run() == []
-    printed = capsys.readouterr().out
-    assert asked.count(old.run) == 2 and len(asked) == len(points) + 1
-    assert re.search(r"old \(old\), seed 7, run \w+ is BUSY: another process works on it", printed)
-    assert "FAILED" not in printed and "left out" not in printed
-    assert {point.state(tmp_path) for point in points} == {FINISHED}
-
-
-def test_a_held_run_is_tried_again_when_its_lease_is_gone_or_its_holder_may_have_died(sweep, tmp_path, monkeypatch):
-    held = Held(sweep.points[0])
-    assert held.may_be_free(tmp_path)
-    marker = tmp_path / held.point.run / NAME
-    marker.parent.mkdir()
-    marker.touch()
-    assert not held.may_be_free(tmp_path)
-    monkeypatch.setattr("time.monotonic", lambda: held.since + BUSY_SECONDS + 1)
-    assert held.may_be_free(tmp_path)
-
-
-def test_a_record_that_cannot_be_read_does_not_keep_a_study_from_its_other_runs(sweep, tmp_path):
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "run.json").write_text("{")
-    assert Progress(sweep.points, [], tmp_path, jobs=1).seconds_left([]) is None
-
-
-def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
-    """Each job notes when it began and ended; at no begin are there more than two open."""
-    Study(sweep.points, tmp_path, 2, Commands(lambda point: study_jobs.last_a_moment, None)).run()
-    spans = [tuple(map(float, log.read_text().split())) for log in (tmp_path / ".logs").glob("*.log")]
-    assert len(spans) == 8
-    assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
-
-
-DRIVER = """
-import sys, analysis.jobs, analysis.study as s
-sys.path.append("tests")
-import study_jobs
-analysis.jobs.FORKS.set_forkserver_preload([])  # these jobs need nothing
-s.commands = lambda runs, threads: s.Commands(lambda point: study_jobs.last, None)
-sys.argv = ["study", {sweep!r}, "--runs", {runs!r}, "--jobs", "2", "tokens=4096", "seed=0"]
-raise SystemExit(s.main())
-"""
-
-
-def begin_two_jobs(runs_dir, **options) -> subprocess.Popen:
-    """A study in a process of its own whose two first jobs have begun, and last."""
-    driver = DRIVER.format(sweep=str(TABLE1), runs=str(runs_dir))
-    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
-    wait_for(runs_dir, ["begun\n"] * 2, 60)
-    return process
-
-
-def wait_for(runs_dir, logs: list[str], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while written(runs_dir) != logs and time.monotonic() < until:
-        time.sleep(0.05)
-
-
-def written(runs_dir) -> list[str]:
-    return [p.read_text() for p in (runs_dir / ".logs").glob("*.log")]
-
-
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_path):
-    """Also by SIGTERM in the background of a shell, where SIGINT is ignored."""
-    ignored = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    process = begin_two_jobs(tmp_path, **ignored)
-    os.kill(process.pid, sent)
-    assert process.wait(20) == 130 and "the same command goes on" in process.stderr.read()
-    assert written(tmp_path) == ["begun\nclean\n"] * 2
-
-
-def test_a_study_that_is_killed_leaves_no_job_behind(tmp_path):
-    process = begin_two_jobs(tmp_path)
-    process.kill()
-    process.wait(20)
-    wait_for(tmp_path, ["begun\nclean\n"] * 2, 20)
-    assert written(tmp_path) == ["begun\nclean\n"] * 2
-
-
-# Counts the modules that jobs share and those that a run imports beyond them; fails where the former ask for a GPU.
-SHARES = """
-import sys, threading, torch, analysis.jobs
-def asked(*_): raise SystemExit("GPUs were asked for")
-untouched = torch.cuda.is_available, torch.cuda.device_count
-torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = asked
-for module in analysis.jobs.SHARED:
-    __import__(module)
-assert threading.active_count() == 1  # only the thread that forks would live on in a fork
-torch.cuda.is_available, torch.cuda.device_count = untouched
-before = {*sys.modules}
-try:
-    analysis.jobs.run_module("dlm.train", sys.argv[1:])
-finally:
-    print("imported", len(before), len({*sys.modules} - before))
-"""
-
-
-def test_what_jobs_import_is_imported_before_they_fork_and_leaves_gpus_alone(tmp_path):
-    arguments = ["scale=smoke", "logger=csv", "attention=block", f"runs_dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-c", SHARES, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    ((shared, own),) = re.findall(r"^imported (\d+) (\d+)", done.stdout, re.MULTILINE)
-    assert int(own) < int(shared) / 50  # Hydra's plugins, and those of our modules that the config names
-    (record,) = tmp_path.glob("*/run.json")
-    assert Run(record.parent).status == "finished"
-
-
 def test_the_time_to_go_is_the_work_left_at_the_rates_seen(folder, tmp_path):
     points = everything([load_sweep(folder / "one.yaml", ["seed=0", "tokens=1000"])])
     a, b = points[:2]
@@ -511,11 +301,3 @@ def test_a_study_without_a_sweep_says_what_to_give(arguments):
         [sys.executable, "-m", "analysis.study", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_measuring_jobs_share_the_cores_as_training_jobs_do(tmp_path):
-    point = load_sweep(ROOT / "sweeps" / "table1_attention.yaml", ["seed=0"]).points[0]
-    (tmp_path / ".logs").mkdir()
-    made = commands(tmp_path, threads=3)
-    train, measure = made.train(point), made.measure(point)
-    assert "trainer.volatile.threads=3" in train.args[1] and measure.args[1][-1] == "3"
