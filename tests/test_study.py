@@ -45,6 +45,16 @@ def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(ov
     assert (parents >= {"Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-4B-Base", "Qwen/Qwen3-8B-Base"}) == bool(overrides)
 
 
+@pytest.mark.parametrize("scale", ["quick", "embedded"])
+def test_what_is_measured_of_a_run_answers_the_items_that_the_run_answered(scale):
+    """The report pairs them, item by item."""
+    for path in SWEEPS:
+        for point in load_sweep(path, [f"scale={scale}", "seed=0"]).points:
+            own = point.config["evaluation"]["tasks_per_family"]
+            asked = {e.settings.get("items_per_family", own) for e in point.evaluations}
+            assert asked <= {own}, f"{path.stem}: {point.name}"
+
+
 def test_runs_from_before_there_were_scales_keep_their_ids():
     """C7: the main job of the README, and the rows of the first report."""
     assert run_id(resolved("train", "main job", [])) == "8d66ebc58be8"
