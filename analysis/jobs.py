@@ -93,14 +93,12 @@ def begin(work: Work, log: Path) -> None:
             os.dup2(file.fileno(), stream.fileno())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # for processes of its own, as if it were no fork
-    threading.Thread(
-        target=interrupt_when_ready, args=(multiprocessing.parent_process().sentinel,), daemon=True
-    ).start()
+    threading.Thread(target=end_with_study, daemon=True).start()
     work()
 
 
-def interrupt_when_ready(sentinel: int) -> None:
-    wait([sentinel])
+def end_with_study() -> None:
+    wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGINT)
 
 

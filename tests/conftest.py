@@ -28,6 +28,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import study_sweeps
 import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -148,3 +149,20 @@ def config(*overrides: str, name: str = "train"):
     needs = [need for override in overrides for need in NEEDS.get(override, [])]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose(name, [*needs, *overrides])
+
+
+@pytest.fixture(scope="session")
+def table1():
+    """The first seed of the paper's Table 1."""
+    from analysis.sweep import load_sweep  # needs more than the GPU tests, which the machine's own packages run
+
+    return load_sweep(ROOT / "sweeps" / "table1_attention.yaml", ["seed=0"])
+
+
+@pytest.fixture(scope="session")
+def linked_sweeps(tmp_path_factory):
+    """The folder of sweeps that refer to one another."""
+    path = tmp_path_factory.mktemp("sweeps")
+    for name, text in study_sweeps.LINKED.items():
+        (path / f"{name}.yaml").write_text(text)
+    return path

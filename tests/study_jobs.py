@@ -1,6 +1,9 @@
 """What a study's jobs do in tests: as much of the real ones as a study looks at. Importable, as jobs are processes."""
 
 import json
+import multiprocessing
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -49,3 +52,8 @@ def last() -> None:
         time.sleep(60)
     except KeyboardInterrupt:
         print("clean")
+
+
+def describe() -> None:
+    """Whether it leads a session, how it would start a process, and whether it has what jobs share."""
+    print(os.getsid(0) == os.getpid(), multiprocessing.get_start_method(allow_none=True), "lightning" in sys.modules)

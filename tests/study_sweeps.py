@@ -1,12 +1,7 @@
 """Sweeps that refer to one another, and runs of their points, for tests of the study."""
 
-from pathlib import Path
-
-from conftest import ROOT
-
 from dlm.runs import Run
 
-TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
 ONE = """
 title: one
 shared: [attention=block, token_shift=false, logger=csv]
@@ -28,12 +23,7 @@ points:
   child: {label: child, overrides: [model=run, "model.run=@parents:old", times=0.5]}
 """
 PARENTS = "title: parents\nseeds: [7]\npoints: {old: {label: old, overrides: [pretrain=embedded]}}"
-
-
-def write_sweeps(path: Path) -> Path:
-    for name, text in (("one", ONE), ("two", TWO), ("parents", PARENTS)):
-        (path / f"{name}.yaml").write_text(text)
-    return path
+LINKED = {"one": ONE, "two": TWO, "parents": PARENTS}
 
 
 def finish(runs_dir, point) -> Run:

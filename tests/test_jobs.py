@@ -11,24 +11,12 @@ from functools import partial
 import pytest
 import study_jobs
 from conftest import ROOT
-from study_sweeps import TABLE1, write_sweeps
 
 from analysis.progress import Progress
 from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, everything
 from analysis.sweep import FINISHED, load_sweep
 from dlm.lease import NAME
 from dlm.runs import Run
-
-
-@pytest.fixture(scope="module")
-def sweep():
-    return load_sweep(TABLE1, ["seed=0"])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Sweeps that refer to one another."""
-    return write_sweeps(tmp_path_factory.mktemp("sweeps"))
 
 
 def pretend(runs_dir, failing=()):
@@ -50,8 +38,8 @@ def begun(printed: str) -> list[tuple[str, str]]:
     return re.findall(r"^(train|measure) .* run (\w+)$", printed, re.MULTILINE)
 
 
-def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(folder, tmp_path, capsys):
-    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(linked_sweeps, tmp_path, capsys):
+    points = everything([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     assert Study(points, tmp_path, 2, pretend(tmp_path)).run() == []
     order = begun(capsys.readouterr().out)
     learned = next(p for p in points if p.name == "learned")
@@ -66,8 +54,8 @@ def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(folder
     assert begun(capsys.readouterr().out) == [("measure", need.run)] and measured.exists()
 
 
-def test_a_failing_job_stops_what_needs_it_and_nothing_else(folder, tmp_path, capsys):
-    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+def test_a_failing_job_stops_what_needs_it_and_nothing_else(linked_sweeps, tmp_path, capsys):
+    points = everything([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     failed = Study(points, tmp_path, 2, pretend(tmp_path, failing={"old"})).run()
     assert {p.name for p in failed} == {"old", "child"}
     printed = capsys.readouterr().out
@@ -76,9 +64,11 @@ def test_a_failing_job_stops_what_needs_it_and_nothing_else(folder, tmp_path, ca
     assert {p.name for p in points if p.state(tmp_path) != FINISHED} == {"old", "child"}
 
 
-def test_a_run_that_another_process_works_on_is_come_back_to_and_is_not_failed(folder, tmp_path, capsys, monkeypatch):
+def test_a_run_that_another_process_works_on_is_come_back_to_and_is_not_failed(
+    linked_sweeps, tmp_path, capsys, monkeypatch
+):
     """Also what needs it waits: it is not left out."""
-    points = everything([load_sweep(folder / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    points = everything([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     plain = pretend(tmp_path)
     old = next(point for point in points if point.name == "old")
     asked = []
@@ -98,8 +88,8 @@ def test_a_run_that_another_process_works_on_is_come_back_to_and_is_not_failed(f
     assert {point.state(tmp_path) for point in points} == {FINISHED}
 
 
-def test_a_held_run_is_tried_again_when_its_lease_is_gone_or_its_holder_may_have_died(sweep, tmp_path, monkeypatch):
-    held = Held(sweep.points[0])
+def test_a_held_run_is_tried_again_when_its_lease_is_gone_or_its_holder_may_have_died(table1, tmp_path, monkeypatch):
+    held = Held(table1.points[0])
     assert held.may_be_free(tmp_path)
     marker = tmp_path / held.point.run / NAME
     marker.parent.mkdir()
@@ -109,15 +99,15 @@ def test_a_held_run_is_tried_again_when_its_lease_is_gone_or_its_holder_may_have
     assert held.may_be_free(tmp_path)
 
 
-def test_a_record_that_cannot_be_read_does_not_keep_a_study_from_its_other_runs(sweep, tmp_path):
+def test_a_record_that_cannot_be_read_does_not_keep_a_study_from_its_other_runs(table1, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
-    assert Progress(sweep.points, [], tmp_path, jobs=1).seconds_left([]) is None
+    assert Progress(table1.points, [], tmp_path, jobs=1).seconds_left([]) is None
 
 
-def test_no_more_jobs_run_side_by_side_than_asked(sweep, tmp_path):
+def test_no_more_jobs_run_side_by_side_than_asked(table1, tmp_path):
     """Each job notes when it began and ended; at no begin are there more than two open."""
-    Study(sweep.points, tmp_path, 2, Commands(lambda point: study_jobs.last_a_moment, None)).run()
+    Study(table1.points, tmp_path, 2, Commands(lambda point: study_jobs.last_a_moment, None)).run()
     spans = [tuple(map(float, log.read_text().split())) for log in (tmp_path / ".logs").glob("*.log")]
     assert len(spans) == 8
     assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
@@ -136,7 +126,7 @@ raise SystemExit(s.main())
 
 def begin_two_jobs(runs_dir, **options) -> subprocess.Popen:
     """A study in a process of its own whose two first jobs have begun, and last."""
-    driver = DRIVER.format(sweep=str(TABLE1), runs=str(runs_dir))
+    driver = DRIVER.format(sweep="sweeps/table1_attention.yaml", runs=str(runs_dir))
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
     wait_for(runs_dir, ["begun\n"] * 2, 60)
     return process
@@ -170,6 +160,11 @@ def test_a_study_that_is_killed_leaves_no_job_behind(tmp_path):
     assert written(tmp_path) == ["begun\nclean\n"] * 2
 
 
+def test_a_job_has_a_session_of_its_own_and_what_jobs_share_and_starts_processes_as_any_program(table1, tmp_path):
+    Study(table1.points[:1], tmp_path, 1, Commands(lambda point: study_jobs.describe, None)).run()
+    assert written(tmp_path) == ["True None True\n"]
+
+
 # Counts the modules that jobs share and those that a run imports beyond them; fails where the former ask for a GPU.
 SHARES = """
 import sys, threading, torch, analysis.jobs
@@ -200,8 +195,8 @@ def test_what_jobs_import_is_imported_before_they_fork_and_leaves_gpus_alone(tmp
     assert Run(record.parent).status == "finished"
 
 
-def test_measuring_jobs_share_the_cores_as_training_jobs_do(tmp_path):
-    point = load_sweep(ROOT / "sweeps" / "table1_attention.yaml", ["seed=0"]).points[0]
+def test_measuring_jobs_share_the_cores_as_training_jobs_do(table1, tmp_path):
+    point = table1.points[0]
     (tmp_path / ".logs").mkdir()
     made = commands(tmp_path, threads=3)
     train, measure = made.train(point), made.measure(point)

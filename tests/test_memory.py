@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCAB, denoiser, random_batch, tiny
+from conftest import ARCHITECTURES, VOCAB, config, denoiser, random_batch, tiny
 
 from dlm import memory
 from dlm.attention import block_sparse, masks
+from dlm.build import build
+from dlm.fit import fit_into_memory
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.memory import Step, checkpoint_activations, estimate, plan, traced
@@ -118,3 +120,12 @@ def test_computing_layers_again_changes_no_gradient(architecture):
 
 def test_what_is_available_is_more_than_this_process_holds():
     assert memory.available(CPU) > 2**27
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_plans_for_as_many_processes_as_train_it(devices, monkeypatch):
+    steps, plan_of = [], memory.plan
+    monkeypatch.setattr(memory, "plan", lambda scorer, step, *rest: steps.append(step) or plan_of(scorer, step, *rest))
+    cfg = config(f"trainer.devices={devices}", "data.batch_size=2", "tokens=4096")
+    fit_into_memory(cfg, build(cfg), pieces=1)
+    assert [step.processes for step in steps] == [devices]

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
-from study_sweeps import ONE, TABLE1, by_name, finish, write_sweeps
+from study_sweeps import ONE, by_name, finish
 
 from analysis.compose import compose_by_hydra, composed, resolved
 from analysis.progress import Progress
@@ -16,18 +16,8 @@ from analysis.study import Commands, Study, everything
 from analysis.sweep import FINISHED, load_sweep
 from dlm.runs import Run, run_id
 
+TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def sweep():
-    return load_sweep(TABLE1, ["seed=0"])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Sweeps that refer to one another."""
-    return write_sweeps(tmp_path_factory.mktemp("sweeps"))
 
 
 PAPER_SCALE = ["scale=paper", "model=qwen2_5_1_5b", "trainer=gpu", "data=text", "data.path=corpus.jsonl"]
@@ -156,13 +146,15 @@ def test_contested_choices_that_were_run_before_there_were_more_keep_their_runs(
     assert found["attention=block_noisy, token_shift=false, loss=mean"].run == "b2f7a9060f44" and len(found) == 16
 
 
-def test_the_points_are_the_papers_rows(sweep):
-    chosen = {p.name: (p.config["attention"]["_target_"].split(".")[-1], p.config["token_shift"]) for p in sweep.points}
+def test_the_points_are_the_papers_rows(table1):
+    chosen = {
+        p.name: (p.config["attention"]["_target_"].split(".")[-1], p.config["token_shift"]) for p in table1.points
+    }
     paper = {"b": ("Bidir", True), "c": ("Bidir", False), "d": ("BlockNoisy", True), "e": ("BlockNoisy", True)}
     paper |= {"f": ("Block", True)} | dict.fromkeys("ghi", ("Block", False))
     assert chosen == paper
-    assert {p.name: p.config["trainable"]["rank"] for p in sweep.points if p.name in "hi"} == {"h": 16, "i": 64}
-    assert {p.config["masking"]["_target_"] for p in sweep.points} == {"dlm.masking.uniform.Uniform"}
+    assert {p.name: p.config["trainable"]["rank"] for p in table1.points if p.name in "hi"} == {"h": 16, "i": 64}
+    assert {p.config["masking"]["_target_"] for p in table1.points} == {"dlm.masking.uniform.Uniform"}
 
 
 @pytest.mark.parametrize(
@@ -191,8 +183,8 @@ def test_a_missing_sweep_is_named_beside_those_that_exist():
         load_sweep(ROOT / "sweeps" / "nowhere.yaml")
 
 
-def test_points_are_multiplied_by_the_grid_and_evaluated_as_they_ask(folder):
-    found = by_name(load_sweep(folder / "one.yaml", ["seed=3"]))
+def test_points_are_multiplied_by_the_grid_and_evaluated_as_they_ask(linked_sweeps):
+    found = by_name(load_sweep(linked_sweeps / "one.yaml", ["seed=3"]))
     assert list(found) == ["a, block_size=2", "a, block_size=4", "b, block_size=2", "b, block_size=4"]
     point = found["b, block_size=4"]
     assert point.config["block_size"] == 4 and point.config["loss"]["_target_"].endswith("Mean")
@@ -205,9 +197,9 @@ def test_points_are_multiplied_by_the_grid_and_evaluated_as_they_ask(folder):
     assert [e.name for e in found["a, block_size=2"].evaluations] == ["order", "speed", "speed"]
 
 
-def test_a_reference_is_the_run_or_the_file_of_the_point_with_the_same_seed(folder):
-    one = {(p.name, p.seed): p for p in load_sweep(folder / "one.yaml", ["seed=0,1"]).points}
-    two = {(p.name, p.seed): p for p in load_sweep(folder / "two.yaml", ["seed=0,1"]).points}
+def test_a_reference_is_the_run_or_the_file_of_the_point_with_the_same_seed(linked_sweeps):
+    one = {(p.name, p.seed): p for p in load_sweep(linked_sweeps / "one.yaml", ["seed=0,1"]).points}
+    two = {(p.name, p.seed): p for p in load_sweep(linked_sweeps / "two.yaml", ["seed=0,1"]).points}
     for seed in (0, 1):
         source, learned, child = one["a, block_size=2", seed], two["learned", seed], two["child", seed]
         assert learned.config["masking"]["trace"] == f"{source.run}/{source.evaluations[0].file}"
@@ -218,8 +210,8 @@ def test_a_reference_is_the_run_or_the_file_of_the_point_with_the_same_seed(fold
     assert two["child", 0].needs[0].run == two["child", 1].needs[0].run
 
 
-def test_moving_the_runs_does_not_make_other_runs_of_them(folder):
-    here, there = (load_sweep(folder / "two.yaml", [f"runs_dir={d}"]) for d in ("runs", "/elsewhere"))
+def test_moving_the_runs_does_not_make_other_runs_of_them(linked_sweeps):
+    here, there = (load_sweep(linked_sweeps / "two.yaml", [f"runs_dir={d}"]) for d in ("runs", "/elsewhere"))
     assert [p.run for p in here.points] == [p.run for p in there.points]
 
 
@@ -245,16 +237,16 @@ def test_moving_the_runs_does_not_make_other_runs_of_them(folder):
         ),
     ],
 )
-def test_a_sweep_that_does_not_fit_is_named_with_the_reason(text, message, folder):
-    path = folder / "bad.yaml"
+def test_a_sweep_that_does_not_fit_is_named_with_the_reason(text, message, linked_sweeps):
+    path = linked_sweeps / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_sweep(path)
     path.unlink()
 
 
-def test_everything_is_each_run_once_with_all_that_is_evaluated_of_it_and_what_it_needs_first(folder):
-    sweeps = [load_sweep(folder / f"{name}.yaml", ["seed=0,1"]) for name in ("two", "one")]
+def test_everything_is_each_run_once_with_all_that_is_evaluated_of_it_and_what_it_needs_first(linked_sweeps):
+    sweeps = [load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0,1"]) for name in ("two", "one")]
     points = everything(sweeps)
     # A parent; per seed the four of one, learned and child.
     assert len({p.run for p in points}) == len(points) == 1 + 2 * 6
@@ -267,8 +259,8 @@ def test_everything_is_each_run_once_with_all_that_is_evaluated_of_it_and_what_i
     assert [e.name for e in shared.evaluations] == ["order", "speed", "speed"]
 
 
-def test_the_time_to_go_is_the_work_left_at_the_rates_seen(folder, tmp_path):
-    points = everything([load_sweep(folder / "one.yaml", ["seed=0", "tokens=1000"])])
+def test_the_time_to_go_is_the_work_left_at_the_rates_seen(linked_sweeps, tmp_path):
+    points = everything([load_sweep(linked_sweeps / "one.yaml", ["seed=0", "tokens=1000"])])
     a, b = points[:2]
     finish(tmp_path, a)
     progress = Progress(points[1:], points, tmp_path, jobs=2)
@@ -283,15 +275,15 @@ def test_the_time_to_go_is_the_work_left_at_the_rates_seen(folder, tmp_path):
     assert progress.left == {"train": {points[3].run: 1000}, "measure": {b.run: 2, points[3].run: 2}}
 
 
-def test_before_any_job_ends_the_rate_of_training_is_that_of_the_runs_that_are_there(folder, tmp_path):
-    points = everything([load_sweep(folder / "one.yaml", ["seed=0", "tokens=1000"])])
+def test_before_any_job_ends_the_rate_of_training_is_that_of_the_runs_that_are_there(linked_sweeps, tmp_path):
+    points = everything([load_sweep(linked_sweeps / "one.yaml", ["seed=0", "tokens=1000"])])
     finish(tmp_path, points[0])  # 0.2 s per token
     assert Progress(points[1:], [], tmp_path, jobs=1).seconds_left([]) == pytest.approx(3 * 1000 * 0.2)
     assert Progress(points[1:], [], tmp_path / "empty", jobs=1).seconds_left([]) is None
 
 
-def test_a_run_counts_as_finished_only_where_it_was_evaluated_as_the_others(sweep, tmp_path):
-    point = by_name(sweep)["g"]
+def test_a_run_counts_as_finished_only_where_it_was_evaluated_as_the_others(table1, tmp_path):
+    point = by_name(table1)["g"]
     assert point.state(tmp_path) == "not trained"
     run = finish(tmp_path, point)
     assert point.state(tmp_path) == FINISHED
