@@ -132,11 +132,11 @@ def test_an_ar_loss_that_could_copy_is_refused(llama, pattern):
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_an_ar_loss_per_sequence_is_the_mean_of_its_rows_means_however_many_tokens_they_have(llama, views):
-    scorer, batch, masking = denoiser(llama, "block_causal", 4, True), random_batch(3, 16), Uniform(views=views)
+    scorer, batch, masking = denoiser(llama, "block_causal", 4, False), random_batch(3, 16), Uniform(views=views)
     batch.maskable[0, :12], batch.maskable[1] = False, False
     rows = [type(batch)(*(t if t is None else t[n : n + 1] for t in vars(batch).values())) for n in range(3)]
     per_token = [value_of(AR(1.0), scorer, row, masking) for row in rows]  # sums divided by 16 tokens of each view
-    means = [per_token[0] * 16 * views / 4, torch.zeros(()), per_token[2] * 16 * views / 15]  # the first has no context
+    means = [per_token[0] * 16 * views / 4, torch.zeros(()), per_token[2] * 16 * views / 15]  # the first is given
     found = value_of(AR(1.0, per="sequence"), scorer, batch, masking)
     torch.testing.assert_close(found, sum(means) / 3, rtol=1e-6, atol=1e-6, check_dtype=False)
     assert abs(found - value_of(AR(1.0), scorer, batch, masking)) > 0.1
