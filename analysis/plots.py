@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.render import STYLE
 
@@ -133,7 +133,7 @@ def finish(figure: Figure, axes: Axes, names: int, log: bool = False) -> None:
     if log:
         axes.set_xscale("log", base=2)
         ticks = sorted({float(v) for line in axes.lines for v in line.get_xdata()})
-        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.set_xticks(ticks, [short(t) for t in ticks])
         axes.minorticks_off()
     elif all(float(v).is_integer() for line in axes.lines for v in line.get_xdata()):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -141,3 +141,8 @@ def finish(figure: Figure, axes: Axes, names: int, log: bool = False) -> None:
         with matplotlib.rc_context(STYLE):
             longest = max(len(str(text)) for text in axes.get_legend_handles_labels()[1])
             figure.legend(loc="outside lower left", ncols=max(1, min(4, 56 // (longest + 8))))
+
+
+def short(value: float) -> str:
+    """Three digits: 251k for 250,880, and 2M for 2,000,896."""
+    return EngFormatter(sep="")(float(f"{value:.3g}"))

@@ -15,6 +15,7 @@ from analysis.claims import Claim, evaluate_claims, paper_numbers, read
 from analysis.compare import accuracy_effect, by_point, inner_best, own
 from analysis.exhibits import Plot, Table
 from analysis.flops import at_equal_flops, training_curves
+from analysis.plots import lines
 from analysis.report import is_empty
 from analysis.results import Results
 from analysis.stats import NO_RUNS, UNDECIDED, Effect
@@ -208,6 +209,12 @@ def test_equal_flops_leaves_out_a_run_that_was_first_validated_later():
     for point, flops in (("f", 8e12), ("d", 1e12)):
         study.curve(study.point("table1_attention", point, train_flops=flops), {500: 4.0, 1000: 2.0})
     assert at_equal_flops(training_curves(study.results, "table1_attention")) == {"d": 2.0}
+
+
+@pytest.mark.parametrize(("value", "text"), [(8, "8"), (250_880, "251k"), (1_000_448, "1M"), (2_000_896, "2M")])
+def test_ticks_of_a_logarithmic_axis_are_short(value, text):
+    figure = lines(pd.DataFrame({"x": [value], "y": [0.5], "line": "a"}), "x", "y", "line", "", "x", "y", log=True)
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [text]
 
 
 @pytest.mark.parametrize(
