@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from dlm.denoiser import Denoiser
 
 
+def wide(logits: Tensor) -> torch.dtype:
+    """What probabilities are computed in. bfloat16 has nothing between 20 and 20.125: a log-sum-exp in it is wrong by
+    up to 6 %, which commits tokens that a threshold excludes."""
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
 class Decoder(ABC):
     """Sampling and the commit rule. `temperature` 0 is greedy; `top_p` < 1 samples from the nucleus. With `sliding`,
     the current block is no block of the grid: it begins at the first token that is still masked, in every forward."""
@@ -46,11 +52,11 @@ class Decoder(ABC):
     def confidence(self, logits: Float[Tensor, "N K V"], token: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """How sure the model is of `token`, in [0, 1]: its probability (at temperature 1), unless a rule has another
         measure. `Generation.confidence` records it."""
-        return (logits.gather(-1, token[..., None])[..., 0] - logits.logsumexp(-1)).exp()
+        return logits.softmax(-1, dtype=wide(logits)).gather(-1, token[..., None])[..., 0]
 
     def probabilities(self, logits: Float[Tensor, "N K V"]) -> Float[Tensor, "N K V"]:
         """The distributions that tokens are drawn from, where `temperature` > 0."""
-        logits = logits / self.temperature
+        logits = logits.to(wide(logits)) / self.temperature
         if self.top_p < 1:
             logits = TopPLogitsWarper(self.top_p)(None, logits.flatten(0, 1)).view_as(logits)
         return logits.softmax(-1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from dlm.decoding.base import Decoder
+from dlm.decoding.base import Decoder, wide
 
 
 class Entropy(Decoder):
@@ -23,7 +23,7 @@ class Entropy(Decoder):
         self.bound = bound
 
     def confidence(self, logits, token):
-        return torch.exp(-torch.special.entr(logits.softmax(-1)).sum(-1))
+        return torch.exp(-torch.special.entr(logits.softmax(-1, dtype=wide(logits))).sum(-1))
 
     def select(self, confidence, rank):
         entropy = torch.where(confidence >= 0, -confidence.log(), torch.inf)

@@ -3,6 +3,7 @@ token that no other comes near, rather than of a probable one."""
 
 from __future__ import annotations
 
+from dlm.decoding.base import wide
 from dlm.decoding.threshold import Threshold
 
 
@@ -11,5 +12,5 @@ class Margin(Threshold):
     that difference is its confidence."""
 
     def confidence(self, logits, token):
-        first, second = logits.softmax(-1).topk(2).values.unbind(-1)
+        first, second = logits.softmax(-1, dtype=wide(logits)).topk(2).values.unbind(-1)
         return first - second

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.console import one_line
+from dlm.decoding.base import wide
 from dlm.decoding.threshold import Threshold
 from dlm.storage import read_json, write_json
 
@@ -24,7 +25,7 @@ MOST = 50.0  # nats; a log-ratio that is this large is certainty
 def features(logits: Float[Tensor, "*shape V"], token: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape F"]:
     """What a prediction looks like: the token's probability, how far it is above the best other one, the entropy of the
     prediction in nats, and the logarithm of the ratio of the two probabilities."""
-    log_p = logits.log_softmax(-1)
+    log_p = logits.log_softmax(-1, dtype=wide(logits))
     own = log_p.gather(-1, token[..., None])
     other = log_p.scatter(-1, token[..., None], -torch.inf).amax(-1, keepdim=True)
     entropy = torch.special.entr(log_p.exp()).sum(-1, keepdim=True)

@@ -47,15 +47,15 @@ class CommitRule:
 
     def sample(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """A token for each of [K, V] logits, and its probability (at temperature 1)."""
-        normaliser = logits.logsumexp(-1)
+        probability = logits.softmax(-1, dtype=torch.float32)
         if self.temperature == 0:
-            best, token = logits.max(-1)
-            return token, (best - normaliser).exp()
-        scaled = logits / self.temperature
+            token = logits.argmax(-1)
+            return token, probability.gather(-1, token[:, None])[:, 0]
+        scaled = logits.float() / self.temperature
         if self.top_p < 1:
             scaled = TopPLogitsWarper(self.top_p)(None, scaled)
         token = torch.multinomial(scaled.softmax(-1), 1, generator=self.generator)
-        return token[:, 0], (logits.gather(-1, token)[:, 0] - normaliser).exp()
+        return token[:, 0], probability.gather(-1, token)[:, 0]
 
     def __call__(self, token: Tensor, confidence: Tensor, masked: Tensor, token_shift: bool) -> tuple[Tensor, Tensor]:
         """The tokens of a block [K] and which of them to commit now. EOS comes behind every other token, the leftmost
