@@ -82,16 +82,9 @@ class Decode(Bench):
 
     def point(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> dict[str, Any]:
         """The gate and the times of one combination."""
-        with bench.gate():
-            engines = self.engines(bench, batch_size, block_size, k)
-            tokens = {name: made(bench, name, engine) for name, engine in engines.items() if name != AGAIN}
-            require_same_tokens("ours and the naive loop", tokens[OURS], tokens[NAIVE])
-            require_same_tokens("ours (AR) and Hugging Face generate", tokens[OURS_AR], tokens[HF])
-            if bench.peer:
-                self.give(bench, batch_size, block_size, k)
-                theirs, peer_forwards = bench.peer.tokens()
-                require_same_tokens(f"ours and {DLLM}", tokens[OURS], theirs)
-        engines = self.engines(bench, batch_size, block_size, k)  # again: the weights may be of another type now
+        peer_forwards = self.agree(bench, batch_size, block_size, k)
+        # Made again: the weights may be of another type now. The gate's own are gone, whose packed weights took memory.
+        engines = self.engines(bench, batch_size, block_size, k)
         forwards = {name: count_forwards(bench, name, engine) for name, engine in engines.items()}
         arms = {name: Arm(engine, lambda name=name: ready(bench, name)) for name, engine in engines.items()}
         if bench.peer:
@@ -100,6 +93,20 @@ class Decode(Bench):
         times = interleaved(arms, bench.repeats, bench.warmup, bench.clock)
         found = {"batch_size": batch_size, "block_size": block_size, "tokens_per_step": k, "seconds": times}
         return found | {"arms": {n: self.summary(bench, n, found, forwards[n]) for n in arms}}
+
+    def agree(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> int | None:
+        """The gate: `GateError` unless the same tokens come out. The peer's forwards, where there is one."""
+        with bench.gate():
+            engines = self.engines(bench, batch_size, block_size, k)
+            tokens = {name: made(bench, name, engine) for name, engine in engines.items() if name != AGAIN}
+            require_same_tokens("ours and the naive loop", tokens[OURS], tokens[NAIVE])
+            require_same_tokens("ours (AR) and Hugging Face generate", tokens[OURS_AR], tokens[HF])
+            if not bench.peer:
+                return None
+            self.give(bench, batch_size, block_size, k)
+            theirs, forwards = bench.peer.tokens()
+            require_same_tokens(f"ours and {DLLM}", tokens[OURS], theirs)
+            return forwards
 
     def give(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> None:
         """The model as it stands and the prompts, to the peer."""

@@ -7,6 +7,7 @@ frozen weights, without its compilation).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -26,14 +27,21 @@ class PackedLinears(AbstractContextManager):
     their weights, to rounding as before (sums run in another order).
 
     The copies are made once, here, and take as much memory again; where half of what is free does not hold them,
-    nothing is packed. Nor is anything on other devices, in types that oneDNN lacks (float64), or what may compute
-    something else: subclasses of `nn.Linear`, and those whose forward was replaced. Weights must not change while this
-    lives.
+    nothing is packed, and a warning says so. Nor is anything on other devices, in types that oneDNN lacks (float64), or
+    what may compute something else: subclasses of `nn.Linear`, and those whose forward was replaced. Weights must not
+    change while this lives.
     """
 
     def __init__(self, model: nn.Module):
         linears = [m for m in model.modules() if packable(m)]
-        fits = sum(m.weight.nbytes for m in linears) <= MEMORY * psutil.virtual_memory().available
+        needed, free = sum(m.weight.nbytes for m in linears), psutil.virtual_memory().available
+        fits = needed <= MEMORY * free
+        if not fits:
+            warnings.warn(
+                f"a denoising step will take longer than it could: packed copies of the weights are {needed / 1e9:.1f} "
+                f"GB, more than {MEMORY:.0%} of the {free / 1e9:.1f} GB that are free",
+                stacklevel=2,
+            )
         self.forwards: dict[nn.Linear, Forward] = {m: packed(m) for m in linears} if fits else {}
 
     def __enter__(self) -> PackedLinears:
