@@ -3,6 +3,8 @@ test looks at a clock."""
 
 import json
 import sys
+import weakref
+from itertools import count
 
 import pytest
 import torch
@@ -274,6 +276,26 @@ def test_our_engines_alone_decode_from_packed_weights_and_not_what_is_compiled(m
             calls.clear()
             decode.made(bench, name, engine)
             assert bool(calls) == (not compiles and name in (decode.OURS, decode.AGAIN, decode.OURS_AR)), name
+
+
+def test_the_packed_weights_of_the_gate_are_gone_when_times_are_taken(monkeypatch):
+    """Else those of a large model do not fit twice, and it is timed without them."""
+    alive = weakref.WeakSet()
+
+    class Counted(packed.PackedLinears):
+        def __init__(self, model):
+            super().__init__(model)
+            alive.add(self)
+
+    def count_then_time(*args):
+        counts.append(len(alive))
+        return interleaved(*args)
+
+    counts = []
+    monkeypatch.setattr(decode, "PackedLinears", Counted)
+    monkeypatch.setattr(decode, "interleaved", count_then_time)
+    decode.Decode(8, 8, [1], [4], [2, 4]).run(workbench(tiny("llama", torch.float32), clock=count().__next__))
+    assert counts == [1, 1]  # of either combination, its own
 
 
 def test_casting_leaves_the_rotary_frequencies_alone():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, options, random_batch
+from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, logits_in_bfloat16, options, random_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
@@ -189,15 +189,18 @@ def test_a_stop_condition_ends_a_sequence_at_the_end_of_a_block(llama):
 
 @pytest.mark.parametrize("name", options("decoding"))
 def test_every_decoders_confidence_in_bfloat16_is_that_of_the_same_logits_in_float32(name):
-    """bfloat16 knows 20 and 20.125 and nothing between, so a log-sum-exp in it is wrong by up to 6 %."""
-    decoder = make(config(f"decoding={name}").decoding)
-    logits = 2 * torch.randn(1, 200, 500, generator=generator(0))
-    logits[..., 7] = torch.linspace(8, 25, 200)
-    low = logits.bfloat16()
-    token = low.argmax(-1)
-    confidence = decoder.confidence(low, token)
+    decoder, logits = make(config(f"decoding={name}").decoding), logits_in_bfloat16()
+    token = logits.argmax(-1)
+    confidence = decoder.confidence(logits, token)
     assert confidence.dtype == torch.float32
-    torch.testing.assert_close(confidence, decoder.confidence(low.float(), token), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(confidence, decoder.confidence(logits.float(), token), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_what_is_drawn_from_in_bfloat16_is_that_of_the_same_logits_in_float32(top_p):
+    decoder, logits = Threshold(0.9, temperature=0.7, top_p=top_p), logits_in_bfloat16()
+    probabilities = decoder.probabilities(logits)
+    assert torch.equal(probabilities, decoder.probabilities(logits.float()))
 
 
 def test_sampling_follows_the_generator_and_top_p_cuts_the_tail():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, config
+from conftest import EOS_ID, ROOT, config, logits_in_bfloat16
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -18,6 +18,7 @@ from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.export import check_decode_mask, export
+from dlm.exported.modeling_block_diffusion import CommitRule
 from dlm.parent import Parent, load_parent, new_parent
 from dlm.runs import Run
 from dlm.trainable import Lora
@@ -306,3 +307,17 @@ def test_the_exported_generate_names_bad_settings(runs, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(ids, **wrong)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_exported_rule_samples_in_bfloat16_as_from_the_same_logits_in_float32(temperature):
+    logits = logits_in_bfloat16()[0]
+    token, confidence = (
+        torch.stack(found)
+        for found in zip(*(exported_rule(temperature).sample(x) for x in (logits, logits.float())), strict=True)
+    )
+    assert torch.equal(token[0], token[1]) and torch.equal(confidence[0], confidence[1])
+
+
+def exported_rule(temperature):
+    return CommitRule(0.9, None, temperature, 1.0, torch.tensor([EOS_ID]), generator(1))
