@@ -311,7 +311,7 @@ def test_the_exported_generate_names_bad_settings(runs, tmp_path):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_the_exported_rule_samples_in_bfloat16_as_from_the_same_logits_in_float32(temperature):
-    logits = logits_in_bfloat16()[0]
+    logits = logits_in_bfloat16()[0].repeat(50, 1)
     token, confidence = (
         torch.stack(found)
         for found in zip(*(exported_rule(temperature).sample(x) for x in (logits, logits.float())), strict=True)

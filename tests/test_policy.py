@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import MASK_ID, config, denoiser, random_batch
+from conftest import MASK_ID, config, denoiser, logits_in_bfloat16, random_batch
 from test_train import runs_dir, short_prose, small  # noqa: F401
 
 from dlm import policy
@@ -42,6 +42,12 @@ def test_the_features_are_those_computed_by_hand():
     expected = [[0.5, 0.25, entropy, math.log(2)], [0.125, 0.125 - 0.5, entropy, math.log(0.125 / 0.5)]]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
     assert len(FEATURES) == got.shape[-1]
+
+
+def test_features_in_bfloat16_are_those_of_the_same_logits_in_float32():
+    logits = logits_in_bfloat16()
+    token = logits.argmax(-1)
+    assert torch.equal(features(logits, token), features(logits.float(), token))
 
 
 def test_features_of_a_certain_prediction_are_finite():
