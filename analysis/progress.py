@@ -24,9 +24,12 @@ class Progress:
         self.left["measure"] = {p.run: len(p.to_measure(runs_dir)) for p in to_measure}
         self.total = {kind: len(left) for kind, left in self.left.items()}
         self.seen = {kind: [0.0, 0.0] for kind in self.left}  # seconds, units of work
+        self.ended_well, self.num_failed = dict.fromkeys(self.left, 0), 0
 
-    def done(self, kind: str, point: Point, seconds: float) -> None:
+    def done(self, kind: str, point: Point, seconds: float, failed: bool = False) -> None:
         """A job has ended, well or badly."""
+        self.num_failed += failed
+        self.ended_well[kind] += not failed
         work = self.left[kind].pop(point.run)
         self.seen[kind][0] += seconds
         self.seen[kind][1] += work
@@ -56,12 +59,13 @@ class Progress:
         return max(0.0, work - spent) / self.jobs
 
     def line(self, running: Running) -> str:
-        """`[12 of 96 runs trained, 10 of 40 measured; 35 min, about 150 min to go]`."""
-        done = {kind: f"{total - len(self.left[kind])} of {total}" for kind, total in self.total.items()}
+        """`[12 of 96 runs trained, 10 of 40 measured, 1 FAILED; 35 min, about 150 min to go]`."""
+        done = {kind: f"{self.ended_well[kind]} of {total}" for kind, total in self.total.items()}
+        failed = f", {self.num_failed} FAILED" if self.num_failed else ""
         left = self.seconds_left(running)
         ahead = "time to go not known yet" if left is None else f"about {left / 60:.0f} min to go"
         spent = (time.monotonic() - self.began) / 60
-        return f"[{done['train']} runs trained, {done['measure']} measured; {spent:.0f} min, {ahead}]"
+        return f"[{done['train']} runs trained, {done['measure']} measured{failed}; {spent:.0f} min, {ahead}]"
 
 
 def cost(folder: Path) -> tuple[float, int] | None:

@@ -160,7 +160,7 @@ class Study:
                 self.to_measure.pop(job.point.run, None)
             elif job.kind == TRAIN and job.point.state(self.runs_dir) == FINISHED:
                 self.finished.add(job.point.run)
-            self.progress.done(job.kind, job.point, job.seconds)
+            self.progress.done(job.kind, job.point, job.seconds, job.failed)
             print(self.progress.line([(j.kind, j.point, j.seconds) for j in self.running]), flush=True)
         return len(ended)
 

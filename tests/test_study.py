@@ -271,8 +271,9 @@ def test_the_time_to_go_is_the_work_left_at_the_rates_seen(linked_sweeps, tmp_pa
     assert progress.seconds_left([]) == pytest.approx((2 * 100 + 3 * 2 * 10) / 2)
     assert progress.seconds_left([("train", points[2], 40.0)]) == pytest.approx((160 + 60) / 2)
     assert progress.line([]).startswith("[1 of 3 runs trained, 1 of 4 measured; 0 min, about 2 min to go]")
-    progress.done("train", points[2], 60.0)  # it failed: there is no record, and nothing to measure
+    progress.done("train", points[2], 60.0, failed=True)  # there is no record, and nothing to measure
     assert progress.left == {"train": {points[3].run: 1000}, "measure": {b.run: 2, points[3].run: 2}}
+    assert progress.line([]).startswith("[1 of 3 runs trained, 1 of 4 measured, 1 FAILED; 0 min, ")
 
 
 def test_before_any_job_ends_the_rate_of_training_is_that_of_the_runs_that_are_there(linked_sweeps, tmp_path):
