@@ -98,6 +98,26 @@ def test_attention_of_three_queries_a_key_is_dense_sdpa(name, window, layout, sm
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("width", [8, 6])
+def test_attention_with_a_dense_mask_is_dense_sdpa_and_repeats_no_keys(width):
+    """As in decoding: few queries, all keys of the cache, three queries a key."""
+    torch.manual_seed(0)
+    shapes = ((6, 5, 8), (2, 700, 8), (2, 700, width))
+    q, k, v = (torch.randn(2, *shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    mask = torch.rand(2, 1, 5, 700) < 0.5
+    theirs = scaled_dot_product_attention(q, *(x.repeat_interleave(3, 1) for x in (k, v)), mask, scale=0.3)
+    with Watch() as watch:
+        ours, _ = block_sparse.block_sparse_attention(MODULE, q, k, v, mask, scaling=0.3)
+    repeated = 2 * 6 * 700 * 8
+    assert (watch.largest < repeated) == (width == 8)  # other widths take the kernel that repeats them
+    torch.testing.assert_close(ours.transpose(1, 2), theirs, rtol=0, atol=1e-10)
+    upstream = torch.randn_like(theirs)
+    for a, b in zip(
+        *(torch.autograd.grad(o, (q, k, v), upstream) for o in (ours.transpose(1, 2), theirs)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 def test_values_of_another_width_than_the_keys_are_dense_sdpa(small_chunks):
     """Which the kernel that is called directly cannot do."""
     pattern = pattern_of("block")

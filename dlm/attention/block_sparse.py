@@ -1,8 +1,8 @@
 """Attention that computes only what the mask lets through, as transformers' `attn_implementation="block_sparse"`.
 
 The kind of mask, made by `dlm.attention.masks`, decides how: a `BandMask` is SDPA on the columns that each band of rows
-sees (CPU), any other `BlockMask` is compiled FlexAttention (CUDA). Both are exact. Transformers' own SDPA does the
-rest: dense masks, as in decoding, and none.
+sees (CPU), any other `BlockMask` is compiled FlexAttention (CUDA), and a dense mask, as in decoding, is SDPA. All are
+exact. Keys are not repeated for the query heads that share them, but where SDPA needs it (a dense mask on CUDA).
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ def block_sparse_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"attn_implementation={NAME} does not support {name}: use eager")
+    if isinstance(attention_mask, Tensor) and query.device.type == "cpu":
+        # With a mask, transformers repeat the keys and values of the whole cache: other devices' kernels need that.
+        output = scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
+        return output.transpose(1, 2).contiguous(), None
     if not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

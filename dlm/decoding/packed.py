@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MIN_ELEMENTS = 2**18  # of a weight; with fewer, calling the kernel costs more than the product
+MIN_ELEMENTS = 2**17  # of a weight; with fewer, calling the kernel costs more than the product of a few rows
 MEMORY = 0.5  # the largest part of the free memory that the copies may take
 
 Forward = Callable[[Tensor], Tensor]
