@@ -61,6 +61,7 @@ def test_a_failing_job_stops_what_needs_it_and_nothing_else(linked_sweeps, tmp_p
     printed = capsys.readouterr().out
     assert re.search(r"old \(old\), seed 7, run \w+ FAILED in \d+ s: error: bad", printed)
     assert "left out child" in printed
+    assert "[5 of 7 runs trained, 4 of 4 measured, 1 FAILED; " in printed
     assert {p.name for p in points if p.state(tmp_path) != FINISHED} == {"old", "child"}
 
 
