@@ -211,7 +211,13 @@ def _beyond(study: Study, seed: int) -> None:
         for tokens in (1000, 4000):
             name = f"{shift}, {tokens}"
             run = study.point("shift_by_budget", name, seed, token_shift=shift, tokens=tokens)
-            study.own(run, 0.7 if shift else 0.4 + 0.4 * (tokens == 4000))
+            study.own(run, 0.7 if shift else 0.4 + 0.4 * (tokens == 4000), bits_per_byte=1.0 if shift else 1.2)
+        run = study.point("shift_by_position", f"{shift}", seed, token_shift=shift, tokens=8000)
+        study.own(run, 0.7 if shift else 0.9, bits_per_byte=1.0 if shift else 0.9)
+        ids = {"run": run, "for_sweep": "shift_by_position", "evaluation": "loss", "quantity": "loss", "model": DLM}
+        for position in range(4):  # the shift gains 0.6 at the first token of a block, and loses 0.1 at each other
+            value = 1.0 + 0.01 * seed + shift * (-0.6 if position == 0 else 0.1)
+            study.add("positions", **ids, position=position, value=value, n=9)
 
 
 CLEAN_STREAMS = (

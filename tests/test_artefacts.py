@@ -10,7 +10,7 @@ from study_tables import ITEMS, Study, correct, whole_study
 from analysis.artefacts import artefacts
 from analysis.artefacts.contested_factorial import factorial
 from analysis.artefacts.figure12_position_loss import periodic_share
-from analysis.artefacts.shift_by_budget import zero_crossing
+from analysis.artefacts.shift_by_budget import block_losses, gain_by_position, zero_crossing
 from analysis.claims import Claim, evaluate_claims, paper_numbers, read
 from analysis.compare import accuracy_effect, by_point, inner_best, own
 from analysis.exhibits import Plot, Table
@@ -235,6 +235,7 @@ def test_ticks_of_a_logarithmic_axis_are_short(value, text):
         ("table7_lr", "table7_lr", [1]),
         ("block_by_size", "block_by_size", [2, 2]),
         ("shift_by_budget", "shift_by_budget", [2]),
+        ("shift_by_budget", "shift_by_position", [1, 2]),
     ],
 )
 def test_a_figure_has_one_labelled_line_for_each_of_what_it_compares(name, plot, lines, results):
@@ -330,6 +331,25 @@ def test_a_factorial_with_missing_cells_has_no_effects():
 def test_the_crossing_is_interpolated_over_the_logarithm_of_the_tokens():
     assert zero_crossing({1e6: 10.0, 4e6: -10.0}) == "2,000,000 tokens"
     assert zero_crossing({1e6: 10.0, 4e6: 1.0}) == "none in this range"
+
+
+def test_the_shift_crosses_in_accuracy_and_in_the_bound_at_budgets_of_their_own(results):
+    table = tables(results, "shift_by_budget")[0].set_index("tokens")
+    assert list(table.index) == ["1,000", "4,000", "8,000"]
+    assert list(table["bits/byte saved"]) == ["+0.200 (+0.200 to +0.200)"] * 2 + ["−0.100 (−0.100 to −0.100)"]
+    assert [cell.partition(" (")[0] for cell in table["accuracy"]] == ["+30.0 points", "−10.0 points", "−20.0 points"]
+    assert set(table["accuracy crosses at"]) == {"2,828 tokens"}  # 1000 · 4^(30 / 40)
+    assert set(table["bits/byte crosses at"]) == {"6,350 tokens"}  # 4000 · 2^(0.2 / 0.3)
+
+
+def test_what_the_shift_gains_is_told_by_position_where_both_were_measured(results):
+    table = tables(results, "shift_by_budget")[1]  # at 1,000 tokens only one of the two was
+    assert list(table) == ["position", "nats at 8,000 tokens"]
+    assert list(table["position"]) == ["0", "1", "2", "3", "mean"]
+    gains = table["nats at 8,000 tokens"]
+    assert [gain.mean for gain in gains] == pytest.approx([0.6, -0.1, -0.1, -0.1, 0.075])
+    assert {gain.seeds for gain in gains} == {3} and gains[0].low == pytest.approx(0.6)
+    assert gain_by_position(block_losses(Study().results)).empty
 
 
 def positions(values, block=8):

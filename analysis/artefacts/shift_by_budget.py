@@ -6,83 +6,115 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from analysis.compare import accuracy_effect, by_point, own
+from analysis.claims import shown
+from analysis.compare import accuracy_effect, by_point, own, scalar_effect
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import lines
 from analysis.results import DLM, Results
+from analysis.stats import Effect, estimate
 
 PLACE = 240
 TITLE = "Beyond the paper: token shift and budget"
-SWEEPS = ("shift_by_budget", "shift_by_setting", "figure12_position_loss")
+BY_ACCURACY = ("shift_by_budget", "shift_by_setting", "shift_by_position")
+BY_POSITION = ("figure12_position_loss", "shift_by_position")
+SWEEPS = (*BY_ACCURACY, "figure12_position_loss")
 SETTING = ["size", "attention_name", "block_size", "lr"]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = described(own(results.of("evaluations", SWEEPS[:2])).drop_duplicates("run"))
-    shown = named("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
+    rows = described(own(results.of("evaluations", BY_ACCURACY)).drop_duplicates("run"))
+    measures = named("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
+    losses = block_losses(results)
     panels = [
         lines(group, "tokens", "accuracy", "shift", name, "training tokens", "accuracy, %", 100, log=True)
         for name, group in rows.groupby("setting_name", sort=False)
         if group["tokens"].nunique() > 1
     ]
-    table = by_point(rows, shown, ("setting_name", "tokens", "shift")).rename(columns={"setting_name": "conversion"})
+    table = by_point(rows, measures, ("setting_name", "tokens", "shift")).rename(columns={"setting_name": "conversion"})
     return [
         Plot(
             "shift_by_budget", tuple(panels), "At one token per step; bands: range over seeds.", "Accuracy over tokens"
         ),
         Table(
             gains(rows),
-            "With the shift minus without, points of accuracy; crossing: where the means meet, interpolated.",
+            "What the shift gains in accuracy and in the bound; crossing: where the means meet, interpolated.",
         ),
         Plot(
             "shift_by_position",
-            by_position(results),
-            FIRST,
+            tuple(
+                lines(at, "position", "value", "shift", f"{tokens:,.0f} tokens", "position in the block", "loss, nats")
+                for tokens, at in losses.groupby("tokens")
+            ),
+            "Loss of a masked token over its position in the block, under clean context.",
             "Loss over the position in the block with and without shift",
         ),
+        Table(gain_by_position(losses), f"{FIRST} {CELLS}", 3),
         Table(table, CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2}),
     ]
 
 
 FIRST = (
-    "Loss of a masked token over its position in the block. With the shift, the clean last token of the block before "
-    "predicts the first token of a block, as in the AR parent; what the shift gains at position 0 alone is that."
+    "What the shift gains in the loss of a masked token, by its position in the block. With the shift, the clean last "
+    "token of the block before predicts the first token of a block, as in the AR parent: position 0 is what that gains."
 )
 
 
-def by_position(results: Results) -> tuple[Figure, ...]:
-    found = results.of("positions", "figure12_position_loss")
-    found = found[(found["quantity"] == "loss") & (found["model"] == DLM)]
-    return (lines(found, "position", "value", "label", "", "position in the block", "loss, nats"),)
+def block_losses(results: Results) -> pd.DataFrame:
+    found = results.of("positions", BY_POSITION)
+    return named_shift(found[(found["quantity"] == "loss") & (found["model"] == DLM)])
+
+
+def gain_by_position(found: pd.DataFrame) -> pd.DataFrame:
+    """What the shift saves at every position of the block and in their mean, in nats per masked token: a row each, a
+    column for every budget. Estimates over the seeds that have both."""
+    values = found.pivot_table(index=["tokens", "position", "seed"], columns="token_shift", values="value")
+    if set(values) != {True, False}:
+        return pd.DataFrame(columns=["position"])
+    gain = (values[False] - values[True]).rename("gain").dropna().reset_index()
+    mean = gain.groupby(["tokens", "seed"], as_index=False)["gain"].mean().assign(position="mean")
+    gain = pd.concat([gain, mean])
+    found = {at: estimate(rows, "gain") for at, rows in gain.groupby(["position", "tokens"], sort=False)}
+    positions, budgets = (gain[c].unique() for c in ("position", "tokens"))
+    columns = {f"nats at {t:,.0f} tokens": [found.get((p, t)) for p in positions] for t in budgets}
+    return pd.DataFrame({"position": [str(p) for p in positions]} | columns)
+
+
+def named_shift(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(shift=["with the shift" if s else "without" for s in rows["token_shift"]])
 
 
 def described(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with `setting_name`, what a curve has in common, and `shift`."""
-    rows = rows.assign(
-        size=[f"{v / 1e6:.3g}M" for v in rows["parameters"]],
-        shift=["with the shift" if s else "without" for s in rows["token_shift"]],
-    ).sort_values([*SETTING, "tokens"])
+    sizes = [f"{v / 1e6:.3g}M" for v in rows["parameters"]]
+    rows = named_shift(rows).assign(size=sizes).sort_values([*SETTING, "tokens"])
     names = [f"{size}, {a}, block {b:g}, lr {lr:g}" for size, a, b, lr in rows[SETTING].itertuples(index=False)]
     return rows.assign(setting_name=names)
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per curve and budget, what the shift is worth, and between which budgets the sign changes."""
+    """Per curve and budget, what the shift is worth in accuracy and in the bound, and between which budgets the sign of
+    either changes."""
+    columns = ["conversion", "tokens", "accuracy", "bits/byte saved", "accuracy crosses at", "bits/byte crosses at"]
     made = []
     for name, group in rows.groupby("setting_name", sort=False):
         effects = {}
         for tokens, at in group.groupby("tokens"):
             shifted = at["token_shift"].astype(bool)
-            effect = accuracy_effect(at[shifted], at[~shifted], name)
+            pair = at[shifted], at[~shifted]
+            effect = accuracy_effect(*pair, name)
             if effect.seeds:
-                effects[tokens] = effect
-        crossing = zero_crossing({t: e.value for t, e in effects.items()})
-        for tokens, effect in effects.items():
-            interval = f"{effect.value:+.1f} ({effect.low:+.1f} to {effect.high:+.1f})"
-            made.append({"conversion": name, "tokens": f"{tokens:,.0f}", "gain": interval, "crossing": crossing})
-    return pd.DataFrame(made, columns=["conversion", "tokens", "gain", "crossing"])
+                effects[tokens] = effect, bound_effect(*pair, name)
+        crossings = [zero_crossing({t: e[i].value for t, e in effects.items()}) for i in (0, 1)]
+        for tokens, both in effects.items():
+            made.append([name, f"{tokens:,.0f}", *map(shown, both), *crossings])
+    return pd.DataFrame(made, columns=columns)
+
+
+def bound_effect(shifted: pd.DataFrame, plain: pd.DataFrame, what: str) -> Effect:
+    """The bits per byte that the shift saves, paired by seed."""
+    bits = [rows.set_index("seed")["bits_per_byte"] for rows in (plain, shifted)]
+    return scalar_effect(what, bits[0] - bits[1], [*shifted["run"], *plain["run"]], "{:+.3f}")
 
 
 def zero_crossing(gain: dict[float, float]) -> str:
