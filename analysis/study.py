@@ -26,7 +26,7 @@ from analysis.earlier import Earlier
 from analysis.jobs import Job, Work, run_module, stop, title
 from analysis.progress import Progress
 from analysis.results import Results
-from analysis.sweep import FINISHED, Point, Sweep, load_sweep
+from analysis.sweep import DIVERGED, FINISHED, Point, Sweep, load_sweep
 from dlm.lease import is_marked
 from dlm.storage import write_atomically
 
@@ -104,9 +104,10 @@ class Study:
 
     def __init__(self, points: Sequence[Point], runs_dir: Path, jobs: int, command: Commands):
         self.runs_dir, self.jobs, self.command = runs_dir, jobs, command
-        self.finished = {p.run for p in points if p.state(runs_dir) == FINISHED}
-        self.to_train = {p.run: p for p in points if p.run not in self.finished}
-        self.to_measure = {p.run: p for p in points if p.to_measure(runs_dir)}
+        state = {p.run: p.state(runs_dir) for p in points}
+        self.finished = {run for run, said in state.items() if said == FINISHED}
+        self.to_train = {p.run: p for p in points if state[p.run] not in (FINISHED, DIVERGED)}
+        self.to_measure = {p.run: p for p in points if state[p.run] != DIVERGED and p.to_measure(runs_dir)}
         self.progress = Progress([*self.to_train.values()], [*self.to_measure.values()], runs_dir, jobs)
         self.running: list[Job] = []
         self.held: list[Held] = []
@@ -158,11 +159,20 @@ class Study:
             if job.failed:
                 self.failed[job.point.run] = job.point
                 self.to_measure.pop(job.point.run, None)
-            elif job.kind == TRAIN and job.point.state(self.runs_dir) == FINISHED:
-                self.finished.add(job.point.run)
+            elif job.kind == TRAIN:
+                self.trained(job.point)
             self.progress.done(job.kind, job.point, job.seconds, job.failed)
             print(self.progress.line([(j.kind, j.point, j.seconds) for j in self.running]), flush=True)
         return len(ended)
+
+    def trained(self, point: Point) -> None:
+        """Take note of what a run has come to. One that diverged has come to its end, but nothing is measured of it."""
+        state = point.state(self.runs_dir)
+        if state == FINISHED:
+            self.finished.add(point.run)
+        elif state == DIVERGED:
+            print(f"{title(point)} diverged: nothing is measured of it", flush=True)
+            self.to_measure.pop(point.run, None)
 
     def release(self) -> int:
         """Put back what another process worked on, after all that is to be trained; how many."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from dlm.lease import BUSY
 
 
-def trained(folder: Path, settings: dict) -> None:
+def trained(folder: Path, settings: dict, diverged: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"status": "finished", "evaluation": {"settings": settings}}
+    record = {"status": "finished", "diverged": diverged, "evaluation": {"settings": settings}}
     (folder / "run.json").write_text(json.dumps(record))
 
 
@@ -28,11 +28,11 @@ def fail() -> None:
     raise SystemExit(1)
 
 
-def trained_the_second_time(folder: Path, settings: dict) -> None:
+def trained_the_second_time(folder: Path, settings: dict, diverged: bool) -> None:
     """The first time, another process works on the run."""
     lease = folder / ".lease"
     if lease.exists():
-        return trained(folder, settings)
+        return trained(folder, settings, diverged)
     lease.parent.mkdir(parents=True, exist_ok=True)
     lease.touch()
     print("busy: run is being worked on by process 1")

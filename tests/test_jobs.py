@@ -19,13 +19,14 @@ from dlm.lease import NAME
 from dlm.runs import Run
 
 
-def pretend(runs_dir, failing=()):
+def pretend(runs_dir, failing=(), diverging=()):
     """Jobs that note what a study would have made; a run of a point in `failing` fails."""
 
     def train(point):
         if point.name in failing:
             return study_jobs.fail
-        return partial(study_jobs.trained, runs_dir / point.run, point.config["evaluation"])
+        diverged = point.name in diverging
+        return partial(study_jobs.trained, runs_dir / point.run, point.config["evaluation"], diverged)
 
     def measure(point):
         return partial(study_jobs.measured, runs_dir / point.run, [e.file for e in point.to_measure(runs_dir)])
@@ -63,6 +64,15 @@ def test_a_failing_job_stops_what_needs_it_and_nothing_else(linked_sweeps, tmp_p
     assert "left out child" in printed
     assert "[5 of 7 runs trained, 4 of 4 measured, 1 FAILED; " in printed
     assert {p.name for p in points if p.state(tmp_path) != FINISHED} == {"old", "child"}
+
+
+def test_a_run_that_diverged_is_not_measured_nor_trained_again_and_fails_no_study(linked_sweeps, tmp_path, capsys):
+    points = everything([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    alone = [next(p for p in points if p.evaluations)]
+    assert Study(alone, tmp_path, 1, pretend(tmp_path, diverging={alone[0].name})).run() == []
+    printed = capsys.readouterr().out
+    assert begun(printed) == [("train", alone[0].run)] and "diverged: nothing is measured" in printed
+    assert Study(alone, tmp_path, 1, pretend(tmp_path)).run() == [] and begun(capsys.readouterr().out) == []
 
 
 def test_a_run_that_another_process_works_on_is_come_back_to_and_is_not_failed(
