@@ -132,14 +132,15 @@ def inner_best(rows: pd.DataFrame, column: str, sweep: str, printed: tuple[str, 
 ENDS = ("smallest", "largest")
 
 
-def at_cost(rows: pd.DataFrame, cost: str, level: float) -> float:
-    """Accuracy where a curve of settings reaches a cost, interpolated; NaN outside of what was measured."""
-    curve = rows.groupby(cost)["accuracy"].mean()
-    inside = len(curve) and curve.index.min() <= level <= curve.index.max()
-    return float(np.interp(level, curve.index, curve)) if inside else float("nan")
-
-
-def shared_costs(rows: pd.DataFrame, cost: str, by: str) -> tuple[float, float]:
-    """The lowest and the highest cost that every curve (one per value of `by`) reaches."""
-    reach = rows.groupby(by)[cost].agg(["min", "max"])
-    return float(reach["min"].max()), float(reach["max"].min())
+def at_shared_cost(rows: pd.DataFrame, cost: str, by: str, end: int) -> tuple[float, pd.DataFrame]:
+    """The lowest (`end` 0) or highest (1) cost that every curve reaches, a curve being a value of `by` and a seed; and
+    `seed, by, accuracy` there, interpolated. Without rows where there is no such cost: a seed that reaches a level with
+    fewer of its curves than another would compare something else."""
+    curves = {key: group.groupby(cost)["accuracy"].mean() for key, group in rows.groupby(["seed", by])}
+    columns = ["seed", by, "accuracy"]
+    low = max((curve.index.min() for curve in curves.values()), default=np.nan)
+    high = min((curve.index.max() for curve in curves.values()), default=np.nan)
+    if not low <= high:
+        return float("nan"), pd.DataFrame(columns=columns)
+    level = float((low, high)[end])
+    return level, pd.DataFrame([(*k, np.interp(level, c.index, c)) for k, c in curves.items()], columns=columns)

@@ -43,7 +43,7 @@ def decision(effect: Effect) -> str:
         return "nothing to compare"
     if not (effect.low > 0 or effect.high < 0):
         return "undecided"
-    few = f", over the items of {effect.seeds} seed{'s' if effect.seeds > 1 else ''}"
+    few = f", {'over the items of' if effect.items else 'with'} {effect.seeds} seed{'s' if effect.seeds > 1 else ''}"
     return "decided" + (few if effect.seeds < SEEDS_NEEDED else "")
 
 

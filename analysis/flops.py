@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from analysis.results import Results
+from analysis.stats import Estimate, estimate
 from dlm.bench.flops import Forwards, Shape, plain_forward, plain_step
 from dlm.build import Experiment, build, tokens_of_a_step
 from dlm.conversion import TRAIN_STREAM
@@ -24,6 +25,13 @@ from dlm.types import Batch, ModelInputs, generator
 
 BATCHES = 8
 SCHEDULED = 20  # batches, spread over training, where block sizes or numbers change in its course
+
+
+AT_EQUAL_FLOPS = (
+    "at the last validation and at equal FLOPs: where each run had used the FLOPs of the cheapest at its last "
+    "validation, interpolated between validations, of the seeds that all were validated with until then. The learning "
+    "rate of a costlier run had not fallen as far there, which tells against it."
+)
 
 
 def training_flops(config: dict[str, Any], steps: int) -> float | None:
@@ -105,14 +113,15 @@ def training_curves(results: Results, sweep: str, metric: str = "val/nelbo") -> 
     return found[["point", "label", "seed", "run", "tokens", "flops", "value"]]
 
 
-def at_equal_flops(curves: pd.DataFrame) -> dict[str, float]:
-    """Point → the metric, mean over its runs, where each had used the FLOPs of the cheapest run of all."""
-    return of_runs_at_equal_flops(curves)["value"].groupby(level="point").mean().to_dict()
+def at_equal_flops(curves: pd.DataFrame) -> dict[str, Estimate]:
+    """Point → the metric of `of_runs_at_equal_flops`."""
+    found = of_runs_at_equal_flops(curves).reset_index()
+    return {point: estimate(rows, "value") for point, rows in found.groupby("point")}
 
 
 def of_runs_at_equal_flops(curves: pd.DataFrame) -> pd.DataFrame:
-    """(point, seed) → its `run`, the metric (`value`) where it had used the FLOPs of the cheapest run of all, and these
-    `flops`. A run that was first validated later is left out."""
+    """(point, seed) → its `run`, the metric (`value`) where it had used the FLOPs of the cheapest run of all at its
+    last validation, and these `flops`. Of the seeds that every point has, but for runs first validated later."""
     known = curves.dropna(subset=["flops", "value"])
     budget = known.groupby("run")["flops"].max().min() if len(known) else 0.0
     made = [
@@ -121,7 +130,8 @@ def of_runs_at_equal_flops(curves: pd.DataFrame) -> pd.DataFrame:
         if group["flops"].min() <= budget
     ]
     found = pd.DataFrame(made, columns=["point", "seed", "run", "flops", "value"])
-    return found.set_index(["point", "seed"])
+    everywhere = found.groupby("seed")["point"].nunique() == found["point"].nunique()
+    return found[found["seed"].map(everywhere).astype(bool)].set_index(["point", "seed"])
 
 
 def run_curve(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

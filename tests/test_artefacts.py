@@ -8,16 +8,17 @@ from conftest import ROOT
 from study_tables import ITEMS, Study, correct, whole_study
 
 from analysis.artefacts import artefacts
-from analysis.artefacts.contested_factorial import factorial
+from analysis.artefacts.contested_factorial import effect_table, factorial
 from analysis.artefacts.figure12_position_loss import periodic_share
-from analysis.artefacts.shift_by_budget import block_losses, gain_by_position, zero_crossing
+from analysis.artefacts.shift_by_budget import block_losses, crossing, gain_by_position
+from analysis.artefacts.table2_masking import parallel
 from analysis.claims import Claim, evaluate_claims, paper_numbers, read
-from analysis.compare import accuracy_effect, by_point, inner_best, own
+from analysis.compare import accuracy_effect, at_shared_cost, by_point, inner_best, own
 from analysis.exhibits import Plot, Table
 from analysis.flops import at_equal_flops, training_curves
 from analysis.plots import lines
 from analysis.report import is_empty
-from analysis.results import Results
+from analysis.results import DLM, Results, columns, pack
 from analysis.stats import NO_RUNS, UNDECIDED, Effect
 
 PAPER, MODULES = paper_numbers(), artefacts()
@@ -201,14 +202,27 @@ def test_equal_flops_interpolates_where_the_cheapest_run_ends():
         study.curve(run, {500: 4.0, 1000: value})
     curves = training_curves(study.results, "table1_attention")
     assert sorted(curves["flops"]) == [0.5e12, 1e12, 1e12, 2e12]
-    assert at_equal_flops(curves) == {"d": 3.0, "f": 4.0}
+    assert {point: e.mean for point, e in at_equal_flops(curves).items()} == {"d": 3.0, "f": 4.0}
 
 
 def test_equal_flops_leaves_out_a_run_that_was_first_validated_later():
     study = Study()
     for point, flops in (("f", 8e12), ("d", 1e12)):
         study.curve(study.point("table1_attention", point, train_flops=flops), {500: 4.0, 1000: 2.0})
-    assert at_equal_flops(training_curves(study.results, "table1_attention")) == {"d": 2.0}
+    found = at_equal_flops(training_curves(study.results, "table1_attention"))
+    assert {point: e.mean for point, e in found.items()} == {"d": 2.0}
+
+
+def test_equal_flops_compares_the_seeds_that_every_point_has():
+    """Seed 0 of f, the best one, was first validated at its end."""
+    study = Study()
+    for seed in range(3):
+        for point, flops in (("f", 8e12), ("d", 4e12)):
+            run = study.point("table1_attention", point, seed, train_flops=flops)
+            late = (point, seed) == ("f", 0)
+            study.curve(run, {1000: 1.0} if late else {250: 4.0, 1000: 4.0 if seed else 1.0})
+    found = at_equal_flops(training_curves(study.results, "table1_attention"))
+    assert {point: (e.mean, e.seeds) for point, e in found.items()} == {"d": (4.0, 2), "f": (4.0, 2)}
 
 
 @pytest.mark.parametrize(("value", "text"), [(8, "8"), (250_880, "251k"), (1_000_448, "1M"), (2_000_896, "2M")])
@@ -305,32 +319,62 @@ def test_two_values_have_no_inner_one():
     assert [e.verdict for e in effects] == [NO_RUNS] * 2 and "three values of lr" in effects[0].why
 
 
+def crossed(seeds=3, without=()):
+    """Two factors, whose effects on 100 items are 20 and 10 points, and half their interaction's difference 4."""
+    made = []
+    for seed in range(seeds):
+        for a, b in ((x, y) for x in (-0.5, 0.5) for y in (-0.5, 0.5) if (seed, x, y) not in without):
+            answers = correct(0.5 + 0.2 * a + 0.1 * b + 0.08 * a * b, 100)
+            made.append({"token_shift": a > 0, "loss_name": "nelbo" if b > 0 else "mean", "seed": seed})
+            made[-1] |= {"run": f"{seed}{a}{b}", "correct": pack(answers)}
+    return pd.DataFrame(made)
+
+
 def test_a_factorial_gives_back_its_planted_effects():
-    """accuracy = 0.5 + 0.2 a + 0.1 b + 0.08 a b, on codes of ±1/2: the interaction as half a difference is 4 points."""
-    rows = pd.DataFrame(
-        {
-            "token_shift": a > 0,
-            "loss_name": "nelbo" if b > 0 else "mean",
-            "accuracy": 0.5 + 0.2 * a + 0.1 * b + 0.08 * a * b,
-        }
-        for a in (-0.5, 0.5)
-        for b in (-0.5, 0.5)
-        for _ in range(2)
-    )
-    found = factorial(rows, "accuracy").set_index("of")
-    assert list(found.index) == ["token shift (True)", "loss (nelbo)", "token shift × loss"]
-    assert list(found["effect"]) == pytest.approx([20, 10, 4])
-    assert list(found["high"] - found["low"]) == pytest.approx([0, 0, 0], abs=1e-9)
+    found = factorial(crossed())
+    assert [e.what for e in found] == ["token shift (True)", "loss (nelbo)", "token shift × loss"]
+    assert [e.value for e in found] == pytest.approx([20, 10, 4])
+    assert {(e.seeds, e.items) for e in found} == {(3, 100)}
 
 
-def test_a_factorial_with_missing_cells_has_no_effects():
-    rows = pd.DataFrame({"token_shift": [True, False], "loss_name": ["nelbo", "mean"], "accuracy": [0.4, 0.5]})
-    assert factorial(rows, "accuracy").empty and factorial(rows.head(0), "accuracy").empty
+def test_the_effects_of_a_factorial_are_as_uncertain_as_its_items():
+    """All seeds agree, so that only items are uncertain: of 100, 10 count 1 and 20 count 1/2, the others 0."""
+    effect, half = factorial(crossed())[0], 1.96 * 10 * np.sqrt(0.1 + 0.25 * 0.2 - 0.2**2)
+    assert [effect.low, effect.high] == pytest.approx([20 - half, 20 + half], abs=0.5)
+
+
+def test_a_factorial_of_one_seed_says_so():
+    table = effect_table({"all": factorial(crossed(seeds=1))})
+    assert set(table["found"]) <= {"decided, over the items of 1 seed", "undecided"}
+
+
+def test_a_factorial_leaves_out_a_seed_with_missing_cells_and_has_no_effects_without_one():
+    missing = [(0, 0.5, 0.5)]
+    assert {e.seeds for e in factorial(crossed(without=missing))} == {2}
+    assert factorial(crossed(seeds=1, without=missing)) == [] and factorial(crossed().head(0)) == []
+
+
+def gain(value, half=1.0, seeds=3):
+    return Effect("", value, value - half, value + half, seeds)
 
 
 def test_the_crossing_is_interpolated_over_the_logarithm_of_the_tokens():
-    assert zero_crossing({1e6: 10.0, 4e6: -10.0}) == "2,000,000 tokens"
-    assert zero_crossing({1e6: 10.0, 4e6: 1.0}) == "none in this range"
+    assert crossing({1e6: gain(10), 4e6: gain(-10)}) == "near 2M"
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ((gain(10), gain(1, 2), gain(-1, 2), gain(-10)), "near 2.8M"),  # decided before and after
+        ((gain(10), gain(1, 2), gain(-1, 2)), "near 2.8M, undecided"),
+        ((gain(10, seeds=2), gain(-10, seeds=2)), "near 1.4M, undecided"),  # a verdict needs three seeds
+        ((gain(-10), gain(10)), "near 1.4M"),
+        ((gain(10), gain(1, 2)), "undecided at 2M"),
+        ((gain(10), gain(2)), "none up to 2M"),
+    ],
+)
+def test_a_crossing_is_only_claimed_where_both_signs_are_decided(gains, said):
+    assert crossing({1e6 * 2**i: effect for i, effect in enumerate(gains)}) == said
 
 
 def test_the_shift_crosses_in_accuracy_and_in_the_bound_at_budgets_of_their_own(results):
@@ -338,8 +382,8 @@ def test_the_shift_crosses_in_accuracy_and_in_the_bound_at_budgets_of_their_own(
     assert list(table.index) == ["1,000", "4,000", "8,000"]
     assert list(table["bits/byte saved"]) == ["+0.200 (+0.200 to +0.200)"] * 2 + ["−0.100 (−0.100 to −0.100)"]
     assert [cell.partition(" (")[0] for cell in table["accuracy"]] == ["+30.0 points", "−10.0 points", "−20.0 points"]
-    assert set(table["accuracy crosses at"]) == {"2,828 tokens"}  # 1000 · 4^(30 / 40)
-    assert set(table["bits/byte crosses at"]) == {"6,350 tokens"}  # 4000 · 2^(0.2 / 0.3)
+    assert set(table["accuracy crosses at"]) == {"near 0.0028M"}  # 1000 · 4^(30 / 40)
+    assert set(table["bits/byte crosses at"]) == {"near 0.0063M"}  # 4000 · 2^(0.2 / 0.3)
 
 
 def test_what_the_shift_gains_is_told_by_position_where_both_were_measured(results):
@@ -350,6 +394,68 @@ def test_what_the_shift_gains_is_told_by_position_where_both_were_measured(resul
     assert [gain.mean for gain in gains] == pytest.approx([0.6, -0.1, -0.1, -0.1, 0.075])
     assert {gain.seeds for gain in gains} == {3} and gains[0].low == pytest.approx(0.6)
     assert gain_by_position(block_losses(Study().results)).empty
+
+
+def test_at_a_shared_cost_every_seed_is_compared_by_the_same_curves():
+    """Seed 1 reaches fewer forwards with block 4 than with block 8, seed 0 with both."""
+    reach = {(0, 4): 2.0, (0, 8): 2.0, (1, 4): 4.0, (1, 8): 2.0}
+    rows = [
+        {"seed": seed, "block": block, "nfe": nfe, "accuracy": nfe / 10 + block / 100}
+        for (seed, block), least in reach.items()
+        for nfe in (least, 8.0)
+    ]
+    level, found = at_shared_cost(pd.DataFrame(rows), "nfe", "block", 0)
+    assert level == 4 and list(found["accuracy"]) == pytest.approx([0.44, 0.48] * 2)
+    assert at_shared_cost(pd.DataFrame(rows), "nfe", "block", 1)[0] == 8
+    apart = pd.DataFrame([*rows, {"seed": 1, "block": 2, "nfe": 9.0, "accuracy": 0.5}])
+    assert at_shared_cost(apart, "nfe", "block", 0)[1].empty
+
+
+def test_blocks_of_decoding_are_told_apart_by_what_training_has_seen(results):
+    """0.3 + 0.05 NFE + block / 200: at the fewest forwards blocks 4 and 8 are 2 points apart, 8 and 16 are 4."""
+    table = tables(results, "figure5_decoding_block_size")[0].set_index("blocks")["per doubling"]
+    assert list(table.index) == ["up to that of training", "from it on"]
+    assert [cell.partition(" ")[0] for cell in table] == ["+2.2", "+3.3"]
+
+
+def masked_at(study, target, tpf):
+    for seed in range(3):
+        for name, accuracy in (("uniform", 0.5), ("half_life_0.1", 0.6), ("right_to_left", 0.3)):
+            run = study.point("table2_masking", name, seed)
+            at = {"threshold": 0.1, "tpf": tpf[name], "target": target, "setting": f"tpf {target}"}
+            study.evaluation(run, correct(accuracy), "table2_masking", "tpf", **at)
+
+
+def test_a_target_of_tokens_per_forward_that_one_scheme_misses_is_not_compared():
+    study, near = Study(), {"uniform": 3.9, "half_life_0.1": 4.1, "right_to_left": 3.6}
+    masked_at(study, 4.0, near)
+    masked_at(study, 5.6, near | {"half_life_0.1": 5.5})
+    assert set(parallel(study.results.of("evaluations", "table2_masking"))["target"]) == {4.0}
+
+
+def test_the_fastest_setting_is_held_against_the_papers_nearest(results):
+    effects = {e.what: e.printed for e in MODULES["table2_masking"].positional_masking_helps(results, PAPER)}
+    assert effects == {
+        "half-life 0.1 − uniform, TPF 1": "+1.75",
+        "half-life 0.1 − uniform, TPF ≈ 5.6": "+4.38",
+        "uniform − right to left, TPF 1": "+22.06",
+        "uniform − right to left, TPF ≈ 5.6": "+19.86",
+    }
+
+
+def test_the_papers_sweet_spot_is_that_of_its_own_grid(results):
+    """Read off it by hand: 38.4, 25.1 and 32.0; 60.3, 42.0 and 58.6."""
+    printed = [e.printed for e in MODULES["figure3_block_size"].block_size_sweet_spot(results, PAPER)]
+    assert printed == ["16 − 4: +13.3 (4B: 64 − 4: +18.3)", "16 − 128: +6.4 (4B: 64 − 128: +1.7)"]
+
+
+def test_a_score_and_its_interval_have_one_scale():
+    study = Study()
+    run = study.point("table4_embedding", "base")
+    ids = {"run": run, "for_sweep": "table4_embedding", "evaluation": "embed", "task": "similarity", "model": DLM}
+    study.add("scores", **ids, **columns("score", 0.7, 0.6, 0.8, 50))
+    estimate = tables(study.results, "table4_embedding")[0].iloc[0, 1]
+    assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((70, 60, 80))
 
 
 def positions(values, block=8):

@@ -7,13 +7,13 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from analysis.compare import by_point, own
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.findings import decision
 from analysis.plots import bars
-from analysis.results import Results
-from analysis.stats import LEVEL
+from analysis.results import Results, unpack
+from analysis.stats import Effect, paired
 
 PLACE = 230
 TITLE = "Beyond the paper: the contested choices, crossed"
@@ -33,7 +33,7 @@ CROSSINGS = {
 EFFECTS = (
     "Effects in points of accuracy: the mean where a choice has its second value (in parentheses) minus the mean where "
     "it has its first; of an interaction, half the difference of one effect between the values of the other. 95 % "
-    "intervals from the residuals over seeds and the interactions of three."
+    "intervals over seeds and items, paired."
 )
 
 
@@ -50,30 +50,28 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     return [*made, Table(by_point(rows, shown), CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2})]
 
 
-def crossings(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def crossings(rows: pd.DataFrame) -> dict[str, list[Effect]]:
     """The effects of every crossing whose own choice was run both ways."""
     made = {}
     for name, (choice, attention, auxiliary) in CROSSINGS.items():
         chosen = rows[rows["attention_name"].isin(attention) & rows["auxiliary_name"].isin(auxiliary)]
-        effects = factorial(chosen, "accuracy")
-        if len(effects) and choice in factors(chosen):
+        effects = factorial(chosen)
+        if effects and choice in factors(chosen):
             made[name] = effects
     return made
 
 
-def drawn(name: str, effects: pd.DataFrame) -> Figure:
-    intervals = list(effects[["effect", "low", "high"]].itertuples(index=False, name=None))
-    return bars(list(effects["of"]), intervals, name, "points of accuracy")
+def drawn(name: str, effects: list[Effect]) -> Figure:
+    return bars([e.what for e in effects], [(e.value, e.low, e.high) for e in effects], name, "points of accuracy")
 
 
-def effect_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """All effects with what can be said of them: undecided where the interval holds 0, or is not known."""
+def effect_table(found: dict[str, list[Effect]]) -> pd.DataFrame:
+    """All effects with what can be said of them."""
     rows = []
     for name, effects in found.items():
-        for e in effects.itertuples():
+        for e in effects:
             interval = f"{e.low:+.1f} to {e.high:+.1f}".replace("-", "−") if np.isfinite(e.low) else "–"
-            decided = "decided" if e.low > 0 or e.high < 0 else "undecided"
-            rows.append({"crossed": name, "of": e.of, "points": e.effect, "95 %": interval, "found": decided})
+            rows.append({"crossed": name, "of": e.what, "points": e.value, "95 %": interval, "found": decision(e)})
     return pd.DataFrame(rows)
 
 
@@ -87,25 +85,23 @@ def factors(rows: pd.DataFrame) -> dict[str, tuple]:
     return {name: values for name, values in found.items() if len(values) == 2}
 
 
-def factorial(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """`of, effect, low, high` of all main effects and interactions of two, in percent: least squares on ±1/2 codes."""
-    columns = ["of", "effect", "low", "high"]
-    crossed = factors(rows) if len(rows) else {}
-    if not crossed:
-        return pd.DataFrame(columns=columns)
-    codes = {
-        f"{c.removesuffix('_name').replace('_', ' ')} ({b})": np.where(rows[c] == b, 0.5, -0.5)
+def factorial(rows: pd.DataFrame) -> list[Effect]:
+    """All main effects and interactions of two, in points of accuracy: contrasts of the cells, per seed and item. Of
+    the seeds that have every cell; none where no seed has."""
+    crossed = factors(rows)
+    cells = rows.groupby([*crossed, "seed"])["run"].first().unstack() if crossed else pd.DataFrame()
+    seeds = list(cells.columns[cells.notna().all()]) if len(cells) == 2 ** len(crossed) else []
+    if not seeds or not crossed:
+        return []
+    right = {run: unpack(packed).astype(float) for run, packed in zip(rows["run"], rows["correct"], strict=True)}
+    answers = np.array([[right[run] for run in cells[seed]] for seed in seeds])  # seeds × cells × items
+    signs = {
+        f"{c.removesuffix('_name').replace('_', ' ')} ({b})": np.where(cells.index.get_level_values(c) == b, 1, -1)
         for c, (_, b) in crossed.items()
     }
-    pairs = {f"{a.split(' (')[0]} × {b.split(' (')[0]}": 2 * codes[a] * codes[b] for a, b in combinations(codes, 2)}
-    terms = codes | pairs
-    design = np.column_stack([np.ones(len(rows)), *terms.values()])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        return pd.DataFrame(columns=columns)  # cells are missing: the effects cannot be told apart
-    y = 100 * rows[measure].to_numpy(dtype=float)
-    beta = np.linalg.lstsq(design, y, rcond=None)[0]
-    freedom = len(y) - design.shape[1]
-    variance = ((y - design @ beta) ** 2).sum() / freedom if freedom else np.nan
-    half = student.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
-    made = zip(terms, beta[1:], (beta - half)[1:], (beta + half)[1:], strict=True)
-    return pd.DataFrame([dict(zip(columns, row, strict=True)) for row in made]).round(dict.fromkeys(columns[1:], 9))
+    pairs = {f"{a.split(' (')[0]} × {b.split(' (')[0]}": signs[a] * signs[b] for a, b in combinations(signs, 2)}
+    made = []
+    for what, sign in (signs | pairs).items():
+        value, low, high = (100 * x for x in paired(2 * np.einsum("sci,c->si", answers, sign) / len(sign)))
+        made.append(Effect(what, value, low, high, len(seeds), answers.shape[2], runs=tuple(rows["run"])))
+    return made

@@ -53,4 +53,15 @@ def mean_grid(rows: pd.DataFrame) -> pd.DataFrame:
 def block_size_sweet_spot(results: Results, paper: dict) -> list[Effect]:
     """At the evaluation block that each was trained with."""
     rows = own(results.of("evaluations", SWEEP))
-    return inner_best(rows, "block_size", SWEEP, ("16 − 4: +15.5 (4B: 64 − 4: +18.6)", "16 − 128: +6.4 (4B: +2.0)"))
+    grid = paper["figure3_block_size"]
+    small, large = (best_to_ends(grid[name], grid["eval_block_size"]) for name in MODELS)
+    printed = tuple(f"{one} (4B: {other})" for one, other in zip(small, large, strict=True))
+    return inner_best(rows, "block_size", SWEEP, printed)
+
+
+def best_to_ends(grid: dict[int, list[float]], sizes: list[int]) -> tuple[str, str]:
+    """The paper's best training block minus the smallest, and minus the largest, each decoded with its own."""
+    own_block = {block: row[sizes.index(block)] for block, row in grid.items()}
+    best = max(own_block, key=own_block.get)
+    first, last = (f"{best} − {end}: {own_block[best] - own_block[end]:+.1f}" for end in (min(grid), max(grid)))
+    return first, last

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.compare import at_cost, by_point, scalar_effect, shared_costs, slope_by_seed, swept
+from analysis.claims import shown
+from analysis.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, swept
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier
 from analysis.results import Results
@@ -19,20 +20,38 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = by_block(results)
-    shown = named("accuracy", "tpf", "nfe")
-    table = by_point(rows, shown, ("eval_block_size", "threshold")).rename(columns={"eval_block_size": "block"})
+    measures = named("accuracy", "tpf", "nfe")
+    table = by_point(rows, measures, ("eval_block_size", "threshold")).rename(columns={"eval_block_size": "block"})
     rows = rows.assign(line=[f"block {v:g}" for v in rows["eval_block_size"]])
     panel = frontier(rows, "nfe", "line", "threshold", "", "forwards per answer (NFE)")
-    said = "Each line is one evaluation block size through its confidence thresholds, mean over seeds."
+    caption = "Each line is one evaluation block size through its confidence thresholds, mean over seeds."
     return [
         Plot(
             "figure5_decoding_block_size",
             (panel,),
-            said,
+            caption,
             "Accuracy against forwards per answer by evaluation block size",
         ),
+        Table(by_side(rows), BY_SIDE),
         Table(table, CELLS, {"TPF": 2, "threshold": 2}),
     ]
+
+
+BY_SIDE = (
+    "Points of accuracy per doubling of the block of decoding, at the fewest forwards that all blocks compared reach, "
+    "among blocks up to that of training and from it on."
+)
+
+
+def by_side(rows: pd.DataFrame) -> pd.DataFrame:
+    """The slope of the claim, apart for blocks that training has seen and for larger ones."""
+    columns = ["blocks", "per doubling", "from"]
+    sizes, trained = rows["eval_block_size"], rows["block_size"]
+    effects = [
+        scalar_effect(what, per_doubling(rows[side], 0), rows.loc[side, "run"], "{:+.1f} points")
+        for what, side in (("up to that of training", sizes <= trained), ("from it on", sizes >= trained))
+    ]
+    return pd.DataFrame([[e.what, shown(e), e.why] for e in effects if e.seeds], columns=columns)
 
 
 def by_block(results: Results) -> pd.DataFrame:
@@ -45,23 +64,15 @@ def large_eval_blocks_at_low_nfe(results: Results, paper: dict) -> list[Effect]:
     rows = by_block(results)
     low, high = (per_doubling(rows, end) for end in (0, 1))
     runs, missing = rows["run"], f"{SWEEP} at two evaluation blocks with overlapping NFE"
-    shown = "{:+.1f} points"
+    points = "{:+.1f} points"
     return [
-        scalar_effect("per doubling of the block, at the fewest forwards", low, runs, shown, "better", missing),
-        scalar_effect("… more than at the most forwards", low - high, runs, shown, "no clear best", missing),
+        scalar_effect("per doubling of the block, at the fewest forwards", low, runs, points, "better", missing),
+        scalar_effect("… more than at the most forwards", low - high, runs, points, "no clear best", missing),
     ]
 
 
 def per_doubling(rows: pd.DataFrame, end: int) -> pd.Series:
-    """By seed, points of accuracy per doubling of the block, at the lowest (or highest) NFE that all blocks reach."""
-    return 100 * slope_by_seed(at_level(rows, end), "eval_block_size", "accuracy", np.log2)
-
-
-def at_level(rows: pd.DataFrame, end: int) -> pd.DataFrame:
-    """`seed, eval_block_size, accuracy`, every curve interpolated at the lowest (or highest) shared NFE."""
-    if rows.empty:
-        return pd.DataFrame(columns=["seed", "eval_block_size", "accuracy"])
-    level = shared_costs(rows, "nfe", "eval_block_size")[end]
-    groups = rows.groupby(["seed", "eval_block_size"])
-    made = [(*names, at_cost(group, "nfe", level)) for names, group in groups]
-    return pd.DataFrame(made, columns=["seed", "eval_block_size", "accuracy"])
+    """By seed, points of accuracy per doubling of the block, at the lowest (or highest) NFE that all blocks of all
+    seeds reach."""
+    _, at_level = at_shared_cost(rows, "nfe", "eval_block_size", end)
+    return 100 * slope_by_seed(at_level, "eval_block_size", "accuracy", np.log2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.compare import at_cost, by_point, own, scalar_effect, shared_costs, slope_by_seed, swept
+from analysis.compare import at_shared_cost, by_point, own, scalar_effect, slope_by_seed, swept
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier, lines
 from analysis.results import Results
@@ -49,10 +49,8 @@ def training_improves_parallelism(results: Results, paper: dict) -> list[Effect]
     budget reaches."""
     rows = results.of("evaluations", SWEEP)
     one, fast = own(rows), swept(rows, "forwards")
-    level = shared_costs(fast, "nfe", "tokens")[0] if len(fast) else float("nan")
-    made = [(*names, at_cost(group, "nfe", level)) for names, group in fast.groupby(["seed", "tokens"])]
-    at_level = pd.DataFrame(made, columns=["seed", "tokens", "accuracy"])
-    at = f"at {level:.1f} forwards" if len(fast) else "at few forwards"
+    level, at_level = at_shared_cost(fast, "nfe", "tokens", 0)
+    at = f"at {level:.1f} forwards" if len(at_level) else "at few forwards"
     missing, shown = f"{SWEEP} at two budgets", "{:+.1f} points"
     return [
         scalar_effect(what, 100 * slope_by_seed(chosen, "tokens", measure, np.log2), used, shown, "grows", missing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.artefacts.table2_masking import parallel
+from analysis.artefacts.table2_masking import REACHED, parallel
 from analysis.compare import accuracy_effect, by_point
 from analysis.exhibits import CELLS, Exhibit, Table, named
 from analysis.results import Results
@@ -20,7 +20,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     shown = named("accuracy", "tpf", "nfe")
     table = by_point(rows, shown, ("label", "setting")).rename(columns={"label": "masking"})
     return [
-        Table(table, CELLS, {"TPF": 2}),
+        Table(table, f"Of the targets of tokens per forward, {REACHED} {CELLS}", {"TPF": 2}),
         Table(against(rows), "Learned masking minus the others in points of accuracy; interval over seeds and items."),
     ]
 

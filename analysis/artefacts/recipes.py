@@ -8,8 +8,9 @@ from analysis.claims import shown
 from analysis.compare import by_point, own, parent_row, scalar_effect, swept
 from analysis.exhibits import CELLS, Exhibit, Table, named
 from analysis.findings import coverage, decision, findings, lead, measured, ranked
-from analysis.flops import of_runs_at_equal_flops, training_curves
+from analysis.flops import AT_EQUAL_FLOPS, at_equal_flops, of_runs_at_equal_flops, training_curves
 from analysis.results import Results
+from analysis.stats import Effect
 from dlm.evaluation.generation import DEGENERATE
 
 PLACE = 250
@@ -40,10 +41,7 @@ LEGEND = (
     "second stage include the first. TFLOP count auxiliary losses, teachers and rollouts. Bits/byte of held-out prose: "
     "the bound of a dLM with uniform masking, which recipes that hide whole blocks never train; exact for AR."
 )
-EQUAL = (
-    "What training cost, and the validation NELBO (nats/token) at the end of it and at equal FLOPs: where each recipe "
-    "of one stage had used the FLOPs of the cheapest, interpolated between validations."
-)
+EQUAL = f"What training cost, and the validation NELBO (nats/token) {AT_EQUAL_FLOPS}"
 
 
 def described(rows: pd.DataFrame) -> pd.DataFrame:
@@ -99,15 +97,15 @@ def costs(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     """Training cost of every recipe, and its bound at equal FLOPs."""
     names = {"tokens": "tokens"} | named("train_flops") | {"val_nelbo": "NELBO"}
     made = by_point(rows, names, ("kind", "label"))
-    equal = equal_flops(results)["value"].groupby(level="point").mean() if len(made) else {}
+    equal = at_equal_flops(labelled_curves(results))
     return made.assign(**{"NELBO, equal FLOPs": [equal.get(label) for label in made["label"]]})
 
 
-def equal_flops(results: Results) -> pd.DataFrame:
-    """(point, seed) → run and NELBO of the recipes of one stage at equal FLOPs, named by their labels."""
+def labelled_curves(results: Results) -> pd.DataFrame:
+    """The training curves of the recipes of one stage, named by their labels."""
     curves = training_curves(results, FIRST)
     curves = curves[~curves["point"].isin(CONTROLS)]
-    return of_runs_at_equal_flops(curves.assign(point=curves["label"]))
+    return curves.assign(point=curves["label"])
 
 
 def sentences(results: Results, one: pd.DataFrame, parallel: pd.DataFrame, parent: pd.DataFrame) -> list[str]:
@@ -116,7 +114,7 @@ def sentences(results: Results, one: pd.DataFrame, parallel: pd.DataFrame, paren
     made = [*best_of("one token per step", recipes), *against_controls(one, parent), *cheaper(recipes)]
     for threshold, rows in by_falling_threshold(parallel[parallel["kind"] == RECIPE]):
         made += best_of(f"τ {threshold:g}", rows)
-    return made if recipes.empty else [*made, *best_at_equal_flops(equal_flops(results))]
+    return made if recipes.empty else [*made, *best_at_equal_flops(of_runs_at_equal_flops(labelled_curves(results)))]
 
 
 def best_of(setting: str, rows: pd.DataFrame) -> list[str]:
@@ -158,13 +156,17 @@ def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
     order = list(equal["value"].groupby(level="point").mean().sort_values().index) if len(equal) else []
     if len(order) < 2:
         return ["At equal FLOPs: not known, fewer than two recipes were validated before the cheapest one's FLOPs."]
-    best, second = (equal.xs(point, level="point") for point in order[:2])
-    used = [*best["run"], *second["run"]]
-    effect = scalar_effect("", second["value"] - best["value"], used, "{:+.3f} nats/token")
-    mean = best["value"].mean()
+    best = equal.xs(order[0], level="point")
+    leads = [lead_in_bound(best, equal.xs(point, level="point")) for point in order[1:]]
+    apart = sum(effect.low > 0 for effect in leads)
     text = f"At equal FLOPs ({equal['flops'].iloc[0] / 1e12:.3g} TFLOP): {order[0]} has the lowest validation NELBO"
-    text += f" of {len(order)}, {mean:.3f} nats/token; {order[1]} has {shown(effect)} more: {decision(effect)}."
-    return [text]
+    text += f" of {len(order)}, {best['value'].mean():.3f} nats/token; {order[1]} has {shown(leads[0])} more:"
+    return [f"{text} {decision(leads[0])}. It is told apart from {apart} of the other {len(leads)}."]
+
+
+def lead_in_bound(best: pd.DataFrame, other: pd.DataFrame) -> Effect:
+    used = [*best["run"], *other["run"]]
+    return scalar_effect("", other["value"] - best["value"], used, "{:+.3f} nats/token")
 
 
 def name(rows: pd.DataFrame) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 
 from analysis.claims import shown
@@ -12,7 +11,7 @@ from analysis.compare import accuracy_effect, by_point, own, scalar_effect
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import lines
 from analysis.results import DLM, Results
-from analysis.stats import Effect, estimate
+from analysis.stats import AGREES, DISAGREES, UNDECIDED, Effect, estimate
 
 PLACE = 240
 TITLE = "Beyond the paper: token shift and budget"
@@ -105,7 +104,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
             effect = accuracy_effect(*pair, name)
             if effect.seeds:
                 effects[tokens] = effect, bound_effect(*pair, name)
-        crossings = [zero_crossing({t: e[i].value for t, e in effects.items()}) for i in (0, 1)]
+        crossings = [crossing({tokens: both[i] for tokens, both in effects.items()}) for i in (0, 1)]
         for tokens, both in effects.items():
             made.append([name, f"{tokens:,.0f}", *map(shown, both), *crossings])
     return pd.DataFrame(made, columns=columns)
@@ -117,11 +116,25 @@ def bound_effect(shifted: pd.DataFrame, plain: pd.DataFrame, what: str) -> Effec
     return scalar_effect(what, bits[0] - bits[1], [*shifted["run"], *plain["run"]], "{:+.3f}")
 
 
-def zero_crossing(gain: dict[float, float]) -> str:
-    """The budget at which the gain reaches 0, interpolated over the logarithm of the tokens."""
-    tokens = sorted(gain)
+def crossing(effects: dict[float, Effect]) -> str:
+    """Where the gain reaches 0, interpolated over the logarithm of the tokens; said to be undecided unless it is told
+    apart from 0 with one sign before and the other after."""
+    tokens = sorted(effects)
     for a, b in pairwise(tokens):
-        if gain[a] * gain[b] < 0:
-            share = gain[a] / (gain[a] - gain[b])
-            return f"{np.exp(np.log(a) + share * np.log(b / a)):,.0f} tokens"
-    return "none in this range"
+        before, after = effects[a].value, effects[b].value
+        if before * after < 0:
+            at = millions(a * (b / a) ** (before / (before - after)))
+            sides = [{effects[t].verdict for t in tokens if (t <= a) == early} for early in (True, False)]
+            decided = all(verdict in side for verdict, side in zip(signs(before), sides, strict=True))
+            return f"near {at}" if decided else f"near {at}, undecided"
+    last = effects[tokens[-1]]
+    return f"{'undecided at' if last.verdict == UNDECIDED else 'none up to'} {millions(tokens[-1])}"
+
+
+def signs(before: float) -> tuple[str, str]:
+    """The verdicts on a gain before and after it changes its sign, where both are decided."""
+    return (AGREES, DISAGREES) if before > 0 else (DISAGREES, AGREES)
+
+
+def millions(tokens: float) -> str:
+    return f"{tokens / 1e6:.2g}M"

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare import by_point, compare, own, parent_row
+from analysis.domains import DOMAINS
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.flops import at_equal_flops, training_curves
+from analysis.flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
 from analysis.plots import lines
 from analysis.results import Results
 from analysis.stats import Effect
@@ -45,14 +46,13 @@ LEGEND = (
     "TPF: tokens per forward; NFE: forwards per answer, every forward counted. Kept: percent of the AR parent's "
     "accuracy. Accuracy: exact match on the generated tasks; cloze: four-way multiple choice by likelihood, chance "
     "25 %; bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean "
-    "of its HumanEval and MBPP columns, its maths of GSM8K and Minerva Math."
+    "of its HumanEval and MBPP columns, its maths of GSM8K and Minerva Math. Our own tasks: "
+    + "; ".join(f"{domain}: {', '.join(name.replace('_', ' ') for name in names)}" for domain, names in DOMAINS.items())
+    + "."
 )
 ORDER = ["row", "conversion", "KV cache", "accuracy %", "kept %", "paper %", "paper kept %", "TPF", "NFE"]
 ORDER += ["code %", "paper code %", "maths %", "paper maths %", "symbols %", "cloze %", "bits/byte"]
-EQUAL = (
-    "What training cost, and the validation NELBO (nats/token) at the end of it and at equal FLOPs: where each run had "
-    "used the FLOPs of the cheapest, interpolated between validations."
-)
+EQUAL = f"What training cost, and the validation NELBO (nats/token) {AT_EQUAL_FLOPS}"
 
 
 def accuracies(results: Results, paper: dict) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from analysis.compare import accuracy_effect, by_point, swept
@@ -27,34 +28,54 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     return [
         Table(
             table,
-            f"Thresholds are chosen on validation items to come near the targets. {CELLS}",
+            f"Thresholds are chosen on validation items to come near the targets; {REACHED} {CELLS}",
             {"TPF": 2, "threshold": 2},
         ),
         Table(theirs, "The paper's: accuracy %, average of six tasks.", 2),
     ]
 
 
+NEAR = 0.15
+REACHED = f"a target that a scheme misses by more than {100 * NEAR:.0f} % is left out."
+
+
 def parallel(rows: pd.DataFrame) -> pd.DataFrame:
-    """One token per step, then the TPF targets upwards."""
-    both = pd.concat([swept(rows, "one_token").assign(target=1.0), swept(rows, "tpf")])
+    """One token per step, then the TPF targets upwards that every point comes near in the mean over its seeds: with
+    short blocks or answers the least threshold commits no more, and one measurement would stand under two targets."""
+    fast = swept(rows, "tpf")
+    mean = fast.groupby(["target", "point"])["tpf"].mean()
+    missed = (mean / mean.index.get_level_values("target") - 1).abs() > NEAR
+    fast = fast[~fast["target"].isin(missed[missed].index.get_level_values("target"))]
+    both = pd.concat([swept(rows, "one_token").assign(target=1.0), fast])
     both = both.assign(setting=["1 token/step" if t == 1 else f"TPF ≈ {t:g}" for t in both["target"]])
     return both.sort_values("target", kind="stable")
 
 
 def positional_masking_helps(results: Results, paper: dict) -> list[Effect]:
+    """At one token per step, and at the most tokens per forward that were reached, beside the paper's nearest."""
     rows = parallel(results.of("evaluations", SWEEP))
     targets = sorted(rows["target"].dropna().unique())
-    fastest = targets[-1] if targets else 5.6
+    fastest = targets[-1] if len(targets) > 1 else None
+    printed = paper["table2_masking"]
 
-    def pair(better: str, worse: str, target: float, what: str, printed: str) -> Effect:
-        at = rows[rows["target"] == target]
+    def pair(better: str, worse: str, target: float | None) -> Effect:
+        names, at = f"{NAMES[better]} − {NAMES[worse]}", rows[rows["target"] == target]
+        if target is None:
+            missing = (f"{SWEEP} at a target of tokens per forward that all come near",)
+            return Effect(f"{names}, several tokens per forward", missing=missing)
+        column = np.abs(np.array(printed["tokens_per_forward"]) - target).argmin()
+        theirs = f"{printed[PRINTED[better]][column] - printed[PRINTED[worse]][column]:+.2f}"
         sides = [at[at["point"] == name] for name in (better, worse)]
         lacking = [f"{SWEEP} {n}" for n, side in zip((better, worse), sides, strict=True) if side.empty]
-        return accuracy_effect(*sides, what, printed, lacking)
+        return accuracy_effect(*sides, f"{names}, TPF {'≈ ' if target > 1 else ''}{target:g}", theirs, lacking)
 
-    return [
-        pair("half_life_0.1", "uniform", 1.0, "half-life 0.1 − uniform, TPF 1", "+1.75"),
-        pair("half_life_0.1", "uniform", fastest, f"half-life 0.1 − uniform, TPF ≈ {fastest:g}", "+4.38"),
-        pair("uniform", "right_to_left", 1.0, "uniform − right to left, TPF 1", "+22.06"),
-        pair("uniform", "right_to_left", fastest, f"uniform − right to left, TPF ≈ {fastest:g}", "+19.86"),
-    ]
+    pairs = [("half_life_0.1", "uniform"), ("uniform", "right_to_left")]
+    return [pair(*names, target) for names in pairs for target in (1.0, fastest)]
+
+
+NAMES = {"half_life_0.1": "half-life 0.1", "uniform": "uniform", "right_to_left": "right to left"}
+PRINTED = {
+    "half_life_0.1": "half_life_0.10",
+    "uniform": "uniform",
+    "right_to_left": "right_to_left",
+}  # the paper's rows

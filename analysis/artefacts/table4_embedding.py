@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.compare import by_point, scalar_effect
-from analysis.exhibits import Exhibit, Table
+from analysis.exhibits import CELLS, Exhibit, Table
 from analysis.results import DLM, PARENT, Results
 from analysis.stats import Effect
 
@@ -20,13 +20,14 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     # The parent has one row a run, with the same score in all runs: once is enough.
     parent = scores[scores["model"] == PARENT].drop_duplicates("task").assign(label="AR parent")
     scores = pd.concat([parent, scores[scores["model"] == DLM]])
-    scores = scores.assign(score=100 * scores["score"].astype(float))
+    percent = [c for c in ("score", "score_low", "score_high") if c in scores]
+    scores = scores.assign(**{c: 100 * scores[c].astype(float) for c in percent})
     table = by_point(scores, {"score": "score"}, ("task", "label"))
     order = list(dict.fromkeys(table["label"]))
     wide = table.pivot(index="task", columns="label", values="score")[order].reset_index() if len(table) else table
     printed = pd.DataFrame(list(paper["table4_embedding"].items()), columns=["model", "average score"])
     return [
-        Table(wide, "Score × 100 per task of the embedded suite; in small: interval over seeds, seeds.", 1),
+        Table(wide, f"Score × 100 per task of the embedded suite. {CELLS}", 1),
         Table(printed, "The paper's: 15 datasets of MTEB, zero-shot.", 2),
     ]
 
