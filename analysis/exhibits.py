@@ -56,7 +56,8 @@ class Table:
     def cells(self) -> list[list[Cell]]:
         """The table's rows."""
         columns = list(self.frame.columns)
-        return [[self.cell(v, c) for v, c in zip(row, columns, strict=True)] for row in self.frame.values.tolist()]
+        rows = self.frame.itertuples(index=False, name=None)  # each column with its own type: 8, not 8.0
+        return [[self.cell(v, c) for v, c in zip(row, columns, strict=True)] for row in rows]
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ def lines(
 ) -> Figure:
     """One line per value of `by`: the mean of `y` over the rows with the same `x`, with the range over seeds."""
     figure, axes = panel(title, xlabel or x, ylabel or y)
-    names = list(rows[by].dropna().unique()) if order is None else [n for n in order if (rows[by] == n).any()]
-    for i, name in enumerate(names):
+    there = list(rows[by].dropna().unique())
+    names = there if order is None else [name for name in order if name in there]
+    for name in names:
+        i = (order or names).index(name)  # of an order, each has its colour whoever else is there
         chosen = rows[(rows[by] == name)].dropna(subset=[x, y])
         line = chosen.groupby(x)[y].agg(["mean", "min", "max"]) * scale
         draw(axes, i, line.index, line["mean"], str(name))

@@ -114,10 +114,10 @@ class Results:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            tables = {name: pd.DataFrame(content[name]) for name in COLUMNS}
+            tables = {name: pd.DataFrame({c: spelt_out(v) for c, v in content[name].items()}) for name in COLUMNS}
         except FileNotFoundError as error:
             raise ValueError(f"results {str(path)!r} do not exist: collect them with make ablation-report") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"results {str(path)!r} are damaged ({error}): collect them again") from error
         for name, columns in COLUMNS.items():
             if lacking := set(columns) - set(tables[name].columns) - LATER.get(name, set()):
@@ -134,9 +134,25 @@ def complete(name: str, table: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=[*COLUMNS[name], *(c for c in table.columns if c not in COLUMNS[name])])
 
 
-def columnar(frame: pd.DataFrame) -> dict[str, list]:
+def columnar(frame: pd.DataFrame) -> dict[str, Any]:
     """Column → values, with None for what is not there. Floats keep 7 significant digits: more is noise."""
-    return {str(name): [plain(v) for v in frame[name].tolist()] for name in frame.columns}
+    return {str(name): abbreviated([plain(v) for v in frame[name].tolist()]) for name in frame.columns}
+
+
+def abbreviated(values: list) -> Any:
+    """Texts that come again and again as `{"texts": each once, "at": where each value stands among them}`."""
+    texts = list(dict.fromkeys(v for v in values if isinstance(v, str)))
+    if not 0 < 2 * len(texts) <= len(values) or not all(isinstance(v, str | None) for v in values):
+        return values
+    where = {text: i for i, text in enumerate(texts)}
+    return {"texts": texts, "at": [where.get(value) for value in values]}
+
+
+def spelt_out(column: Any) -> list:
+    """The values of a column as `abbreviated` left it."""
+    if not isinstance(column, dict):
+        return column
+    return [None if i is None else column["texts"][i] for i in column["at"]]
 
 
 def plain(value: Any) -> Any:

@@ -386,6 +386,17 @@ def test_the_shift_crosses_in_accuracy_and_in_the_bound_at_budgets_of_their_own(
     assert set(table["bits/byte crosses at"]) == {"near 0.0063M"}  # 4000 · 2^(0.2 / 0.3)
 
 
+def test_with_and_without_the_shift_have_the_same_colours_in_every_panel(results):
+    made = plots(results, "shift_by_budget")
+    panels = [figure for plot in made.values() for figure in plot.panels]
+    colours = [{line.get_label(): line.get_color() for line in figure.axes[0].lines} for figure in panels]
+    assert len(set().union(*(set(found.items()) for found in colours))) == 2
+
+
+def test_whole_numbers_stay_whole_beside_others():
+    assert [c.text for c in Table(pd.DataFrame({"batch": [8], "faster": [1.5]}), "", 2).cells[0]] == ["8", "1.50"]
+
+
 def test_what_the_shift_gains_is_told_by_position_where_both_were_measured(results):
     table = tables(results, "shift_by_budget")[1]  # at 1,000 tokens only one of the two was
     assert list(table) == ["position", "nats at 8,000 tokens"]

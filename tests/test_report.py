@@ -18,7 +18,7 @@ from analysis.exhibits import Table, cell
 from analysis.plots import lines
 from analysis.provenance import quantity
 from analysis.report import main, render_report
-from analysis.results import COLUMNS, Results
+from analysis.results import COLUMNS, Results, abbreviated, spelt_out
 from analysis.stats import Estimate
 
 VOID = {"meta", "br", "img", "link", "use", "path"}
@@ -77,6 +77,15 @@ def test_the_report_is_made_again_byte_for_byte(whole, tmp_path):
     assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     assert sum(p.suffix == ".svg" for p in files) == sum(p.suffix == ".pdf" for p in files) > 20
     assert [p for p in files if (whole / p).read_bytes() != (tmp_path / p).read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    "column", [["a", None, "a", "a"], ["a", "b"], [1, "a", "a", "a"], [None, None], [], [0.5, None]]
+)
+def test_texts_that_come_again_are_written_once_and_read_as_they_were(column):
+    short = abbreviated(column)
+    assert spelt_out(short) == column
+    assert isinstance(short, dict) == (column == ["a", None, "a", "a"])
 
 
 def test_the_committed_report_is_what_its_results_give(tmp_path):

@@ -18,6 +18,8 @@ TITLE = "Beyond the paper: token shift and budget"
 BY_ACCURACY = ("shift_by_budget", "shift_by_setting", "shift_by_position")
 BY_POSITION = ("figure12_position_loss", "shift_by_position")
 SWEEPS = (*BY_ACCURACY, "figure12_position_loss")
+ARMS = ("with the shift", "without")  # in every panel in these colours
+IN_BLOCK = "position in the block"
 SETTING = ["size", "attention_name", "block_size", "lr"]
 
 
@@ -26,7 +28,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     measures = named("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
     losses = block_losses(results)
     panels = [
-        lines(group, "tokens", "accuracy", "shift", name, "training tokens", "accuracy, %", 100, log=True)
+        lines(group, "tokens", "accuracy", "shift", name, "training tokens", "accuracy, %", 100, log=True, order=ARMS)
         for name, group in rows.groupby("setting_name", sort=False)
         if group["tokens"].nunique() > 1
     ]
@@ -42,7 +44,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         Plot(
             "shift_by_position",
             tuple(
-                lines(at, "position", "value", "shift", f"{tokens:,.0f} tokens", "position in the block", "loss, nats")
+                lines(at, "position", "value", "shift", f"{tokens:,.0f} tokens", IN_BLOCK, "loss, nats", order=ARMS)
                 for tokens, at in losses.groupby("tokens")
             ),
             "Loss of a masked token over its position in the block, under clean context.",
@@ -80,7 +82,7 @@ def gain_by_position(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def named_shift(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(shift=["with the shift" if s else "without" for s in rows["token_shift"]])
+    return rows.assign(shift=[ARMS[not shift] for shift in rows["token_shift"]])
 
 
 def described(rows: pd.DataFrame) -> pd.DataFrame:
