@@ -371,6 +371,8 @@ def test_the_crossing_is_interpolated_over_the_logarithm_of_the_tokens():
         ((gain(-10), gain(10)), "near 1.4M"),
         ((gain(10), gain(1, 2)), "undecided at 2M"),
         ((gain(10), gain(2)), "none up to 2M"),
+        ((gain(10), gain(-10, seeds=0)), "none up to 1M"),
+        ((gain(10, seeds=0),), "–"),
     ],
 )
 def test_a_crossing_is_only_claimed_where_both_signs_are_decided(gains, said):

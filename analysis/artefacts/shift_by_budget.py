@@ -120,8 +120,10 @@ def bound_effect(shifted: pd.DataFrame, plain: pd.DataFrame, what: str) -> Effec
 
 def crossing(effects: dict[float, Effect]) -> str:
     """Where the gain reaches 0, interpolated over the logarithm of the tokens; said to be undecided unless it is told
-    apart from 0 with one sign before and the other after."""
-    tokens = sorted(effects)
+    apart from 0 with one sign before and the other after. A dash where nothing was measured."""
+    tokens = sorted(t for t, effect in effects.items() if effect.seeds)
+    if not tokens:
+        return "–"
     for a, b in pairwise(tokens):
         before, after = effects[a].value, effects[b].value
         if before * after < 0:
