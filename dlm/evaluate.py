@@ -46,6 +46,7 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     ar = ar_denoiser(parent)
     fingerprint = run.record["parent"]["fingerprint"]
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
+    cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
     measured = cached(cache)
     if measured is None:
         measured = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]

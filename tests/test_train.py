@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from types import SimpleNamespace
 
 import pandas as pd
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from dlm.conversion import Conversion
 from dlm.data import prose
-from dlm.evaluate import report
+from dlm.evaluate import evaluate_run, report
 from dlm.runs import Run
 from dlm.train import train
 
@@ -192,6 +193,13 @@ def test_a_finished_run_that_is_asked_for_with_another_evaluation_is_only_evalua
     again = train(small(runs_dir, *LIGHT_EVALUATION))
     assert again["status"] == "skipped" and again["record"]["evaluation"]["dlm"]["generation"]
     assert (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_that_was_moved_is_evaluated_where_it_is(runs_dir, tmp_path):
+    """What is kept of its parent stayed behind."""
+    run = Run(runs_dir / train(small(runs_dir))["id"])
+    moved = Run(shutil.copytree(run.folder, tmp_path / "elsewhere" / run.id))
+    assert evaluate_run(moved, config(*LIGHT_EVALUATION).evaluation)["dlm"]["generation"]
 
 
 def test_the_wandb_run_is_offline_without_a_key_is_named_like_ours_and_is_closed(runs_dir, monkeypatch):
