@@ -151,6 +151,7 @@ def recipe_config(*overrides: str) -> dict:
 def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str, int]]:
     """The FLOPs of a step by `training_flops`, and those that the same batches execute, rollouts included."""
     monkeypatch.setattr(prose, "chapters", lambda split: ("And it came to pass. " * 20,))  # all of it is slow
+    monkeypatch.setattr(prose, "ENCODED", {})  # which no other test shall read
     monkeypatch.setattr(flops, "BATCHES", batches)
     monkeypatch.setattr(flops, "SCHEDULED", batches)
     experiment = build(OmegaConf.create(made | {"tokens": 128 * batches}))

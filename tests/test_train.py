@@ -59,6 +59,7 @@ def short_prose(monkeypatch):
     """A few chapters, so that no test waits for the whole book to be tokenised."""
     chapters = {split: prose.chapters(split)[:5] for split in ("train", "val", "test")}
     monkeypatch.setattr(prose, "chapters", chapters.__getitem__)
+    monkeypatch.setattr(prose, "ENCODED", {})  # nor trains on what another test encoded
 
 
 @pytest.fixture
