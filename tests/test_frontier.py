@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from study_tables import ITEMS, RECIPES, Study, correct, recipes, whole_study
 
@@ -88,6 +89,17 @@ def test_a_cheaper_recipe_that_is_not_told_apart_is_named():
     *_, sentence, unknown = found(study.results, recipes_artefact)
     assert unknown.startswith("At equal FLOPs: not known")  # nothing was validated before the end
     assert sentence.startswith("With 25 % of its FLOPs, cheap has ") and sentence.endswith("against it: undecided.")
+
+
+def test_the_lowest_bound_says_of_how_many_others_it_is_told_apart():
+    values = {"best": (2.0, 2.1, 1.9), "near": (2.3, 1.9, 2.1), "far": (3.0, 3.1, 2.9)}
+    rows = [
+        {"point": point, "seed": seed, "run": f"{point}{seed}", "flops": 1e12, "value": value}
+        for point, found in values.items()
+        for seed, value in enumerate(found)
+    ]
+    (said,) = recipes_artefact.best_at_equal_flops(pd.DataFrame(rows).set_index(["point", "seed"]))
+    assert said.endswith("undecided. It is told apart from 1 of the other 2.")
 
 
 def test_one_seed_is_decided_over_its_items_only():
