@@ -70,17 +70,22 @@ def accuracy_effect(
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return Effect(what, printed=printed, missing=tuple(missing))
-    sizes = {len(x[s]) for x in (first, second) for s in seeds}
+    require_same_items(what, *([x[s] for s in seeds] for x in (first, second)))
+    differences = np.array([first[s].astype(float) - second[s].astype(float) for s in seeds])
+    value, low, high = (100 * x for x in paired(differences))
+    runs = pd.concat([better, worse])
+    used = tuple(dict.fromkeys(runs.loc[runs["seed"].isin(seeds), "run"]))
+    return Effect(what, value, low, high, len(seeds), differences.shape[1], printed=printed, runs=used)
+
+
+def require_same_items(what: str, *found: Sequence[np.ndarray]) -> None:
+    """Raises `ValueError` where outcomes that are to be paired are not of the same number of items."""
+    sizes = {len(answers) for some in found for answers in some}
     if len(sizes) > 1:
         raise ValueError(
             f"{what}: the runs answered different items ({' and '.join(map(str, sorted(sizes)))}): evaluate them alike "
             "with python -m dlm.evaluate run=ID"
         )
-    differences = np.array([first[s].astype(float) - second[s].astype(float) for s in seeds])
-    value, low, high = (100 * x for x in paired(differences))
-    runs = pd.concat([better, worse])
-    used = tuple(dict.fromkeys(runs.loc[runs["seed"].isin(seeds), "run"]))
-    return Effect(what, value, low, high, len(seeds), sizes.pop(), printed=printed, runs=used)
 
 
 def compare(

@@ -348,6 +348,13 @@ def test_a_factorial_of_one_seed_says_so():
     assert set(table["found"]) <= {"decided, over the items of 1 seed", "undecided"}
 
 
+def test_a_factorial_of_runs_that_answered_different_items_is_refused():
+    rows = crossed(seeds=1)
+    rows.loc[0, "correct"] = pack(correct(0.5, 90))
+    with pytest.raises(ValueError, match=r"different items \(90 and 100\): evaluate them alike"):
+        factorial(rows)
+
+
 def test_a_factorial_leaves_out_a_seed_with_missing_cells_and_has_no_effects_without_one():
     missing = [(0, 0.5, 0.5)]
     assert {e.seeds for e in factorial(crossed(without=missing))} == {2}

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.compare import by_point, own
+from analysis.compare import by_point, outcomes, own, require_same_items
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.findings import decision
 from analysis.plots import bars
-from analysis.results import Results, unpack
+from analysis.results import Results
 from analysis.stats import Effect, paired
 
 PLACE = 230
@@ -89,15 +89,21 @@ def factorial(rows: pd.DataFrame) -> list[Effect]:
     """All main effects and interactions of two, in points of accuracy: contrasts of the cells, per seed and item. Of
     the seeds that have every cell; none where no seed has."""
     crossed = factors(rows)
-    cells = rows.groupby([*crossed, "seed"])["run"].first().unstack() if crossed else pd.DataFrame()
-    seeds = list(cells.columns[cells.notna().all()]) if len(cells) == 2 ** len(crossed) else []
-    if not seeds or not crossed:
+    if not crossed:
         return []
-    right = {run: unpack(packed).astype(float) for run, packed in zip(rows["run"], rows["correct"], strict=True)}
-    answers = np.array([[right[run] for run in cells[seed]] for seed in seeds])  # seeds × cells × items
+    cells = {values: outcomes(group) for values, group in rows.groupby(list(crossed))}
+    seeds = sorted(set.intersection(*map(set, cells.values()))) if len(cells) == 2 ** len(crossed) else []
+    if not seeds:
+        return []
+    require_same_items("the choices crossed", *([cell[seed] for cell in cells.values()] for seed in seeds))
+    answers = np.array(
+        [[cell[seed] for cell in cells.values()] for seed in seeds], dtype=float
+    )  # seeds × cells × items
     signs = {
-        f"{c.removesuffix('_name').replace('_', ' ')} ({b})": np.where(cells.index.get_level_values(c) == b, 1, -1)
-        for c, (_, b) in crossed.items()
+        f"{c.removesuffix('_name').replace('_', ' ')} ({b})": np.array(
+            [1 if values[i] == b else -1 for values in cells]
+        )
+        for i, (c, (_, b)) in enumerate(crossed.items())
     }
     pairs = {f"{a.split(' (')[0]} × {b.split(' (')[0]}": signs[a] * signs[b] for a, b in combinations(signs, 2)}
     made = []

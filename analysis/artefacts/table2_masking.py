@@ -59,12 +59,13 @@ def positional_masking_helps(results: Results, paper: dict) -> list[Effect]:
     printed = paper["table2_masking"]
 
     def pair(better: str, worse: str, target: float | None) -> Effect:
-        names, at = f"{NAMES[better]} − {NAMES[worse]}", rows[rows["target"] == target]
+        (first, above), (second, below) = SCHEMES[better], SCHEMES[worse]
+        names, at = f"{first} − {second}", rows[rows["target"] == target]
         if target is None:
             missing = (f"{SWEEP} at a target of tokens per forward that all come near",)
             return Effect(f"{names}, several tokens per forward", missing=missing)
         column = np.abs(np.array(printed["tokens_per_forward"]) - target).argmin()
-        theirs = f"{printed[PRINTED[better]][column] - printed[PRINTED[worse]][column]:+.2f}"
+        theirs = f"{printed[above][column] - printed[below][column]:+.2f}"
         sides = [at[at["point"] == name] for name in (better, worse)]
         lacking = [f"{SWEEP} {n}" for n, side in zip((better, worse), sides, strict=True) if side.empty]
         return accuracy_effect(*sides, f"{names}, TPF {'≈ ' if target > 1 else ''}{target:g}", theirs, lacking)
@@ -73,9 +74,9 @@ def positional_masking_helps(results: Results, paper: dict) -> list[Effect]:
     return [pair(*names, target) for names in pairs for target in (1.0, fastest)]
 
 
-NAMES = {"half_life_0.1": "half-life 0.1", "uniform": "uniform", "right_to_left": "right to left"}
-PRINTED = {
-    "half_life_0.1": "half_life_0.10",
-    "uniform": "uniform",
-    "right_to_left": "right_to_left",
-}  # the paper's rows
+# Point → its name, and its row in the paper's numbers.
+SCHEMES = {
+    "half_life_0.1": ("half-life 0.1", "half_life_0.10"),
+    "uniform": ("uniform", "uniform"),
+    "right_to_left": ("right to left", "right_to_left"),
+}
