@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
+from dlm.last_layer import LastLayer
 from dlm.loss.base import Loss
 from dlm.readout import chunk_bytes, chunked, without_decoder
 from dlm.trainable.gate import gate_of
@@ -42,7 +43,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.model, self.pattern, self.mask_id = model, pattern, mask_id
         self.token_shift, self.layer_types = token_shift, layer_types
-        self.compiled = False
+        self.compiled, self.last_layer = False, LastLayer(model)
         self.last_masks = None, None  # their key, and the masks
         self.row_bytes = 4 * model.get_output_embeddings().weight.shape[0]  # of logits in float32
         # Not as a submodule: its modules are the model's own.
@@ -63,7 +64,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"trainer.compile=true finds no layers in {type(self.model).__name__}: set it to false")
         for layer in layers:
             layer.compile(dynamic=False, **options)
-        self.compiled = True
+        self.compiled, self.last_layer.mlp = True, None  # one version for a shape: not one for every number of rows
 
     def scorable(self, batch: Batch) -> Batch:
         """The batch without maskable tokens that nothing can score."""
@@ -123,17 +124,19 @@ class Denoiser(nn.Module):
     def read(self, inputs: ModelInputs) -> Float[Tensor, "N D"]:
         """The hidden states that score the tokens."""
         masks = self.masks(inputs.rows, inputs.rows, inputs.layout)
-        return self.hidden(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
+        with self.last_layer.reading(inputs):
+            return self.hidden(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
 
     def states(self, inputs: ModelInputs) -> list[Float[Tensor, "N D"]]:
         """What `read` gives, after the embedding and after every layer; the last is what `read` gives."""
-        output = self.model.get_decoder()(
-            input_ids=inputs.input_ids,
-            position_ids=inputs.position_ids,
-            attention_mask=self.masks(inputs.rows, inputs.rows, inputs.layout),
-            use_cache=False,
-            output_hidden_states=True,
-        )
+        with self.last_layer.reading(inputs):
+            output = self.model.get_decoder()(
+                input_ids=inputs.input_ids,
+                position_ids=inputs.position_ids,
+                attention_mask=self.masks(inputs.rows, inputs.rows, inputs.layout),
+                use_cache=False,
+                output_hidden_states=True,
+            )
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         return [state.flatten(0, 1)[inputs.scored] for state in states]
 

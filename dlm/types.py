@@ -90,17 +90,21 @@ class Rows(Movable):
 class ModelInputs(Movable):
     """What the network reads. `scored[n]` is the flat index (row * S + column) of the hidden state that scores token
     n, with the token shift already applied; `rows` describes the S columns for the attention predicate. `layout`
-    names the rows, so that masks can be used again without a look at the device; "" is no name."""
+    names the rows, so that masks can be used again without a look at the device; "" is no name. `read` are the rows in
+    `scored`, each once and in order; None: not known."""
 
     input_ids: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
     rows: Rows
     scored: Int[Tensor, " N"]
     layout: str = ""
+    read: Int[Tensor, " R"] | None = None
 
-    def named(self, block_size: int) -> ModelInputs:
-        """With a name for what decides its masks (on the CPU): its rows, and the block size of the pattern."""
-        return replace(self, layout=f"{self.rows.layout()}/{block_size}")
+    def settled(self, block_size: int) -> ModelInputs:
+        """With what is known of it on the CPU alone: a name for what decides its masks, its rows and the block size of
+        the pattern, and the rows that are read."""
+        read = torch.zeros(self.input_ids.numel(), dtype=torch.bool).index_fill_(0, self.scored, True)
+        return replace(self, layout=f"{self.rows.layout()}/{block_size}", read=read.nonzero()[:, 0])
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Teacher:
         inputs, _ = self.denoiser.inputs(batch, noised)
         valid = (batch.position.flatten()[scored.index] > 0) | (not self.token_shift)
         inputs = trim(self.pattern, replace(inputs, scored=torch.where(valid, inputs.scored, 0)))
-        return Lesson(inputs.named(self.pattern.block_size), valid)
+        return Lesson(inputs.settled(self.pattern.block_size), valid)
 
     @property
     def nbytes(self) -> int:
