@@ -11,6 +11,7 @@ import torch
 from conftest import config
 
 from dlm.attention.block import Block
+from dlm.attention.block_noisy import BlockNoisy
 from dlm.build import ar_denoiser
 from dlm.data import prose, tasks
 from dlm.data.tasks import Example
@@ -24,7 +25,7 @@ from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
 from dlm.parent import load_parent
 from dlm.runs import Run
-from dlm.types import generator
+from dlm.types import Noised, generator
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +91,27 @@ def test_the_parents_cloze_scores_are_hugging_faces(parent):
         assert chosen == int(torch.stack(scores).argmin())
 
 
-def test_a_block_model_reveals_an_option_from_left_to_right(parent):
-    block = Denoiser(parent.model, Block(8), parent.mask_id, False, parent.layer_types)
-    made = cloze.reveal(block, [5] * 6, [7, 8, 9], eos_id=0)
-    assert [noised.masked[0].nonzero().flatten().tolist() for _, noised in made] == [[6], [7], [8]]
-    for i, (_, noised) in enumerate(made):
-        hidden = (noised.xt[0] == parent.mask_id).nonzero().flatten().tolist()
+@pytest.mark.parametrize(("pattern", "rows"), [(Block, 1), (BlockNoisy, 3)])
+def test_a_block_model_reveals_an_option_from_left_to_right(parent, pattern, rows):
+    """As views of one row where a clean stream can be shared, else in rows of their own."""
+    block = Denoiser(parent.model, pattern(8), parent.mask_id, False, parent.layer_types)
+    batch, noised = cloze.reveal(block, [5] * 6, [7, 8, 9], eos_id=0)
+    assert batch.x0.tolist() == [[5] * 6 + [7, 8, 9] + [0] * 7] * rows and noised.xt.shape[0] == rows
+    assert [step.nonzero().flatten().tolist() for step in noised.masked.view(3, 16)] == [[6], [7], [8]]
+    for i, step in enumerate(noised.xt.view(3, 16)):
+        hidden = (step == parent.mask_id).nonzero().flatten().tolist()
         assert hidden == list(range(6 + i, 16))  # whole blocks, as in decoding
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("block_size", [4, 16])
+def test_steps_that_share_a_clean_stream_are_scored_as_if_alone(parent, block_size, token_shift):
+    block = Denoiser(parent.model, Block(block_size), parent.mask_id, token_shift, parent.layer_types)
+    batch, noised = cloze.reveal(block, list(range(5, 15)), [17, 18, 19, 20, 21], eos_id=0)
+    together = block(block.inputs(batch, noised)[0])
+    views = (x.view(5, -1).split(1) for x in (noised.xt, noised.masked, noised.weight))
+    apart = torch.cat([block(block.inputs(batch, Noised(*view))[0]) for view in zip(*views, strict=True)])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
 
 def test_accuracy_by_hand():

@@ -48,54 +48,47 @@ def items(texts: list[str], tokenizer: PreTrainedTokenizerBase, num: int, seed: 
     return made
 
 
-def reveal(denoiser: Denoiser, context: list[int], option: list[int], eos_id: int) -> list[tuple[Batch, Noised]]:
+def reveal(denoiser: Denoiser, context: list[int], option: list[int], eos_id: int) -> tuple[Batch, Noised]:
     """The noisy rows whose masked tokens give log p(option | context), revealed from left to right.
 
     Token i of the option is scored with the option's earlier tokens shown and everything after hidden, which is how the
     model would have to decode it in order; the blocks are filled up with masks as in decoding. AR scores all at once.
+    With a clean stream the steps are views of one row, which share it; without, rows of their own.
     """
-    ids = context + option
-    size = denoiser.pattern.block_size
-    total = -(-len(ids) // size) * size
-    row = pack([Document(ids + [eos_id] * (total - len(ids)), [True] * total)], total, eos_id)
-    batch = collate([row])
-    if denoiser.pattern.noise_per is NoisePer.TOKEN:
-        steps = [range(len(context), len(ids))]
+    ids, pattern = context + option, denoiser.pattern
+    length = -(-len(ids) // pattern.block_size) * pattern.block_size
+    padded = Document(ids + [eos_id] * (length - len(ids)), [True] * length)
+    first, last = torch.arange(len(context), len(ids))[:, None], len(ids)
+    if pattern.noise_per is NoisePer.TOKEN:
+        first = first[:1]
     else:
-        steps = [range(i, i + 1) for i in range(len(context), len(ids))]
-    made = []
-    for step in steps:
-        hidden = torch.zeros(1, total, dtype=torch.bool)
-        hidden[:, step.start :] = denoiser.pattern.noisy_stream
-        scored = torch.zeros_like(hidden)
-        scored[:, step] = True
-        made.append((batch, Noised(torch.where(hidden, denoiser.mask_id, batch.x0), scored, scored.float())))
-    return made
+        last = first + 1
+    column, views = torch.arange(length), pattern.noisy_stream and pattern.clean_stream
+    batch = collate([pack([padded], length, eos_id)] * (1 if views else len(first)))
+    scored, hidden = (column >= first) & (column < last), (column >= first) & pattern.noisy_stream
+    steps = (torch.where(hidden, denoiser.mask_id, batch.x0), scored, scored.float())
+    return batch, Noised(*(step.view(len(batch.x0), -1) for step in steps))
 
 
 @torch.no_grad()
 def answers(denoiser: Denoiser, cloze: list[Item], eos_id: int, batch_size: int) -> list[int]:
-    """The index of the likeliest option of every item."""
-    rows, owner = [], []
-    for i, item in enumerate(cloze):
-        for j, option in enumerate(item.options):
-            made = reveal(denoiser, item.context, option, eos_id)
-            rows += made
-            owner += [i * OPTIONS + j] * len(made)
-    training = denoiser.training
+    """The index of the likeliest option of every item; about `batch_size` noisy rows at a time."""
+    made = [reveal(denoiser, item.context, option, eos_id) for item in cloze for option in item.options]
+    steps = made[0][1].xt.numel() // made[0][0].x0.shape[1]
+    training, device = denoiser.training, denoiser.model.device
     denoiser.eval()
-    total = torch.zeros(len(cloze) * OPTIONS, dtype=torch.float64)
-    for begin in range(0, len(rows), batch_size):
-        chunk = rows[begin : begin + batch_size]
+    found = []
+    for begin in range(0, len(made), max(batch_size // steps, 1)):
+        chunk = made[begin : begin + max(batch_size // steps, 1)]
         batch = Batch(
             *(torch.cat([getattr(b, n) for b, _ in chunk]) for n in ("x0", "maskable", "document", "position"))
         )
         noised = Noised(*(torch.cat([getattr(x, n) for _, x in chunk]) for n in ("xt", "masked", "weight")))
         inputs, scored = denoiser.inputs(batch, noised)
-        device = denoiser.model.device
-        logits = denoiser(trim(denoiser.pattern, inputs).to(device))
+        inputs = trim(denoiser.pattern, inputs).settled(denoiser.pattern.block_size)
+        logits = denoiser(inputs.to(device))
         nll = torch.nn.functional.cross_entropy(logits, scored.target.to(device), reduction="none").double().cpu()
-        which = torch.tensor(owner[begin : begin + batch_size])[scored.index // batch.x0.shape[1]]
-        total.index_add_(0, which, -nll)
+        which = scored.index // (len(batch.x0) // len(chunk) * batch.x0.shape[1])
+        found.append(torch.zeros(len(chunk), dtype=torch.float64).index_add_(0, which, -nll))
     denoiser.train(training)
-    return total.view(-1, OPTIONS).argmax(1).tolist()
+    return torch.cat(found).view(-1, OPTIONS).argmax(1).tolist()
