@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.model, self.pattern, self.mask_id = model, pattern, mask_id
         self.token_shift, self.layer_types = token_shift, layer_types
-        self.compiled, self.last_layer = False, LastLayer(model)
+        self.few_shapes, self.last_layer = False, LastLayer(model)
         self.last_masks = None, None  # their key, and the masks
         self.row_bytes = 4 * model.get_output_embeddings().weight.shape[0]  # of logits in float32
         # Not as a submodule: its modules are the model's own.
@@ -52,19 +52,21 @@ class Denoiser(nn.Module):
     @property
     def compiles(self) -> bool:
         """Whether something is compiled for the shape of a forward: attention on a GPU, or whole layers."""
-        return self.compiled or self.model.device.type != "cpu"
+        return self.few_shapes or self.model.device.type != "cpu"
 
-    def compile(self, **options) -> None:
-        """Compile the model's layers, one function for all of them and one version for a shape. `options` go to
-        `torch.compile`."""
+    def compile(self, few_shapes: bool = True, **options) -> None:
+        """Compile the model's layers, one function for all of them. It has a version for each of a few shapes, to which
+        forwards are padded, or one for all shapes: for CPUs, where padding costs what it computes. The last layer stays
+        as it is then, since its MLP works on another number of rows every time. `options` go to `torch.compile`."""
         if gate_of(self.model) is not None:
             raise ValueError("trainer.compile=true does not see which tokens gated adapters act at: set it to false")
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if not layers:
             raise ValueError(f"trainer.compile=true finds no layers in {type(self.model).__name__}: set it to false")
-        for layer in layers:
-            layer.compile(dynamic=False, **options)
-        self.compiled, self.last_layer.mlp = True, None  # one version for a shape: not one for every number of rows
+        for layer in layers if few_shapes else layers[:-1]:
+            layer.compile(dynamic=not few_shapes, **options)
+        if few_shapes:
+            self.few_shapes, self.last_layer.mlp = True, None
 
     def scorable(self, batch: Batch) -> Batch:
         """The batch without maskable tokens that nothing can score."""

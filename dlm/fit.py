@@ -10,10 +10,12 @@ from pathlib import Path
 import lightning
 import torch
 from omegaconf import DictConfig
+from torch._inductor.config import cpp
 
 from dlm import memory
 from dlm.build import Experiment, build
 from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
+from dlm.denoiser import Denoiser
 from dlm.drift import DriftMonitor, measure, save_reference, summary
 from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption
@@ -49,7 +51,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     experiment.conversion.pieces = pieces
     fit_into_memory(cfg, experiment, pieces)
     if cfg.trainer.compile:
-        experiment.denoiser.compile()
+        compile_layers(experiment.denoiser, device_of(cfg))
     table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
     guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
     check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
@@ -115,12 +117,26 @@ def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: boo
     return reference
 
 
+def device_of(cfg: DictConfig) -> torch.device:
+    """Where Lightning will move the model."""
+    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def compile_layers(denoiser: Denoiser, device: torch.device) -> None:
+    """Compile the layers as it is best for a device; `ValueError` where there is nothing to compile them with."""
+    compiler = cpp.cxx[-1]
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"trainer.compile=true needs a C++ compiler on a CPU and finds no {compiler!r}: install it, name another "
+            "with the environment variable CXX, or set trainer.compile=false"
+        )
+    denoiser.compile(few_shapes=device.type != "cpu")
+
+
 def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
     """Say what a step needs, and compute layers again in the backward where that is what makes it fit."""
-    denoiser, volatile = experiment.denoiser, cfg.trainer.volatile
-    # Lightning moves the model there later.
-    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    denoiser, volatile, device = experiment.denoiser, cfg.trainer.volatile, device_of(cfg)
     views, precision = experiment.conversion.masking.views, cfg.trainer.precision
     step = memory.Step(cfg.data.length, views, precision, device, number_of(cfg))
     limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)

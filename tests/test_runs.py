@@ -27,6 +27,7 @@ VOLATILE = [
     "logger=csv",
     "runs_dir=elsewhere",
     "force=true",
+    "trainer.compile=true",
     "trainer.volatile.threads=1",
     "trainer.volatile.strategy=ddp",
     "trainer.volatile.progress_bar=false",

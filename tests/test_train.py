@@ -13,6 +13,7 @@ from conftest import LIGHT_EVALUATION, config, options
 from hydra.errors import HydraException
 from hydra.utils import get_method
 from safetensors.torch import load_file
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.conversion import Conversion
 from dlm.data import prose
@@ -308,3 +309,16 @@ def test_a_full_disk_leaves_earlier_runs_and_no_half_written_model(runs_dir, mon
     assert Run.load(finished["id"], runs_dir).status == "finished"
     assert [p.name for p in runs_dir.glob("*/model")] == ["model"]
     assert train(small(runs_dir, "seed=9"))["status"] == "finished"
+
+
+def test_on_a_cpu_layers_are_compiled_for_all_shapes_and_the_run_is_the_same(runs_dir, monkeypatch):
+    """All but the last; here by a compiler that compiles nothing."""
+    compiled, which = [], shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"trainer.compile=true needs a C\+\+ compiler"):
+        train(small(runs_dir, "trainer.compile=true"))
+    monkeypatch.setattr(shutil, "which", lambda name: which("true"))
+    monkeypatch.setattr(GradientCheckpointingLayer, "compile", lambda layer, **how: compiled.append(how))
+    first = train(small(runs_dir, "trainer.compile=true"))
+    assert compiled == [{"dynamic": True}] * 3
+    assert train(small(runs_dir))["status"] == "skipped" and first["status"] == "finished"

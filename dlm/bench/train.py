@@ -94,7 +94,7 @@ class Train(Bench):
         batch = Batch(x0, torch.ones_like(x0, dtype=torch.bool), torch.zeros_like(x0), position)
         denoiser = bench.denoiser(self.block_size)
         if bench.compile:  # the layers belong to the model, which all arms share
-            denoiser.compile()
+            denoiser.compile(few_shapes=bench.device.type != "cpu")
         prepared = self.prepare(bench, denoiser, batch)
         scorable = denoiser.scorable(batch)  # the same noise once more, as it was before it was laid out
         units = denoiser.pattern.units(scorable)
