@@ -56,9 +56,10 @@ def on_rows(mlp: nn.Module, rows: Int[Tensor, " R"]) -> Iterator[None]:
         shapes.append(args[0].shape)
         return args[0].flatten(0, 1).index_select(0, rows)[None]
 
-    def scatter(module: nn.Module, args: Any, output: Float[Tensor, "1 R D"]) -> Float[Tensor, "B S D"]:
-        shape = shapes.pop()
-        return output.new_zeros(shape).flatten(0, 1).index_copy(0, rows, output[0]).view(shape)
+    def scatter(module: nn.Module, args: Any, output: Any) -> Any:
+        shape, (made, *beside) = shapes.pop(), output if isinstance(output, tuple) else (output,)
+        whole = made.new_zeros(shape).flatten(0, 1).index_copy(0, rows, made[0]).view(shape)
+        return (whole, *beside) if isinstance(output, tuple) else whole  # some give what their router says as well
 
     hooks = [mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)]
     try:

@@ -117,13 +117,15 @@ def test_an_mlp_that_is_not_a_module_of_hidden_states_alone_has_all_rows(config)
     assert LastLayer(model).mlp is None
 
 
-def test_a_mixture_of_experts_leaves_rows_out_as_well():
-    shape = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_experts": 4}
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt_oss"])  # gpt_oss's MLP gives its router's scores as well
+def test_a_mixture_of_experts_leaves_rows_out_as_well(architecture):
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 1, "head_dim": 16, "num_experts_per_tok": 2}
+    shape |= {"num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 16}
     torch.manual_seed(0)
-    config = AutoConfig.for_model("qwen3_moe", vocab_size=MASK_ID + 1, num_experts_per_tok=2, **shape)
-    model = AutoModelForCausalLM.from_config(config).eval()  # its experts know no float64
-    scorer = denoiser(model, "block", 4, False)
+    config = AutoConfig.for_model(architecture, vocab_size=MASK_ID + 1, **shape)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()  # experts know no float64
+    scorer = denoiser(model, "bidir", 4, False)
     inputs = prepared(scorer).inputs
     seen = Seen(model.model.layers[-1].mlp)
     torch.testing.assert_close(scorer(inputs), scorer(replace(inputs, read=None)))
