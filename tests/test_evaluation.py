@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import config
+from torch.nn.functional import cross_entropy
 
 from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
@@ -112,6 +113,22 @@ def test_steps_that_share_a_clean_stream_are_scored_as_if_alone(parent, block_si
     views = (x.view(5, -1).split(1) for x in (noised.xt, noised.masked, noised.weight))
     apart = torch.cat([block(block.inputs(batch, Noised(*view))[0]) for view in zip(*views, strict=True)])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", [Block, BlockNoisy])
+def test_the_likeliest_option_is_that_of_options_scored_one_by_one(parent, pattern):
+    denoiser = Denoiser(parent.model, pattern(8), parent.mask_id, False, parent.layer_types)
+    questions, eos_id = cloze.items(list(prose.chapters("test")), parent.tokenizer, 6), parent.tokenizer.eos_token_id
+    expected = []
+    for question in questions:
+        nll = []
+        for option in question.options:
+            inputs, scored = denoiser.inputs(*cloze.reveal(denoiser, question.context, option, eos_id))
+            nll.append(cross_entropy(denoiser(inputs), scored.target).item())
+        expected.append(nll.index(min(nll)))
+    assert len(set(expected)) > 1
+    for batch_size in (8, 24, 100):  # one option at a time, three, and twelve
+        assert cloze.answers(denoiser, questions, eos_id, batch_size) == expected
 
 
 def test_accuracy_by_hand():
