@@ -55,14 +55,15 @@ parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on o
 	$(BIN)/python -m dlm.embedded to=dlm/assets/tiny
 
 # QUICK=1: one seed and fewer points, to reports/quick. FROM=committed: the committed results as they are. ADD=1: do only
-# what they lack, and add it to them.
+# what they lack, and add it to them. SWEEPS='sweeps/table*.yaml': do only what these lack; the report names the rest.
+SWEEPS ?= sweeps/*.yaml
 STUDY := $(if $(QUICK),scale=quick) $(ARGS)
 REPORT := $(if $(QUICK),reports/quick,reports/ablation)
 ablation-report: $(BIN)/.installed ## do what is missing of the study, render reports/ablation (QUICK=1, FROM=committed, ADD=1)
 ifeq ($(FROM),committed)
 	$(BIN)/python -m analysis.report --committed
 else
-	$(BIN)/python -m analysis.study sweeps/*.yaml --jobs $(JOBS) $(if $(ADD),--with $(REPORT)/results.json) $(STUDY); \
+	$(BIN)/python -m analysis.study $(SWEEPS) --jobs $(JOBS) $(if $(ADD),--with $(REPORT)/results.json) $(STUDY); \
 	status=$$?; $(BIN)/python -m analysis.report --runs runs --out $(REPORT) $(if $(ADD),--add) $(STUDY) && exit $$status
 endif
 

@@ -304,3 +304,9 @@ def test_a_study_without_a_sweep_says_what_to_give(arguments):
         [sys.executable, "-m", "analysis.study", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_make_does_the_sweeps_that_it_is_given_and_else_all():
+    for given, done in ((["SWEEPS=sweeps/table*.yaml"], "sweeps/table*.yaml"), ([], "sweeps/*.yaml")):
+        said = subprocess.run(["make", "-n", "ablation-report", *given], capture_output=True, text=True, check=True)
+        assert f"analysis.study {done} --jobs" in said.stdout
