@@ -56,14 +56,15 @@ class Denoiser(nn.Module):
 
     def compile(self, few_shapes: bool = True, **options) -> None:
         """Compile the model's layers, one function for all of them. It has a version for each of a few shapes, to which
-        forwards are padded, or one for all shapes: for CPUs, where padding costs what it computes. The last layer stays
-        as it is then, since its MLP works on another number of rows every time. `options` go to `torch.compile`."""
+        forwards are padded, or, for CPUs, where padding costs what it computes, one for all numbers of rows and widths
+        (and others for a single row and for validation). A last layer whose MLP leaves rows out stays as it is then,
+        since their number is another every time. `options` go to `torch.compile`."""
         if gate_of(self.model) is not None:
             raise ValueError("trainer.compile=true does not see which tokens gated adapters act at: set it to false")
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if not layers:
             raise ValueError(f"trainer.compile=true finds no layers in {type(self.model).__name__}: set it to false")
-        for layer in layers if few_shapes else layers[:-1]:
+        for layer in layers if few_shapes or self.last_layer.mlp is None else layers[:-1]:
             layer.compile(dynamic=not few_shapes, **options)
         if few_shapes:
             self.few_shapes, self.last_layer.mlp = True, None

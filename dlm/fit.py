@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -125,7 +126,7 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 def compile_layers(denoiser: Denoiser, device: torch.device) -> None:
     """Compile the layers as it is best for a device; `ValueError` where there is nothing to compile them with."""
-    compiler = cpp.cxx[-1]
+    compiler = shlex.split(cpp.cxx[-1])[0]
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise ValueError(
             f"trainer.compile=true needs a C++ compiler on a CPU and finds no {compiler!r}: install it, name another "

@@ -58,7 +58,7 @@ def on_rows(mlp: nn.Module, rows: Int[Tensor, " R"]) -> Iterator[None]:
 
     def scatter(module: nn.Module, args: Any, output: Any) -> Any:
         shape, (made, *beside) = shapes.pop(), output if isinstance(output, tuple) else (output,)
-        whole = made.new_zeros(shape).flatten(0, 1).index_copy(0, rows, made[0]).view(shape)
+        whole = made.new_zeros(shape.numel() // shape[-1], shape[-1]).index_copy_(0, rows, made[0]).view(shape)
         return (whole, *beside) if isinstance(output, tuple) else whole  # some give what their router says as well
 
     hooks = [mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)]

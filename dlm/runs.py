@@ -40,7 +40,8 @@ from dlm.storage import damaged, digests, read_json, write_atomically, write_jso
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
 # `study` is what sweeps are made from, and another place of the runs does not make another run of an earlier one.
 VOLATILE = ("logger", "runs_dir", "force", "retry", "trainer.volatile", "evaluation", "decoding", "study")
-VOLATILE += ("trainer.compile",)  # but for rounding, as with trainer.volatile.threads
+# But for rounding, as with trainer.volatile.threads. A compiled run from before 2026-11-27 has it in its id.
+VOLATILE += ("trainer.compile",)
 VOLATILE += ("model.runs_dir", "masking.runs_dir")
 VOLATILE += ("auxiliary.distill.teacher.runs_dir", "auxiliary.align.teacher.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from

@@ -12,7 +12,7 @@ from dlm.last_layer import LastLayer, on_rows
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.prepare import prepare
-from dlm.types import generator
+from dlm.types import Noised, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -130,6 +130,15 @@ def test_a_mixture_of_experts_leaves_rows_out_as_well(architecture):
     seen = Seen(model.model.layers[-1].mlp)
     torch.testing.assert_close(scorer(inputs), scorer(replace(inputs, read=None)))
     assert seen.rows == [len(inputs.read), inputs.input_ids.numel()]
+
+
+def test_a_forward_of_which_nothing_is_read_has_a_gradient_of_zeros(llama):
+    scorer, batch = denoiser(llama, "block", 4, False), random_batch(1, 8)
+    nothing = torch.zeros_like(batch.maskable)
+    inputs = scorer.inputs(batch, Noised(batch.x0, nothing, nothing.float()))[0].settled(4)
+    assert len(inputs.read) == 0
+    scorer.read(inputs).sum().backward()
+    assert not any(p.grad.any() for p in scorer.last_layer.mlp.parameters())
 
 
 def test_rows_that_nobody_reads_are_zeros_and_hooks_go_even_after_an_error():

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, options, random_batch
+from conftest import EOS_ID, MASK_ID, config, denoiser, options, random_batch, tiny
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from dlm.build import make
 from dlm.decoding.threshold import Threshold
@@ -78,6 +79,19 @@ def test_a_trajectory_is_what_the_decoder_generates_after_the_prompt(llama, thre
                     assert not len(shown) or shown.max() < steps[inside][hidden].min()
     assert torch.equal(noised.xt, torch.where(noised.masked, MASK_ID, made.x0))
     assert not (noised.masked & ~made.maskable).any() and not noised.masked[:, :3].any()
+
+
+def test_decoding_in_a_trajectory_leaves_the_versions_of_compiled_layers_to_training():
+    """It has other shapes in every forward, and a function has eight versions."""
+    torch._dynamo.reset()
+    scorer, batch = denoiser(tiny("llama"), "block", 4, False), random_batch(2, 24)
+    counter = CompileCounterWithBackend("eager")
+    scorer.compile(few_shapes=False, backend=counter)
+    trajectory()(scorer, batch, drawn(scorer, batch), generator(0))
+    assert counter.frame_count == 0
+    inputs, _ = scorer.inputs(batch, drawn(scorer, batch))
+    scorer.read(inputs)
+    assert counter.frame_count > 0
 
 
 @pytest.mark.parametrize("name", options("rollout"))

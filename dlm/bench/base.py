@@ -43,7 +43,7 @@ class Workbench:
     warmup: int
     seed: int
     clock: Clock
-    compile: bool = False  # the layers of all arms in training, the steps of our own in decoding
+    compile: bool = False  # the layers of all arms in training (see `Denoiser.compile`), our own steps in decoding
     peak_tflops: float | None = None
     peak_bandwidth_gbs: float | None = None
     again: Callable[[], Workbench] | None = None

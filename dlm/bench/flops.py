@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from dlm.last_layer import LastLayer
-
 LINEAR, ATTENTION = 6, 14  # FLOP of forward and backward, per weight and row, and per width and pair
 FORWARD_LINEAR, FORWARD_ATTENTION = 2, 4  # of the forward alone
 
@@ -26,15 +24,13 @@ FORWARD_LINEAR, FORWARD_ATTENTION = 2, 4  # of the forward alone
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a transformer whose layers are alike: `linear` weights of a layer's linear maps, of which `key_value`
-    make keys and values and `mlp` are the MLP's (0 where `dlm.last_layer` knows none); `head` weights of the output
-    embedding."""
+    make keys and values; `head` weights of the output embedding."""
 
     layers: int
     linear: int
     key_value: int
     width: int
     head: int
-    mlp: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Shape | None:
@@ -50,9 +46,7 @@ class Shape:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         # Where keys and values are part of one map, the last layer cannot leave out the rest of it.
         linear = sum(maps.values()) // layers
-        mlp = LastLayer(model).mlp
-        mlp = sum(m.weight.numel() for m in mlp.modules() if isinstance(m, nn.Linear)) if mlp else 0
-        return cls(layers, linear, key_value // layers or linear, heads * head_dim, output.weight.numel(), mlp)
+        return cls(layers, linear, key_value // layers or linear, heads * head_dim, output.weight.numel())
 
 
 @dataclass(frozen=True)
@@ -95,44 +89,24 @@ def diffusion_step(shape: Shape, need: Needed) -> int:
     return LINEAR * (linear + need.last_rows * shape.head) + ATTENTION * shape.width * pairs
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a forward computes: `rows`, and the `pairs` of them that see each other, in every layer, but for the last
-    one's MLP, which works on `mlp_rows` (None: all); logits of `head_rows`."""
+def plain_step(shape: Shape, rows: int, pairs: int, head_rows: int) -> int:
+    """FLOP of a step that sends every row through every layer."""
+    linear = shape.layers * rows * shape.linear + head_rows * shape.head
+    return LINEAR * linear + ATTENTION * shape.width * shape.layers * pairs
 
-    rows: int
-    pairs: int
-    head_rows: int
-    mlp_rows: int | None = None
 
-    def __add__(self, more: Work) -> Work:
-        """Of forwards whose MLPs work on all rows."""
-        return Work(self.rows + more.rows, self.pairs + more.pairs, self.head_rows + more.head_rows)
-
-    def linear(self, shape: Shape) -> int:
-        """The products of a row with a weight."""
-        left_out = 0 if self.mlp_rows is None else self.rows - self.mlp_rows
-        return shape.layers * self.rows * shape.linear - left_out * shape.mlp + self.head_rows * shape.head
-
-    def attention(self, shape: Shape) -> int:
-        """Pairs times width."""
-        return shape.width * shape.layers * self.pairs
-
-    def step(self, shape: Shape) -> int:
-        """The FLOP of forward and backward."""
-        return LINEAR * self.linear(shape) + ATTENTION * self.attention(shape)
-
-    def forward(self, shape: Shape) -> int:
-        """The FLOP of a forward without gradient."""
-        return FORWARD_LINEAR * self.linear(shape) + FORWARD_ATTENTION * self.attention(shape)
+def plain_forward(shape: Shape, rows: int, pairs: int, head_rows: int) -> int:
+    """FLOP of a forward without gradient."""
+    linear = shape.layers * rows * shape.linear + head_rows * shape.head
+    return FORWARD_LINEAR * linear + FORWARD_ATTENTION * shape.width * shape.layers * pairs
 
 
 class Forwards:
-    """The `work` of a model's forwards while this is entered. Attention masks must be dense ones of booleans
-    (attn_implementation=sdpa)."""
+    """The `rows` of a model's forwards while this is entered, the `pairs` that they see, and the `head_rows` of which
+    logits are made. Attention masks must be dense ones of booleans (attn_implementation=sdpa)."""
 
     def __init__(self, model: PreTrainedModel):
-        self.model, self.work = model, Work(0, 0, 0)
+        self.model, self.rows, self.pairs, self.head_rows = model, 0, 0, 0
 
     def __enter__(self) -> Forwards:
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
@@ -147,11 +121,11 @@ class Forwards:
     def read(self, module: nn.Module, args: Any, given: dict[str, Any]) -> None:
         masks = given["attention_mask"]
         masks = list(masks.values()) if isinstance(masks, dict) else [masks]  # windowed layers count as full ones
-        pairs = max(int(mask.sum()) for mask in masks)
-        self.work += Work(given["position_ids"].numel(), pairs, 0)
+        self.rows += given["position_ids"].numel()
+        self.pairs += max(int(mask.sum()) for mask in masks)
 
     def score(self, module: nn.Module, args: tuple[Tensor]) -> None:
-        self.work += Work(0, 0, args[0].shape[:-1].numel())
+        self.head_rows += args[0].shape[:-1].numel()
 
 
 def executed(run: Callable[[], object]) -> dict[str, int]:

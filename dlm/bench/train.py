@@ -207,7 +207,7 @@ class Train(Bench):
             return None
         if name == AR:
             rows = case.clean.numel()
-            return flops.Work(rows, rows * (self.length + 1) // 2, rows).step(shape)
+            return flops.plain_step(shape, rows, rows * (self.length + 1) // 2, rows)
         views = case.masked.cpu().unflatten(0, (-1, case.prepared.views))
         return flops.diffusion_step(shape, flops.needed(views, self.block_size, bench.token_shift))
 
