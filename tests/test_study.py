@@ -316,3 +316,4 @@ def test_make_does_the_sweeps_that_it_is_given_and_else_all():
             ["make", "-n", "ablation-report", *given], capture_output=True, text=True, check=True, cwd=ROOT, env=PLAIN
         )
         assert f"analysis.study {done} --jobs" in said.stdout
+        assert said.stdout.index("|| exit 2") < said.stdout.index("analysis.report"), "bad input renders no report"
