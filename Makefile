@@ -64,7 +64,8 @@ ifeq ($(FROM),committed)
 	$(BIN)/python -m analysis.report --committed
 else
 	$(BIN)/python -m analysis.study $(SWEEPS) --jobs $(JOBS) $(if $(ADD),--with $(REPORT)/results.json) $(STUDY); \
-	status=$$?; [ $$status -ne 2 ] || exit 2; $(BIN)/python -m analysis.report --runs runs --out $(REPORT) $(if $(ADD),--add) $(STUDY) && exit $$status
+	status=$$?; [ $$status -ne 2 ] || exit 2; \
+	$(BIN)/python -m analysis.report --runs runs --out $(REPORT) $(if $(ADD),--add) $(STUDY) && exit $$status
 endif
 
 design-space: $(BIN)/.installed ## write docs/design_space.md: every option, its papers and what is known of it

@@ -7,8 +7,9 @@ import torch
 from conftest import MASK_ID, denoiser, random_batch, tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dlm.last_layer import LastLayer, on_rows
+from dlm.last_layer import on_rows
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.prepare import prepare
@@ -112,9 +113,13 @@ def test_layers_that_are_compiled_for_few_shapes_have_all_rows():
     ],
     ids=lambda config: config.model_type,
 )  # fmt: skip
-def test_an_mlp_that_is_not_a_module_of_hidden_states_alone_has_all_rows(config):
-    model = AutoModelForCausalLM.from_config(config)
-    assert LastLayer(model).mlp is None
+def test_an_mlp_that_is_not_a_module_of_hidden_states_alone_has_all_rows(config, monkeypatch):
+    """So its layer can be compiled for all shapes like the others."""
+    scorer, compiled = denoiser(AutoModelForCausalLM.from_config(config), "block", 4, False), []
+    assert scorer.last_layer.mlp is None
+    monkeypatch.setattr(GradientCheckpointingLayer, "compile", lambda layer, **how: compiled.append(layer))
+    scorer.compile(few_shapes=False)
+    assert len(compiled) == 2
 
 
 @pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt_oss"])  # gpt_oss's MLP gives its router's scores as well

@@ -75,11 +75,12 @@ def answers(denoiser: Denoiser, cloze: list[Item], eos_id: int, batch_size: int)
     """The index of the likeliest option of every item; about `batch_size` noisy rows at a time."""
     made = [reveal(denoiser, item.context, option, eos_id) for item in cloze for option in item.options]
     steps = made[0][1].xt.numel() // made[0][0].x0.shape[1]
+    size = max(batch_size // steps, 1)  # options at a time
     training, device = denoiser.training, denoiser.model.device
     denoiser.eval()
     found = []
-    for begin in range(0, len(made), max(batch_size // steps, 1)):
-        chunk = made[begin : begin + max(batch_size // steps, 1)]
+    for begin in range(0, len(made), size):
+        chunk = made[begin : begin + size]
         batch = Batch(
             *(torch.cat([getattr(b, n) for b, _ in chunk]) for n in ("x0", "maskable", "document", "position"))
         )
