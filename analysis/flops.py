@@ -43,7 +43,7 @@ def training_flops(config: dict[str, Any], steps: int) -> float | None:
     and now compare; `dlm.last_layer` leaves out 15 % of all this by now (clean context, four layers), 2 % of 28 layers.
     LoRA is counted as full training: the gradients of the frozen weights that it saves are a third of the work of these
     weights at most."""
-    alike = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.Full"}}
+    alike = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.full.Full"}}
     of_step = step_flops(json.dumps(config | alike | {"optimizer": config["optimizer"] | {"lr": 1.0}}))
     return None if of_step is None else of_step * steps
 

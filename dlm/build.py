@@ -20,16 +20,17 @@ from dlm.objective import Objective
 from dlm.parent import Parent
 from dlm.processes import number_of
 from dlm.schedule import Schedules
-from dlm.targets import require_known
+from dlm.targets import PRESENT, require_known, with_targets
 from dlm.trainable.base import Trainable
 
 
 def make(node: DictConfig, **kwargs: Any) -> Any:
-    """`instantiate` of code that a config may name, with the `ValueError` of a constructor as it was raised rather
-    than wrapped."""
-    require_known(OmegaConf.to_container(node, resolve=True))
+    """`instantiate` of code that a config may name, by its present or an earlier name, with the `ValueError` of a
+    constructor as it was raised rather than wrapped."""
+    plain = with_targets(OmegaConf.to_container(node, resolve=True), PRESENT)
+    require_known(plain)
     try:
-        return instantiate(node, _convert_="all", **kwargs)
+        return instantiate(plain, _convert_="all", **kwargs)
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None

@@ -35,15 +35,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.redact import redacted
 from dlm.storage import damaged, digests, read_json, write_atomically, write_json
+from dlm.targets import RENAMED, with_targets
 
 # Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
-# `study` is what sweeps are made from, and another place of the runs does not make another run of an earlier one.
-VOLATILE = ("logger", "runs_dir", "force", "retry", "trainer.volatile", "evaluation", "decoding", "study")
+# `study` is what sweeps are made from. A `runs_dir`, wherever it stands, says where runs lie and not what they are.
+VOLATILE = ("logger", "force", "retry", "trainer.volatile", "evaluation", "decoding", "study")
 # But for rounding, as with trainer.volatile.threads. A compiled run from before 2026-11-27 has it in its id.
 VOLATILE += ("trainer.compile",)
-VOLATILE += ("model.runs_dir", "masking.runs_dir")
-VOLATILE += ("auxiliary.distill.teacher.runs_dir", "auxiliary.align.teacher.runs_dir")
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
 NEUTRAL: dict[str, Any] = {
@@ -81,14 +80,18 @@ def run_id(config: dict[str, Any]) -> str:
     """The id of a resolved config: 12 hexadecimal digits, the first one a later letter where they would be a number."""
     kept = {
         key: value
-        for key, value in flatten(config).items()
-        if not any(key == v or key.startswith(v + ".") for v in VOLATILE)
-        and not (key in NEUTRAL and value == NEUTRAL[key])
+        for key, value in flatten(with_targets(config, RENAMED)).items()
+        if not is_volatile(key) and not (key in NEUTRAL and value == NEUTRAL[key])
     }
     name = digest(kept)
     if re.fullmatch(r"\d+(e\d+)?", name):  # on a command line it would be read as a number
         name = "ghijklmnop"[int(name[0])] + name[1:]
     return name
+
+
+def is_volatile(key: str) -> bool:
+    """Whether a dotted key cannot change the weights."""
+    return key.split(".")[-1] == "runs_dir" or any(key == v or key.startswith(v + ".") for v in VOLATILE)
 
 
 def digest(values: dict[str, Any]) -> str:

@@ -10,6 +10,24 @@ from hydra.utils import get_object
 
 OWN, LIBRARIES = "dlm", ("torch", "lightning", "transformers", "peft")
 
+# Present name → the name that runs of earlier versions have in their configs and, hashed, in their ids.
+RENAMED = {
+    "dlm.trainable.full.Full": "dlm.trainable.Full",
+    "dlm.trainable.lora.Lora": "dlm.trainable.Lora",
+}
+PRESENT = {old: new for new, old in RENAMED.items()}
+
+
+def with_targets(config: Any, names: dict[str, str]) -> Any:
+    """A plain config (dicts and lists) with every `_target_` that `names` lists replaced by what it maps to."""
+    if isinstance(config, list):
+        return [with_targets(value, names) for value in config]
+    if not isinstance(config, dict):
+        return config
+    renamed = {key: with_targets(value, names) for key, value in config.items()}
+    target = renamed.get("_target_")
+    return renamed | {"_target_": names.get(target, target)} if isinstance(target, str) else renamed
+
 
 def require_known(config: Any) -> None:
     """`ValueError` where a plain config (dicts and lists) names, at any depth, a `_target_` that is neither this

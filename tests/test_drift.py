@@ -8,7 +8,7 @@ import torch
 from conftest import MASK_ID, tiny
 
 from dlm.drift import by_layer, difference, measure, save_reference, summary
-from dlm.trainable import Lora
+from dlm.trainable.lora import Lora
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dlm.export import check_decode_mask, export
 from dlm.exported.modeling_block_diffusion import CommitRule
 from dlm.parent import Parent, load_parent, new_parent
 from dlm.runs import Run
-from dlm.trainable import Lora
+from dlm.trainable.lora import Lora
 from dlm.types import generator
 
 TINY = "pkg://dlm/assets/tiny"

@@ -26,7 +26,7 @@ from dlm.prepare import prepare
 from dlm.probe import check_convertible
 from dlm.runs import Run
 from dlm.train import train
-from dlm.trainable import Lora
+from dlm.trainable.lora import Lora
 from dlm.types import generator
 
 TINY = "dlm/assets/tiny"

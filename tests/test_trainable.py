@@ -24,7 +24,8 @@ from dlm.parent import load_parent
 from dlm.prepare import prepare
 from dlm.runs import Run, run_id
 from dlm.train import train
-from dlm.trainable import Full, Lora
+from dlm.trainable.full import Full
+from dlm.trainable.lora import Lora
 from dlm.trainable.frozen_embeddings import FrozenEmbeddings
 from dlm.trainable.gate import gate_of, restore_gated, save_model
 from dlm.trainable.gated_lora import GatedLora
