@@ -18,7 +18,7 @@ from dlm.bench.flops import Forwards, Shape, plain_forward, plain_step
 from dlm.build import Experiment, build, tokens_of_a_step
 from dlm.conversion import TRAIN_STREAM
 from dlm.data.packing import collate
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 from dlm.prepare import Prepared, corrupt, lay_out
 from dlm.processes import number_of
 from dlm.types import Batch, ModelInputs, generator
@@ -40,7 +40,7 @@ def training_flops(config: dict[str, Any], steps: int) -> float | None:
     batch (of the student as it begins). None for models whose layers differ, and where what the config names is gone.
 
     The last layer's MLP is counted for all rows, as it worked when the committed study was made, so that runs of then
-    and now compare; `dlm.last_layer` leaves out 15 % of all this by now (clean context, four layers), 2 % of 28 layers.
+    and now compare; `dlm.model.last_layer` leaves out 15 % of all this by now (clean context, four layers), 2 % of 28 layers.
     LoRA is counted as full training: the gradients of the frozen weights that it saves are a third of the work of these
     weights at most."""
     alike = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.full.Full"}}

@@ -24,7 +24,7 @@ from dlm.bench.peer import Dllm
 from dlm.bench.timing import clock_of
 from dlm.build import choices, make
 from dlm.console import command
-from dlm.parent import DTYPES
+from dlm.model.parent import DTYPES
 from dlm.runs import environment
 from dlm.storage import write_atomically
 

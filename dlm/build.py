@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from dlm.attention.ar import AR
 from dlm.conversion import Conversion
 from dlm.data.module import PackedData
-from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent
 from dlm.objective import Objective
-from dlm.parent import Parent
 from dlm.processes import number_of
 from dlm.schedule import Schedules
 from dlm.targets import PRESENT, require_known, with_targets

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dlm.block_schedule.base import BlockSchedule
-from dlm.denoiser import Denoiser
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
+from dlm.model.denoiser import Denoiser
 from dlm.objective import Objective
 from dlm.optim import AdamWCosine
 from dlm.pieces import lay_out_pieces, loss_of

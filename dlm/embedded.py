@@ -18,8 +18,8 @@ from dlm.build import ar_denoiser
 from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
+from dlm.model.parent import load_parent
 from dlm.model_card import table
-from dlm.parent import load_parent
 from dlm.runs import Run
 from dlm.storage import write_atomically
 

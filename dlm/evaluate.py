@@ -21,14 +21,14 @@ from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
-from dlm.denoiser import Denoiser
 from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
 from dlm.lease import lease
-from dlm.parent import Parent, load_parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent, load_parent
 from dlm.runs import Run
 from dlm.storage import read_json, write_atomically, write_json
 

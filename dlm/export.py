@@ -23,8 +23,8 @@ from dlm.build import make
 from dlm.console import command, one_line
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
+from dlm.model.parent import layer_types
 from dlm.model_card import model_card
-from dlm.parent import layer_types
 from dlm.runs import Run
 from dlm.trainable.gate import has_gated
 from dlm.types import Rows

@@ -16,12 +16,12 @@ from torch._inductor.config import cpp
 from dlm import memory
 from dlm.build import Experiment, build
 from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
-from dlm.denoiser import Denoiser
 from dlm.drift import DriftMonitor, measure, save_reference, summary
 from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption
 from dlm.loggers import Progress, loggers
 from dlm.metrics import MetricTable
+from dlm.model.denoiser import Denoiser
 from dlm.processes import Follower, SameStart, launching, number_of
 from dlm.runs import Run
 from dlm.selfcheck import SelfCheck

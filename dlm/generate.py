@@ -28,9 +28,9 @@ from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import Canvas, Generation
 from dlm.decoding.fixed import Fixed
-from dlm.decoding.packed import PackedLinears
-from dlm.denoiser import Denoiser
-from dlm.parent import load_parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.packed_linears import PackedLinears
+from dlm.model.parent import load_parent
 from dlm.runs import Run
 from dlm.types import generator
 

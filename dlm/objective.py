@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.auxiliary.base import Auxiliary
-from dlm.denoiser import Denoiser
 from dlm.loss.base import Loss
+from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, LossOutput, Movable, Noised, Scored
 
 if TYPE_CHECKING:

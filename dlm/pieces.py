@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 from dlm.objective import Objective
 from dlm.prepare import Prepared, lay_out
 from dlm.types import Batch, LossOutput, Noised

@@ -27,10 +27,10 @@ from dlm.console import command
 from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
-from dlm.denoiser import Denoiser
 from dlm.evaluation.generation import prompt_ids
 from dlm.measure import fingerprint
 from dlm.measurement.base import Subject
+from dlm.model.denoiser import Denoiser
 from dlm.runs import Run, environment
 from dlm.storage import read_json
 from dlm.types import generator

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dlm.denoiser import Denoiser
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
+from dlm.model.denoiser import Denoiser
+from dlm.model.trim import trim
 from dlm.objective import Objective
-from dlm.trim import trim
 from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from dlm.attention.ar import AR
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.step import forward
-from dlm.denoiser import Denoiser
 from dlm.drift import effective_weights
+from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, Noised
 
 # How far logits may lie apart (norm of the difference over the norm of their spread) before it is no rounding.

@@ -12,6 +12,10 @@ OWN, LIBRARIES = "dlm", ("torch", "lightning", "transformers", "peft")
 
 # Present name → the name that runs of earlier versions have in their configs and, hashed, in their ids.
 RENAMED = {
+    "dlm.model.parent.load_gguf_package": "dlm.parent.load_gguf_package",
+    "dlm.model.parent.load_parent": "dlm.parent.load_parent",
+    "dlm.model.parent.load_run": "dlm.parent.load_run",
+    "dlm.model.parent.new_parent": "dlm.parent.new_parent",
     "dlm.trainable.full.Full": "dlm.trainable.Full",
     "dlm.trainable.lora.Lora": "dlm.trainable.Lora",
 }

@@ -7,8 +7,8 @@ from jaxtyping import install_import_hook
 CHECKED = [
     "types",
     "masking",
-    "denoiser",
-    "readout",
+    "model.denoiser",
+    "model.readout",
     "loss",
     "decoding",
     "prepare",
@@ -39,8 +39,8 @@ from dlm.attention.block import Block
 from dlm.attention.block_causal import BlockCausal
 from dlm.attention.block_noisy import BlockNoisy
 from dlm.attention.block_token_causal import BlockTokenCausal
-from dlm.denoiser import Denoiser
-from dlm.parent import layer_types
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import layer_types
 from dlm.types import Batch, Rows, generator
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would the runs that the tests interrupt.

@@ -7,11 +7,11 @@ from conftest import MASK_ID, config, tiny
 from omegaconf import DictConfig
 
 from dlm.build import make, make_masking, make_objective
-from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent, layer_types
 from dlm.noise_level.base import NoiseLevel
 from dlm.objective import Objective
-from dlm.parent import Parent, layer_types
 from dlm.prepare import corrupt, lay_out
 from dlm.types import Batch, Noised, generator
 

@@ -8,7 +8,6 @@ from conftest import MASK_ID, VOCAB, config, denoiser, options, random_batch, ti
 from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from dlm import readout
 from dlm.attention.ar import AR as ARPattern
 from dlm.attention.bidir import Bidir
 from dlm.auxiliary.align import Align
@@ -22,8 +21,9 @@ from dlm.fit import fit_into_memory
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model import readout
+from dlm.model.parent import Parent, layer_types
 from dlm.objective import Objective
-from dlm.parent import Parent, layer_types
 from dlm.prepare import corrupt, lay_out, prepare
 from dlm.types import Scored, generator
 

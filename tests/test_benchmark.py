@@ -19,10 +19,10 @@ from dlm.bench.gate import TOLERANCE, GateError, require_same_step, require_same
 from dlm.bench.timing import Arm, interleaved, ratio, spread
 from dlm.benchmark import benchmark, main
 from dlm.build import ar_denoiser, make
-from dlm.decoding import packed
 from dlm.decoding.engine import generate
 from dlm.masking.uniform import Uniform
-from dlm.parent import Parent, layer_types
+from dlm.model import packed_linears
+from dlm.model.parent import Parent, layer_types
 
 FAST = ["repeats=2", "warmup=0", "model=tiny_random", "model.config.num_hidden_layers=2"]
 SMALL = {
@@ -282,7 +282,7 @@ def test_the_packed_weights_of_the_gate_are_gone_when_times_are_taken(monkeypatc
     """Else those of a large model do not fit twice, and it is timed without them."""
     alive = weakref.WeakSet()
 
-    class Counted(packed.PackedLinears):
+    class Counted(packed_linears.PackedLinears):
         def __init__(self, model):
             super().__init__(model)
             alive.add(self)

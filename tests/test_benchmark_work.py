@@ -8,8 +8,8 @@ from test_benchmark import losses_of, workbench
 from dlm.bench import decode, flops, naive, train
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
-from dlm.parent import layer_types
-from dlm.trim import needed
+from dlm.model.parent import layer_types
+from dlm.model.trim import needed
 from dlm.types import Noised, generator
 
 

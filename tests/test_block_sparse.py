@@ -18,9 +18,9 @@ from dlm.attention.masks import BandMask, band_mask, block_mask, dense_mask
 from dlm.build import make
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.parent import layer_types, load_parent, new_parent
+from dlm.model.parent import layer_types, load_parent, new_parent
+from dlm.model.probe import check_convertible
 from dlm.prepare import prepare
-from dlm.probe import check_convertible
 from dlm.types import Batch, Noised, generator
 
 TINY = "dlm/assets/tiny"

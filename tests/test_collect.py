@@ -20,7 +20,7 @@ from dlm.conversion import TRAIN_STREAM
 from dlm.data import prose
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES
-from dlm.last_layer import LastLayer
+from dlm.model.last_layer import LastLayer
 from dlm.types import generator
 
 

@@ -13,7 +13,7 @@ from dlm.build import make
 from dlm.data import prose, tasks
 from dlm.data.packing import Document, PackedRows, Windows, collate, pack
 from dlm.evaluation.likelihood import windows
-from dlm.parent import resolve
+from dlm.model.parent import resolve
 
 
 @pytest.fixture(scope="module")

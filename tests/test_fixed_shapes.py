@@ -133,8 +133,8 @@ from dlm.attention import block_sparse
 from dlm.attention.block import Block
 from dlm.decoding import engine
 from dlm.decoding.threshold import Threshold
-from dlm.denoiser import Denoiser
-from dlm.parent import layer_types
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import layer_types
 shape = dict(vocab_size=61, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 config = AutoConfig.for_model("llama", num_key_value_heads=2, initializer_range=0.3, **shape)
 torch.manual_seed(0)

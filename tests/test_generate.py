@@ -14,11 +14,11 @@ from hydra.errors import MissingConfigException
 from dlm.attention.block import Block
 from dlm.build import ar_denoiser
 from dlm.decoding.fixed import Fixed
-from dlm.decoding.packed import PackedLinears
 from dlm.decoding.threshold import Threshold
-from dlm.denoiser import Denoiser
 from dlm.generate import MASKED, NEW, Speaker, annotated, frame, literal, main, printable, style_of
-from dlm.parent import load_parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.packed_linears import PackedLinears
+from dlm.model.parent import load_parent
 from dlm.runs import Run
 
 PROMPT, NEW_TOKENS = "reverse:ABCDEFG=", 16
@@ -213,7 +213,7 @@ def test_the_models_of_both_answers_decode_from_packed_weights(command, monkeypa
             return super().__enter__()
 
     plain = command("max_new_tokens=8")[1]  # the weights are small
-    monkeypatch.setattr("dlm.decoding.packed.MIN_ELEMENTS", 0)
+    monkeypatch.setattr("dlm.model.packed_linears.MIN_ELEMENTS", 0)
     monkeypatch.setattr("dlm.generate.PackedLinears", Watched)
     made = command("max_new_tokens=8")[1]
     assert len(entered) == 2 and all(entered)

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dlm.last_layer import on_rows
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model.last_layer import on_rows
 from dlm.prepare import prepare
 from dlm.types import Noised, generator
 

@@ -6,7 +6,7 @@ from conftest import EOS_ID, PATTERNS, VOCAB, denoiser
 
 from dlm.decoding.ar import AR
 from dlm.decoding.lookup import Lookup, continuation
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 from dlm.types import generator
 
 # Texts that repeat themselves, so that there is something to look up from the first forward on.

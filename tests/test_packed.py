@@ -9,10 +9,9 @@ from conftest import EOS_ID, denoiser, tiny
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from dlm.decoding import packed
 from dlm.decoding.engine import generate
-from dlm.decoding.packed import PackedLinears
 from dlm.decoding.threshold import Threshold
+from dlm.model.packed_linears import PackedLinears
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28]]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])

@@ -15,15 +15,15 @@ from dlm.build import converted_denoiser, make
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.masking.uniform import Uniform
-from dlm.parent import (
+from dlm.model.parent import (
     add_mask_token,
     as_parent,
     layer_types,
     load_parent,
     require_plain_weights,
 )
+from dlm.model.probe import check_convertible
 from dlm.prepare import prepare
-from dlm.probe import check_convertible
 from dlm.runs import Run
 from dlm.train import train
 from dlm.trainable.lora import Lora

@@ -5,10 +5,10 @@ import torch
 from conftest import ARCHITECTURES, VOCAB, denoiser, random_batch, tiny
 from torch import nn
 
-from dlm import readout
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model import readout
 from dlm.objective import Objective
 from dlm.prepare import prepare
 from dlm.types import generator

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torch.nn.functional import cosine_similarity
 
 from dlm.build import make
-from dlm.parent import load_parent
+from dlm.model.parent import load_parent
 from dlm.types import Batch, Noised, generator
 
 TOKENS = ROWS * LENGTH

@@ -7,8 +7,8 @@ from test_train import SMALL, runs_dir, short_prose  # noqa: F401
 
 from dlm.attention.block import Block
 from dlm.conversion import Conversion
-from dlm.denoiser import Denoiser
-from dlm.parent import Parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent
 from dlm.runs import Run
 from dlm.selfcheck import Probe, check_ar_limit, check_leak, check_parity, is_ar_limit
 from dlm.train import train

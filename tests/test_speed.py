@@ -11,10 +11,10 @@ from dlm.attention.ar import AR
 from dlm.attention.block import Block
 from dlm.attention.masks import TILE, block_mask
 from dlm.bench import flops
-from dlm.denoiser import Denoiser
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.parent import layer_types
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import layer_types
 from dlm.prepare import prepare
 from dlm.types import Batch, generator
 
@@ -151,6 +151,6 @@ def test_layers_are_compiled_for_all_shapes_in_the_first_step_where_padding_cost
 
 def test_a_model_without_layers_that_can_be_compiled_is_refused(monkeypatch, llama):
     scorer = denoiser(llama, "block", 4, False)
-    monkeypatch.setattr("dlm.denoiser.GradientCheckpointingLayer", dict)
+    monkeypatch.setattr("dlm.model.denoiser.GradientCheckpointingLayer", dict)
     with pytest.raises(ValueError, match="trainer.compile"):
         scorer.compile()

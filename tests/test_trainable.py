@@ -20,15 +20,15 @@ from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.measure import fingerprint
 from dlm.memory import Step, checkpoint_activations, traced
-from dlm.parent import load_parent
+from dlm.model.parent import load_parent
 from dlm.prepare import prepare
 from dlm.runs import Run, run_id
 from dlm.train import train
-from dlm.trainable.full import Full
-from dlm.trainable.lora import Lora
 from dlm.trainable.frozen_embeddings import FrozenEmbeddings
+from dlm.trainable.full import Full
 from dlm.trainable.gate import gate_of, restore_gated, save_model
 from dlm.trainable.gated_lora import GatedLora
+from dlm.trainable.lora import Lora
 from dlm.types import Noised, generator
 
 TINY = "pkg://dlm/assets/tiny"

@@ -8,7 +8,7 @@ from dlm.attention.base import NoisePer
 from dlm.build import make
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.trim import cells, first_fit, needed, trim
+from dlm.model.trim import cells, first_fit, needed, trim
 from dlm.types import Batch, Noised, Rows, generator
 
 LENGTH = 48
@@ -78,7 +78,7 @@ def test_documents_of_a_batch_share_rows_and_their_masks_keep_them_apart(llama):
 @pytest.mark.parametrize("token_shift", [False, True])
 def test_few_shapes_are_a_fixed_number_of_rows_and_at_most_eight_widths(llama, monkeypatch, token_shift):
     """I7 for kernels that are compiled for a shape."""
-    monkeypatch.setattr("dlm.trim.TILE", 4)
+    monkeypatch.setattr("dlm.model.trim.TILE", 4)
     scorer, shapes = denoiser(llama, "block", 4, token_shift), set()
     for seed in range(40):
         batch = scorer.scorable(random_batch(3, 48, [20, 16, 12] if seed % 2 else None, seed=seed))

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.attention.base import AttentionPattern
-from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
-from dlm.parent import Parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent
 from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
 

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dlm.attention.base import AttentionPattern
-from dlm.denoiser import Denoiser
-from dlm.parent import Parent, load_parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent, load_parent
+from dlm.model.trim import trim
 from dlm.runs import Run
-from dlm.trim import trim
 from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
 

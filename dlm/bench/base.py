@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from dlm.attention.block import Block
 from dlm.bench.peer import Dllm
 from dlm.bench.timing import Clock
-from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
-from dlm.parent import Parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent
 from dlm.types import generator
 
 

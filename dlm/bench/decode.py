@@ -27,8 +27,8 @@ from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread, with_ra
 from dlm.build import ar_denoiser
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
-from dlm.decoding.packed import PackedLinears
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
+from dlm.model.packed_linears import PackedLinears
 
 OURS, AGAIN, NAIVE, OURS_AR, HF = "ours", "ours again", "naive loop", "ours, AR", "HF generate"
 

@@ -19,7 +19,7 @@ from dlm.decoding.canvas import SCRATCH, Canvas, Generation
 from dlm.decoding.engine import in_batches
 from dlm.decoding.step import Stop, advance, commit
 from dlm.decoding.threshold import Threshold
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dlm.attention.ar import AR as Causal
 from dlm.decoding.fixed import Fixed
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 
 
 class AR(Fixed):

@@ -16,7 +16,7 @@ from transformers import TopPLogitsWarper
 
 if TYPE_CHECKING:
     from dlm.decoding.canvas import Generation
-    from dlm.denoiser import Denoiser
+    from dlm.model.denoiser import Denoiser
 
 
 def wide(logits: Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dlm.attention.base import AttentionPattern
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import SCRATCH, Canvas
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 
 Embed = Callable[["BlocksCanvas", Int[Tensor, "N R"]], Float[Tensor, "N R D"]]

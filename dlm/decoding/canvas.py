@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dlm.decoding.cache import SlotCache
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 
 SCRATCH = -1
 

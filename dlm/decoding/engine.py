@@ -24,7 +24,7 @@ from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import Canvas, Generation, room, whole_blocks
 from dlm.decoding.graph import Replay, compiled
 from dlm.decoding.step import Stop, step
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 
 OnStep = Callable[[Canvas], None]
 Begin = Callable[[Canvas, Tensor], Callable[[], None]]

@@ -19,7 +19,7 @@ from dlm.decoding.canvas import Canvas, Generation
 from dlm.decoding.engine import in_batches
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.step import Stop, advance, behind, predict, write
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 
 
 class Oracle(Fixed):

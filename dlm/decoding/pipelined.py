@@ -25,7 +25,7 @@ from dlm.decoding.commit import kept, write
 from dlm.decoding.engine import in_batches
 from dlm.decoding.step import Stop, advance
 from dlm.decoding.threshold import Threshold
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 
 
 class Pipelined(Threshold):

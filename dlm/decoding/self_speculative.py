@@ -20,7 +20,7 @@ from dlm.decoding.ar import AR
 from dlm.decoding.canvas import Canvas, Generation
 from dlm.decoding.step import Stop, advance
 from dlm.decoding.verify import Cycle, speculate
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 
 
 class SelfSpeculative(AR):

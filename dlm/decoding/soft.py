@@ -23,7 +23,7 @@ from dlm.decoding.canvas import Generation
 from dlm.decoding.commit import write
 from dlm.decoding.engine import in_batches
 from dlm.decoding.step import Stop, advance
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 
 
 class SoftCanvas(BlocksCanvas):

@@ -21,7 +21,7 @@ from torch import Tensor
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import SCRATCH, Canvas
 from dlm.decoding.commit import behind, kept, write
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 
 Stop = Callable[[list[int]], bool]

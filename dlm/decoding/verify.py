@@ -21,7 +21,7 @@ from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import SCRATCH, Canvas, Generation
 from dlm.decoding.engine import in_batches
 from dlm.decoding.step import Stop, write
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 
 

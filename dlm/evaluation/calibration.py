@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.data import tasks
 from dlm.decoding.base import Decoder
-from dlm.denoiser import Denoiser
 from dlm.evaluation.generation import run_tasks
+from dlm.model.denoiser import Denoiser
 
 
 def nearest_thresholds(

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.attention.base import NoisePer
 from dlm.data.packing import Document, collate, pack
-from dlm.denoiser import Denoiser
-from dlm.trim import trim
+from dlm.model.denoiser import Denoiser
+from dlm.model.trim import trim
 from dlm.types import Batch, Noised
 
 OPTIONS, CONTEXT_TOKENS, OPTION_TOKENS = 4, 40, 8

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 
 DEGENERATE = ("repetitive", "empty", "endless")  # outputs that are no answers, see `run_tasks`
 REPEATS, LOOP = 4, 16  # an output loops if its last piece stands there so often, over so many tokens at least

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.packing import Document, collate, pack
-from dlm.denoiser import Denoiser
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model.denoiser import Denoiser
 from dlm.prepare import prepare
 from dlm.types import Batch, generator
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from dlm.build import ar_denoiser, converted_denoiser, make, make_masking
-from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
-from dlm.parent import Parent, load_parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent, load_parent
 from dlm.runs import Run
 
 

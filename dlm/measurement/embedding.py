@@ -24,8 +24,8 @@ from dlm.attention.ar import AR
 from dlm.attention.base import AttentionPattern
 from dlm.attention.bidir import Bidir
 from dlm.data import prose
-from dlm.denoiser import Denoiser
 from dlm.measurement.base import Measurement
+from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 
 Embed = Callable[[list[str]], Float[np.ndarray, "N D"]]

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dlm.data import prose
-from dlm.denoiser import Denoiser
 from dlm.evaluation.likelihood import draws, windows
 from dlm.measurement.base import Measurement
+from dlm.model.denoiser import Denoiser
 from dlm.types import Batch
 
 

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from dlm.denoiser import Denoiser
-from dlm.parent import Parent
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent
 from dlm.types import Batch, Noised
 
 

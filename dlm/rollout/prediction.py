@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
+from dlm.model.trim import trim
 from dlm.rollout.base import Rollout
-from dlm.trim import trim
 
 
 class Prediction(Rollout):

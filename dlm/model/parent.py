@@ -1,7 +1,7 @@
 """Load any Hugging Face causal LM as a parent, give it a mask token, and refuse what cannot be converted.
 
 Nothing is known here of single architectures. Whether a model can be converted is asked of the model itself: its
-forward must honour the attention mask and the positions that it is given, and nothing else (`dlm.probe`).
+forward must honour the attention mask and the positions that it is given, and nothing else (`dlm.model.probe`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dlm.attention import block_sparse
 from dlm.console import one_line
-from dlm.probe import check_convertible
+from dlm.model.probe import check_convertible
 from dlm.runs import Run
 from dlm.trainable.adapters import adapter_weights, own_weights
 from dlm.trainable.gate import restore_gated

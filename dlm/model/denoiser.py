@@ -19,9 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
-from dlm.last_layer import LastLayer
 from dlm.loss.base import Loss
-from dlm.readout import chunk_bytes, chunked, without_decoder
+from dlm.model.last_layer import LastLayer
+from dlm.model.readout import chunk_bytes, chunked, without_decoder
 from dlm.trainable.gate import gate_of
 from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
 

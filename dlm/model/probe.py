@@ -14,7 +14,7 @@ from dlm.attention.ar import AR
 from dlm.attention.base import AttentionPattern
 from dlm.attention.bidir import Bidir
 from dlm.console import one_line
-from dlm.denoiser import Denoiser
+from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 
 PROBE_TOKENS, PROBE_WINDOW = 8, 4
