@@ -16,12 +16,12 @@ from analysis.results import Results
 from analysis.stats import Estimate, estimate
 from dlm.bench.flops import Forwards, Shape, plain_forward, plain_step
 from dlm.build import Experiment, build, tokens_of_a_step
-from dlm.conversion import TRAIN_STREAM
+from dlm.conversion.module import TRAIN_STREAM
+from dlm.conversion.prepare import corrupt, lay_out
 from dlm.data.packing import collate
 from dlm.model.denoiser import Denoiser
-from dlm.prepare import Prepared, corrupt, lay_out
 from dlm.processes import number_of
-from dlm.types import Batch, ModelInputs, generator
+from dlm.types import Batch, ModelInputs, Prepared, generator
 
 BATCHES = 8
 SCHEDULED = 20  # batches, spread over training, where block sizes or numbers change in its course
@@ -39,8 +39,8 @@ def training_flops(config: dict[str, Any], steps: int) -> float | None:
     auxiliary losses and rollouts add: rows, forwards of a teacher, the forwards in which the student makes its own
     batch (of the student as it begins). None for models whose layers differ, and where what the config names is gone.
 
-    The last layer's MLP is counted for all rows, as it worked when the committed study was made, so that runs of then
-    and now compare; `dlm.model.last_layer` leaves out 15 % of all this by now (clean context, four layers), 2 % of 28 layers.
+    The last layer's MLP is counted for all rows, so that old and new runs stay comparable; `dlm.model.last_layer` leaves
+    out 15 % of the total with clean context and four layers, and 2 % with 28 layers.
     LoRA is counted as full training: the gradients of the frozen weights that it saves are a third of the work of these
     weights at most."""
     alike = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.full.Full"}}

@@ -12,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from dlm.attention.ar import AR
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
+from dlm.conversion.objective import Objective
+from dlm.conversion.schedule import Schedules
 from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
-from dlm.objective import Objective
 from dlm.processes import number_of
-from dlm.schedule import Schedules
 from dlm.targets import PRESENT, require_known, with_targets
 from dlm.trainable.base import Trainable
 

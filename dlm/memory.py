@@ -22,9 +22,9 @@ from transformers.masking_utils import sdpa_mask
 
 from dlm.attention import block_sparse
 from dlm.attention.masks import BandMask, band_mask
+from dlm.conversion.pieces import rows_of_piece
 from dlm.model.denoiser import Denoiser
 from dlm.model.readout import chunk_bytes
-from dlm.pieces import rows_of_piece
 from dlm.trainable.gate import gate_of
 from dlm.types import Batch, Noised, Rows
 

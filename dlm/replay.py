@@ -14,10 +14,9 @@ from rich.table import Table
 
 from dlm.build import Experiment, build
 from dlm.console import command
-from dlm.pieces import loss_of
-from dlm.prepare import Prepared
+from dlm.conversion.pieces import loss_of
 from dlm.runs import Run
-from dlm.types import Movable
+from dlm.types import Movable, Prepared
 
 
 def replay(run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -120,6 +120,20 @@ class Scored(Movable):
     def __getitem__(self, chunk: slice) -> Scored:
         parts = (getattr(self, f.name) for f in fields(self))
         return Scored(*(None if part is None else part[chunk] for part in parts))
+
+
+@dataclass(frozen=True)
+class Prepared(Movable):
+    """A corrupted batch, ready for the network. `num_tokens` is the size of the batch and `num_maskable` the number of
+    tokens it could have scored, both once for each of its `views`. `inputs.scored` are the rows of `scored` and then
+    those of the auxiliary losses; `needs` is what each of these needs beside them, by its name."""
+
+    inputs: ModelInputs
+    scored: Scored
+    num_tokens: int
+    num_maskable: int
+    views: int = 1
+    needs: dict[str, Movable | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

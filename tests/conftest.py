@@ -11,7 +11,6 @@ CHECKED = [
     "model.readout",
     "loss",
     "decoding",
-    "prepare",
     "conversion",
     "evaluation",
     "data",
@@ -19,7 +18,6 @@ CHECKED = [
     "noise_level",
     "auxiliary",
     "rollout",
-    "objective",
 ]
 install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 

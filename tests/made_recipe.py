@@ -7,12 +7,12 @@ from conftest import MASK_ID, config, tiny
 from omegaconf import DictConfig
 
 from dlm.build import make, make_masking, make_objective
+from dlm.conversion.objective import Objective
+from dlm.conversion.prepare import corrupt, lay_out
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, layer_types
 from dlm.noise_level.base import NoiseLevel
-from dlm.objective import Objective
-from dlm.prepare import corrupt, lay_out
 from dlm.types import Batch, Noised, generator
 
 ROWS, LENGTH, SIZE = 2, 16, 4

@@ -6,7 +6,7 @@ import hydra
 
 from dlm import sweep
 from dlm.console import command
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
 from dlm.train import train
 
 step = Conversion.training_step

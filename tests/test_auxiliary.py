@@ -17,14 +17,14 @@ from dlm.auxiliary.consistency import Consistency
 from dlm.auxiliary.distill import DIVERGENCES, Distill
 from dlm.auxiliary.teacher import Teacher
 from dlm.build import build, make_objective
+from dlm.conversion.objective import Objective
+from dlm.conversion.prepare import corrupt, lay_out, prepare
 from dlm.fit import fit_into_memory
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model import readout
 from dlm.model.parent import Parent, layer_types
-from dlm.objective import Objective
-from dlm.prepare import corrupt, lay_out, prepare
 from dlm.types import Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

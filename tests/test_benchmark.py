@@ -267,7 +267,7 @@ def test_bfloat16_is_gated_in_float32_and_timed_as_it_is(tmp_path, monkeypatch):
 def test_our_engines_alone_decode_from_packed_weights_and_not_what_is_compiled(monkeypatch, compiles):
     calls, kernel = [], torch.ops.mkldnn._linear_pointwise
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *args: calls.append(1) or kernel(*args))
-    monkeypatch.setattr(packed, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(packed_linears, "MIN_ELEMENTS", 0)
     bench = workbench(tiny("llama", torch.float32))
     bench.compile = compiles
     monkeypatch.setattr(decode, "generate", lambda *args, **options: generate(*args, **options | {"compile": False}))

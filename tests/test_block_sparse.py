@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 from dlm.attention import block_sparse, masks
 from dlm.attention.masks import BandMask, band_mask, block_mask, dense_mask
 from dlm.build import make
+from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.parent import layer_types, load_parent, new_parent
 from dlm.model.probe import check_convertible
-from dlm.prepare import prepare
 from dlm.types import Batch, Noised, generator
 
 TINY = "dlm/assets/tiny"

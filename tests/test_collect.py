@@ -16,7 +16,7 @@ from analysis.results import DLM, PARENT, unpack
 from analysis.sweep import FINISHED, Evaluation
 from dlm.bench.flops import executed
 from dlm.build import build
-from dlm.conversion import TRAIN_STREAM
+from dlm.conversion.module import TRAIN_STREAM
 from dlm.data import prose
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES

@@ -11,8 +11,8 @@ from dlm.runs import Run
 KILLED = -signal.SIGKILL
 SLOW = pytest.mark.slow
 FAULTS = {
-    "amid an accumulation": AtCall("dlm.conversion:Conversion.training_step", 6),
-    "in a validation": AtCall("dlm.conversion:Conversion.validation_step", 4),
+    "amid an accumulation": AtCall("dlm.conversion.module:Conversion.training_step", 6),
+    "in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 4),
     "in the writing of a checkpoint": InWrite(3),
     "between the renames of a checkpoint": AtWrite(".last.ckpt.tmp", 6),
     "in the final evaluation": AtCall("dlm.evaluate:calibrate", 1),
@@ -43,8 +43,8 @@ def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(fault, proce
 
 
 SIGNALS = {
-    "SIGTERM in training": AtCall("dlm.conversion:Conversion.training_step", 6, signal.SIGTERM),
-    "Ctrl-C in a validation": AtCall("dlm.conversion:Conversion.validation_step", 4, signal.SIGINT),
+    "SIGTERM in training": AtCall("dlm.conversion.module:Conversion.training_step", 6, signal.SIGTERM),
+    "Ctrl-C in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 4, signal.SIGINT),
     "SIGTERM in the final evaluation": AtCall("dlm.evaluate:calibrate", 1, signal.SIGTERM),
 }
 
@@ -62,10 +62,10 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on_where_it_was(fault, pro
 @SLOW
 def test_sigterm_costs_no_step_even_where_checkpoints_are_rare(processes, straight, tmp_path):
     rare = "trainer.volatile.checkpoint_every=1000"
-    fault = AtCall("dlm.conversion:Conversion.training_step", 6, signal.SIGTERM)
+    fault = AtCall("dlm.conversion.module:Conversion.training_step", 6, signal.SIGTERM)
     assert processes.run(tmp_path / "runs", rare, fault=fault) == 130
     # Twelve micro-batches in all, of which six are made: killed in the seventh that is left, the run would not end.
-    rest = AtCall("dlm.conversion:Conversion.training_step", 7)
+    rest = AtCall("dlm.conversion.module:Conversion.training_step", 7)
     assert processes.run(tmp_path / "runs", rare, fault=rest) == 0
     assert outcome(tmp_path / "runs") == straight[0]
 

@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from dlm.build import make
+from dlm.conversion.objective import Objective
+from dlm.conversion.prepare import corrupt, lay_out, prepare
 from dlm.loss.base import PER
 from dlm.masking.uniform import Uniform
-from dlm.objective import Objective
-from dlm.prepare import corrupt, lay_out, prepare
 from dlm.types import Batch, Noised, Rows, Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -11,7 +11,7 @@ from test_train import SMALL, runs_dir, short_prose  # noqa: F401
 
 from dlm import build as building
 from dlm import fit as training
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
 from dlm.finite import FiniteGuard, NotFinite
 from dlm.metrics import MetricTable
 from dlm.replay import load, replay

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from analysis.collect import add_point
 from analysis.earlier import Earlier
 from analysis.results import COLUMNS, Results
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
+from dlm.conversion.prepare import prepare
 from dlm.data.packing import PackedRows, Windows, collate
 from dlm.decoding.engine import generate
 from dlm.decoding.threshold import Threshold
@@ -26,7 +27,6 @@ from dlm.loss.nelbo import Nelbo
 from dlm.manage import main
 from dlm.masking.base import COUNTS
 from dlm.masking.uniform import Uniform
-from dlm.prepare import prepare
 from dlm.train import train
 from dlm.types import generator
 

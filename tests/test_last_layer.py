@@ -9,10 +9,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.last_layer import on_rows
-from dlm.prepare import prepare
 from dlm.types import Noised, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

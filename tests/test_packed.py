@@ -22,7 +22,7 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @pytest.fixture
 def pack_all(monkeypatch):
     """Small weights too."""
-    monkeypatch.setattr(packed, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(packed_linears, "MIN_ELEMENTS", 0)
 
 
 @pytest.fixture

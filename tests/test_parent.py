@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dlm.attention import block_sparse
 from dlm.build import converted_denoiser, make
+from dlm.conversion.prepare import prepare
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.masking.uniform import Uniform
@@ -23,7 +24,6 @@ from dlm.model.parent import (
     require_plain_weights,
 )
 from dlm.model.probe import check_convertible
-from dlm.prepare import prepare
 from dlm.runs import Run
 from dlm.train import train
 from dlm.trainable.lora import Lora

@@ -9,15 +9,15 @@ from test_auxiliary import EXACT, USES, gradients, objective_of
 from test_train import SMALL, metrics, runs_dir, short_prose, weights  # noqa: F401
 
 from dlm.auxiliary.ar import AR
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
+from dlm.conversion.objective import Objective
+from dlm.conversion.pieces import lay_out_pieces, loss_of
+from dlm.conversion.prepare import corrupt
 from dlm.loss.cart import Cart
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.memory import checkpoint_activations
-from dlm.objective import Objective
-from dlm.pieces import lay_out_pieces, loss_of
-from dlm.prepare import corrupt
 from dlm.runs import Run
 from dlm.train import train
 from dlm.types import generator

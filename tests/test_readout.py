@@ -5,12 +5,12 @@ import torch
 from conftest import ARCHITECTURES, VOCAB, denoiser, random_batch, tiny
 from torch import nn
 
+from dlm.conversion.objective import Objective
+from dlm.conversion.prepare import prepare
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model import readout
-from dlm.objective import Objective
-from dlm.prepare import prepare
 from dlm.types import generator
 
 ROWS = 3  # of a chunk

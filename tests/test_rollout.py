@@ -6,9 +6,9 @@ from conftest import EOS_ID, MASK_ID, config, denoiser, options, random_batch, t
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dlm.build import make
+from dlm.conversion.prepare import corrupt
 from dlm.decoding.threshold import Threshold
 from dlm.masking.uniform import Uniform
-from dlm.prepare import corrupt
 from dlm.rollout.prediction import Prediction
 from dlm.rollout.trajectory import Trajectory
 from dlm.types import Noised, generator

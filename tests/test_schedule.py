@@ -7,9 +7,9 @@ from dlm.auxiliary.ar import AR
 from dlm.block_schedule.random import Random
 from dlm.block_schedule.stages import Stages
 from dlm.build import build, make
+from dlm.conversion.schedule import Schedule, Schedules
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.position import Position
-from dlm.schedule import Schedule, Schedules
 from dlm.train import train
 from dlm.types import generator
 
@@ -68,7 +68,7 @@ def test_a_block_size_that_does_not_divide_the_row_is_refused_before_the_parent_
 
 def test_training_uses_the_scheduled_block_sizes_and_validation_the_last(tmp_path, monkeypatch):
     seen = {True: [], False: []}
-    from dlm.conversion import Conversion
+    from dlm.conversion.module import Conversion
 
     inner = Conversion.on_before_batch_transfer
 

@@ -6,7 +6,7 @@ from conftest import PATTERNS, config, denoiser, random_batch
 from test_train import SMALL, runs_dir, short_prose  # noqa: F401
 
 from dlm.attention.block import Block
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
 from dlm.runs import Run

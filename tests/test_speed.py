@@ -11,11 +11,11 @@ from dlm.attention.ar import AR
 from dlm.attention.block import Block
 from dlm.attention.masks import TILE, block_mask
 from dlm.bench import flops
+from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
-from dlm.prepare import prepare
 from dlm.types import Batch, generator
 
 SHAPES = {

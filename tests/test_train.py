@@ -15,7 +15,7 @@ from hydra.utils import get_method
 from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
 from dlm.data import prose
 from dlm.evaluate import evaluate_run, report
 from dlm.runs import Run

@@ -13,7 +13,8 @@ from test_train import runs_dir, short_prose, small  # noqa: F401
 from transformers import AutoModelForCausalLM
 
 from dlm.build import ar_denoiser, build, converted_denoiser, make
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
+from dlm.conversion.prepare import prepare
 from dlm.decoding.fixed import Fixed
 from dlm.export import export
 from dlm.loss.nelbo import Nelbo
@@ -21,7 +22,6 @@ from dlm.masking.uniform import Uniform
 from dlm.measure import fingerprint
 from dlm.memory import Step, checkpoint_activations, traced
 from dlm.model.parent import load_parent
-from dlm.prepare import prepare
 from dlm.runs import Run, run_id
 from dlm.train import train
 from dlm.trainable.frozen_embeddings import FrozenEmbeddings

@@ -9,7 +9,9 @@ from made_recipe import LENGTH, ROWS, recipe
 from naive_losses import ar_nlls, pairs, plain
 
 from dlm.build import make
-from dlm.conversion import Conversion
+from dlm.conversion.module import Conversion
+from dlm.conversion.objective import Objective
+from dlm.conversion.prepare import prepare
 from dlm.decoding.commit import kept
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.pipelined import Pipelined
@@ -19,8 +21,6 @@ from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.noise_level.full import Full
-from dlm.objective import Objective
-from dlm.prepare import prepare
 from dlm.types import generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

@@ -24,10 +24,10 @@ from dlm.bench.memory import in_a_fresh_process, measurable, peak_resident
 from dlm.bench.peer import DLLM, Dllm
 from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread
 from dlm.bench.train_tables import AGAIN, AR, NAIVE, OURS, counts_table, times_table
+from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.model.denoiser import Denoiser
-from dlm.prepare import Prepared, prepare
-from dlm.types import Batch, generator
+from dlm.types import Batch, Prepared, generator
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dlm.conversion.prepare import prepare
 from dlm.data.packing import Document, collate, pack
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.prepare import prepare
 from dlm.types import Batch, generator
 
 

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dlm.conversion.objective import Objective
+from dlm.conversion.prepare import lay_out
 from dlm.model.denoiser import Denoiser
-from dlm.objective import Objective
-from dlm.prepare import Prepared, lay_out
-from dlm.types import Batch, LossOutput, Noised
+from dlm.types import Batch, LossOutput, Noised, Prepared
 
 Values = TypeVar("Values", Batch, Noised)
 

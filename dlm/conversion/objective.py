@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,10 +9,7 @@ from torch import Tensor
 from dlm.auxiliary.base import Auxiliary
 from dlm.loss.base import Loss
 from dlm.model.denoiser import Denoiser
-from dlm.types import Batch, LossOutput, Movable, Noised, Scored
-
-if TYPE_CHECKING:
-    from dlm.prepare import Prepared
+from dlm.types import Batch, LossOutput, Movable, Noised, Prepared, Scored
 
 
 class Objective:

@@ -3,30 +3,16 @@ out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
+from dlm.conversion.objective import Objective
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.trim import trim
-from dlm.objective import Objective
-from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
-
-
-@dataclass(frozen=True)
-class Prepared(Movable):
-    """A corrupted batch, ready for the network. `num_tokens` is the size of the batch and `num_maskable` the number of
-    tokens it could have scored, both once for each of its `views`. `inputs.scored` are the rows of `scored` and then
-    those of the auxiliary losses; `needs` is what each of these needs beside them, by its name."""
-
-    inputs: ModelInputs
-    scored: Scored
-    num_tokens: int
-    num_maskable: int
-    views: int = 1
-    needs: dict[str, Movable | None] = field(default_factory=dict)
+from dlm.types import Batch, Noised, Prepared
 
 
 def prepare(

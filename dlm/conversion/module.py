@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from dlm.block_schedule.base import BlockSchedule
+from dlm.conversion.objective import Objective
+from dlm.conversion.pieces import lay_out_pieces, loss_of
+from dlm.conversion.prepare import corrupt
+from dlm.conversion.schedule import Schedules
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.objective import Objective
 from dlm.optim import AdamWCosine
-from dlm.pieces import lay_out_pieces, loss_of
-from dlm.prepare import Prepared, corrupt
 from dlm.rollout.base import Rollout
-from dlm.schedule import Schedules
-from dlm.types import Batch, generator
+from dlm.types import Batch, Prepared, generator
 
 TRAIN_STREAM, VAL_STREAM = 1, 2
 BOUND = Objective(Nelbo())
