@@ -15,7 +15,7 @@ from analysis.flops import training_flops
 from analysis.measurements import Rows, outputs, tables_of
 from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from analysis.sweep import Point, load_sweep
-from dlm.drift import by_layer
+from dlm.evaluation.drift import by_layer
 from dlm.runs import Run, digest
 from dlm.storage import write_atomically
 from dlm.targets import name_of

@@ -20,7 +20,7 @@ from dlm.conversion.module import TRAIN_STREAM
 from dlm.conversion.prepare import corrupt, lay_out
 from dlm.data.packing import collate
 from dlm.model.denoiser import Denoiser
-from dlm.processes import number_of
+from dlm.trainer.processes import number_of
 from dlm.types import Batch, ModelInputs, Prepared, generator
 
 BATCHES = 8
@@ -39,8 +39,8 @@ def training_flops(config: dict[str, Any], steps: int) -> float | None:
     auxiliary losses and rollouts add: rows, forwards of a teacher, the forwards in which the student makes its own
     batch (of the student as it begins). None for models whose layers differ, and where what the config names is gone.
 
-    The last layer's MLP is counted for all rows, so that old and new runs stay comparable; `dlm.model.last_layer` leaves
-    out 15 % of the total with clean context and four layers, and 2 % with 28 layers.
+    The last layer's MLP is counted for all rows, so that old and new runs stay comparable; `dlm.model.last_layer`
+    leaves out 15 % of the total with clean context and four layers, and 2 % with 28 layers.
     LoRA is counted as full training: the gradients of the frozen weights that it saves are a third of the work of these
     weights at most."""
     alike = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.full.Full"}}

@@ -19,9 +19,9 @@ from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
-from dlm.processes import number_of
 from dlm.targets import PRESENT, require_known, with_targets
 from dlm.trainable.base import Trainable
+from dlm.trainer.processes import number_of
 
 
 def make(node: DictConfig, **kwargs: Any) -> Any:

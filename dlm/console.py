@@ -14,7 +14,7 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from dlm.interruption import STOPPED
+STOPPED = "stopped: the same command goes on where it was"
 
 # Warnings that tell a user nothing about this run.
 BENIGN = (
@@ -61,9 +61,3 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     for message in BENIGN:
         warnings.filterwarnings("ignore", message)
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error, for a message inside a message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

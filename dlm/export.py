@@ -20,9 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dlm.attention.base import AttentionPattern
 from dlm.build import make
-from dlm.console import command, one_line
+from dlm.console import command
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
+from dlm.errors import one_line
 from dlm.model.parent import layer_types
 from dlm.model_card import model_card
 from dlm.runs import Run

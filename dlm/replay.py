@@ -39,7 +39,7 @@ def replay(run: Run) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `dlm.finite` kept: tensors and dataclasses of tensors, nothing else. Those of auxiliary losses are known
+    """What `dlm.trainer.finite` kept: tensors and dataclasses of tensors, nothing else. Those of auxiliary losses are known
     once the losses are imported."""
     with torch.serialization.safe_globals(Movable.__subclasses__()):
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -19,14 +19,14 @@ from dlm import sweep
 from dlm.build import choices
 from dlm.console import command, is_sweep
 from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
-from dlm.fit import fit
-from dlm.interruption import sigterm_as_ctrl_c
 from dlm.kinds import require_kinds
 from dlm.lease import BUSY, Busy, lease
-from dlm.loggers import close_wandb
-from dlm.processes import Follower, is_follower, number_of
 from dlm.runs import Run, environment
 from dlm.storage import disk_is_full
+from dlm.trainer.fit import fit
+from dlm.trainer.interruption import sigterm_as_ctrl_c
+from dlm.trainer.loggers import close_wandb
+from dlm.trainer.processes import Follower, is_follower, number_of
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

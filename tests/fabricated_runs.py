@@ -9,7 +9,7 @@ from study_tables import correct
 from analysis.collect import FLOPS
 from analysis.sweep import load_sweep
 from dlm.data.tasks import FAMILIES
-from dlm.drift import MEASURES
+from dlm.evaluation.drift import MEASURES
 from dlm.runs import Run
 
 SWEEP = "two"

@@ -19,12 +19,12 @@ from dlm.auxiliary.teacher import Teacher
 from dlm.build import build, make_objective
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out, prepare
-from dlm.fit import fit_into_memory
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model import readout
 from dlm.model.parent import Parent, layer_types
+from dlm.trainer.fit import fit_into_memory
 from dlm.types import Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import MASK_ID, tiny
 
-from dlm.drift import by_layer, difference, measure, save_reference, summary
+from dlm.evaluation.drift import by_layer, difference, measure, save_reference, summary
 from dlm.trainable.lora import Lora
 
 

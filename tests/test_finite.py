@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from test_train import SMALL, runs_dir, short_prose  # noqa: F401
 
 from dlm import build as building
-from dlm import fit as training
 from dlm.conversion.module import Conversion
-from dlm.finite import FiniteGuard, NotFinite
-from dlm.metrics import MetricTable
 from dlm.replay import load, replay
 from dlm.runs import Run
 from dlm.train import train
+from dlm.trainer import fit as training
+from dlm.trainer.finite import FiniteGuard, NotFinite
+from dlm.trainer.metrics import MetricTable
 
 EVERY_STEP = "trainer.volatile.checkpoint_every=1"
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, VOCAB, config, denoiser, random_batch, tiny
 
-from dlm import memory
 from dlm.attention import block_sparse, masks
 from dlm.build import build
 from dlm.conversion.prepare import prepare
-from dlm.fit import fit_into_memory
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.memory import Step, checkpoint_activations, estimate, plan, traced
+from dlm.trainer import memory
+from dlm.trainer.fit import fit_into_memory
+from dlm.trainer.memory import Step, checkpoint_activations, estimate, plan, traced
 from dlm.types import Noised, generator
 
 CPU = torch.device("cpu")

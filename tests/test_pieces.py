@@ -17,9 +17,9 @@ from dlm.loss.cart import Cart
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.memory import checkpoint_activations
 from dlm.runs import Run
 from dlm.train import train
+from dlm.trainer.memory import checkpoint_activations
 from dlm.types import generator
 
 # In float64, and with layers whose sums are made in another order where there are pieces.
@@ -257,7 +257,7 @@ def test_processes_that_wait_for_each_other_are_told_to_begin_again_in_pieces(ru
 
 
 def test_a_run_that_is_asked_to_stop_as_memory_runs_out_stops(runs_dir, monkeypatch):  # noqa: F811
-    from dlm.interruption import Interruption
+    from dlm.trainer.interruption import Interruption
 
     step = Conversion.training_step
 

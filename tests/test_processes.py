@@ -14,12 +14,12 @@ from conftest import config
 from safetensors.torch import load_file
 from test_train import SMALL
 
-from dlm.checkpoints import Checkpoints
 from dlm.lease import is_marked
-from dlm.processes import is_follower
 from dlm.replay import replay
 from dlm.runs import Run
 from dlm.train import train
+from dlm.trainer.checkpoints import Checkpoints
+from dlm.trainer.processes import is_follower
 
 # Nothing is drawn: everything is hidden, so that what two processes train on can be had from one.
 OVERRIDES = [*SMALL, "model.dtype=float64", "trainer.precision=64-true", "noise_level=full", "masking=uniform"]

@@ -10,8 +10,8 @@ from dlm.conversion.module import Conversion
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
 from dlm.runs import Run
-from dlm.selfcheck import Probe, check_ar_limit, check_leak, check_parity, is_ar_limit
 from dlm.train import train
+from dlm.trainer.selfcheck import Probe, check_ar_limit, check_leak, check_parity, is_ar_limit
 
 
 class Leaks(Block):
@@ -56,7 +56,7 @@ def test_a_pattern_that_leaks_is_refused(leaking, llama):
 def test_a_decoder_that_scores_otherwise_than_training_is_refused(llama, monkeypatch):
     scorer = denoiser(llama, "block", 4, False)
     probe = Probe.of(scorer, random_batch(1, 16).x0[0])
-    monkeypatch.setattr("dlm.selfcheck.forward", lambda d, canvas: (torch.randn(2, 61), None))
+    monkeypatch.setattr("dlm.trainer.selfcheck.forward", lambda d, canvas: (torch.randn(2, 61), None))
     with pytest.raises(ValueError, match="decoding scores a block otherwise than training, by"):
         check_parity(scorer, probe, half=False)
 

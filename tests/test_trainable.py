@@ -20,7 +20,6 @@ from dlm.export import export
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.measure import fingerprint
-from dlm.memory import Step, checkpoint_activations, traced
 from dlm.model.parent import load_parent
 from dlm.runs import Run, run_id
 from dlm.train import train
@@ -29,6 +28,7 @@ from dlm.trainable.full import Full
 from dlm.trainable.gate import gate_of, restore_gated, save_model
 from dlm.trainable.gated_lora import GatedLora
 from dlm.trainable.lora import Lora
+from dlm.trainer.memory import Step, checkpoint_activations, traced
 from dlm.types import Noised, generator
 
 TINY = "pkg://dlm/assets/tiny"

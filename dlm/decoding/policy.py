@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dlm.console import one_line
 from dlm.decoding.base import wide
 from dlm.decoding.threshold import Threshold
+from dlm.errors import one_line
 from dlm.storage import read_json, write_json
 
 FEATURES = ("probability", "margin", "entropy", "log_ratio")

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.attention import block_sparse
-from dlm.console import one_line
+from dlm.errors import one_line
 from dlm.model.probe import check_convertible
 from dlm.runs import Run
 from dlm.trainable.adapters import adapter_weights, own_weights

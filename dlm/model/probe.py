@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from dlm.attention.ar import AR
 from dlm.attention.base import AttentionPattern
 from dlm.attention.bidir import Bidir
-from dlm.console import one_line
+from dlm.errors import one_line
 from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 

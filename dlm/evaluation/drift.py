@@ -15,13 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from lightning import Callback
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
-
-from dlm.metrics import MetricTable
 
 MEASURES = ("mean_abs", "relative", "one_minus_cos")
 LAYER = re.compile(r"\.(\d+)\.")
@@ -119,22 +116,3 @@ def summary(drift: pd.DataFrame) -> dict[str, float]:
     """`attention/relative`, `ffn/mean_abs`, …: each kind's measures over all layers, weighted by size."""
     total = by_layer(drift.assign(layer=0))
     return {f"{row.kind}/{m}": getattr(row, m) for row in total.itertuples() for m in MEASURES}
-
-
-class DriftMonitor(Callback):
-    """Logs the drift every `every` optimizer steps as `drift/<kind>/<measure>`, and adds it to the table of metrics."""
-
-    def __init__(self, reference: Path, every: int, table: MetricTable):
-        self.reference, self.every, self.table, self.last = reference, every, table, 0
-
-    def on_train_start(self, trainer, module):
-        self.last = trainer.global_step
-
-    def on_train_batch_end(self, trainer, module, *_):
-        step = trainer.global_step
-        if self.every and step and step % self.every == 0 and step != self.last:
-            self.last = step
-            found = {f"drift/{k}": v for k, v in summary(measure(module.denoiser.model, self.reference)).items()}
-            self.table.add(step - 1, found)
-            for logger in trainer.loggers:
-                logger.log_metrics(found, step - 1)  # with the other metrics of the step that was just made

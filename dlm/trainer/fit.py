@@ -13,20 +13,21 @@ import torch
 from omegaconf import DictConfig
 from torch._inductor.config import cpp
 
-from dlm import memory
 from dlm.build import Experiment, build
-from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
-from dlm.drift import DriftMonitor, measure, save_reference, summary
-from dlm.finite import FiniteGuard
-from dlm.interruption import Interruption
-from dlm.loggers import Progress, loggers
-from dlm.metrics import MetricTable
+from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.model.denoiser import Denoiser
-from dlm.processes import Follower, SameStart, launching, number_of
 from dlm.runs import Run
-from dlm.selfcheck import SelfCheck
 from dlm.storage import digests
 from dlm.trainable import gate
+from dlm.trainer import memory
+from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
+from dlm.trainer.drift_monitor import DriftMonitor
+from dlm.trainer.finite import FiniteGuard
+from dlm.trainer.interruption import Interruption
+from dlm.trainer.loggers import Progress, loggers
+from dlm.trainer.metrics import MetricTable
+from dlm.trainer.processes import Follower, SameStart, launching, number_of
+from dlm.trainer.selfcheck import SelfCheck
 
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.

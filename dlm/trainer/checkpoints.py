@@ -17,9 +17,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from dlm.interruption import Interruption
-from dlm.metrics import MetricTable
-from dlm.processes import of_all_processes
+from dlm.trainer.interruption import Interruption
+from dlm.trainer.metrics import MetricTable
+from dlm.trainer.processes import of_all_processes
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 

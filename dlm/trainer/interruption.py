@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 from lightning import Callback
 
-STOPPED = "stopped: the same command goes on where it was"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning import Callback
 
-from dlm.processes import of_all_processes
+from dlm.trainer.processes import of_all_processes
 
 LOSS = "the loss"
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from dlm.attention.ar import AR
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.step import forward
-from dlm.drift import effective_weights
+from dlm.evaluation.drift import effective_weights
 from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, Noised
 
