@@ -15,10 +15,10 @@ from analysis.flops import training_flops
 from analysis.measurements import Rows, outputs, tables_of
 from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from analysis.sweep import Point, load_sweep
+from dlm.config.targets import name_of
 from dlm.evaluation.drift import by_layer
 from dlm.runs import Run, digest
 from dlm.storage import write_atomically
-from dlm.targets import name_of
 
 VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval

@@ -15,12 +15,11 @@ from omegaconf import OmegaConf
 from analysis.results import Results
 from analysis.stats import Estimate, estimate
 from dlm.bench.flops import Forwards, Shape, plain_forward, plain_step
-from dlm.build import Experiment, build, tokens_of_a_step
+from dlm.config.build import Experiment, build, num_processes, tokens_of_a_step
 from dlm.conversion.module import TRAIN_STREAM
 from dlm.conversion.prepare import corrupt, lay_out
 from dlm.data.packing import collate
 from dlm.model.denoiser import Denoiser
-from dlm.trainer.processes import number_of
 from dlm.types import Batch, ModelInputs, Prepared, generator
 
 BATCHES = 8
@@ -68,7 +67,7 @@ def step_flops(config: str) -> float | None:
         experiment.conversion.set_progress((i + 0.5) / batches, noise)
         batch = collate([data.train_rows[i * data.batch_size + j] for j in range(data.batch_size)])
         total += batch_flops(experiment, batch, noise)
-    return total / batches * cfg.trainer.accumulate * number_of(cfg)
+    return total / batches * cfg.trainer.accumulate * num_processes(cfg)
 
 
 def batch_flops(experiment: Experiment, batch: Batch, noise: torch.Generator) -> float:

@@ -22,7 +22,7 @@ from rich.console import Console
 from dlm.bench.base import Bench, Workbench, cast, require_at_least
 from dlm.bench.peer import Dllm
 from dlm.bench.timing import clock_of
-from dlm.build import choices, make
+from dlm.config.build import choices, make
 from dlm.console import command
 from dlm.model.parent import DTYPES
 from dlm.runs import environment

@@ -14,7 +14,7 @@ import hydra
 from omegaconf import DictConfig
 from transformers import AutoConfig
 
-from dlm.build import ar_denoiser
+from dlm.config.build import ar_denoiser
 from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows

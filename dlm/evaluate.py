@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dlm.build import ar_denoiser, converted_denoiser, make
+from dlm.config.build import ar_denoiser, converted_denoiser, make
 from dlm.console import command
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder

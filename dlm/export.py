@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dlm.attention.base import AttentionPattern
-from dlm.build import make
+from dlm.config.build import make
 from dlm.console import command
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold

@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from dlm.build import ar_denoiser, converted_denoiser, make
+from dlm.config.build import ar_denoiser, converted_denoiser, make
 from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder

@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.console import command
 from dlm.measurement.base import Measurement, Subject
 from dlm.runs import Run, environment, measurement_file

@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dlm.config.targets import name_of
 from dlm.evaluate import label
 from dlm.runs import Run
-from dlm.targets import name_of
 
 USAGE = """\
 ```python

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from dlm.build import Experiment, build
+from dlm.config.build import Experiment, build
 from dlm.console import command
 from dlm.conversion.pieces import loss_of
 from dlm.runs import Run
@@ -39,8 +39,8 @@ def replay(run: Run) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `dlm.trainer.finite` kept: tensors and dataclasses of tensors, nothing else. Those of auxiliary losses are known
-    once the losses are imported."""
+    """The batch that `dlm.trainer.finite` kept: tensors and dataclasses of tensors, nothing else. The dataclasses of
+    auxiliary losses are known once these losses are imported."""
     with torch.serialization.safe_globals(Movable.__subclasses__()):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -33,9 +33,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dlm.config.targets import RENAMED, with_targets
 from dlm.redact import redacted
 from dlm.storage import damaged, digests, read_json, write_atomically, write_json
-from dlm.targets import RENAMED, with_targets
 
 # Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.

@@ -15,18 +15,18 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from dlm import sweep
-from dlm.build import choices
+from dlm.config import multirun
+from dlm.config.build import choices, num_processes
+from dlm.config.kinds import require_kinds
 from dlm.console import command, is_sweep
 from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
-from dlm.kinds import require_kinds
 from dlm.lease import BUSY, Busy, lease
 from dlm.runs import Run, environment
 from dlm.storage import disk_is_full
 from dlm.trainer.fit import fit
 from dlm.trainer.interruption import sigterm_as_ctrl_c
 from dlm.trainer.loggers import close_wandb
-from dlm.trainer.processes import Follower, is_follower, number_of
+from dlm.trainer.processes import Follower, is_follower
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def more_pieces(cfg: DictConfig, pieces: int, problem: str) -> int:
             f"a step runs out of memory even row by row ({problem}): choose a shorter data.length, "
             "trainer.volatile.activation_checkpointing=true, trainable=lora or a smaller model"
         )
-    if number_of(cfg) > 1:  # the others wait for this one
+    if num_processes(cfg) > 1:  # the others wait for this one
         raise ValueError(
             f"a step runs out of memory ({problem}): give the same command with trainer.volatile.pieces={more}, it "
             "goes on from the last checkpoint"
@@ -158,4 +158,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sweep.run(main)
+    multirun.run(main)

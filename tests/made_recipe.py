@@ -6,7 +6,7 @@ import torch
 from conftest import MASK_ID, config, tiny
 from omegaconf import DictConfig
 
-from dlm.build import make, make_masking, make_objective
+from dlm.config.build import make, make_masking, make_objective
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out
 from dlm.masking.base import Masking

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import hydra
 
-from dlm import sweep
+from dlm.config import multirun
 from dlm.console import command
 from dlm.conversion.module import Conversion
 from dlm.train import train
@@ -27,4 +27,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    sweep.run(main)
+    multirun.run(main)

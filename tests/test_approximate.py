@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import EOS_ID, config, denoiser
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.decoding.approximate import DualCache, PrefixCache
 from dlm.decoding.threshold import Threshold
 

@@ -10,7 +10,7 @@ from conftest import PATTERNS, ROOT, config, denoiser, options, random_batch, ro
 from torch.nn.attention.flex_attention import create_mask
 
 from dlm.attention.masks import TILE, attention_masks, block_mask, dense_mask
-from dlm.build import make
+from dlm.config.build import make
 from dlm.types import Noised
 
 

@@ -16,7 +16,7 @@ from dlm.auxiliary.confidence import Confidence
 from dlm.auxiliary.consistency import Consistency
 from dlm.auxiliary.distill import DIVERGENCES, Distill
 from dlm.auxiliary.teacher import Teacher
-from dlm.build import build, make_objective
+from dlm.config.build import build, make_objective
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out, prepare
 from dlm.loss.mean import Mean

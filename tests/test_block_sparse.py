@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from dlm.attention import block_sparse, masks
 from dlm.attention.masks import BandMask, band_mask, block_mask, dense_mask
-from dlm.build import make
+from dlm.config.build import make
 from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform

@@ -15,7 +15,7 @@ from analysis.measurements import READERS, tables_of
 from analysis.results import DLM, PARENT, unpack
 from analysis.sweep import FINISHED, Evaluation
 from dlm.bench.flops import executed
-from dlm.build import build
+from dlm.config.build import build
 from dlm.conversion.module import TRAIN_STREAM
 from dlm.data import prose
 from dlm.data.packing import collate

@@ -8,7 +8,7 @@ import torch
 from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, options, random_batch
 from transformers import PreTrainedTokenizerFast
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.data.tasks import Example
 from dlm.decoding import engine
 from dlm.decoding.canvas import Generation

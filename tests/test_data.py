@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from dlm.attention.bidir import Bidir
 from dlm.attention.block import Block
-from dlm.build import make
+from dlm.config.build import make
 from dlm.data import prose, tasks
 from dlm.data.packing import Document, PackedRows, Windows, collate, pack
 from dlm.evaluation.likelihood import windows

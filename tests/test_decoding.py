@@ -6,7 +6,7 @@ from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, logits_in_bflo
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed

@@ -10,7 +10,7 @@ from conftest import MASK_ID, config, denoiser, options, random_batch, tiny
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out, prepare
 from dlm.loss.base import PER

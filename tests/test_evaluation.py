@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
-from dlm.build import ar_denoiser
+from dlm.config.build import ar_denoiser
 from dlm.data import prose, tasks
 from dlm.data.tasks import Example
 from dlm.decoding.fixed import Fixed

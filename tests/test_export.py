@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dlm.attention.block import Block
-from dlm.build import converted_denoiser
+from dlm.config.build import converted_denoiser
 from dlm.decoding import threshold
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed

@@ -9,7 +9,7 @@ from conftest import config
 from safetensors.torch import load_file
 from test_train import SMALL, runs_dir, short_prose  # noqa: F401
 
-from dlm import build as building
+from dlm.config import build as building
 from dlm.conversion.module import Conversion
 from dlm.replay import load, replay
 from dlm.runs import Run

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 
 from dlm.attention.block import Block
-from dlm.build import ar_denoiser
+from dlm.config.build import ar_denoiser
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.generate import MASKED, NEW, Speaker, annotated, frame, literal, main, printable, style_of

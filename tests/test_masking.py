@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import MASK_ID, PATTERNS, config, options, random_batch
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.masking.learned import Learned
 from dlm.masking.position import Position
 from dlm.masking.right_to_left import RightToLeft

@@ -10,7 +10,7 @@ import torch
 from conftest import EOS_ID, config, denoiser, options
 from omegaconf import OmegaConf
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation.likelihood import likelihood, windows

@@ -8,7 +8,7 @@ import torch
 from conftest import ARCHITECTURES, VOCAB, config, denoiser, random_batch, tiny
 
 from dlm.attention import block_sparse, masks
-from dlm.build import build
+from dlm.config.build import build
 from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import MASK_ID, PATTERNS, config, options, random_batch
 
-from dlm.build import make, make_masking
+from dlm.config.build import make, make_masking
 from dlm.masking.uniform import Uniform
 from dlm.noise_level.base import NoiseUnits
 from dlm.noise_level.full import Full

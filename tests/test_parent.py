@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dlm.attention import block_sparse
-from dlm.build import converted_denoiser, make
+from dlm.config.build import converted_denoiser, make
 from dlm.conversion.prepare import prepare
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed

@@ -8,7 +8,7 @@ import torch
 from conftest import EOS_ID, MASK_ID, config, denoiser, tiny
 from naive_blocks import scores
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.decoding.pipelined import Pipelined
 from dlm.decoding.threshold import Threshold
 

@@ -10,7 +10,7 @@ from conftest import MASK_ID, config, denoiser, logits_in_bfloat16, random_batch
 from test_train import runs_dir, short_prose, small  # noqa: F401
 
 from dlm import policy
-from dlm.build import make
+from dlm.config.build import make
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, Policy, features
 from dlm.measurement.base import Subject

@@ -22,7 +22,7 @@ from naive_losses import (
 from omegaconf import OmegaConf
 from torch.nn.functional import cosine_similarity
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.model.parent import load_parent
 from dlm.types import Batch, Noised, generator
 

@@ -4,9 +4,9 @@ import pytest
 from conftest import config
 from omegaconf import OmegaConf
 
-from dlm.build import make
+from dlm.config.build import make
+from dlm.config.targets import PRESENT, RENAMED, require_known, with_targets
 from dlm.runs import run_id
-from dlm.targets import PRESENT, RENAMED, require_known, with_targets
 
 
 @pytest.mark.parametrize("name", RENAMED)

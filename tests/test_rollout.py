@@ -5,7 +5,7 @@ import torch
 from conftest import EOS_ID, MASK_ID, config, denoiser, options, random_batch, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.conversion.prepare import corrupt
 from dlm.decoding.threshold import Threshold
 from dlm.masking.uniform import Uniform

@@ -6,7 +6,7 @@ from conftest import config, options
 from dlm.auxiliary.ar import AR
 from dlm.block_schedule.random import Random
 from dlm.block_schedule.stages import Stages
-from dlm.build import build, make
+from dlm.config.build import build, make
 from dlm.conversion.schedule import Schedule, Schedules
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.position import Position

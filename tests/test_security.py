@@ -7,10 +7,10 @@ import pytest
 from conftest import CONF, config
 from omegaconf import OmegaConf
 
-from dlm.build import make
+from dlm.config.build import make
+from dlm.config.targets import require_known
 from dlm.redact import redacted
 from dlm.runs import Run
-from dlm.targets import require_known
 
 FORBIDDEN = [
     "os.system",

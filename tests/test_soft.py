@@ -8,7 +8,7 @@ import torch
 from conftest import EOS_ID, MASK_ID, config, denoiser
 from naive_blocks import scores
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.decoding.soft import Soft, soft_embedding
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]

@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dlm.sweep import SWEEP, SweepCallback, claim_folder, summary_table
+from dlm.config.multirun import SWEEP, SweepCallback, claim_folder, summary_table
 
 SMALL = [
     "tokens=512",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_train import runs_dir, short_prose, small  # noqa: F401
 from transformers import AutoModelForCausalLM
 
-from dlm.build import ar_denoiser, build, converted_denoiser, make
+from dlm.config.build import ar_denoiser, build, converted_denoiser, make
 from dlm.conversion.module import Conversion
 from dlm.conversion.prepare import prepare
 from dlm.decoding.fixed import Fixed

@@ -8,7 +8,7 @@ from conftest import EOS_ID, MASK_ID, config, denoiser, random_batch, tiny
 from made_recipe import LENGTH, ROWS, recipe
 from naive_losses import ar_nlls, pairs, plain
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.conversion.module import Conversion
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import prepare

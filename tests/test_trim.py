@@ -5,7 +5,7 @@ import torch
 from conftest import CONF, MASK_ID, config, denoiser, options, random_batch
 
 from dlm.attention.base import NoisePer
-from dlm.build import make
+from dlm.config.build import make
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.trim import cells, first_fit, needed, trim

@@ -24,7 +24,7 @@ from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, 
 from dlm.bench.gate import require_same_tokens
 from dlm.bench.peer import DLLM
 from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread, with_range
-from dlm.build import ar_denoiser
+from dlm.config.build import ar_denoiser
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
-from dlm.build import ar_denoiser, converted_denoiser, make, make_masking
+from dlm.config.build import ar_denoiser, converted_denoiser, make, make_masking
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, load_parent

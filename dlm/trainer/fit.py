@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch._inductor.config import cpp
 
-from dlm.build import Experiment, build
+from dlm.config.build import Experiment, build, num_processes
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.model.denoiser import Denoiser
 from dlm.runs import Run
@@ -26,7 +26,7 @@ from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
 from dlm.trainer.loggers import Progress, loggers
 from dlm.trainer.metrics import MetricTable
-from dlm.trainer.processes import Follower, SameStart, launching, number_of
+from dlm.trainer.processes import Follower, SameStart, launching
 from dlm.trainer.selfcheck import SelfCheck
 
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
@@ -140,7 +140,7 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     """Say what a step needs, and compute layers again in the backward where that is what makes it fit."""
     denoiser, volatile, device = experiment.denoiser, cfg.trainer.volatile, device_of(cfg)
     views, precision = experiment.conversion.masking.views, cfg.trainer.precision
-    step = memory.Step(cfg.data.length, views, precision, device, number_of(cfg))
+    step = memory.Step(cfg.data.length, views, precision, device, num_processes(cfg))
     limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers

@@ -1,4 +1,4 @@
-"""Where metrics go besides the run's own table (dlm/trainer/metrics.py): Weights & Biases, unless it is switched off."""
+"""Where metrics go besides the run's own table: Weights & Biases, unless it is switched off."""
 
 from __future__ import annotations
 

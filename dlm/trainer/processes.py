@@ -4,7 +4,6 @@ written. The others follow it through the training, and end."""
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning import Callback
 from omegaconf import DictConfig
 
+from dlm.config.build import num_processes
 from dlm.console import is_sweep
 from dlm.runs import Run
 
@@ -23,21 +23,9 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # of 
 LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
-def number_of(cfg: DictConfig) -> int:
-    """How many processes train a run together. Configs from before there were several do not say."""
-    numbers = {name: cfg.trainer.get(name, 1) for name in ("devices", "num_nodes")}
-    for name, value in numbers.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(
-                f"trainer.{name} {value!r} must be a whole number of at least 1: the size of a step, and with it the "
-                "run, depends on it"
-            )
-    return math.prod(numbers.values())
-
-
 def is_follower(cfg: DictConfig) -> bool:
     """Whether this process is one of several of one training, and not the first."""
-    return number_of(cfg) > 1 and any(int(os.environ.get(name) or 0) > 0 for name in RANKS)
+    return num_processes(cfg) > 1 and any(int(os.environ.get(name) or 0) > 0 for name in RANKS)
 
 
 class Follower(Run):

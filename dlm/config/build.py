@@ -1,4 +1,4 @@
-"""From a config to the objects of a run. The only module that sees configs and objects at once."""
+"""From a config to the objects of a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from dlm.attention.ar import AR
+from dlm.config.targets import PRESENT, require_known, with_targets
 from dlm.conversion.module import Conversion
 from dlm.conversion.objective import Objective
 from dlm.conversion.schedule import Schedules
@@ -19,9 +20,7 @@ from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
-from dlm.targets import PRESENT, require_known, with_targets
 from dlm.trainable.base import Trainable
-from dlm.trainer.processes import number_of
 
 
 def make(node: DictConfig, **kwargs: Any) -> Any:
@@ -97,7 +96,7 @@ def make_objective(cfg: DictConfig) -> Objective:
 
 def tokens_of_a_step(cfg: DictConfig) -> int:
     """The tokens of one optimizer step; `ValueError` where the budget does not pay for one."""
-    rows = cfg.data.batch_size * cfg.trainer.accumulate * number_of(cfg)
+    rows = cfg.data.batch_size * cfg.trainer.accumulate * num_processes(cfg)
     tokens = rows * cfg.data.length
     if cfg.tokens < tokens:
         raise ValueError(
@@ -105,6 +104,18 @@ def tokens_of_a_step(cfg: DictConfig) -> int:
             "trainer.accumulate x devices x nodes): raise tokens or lower data.batch_size"
         )
     return tokens
+
+
+def num_processes(cfg: DictConfig) -> int:
+    """The number of processes that train a run together; 1 where a config of an earlier version does not say."""
+    numbers = {name: cfg.trainer.get(name, 1) for name in ("devices", "num_nodes")}
+    for name, value in numbers.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(
+                f"trainer.{name} {value!r} must be a whole number of at least 1: the size of a step, and with it the "
+                "run, depends on it"
+            )
+    return math.prod(numbers.values())
 
 
 def ar_denoiser(parent: Parent) -> Denoiser:
