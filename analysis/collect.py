@@ -17,8 +17,8 @@ from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, p
 from analysis.sweep import Point, load_sweep
 from dlm.config.targets import name_of
 from dlm.evaluation.drift import by_layer
-from dlm.runs import Run, digest
-from dlm.storage import write_atomically
+from dlm.runs.run import Run, digest
+from dlm.runs.storage import write_atomically
 
 VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval

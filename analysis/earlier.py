@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.measurements import Rows
 from analysis.results import FINISHED, IDS, MEASURED_FOR, Results
 from analysis.sweep import DIVERGED, Evaluation, Point
-from dlm.runs import digest
+from dlm.runs.run import digest
 
 MEASURED = ("evaluations", "positions", "steps", "scores")  # tables with rows that a sweep asked for
 OF_RUNS = ("runs", "drift", "curves")

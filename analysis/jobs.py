@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from analysis.sweep import Point
-from dlm.lease import BUSY
+from dlm.runs.lease import BUSY
 
 # What jobs import, but for the modules that they run. None may ask for a GPU: it could not be used in a fork then.
 SHARED = ["dlm.trainer.fit", "dlm.measure"]

@@ -16,7 +16,7 @@ import torch
 from dlm.console import quiet
 from dlm.measure import measure
 from dlm.measurement.base import Subject
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 
 def main(folder: str, settings: str, threads: str) -> int:

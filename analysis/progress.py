@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from analysis.sweep import FINISHED, Point
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 Running = Sequence[tuple[str, Point, float]]  # the kind of a job, its point, and for how many seconds it runs
 

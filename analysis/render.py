@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 
 from analysis.exhibits import Cell, Plot, Table
-from dlm.storage import write_atomically
+from dlm.runs.storage import write_atomically
 
 matplotlib.use("Agg")
 INK = "#1c2024"  # what is drawn in it takes the colour of the page's text

@@ -32,7 +32,7 @@ from analysis.exhibits import Exhibit, Plot, Table
 from analysis.provenance import code, failed, notes, quantity, ran, setting
 from analysis.results import FINISHED, Results
 from dlm.console import quiet
-from dlm.storage import write_atomically
+from dlm.runs.storage import write_atomically
 
 RESULTS = "results.json"
 PAGES = ("index.html", "index.md", "index.tex")

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from dlm.storage import write_atomically
+from dlm.runs.storage import write_atomically
 
 FINISHED = "finished"
 PARENT, DLM = "parent", "dlm"

@@ -27,8 +27,8 @@ from analysis.jobs import Job, Work, run_module, stop, title
 from analysis.progress import Progress
 from analysis.results import Results
 from analysis.sweep import DIVERGED, FINISHED, Point, Sweep, load_sweep
-from dlm.lease import is_marked
-from dlm.storage import write_atomically
+from dlm.runs.lease import is_marked
+from dlm.runs.storage import write_atomically
 
 Command = Callable[[Point], Work]
 POLL_SECONDS = 0.1

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis.compose import resolved
-from dlm.runs import Run, measurement_file, run_id
+from dlm.runs.run import Run, measurement_file, run_id
 
 FINISHED, DIVERGED = "finished", "diverged"
 KEYS = {"title", "points", "grid", "shared", "only", "seeds", "evaluations"}

@@ -25,8 +25,8 @@ from dlm.bench.timing import clock_of
 from dlm.config.build import choices, make
 from dlm.console import command
 from dlm.model.parent import DTYPES
-from dlm.runs import environment
-from dlm.storage import write_atomically
+from dlm.runs.run import environment
+from dlm.runs.storage import write_atomically
 
 WIDTH = 100  # columns, where standard output is not a terminal
 

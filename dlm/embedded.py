@@ -20,8 +20,8 @@ from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
 from dlm.model.parent import load_parent
 from dlm.model_card import table
-from dlm.runs import Run
-from dlm.storage import write_atomically
+from dlm.runs.run import Run
+from dlm.runs.storage import write_atomically
 
 MAX_BYTES = 10_000_000  # of committed weights
 COMMAND = "make parent"

@@ -26,11 +26,11 @@ from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
-from dlm.lease import lease
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, load_parent
-from dlm.runs import Run
-from dlm.storage import read_json, write_atomically, write_json
+from dlm.runs.lease import lease
+from dlm.runs.run import Run
+from dlm.runs.storage import read_json, write_atomically, write_json
 
 ONE_TOKEN = "1 token/step"
 
@@ -149,15 +149,6 @@ def measure_throughput(
     contestants = {"parent": decode(ar, Fixed(1)), ONE_TOKEN: decode(dlm, Fixed(1))}
     contestants |= {name: decode(dlm, decoder) for name, decoder in chosen.items()}
     return interleaved(contestants, cfg.throughput_repeats, dlm.model.device)
-
-
-def headline(record: dict[str, Any]) -> dict[str, float]:
-    """The few numbers of a record that a summary shows."""
-    found = {"val NELBO": record.get("train", {}).get("val/nelbo")}
-    for g in (record.get("evaluation") or {}).get("dlm", {}).get("generation", []):
-        found |= {f"accuracy, {g['name']}": g["accuracy"], f"TPF, {g['name']}": g["tpf"]}
-    found["drift ffn"] = record.get("drift", {}).get("ffn/relative")
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def report(run: Run) -> list[Table]:

@@ -26,7 +26,7 @@ from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
 from dlm.model.parent import layer_types
 from dlm.model_card import model_card
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.trainable.gate import has_gated
 from dlm.types import Rows
 

@@ -31,7 +31,7 @@ from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser
 from dlm.model.packed_linears import PackedLinears
 from dlm.model.parent import load_parent
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.types import generator
 
 MASKED, NEW = "░", "bold black on green"

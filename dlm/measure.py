@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from dlm.config.build import make
 from dlm.console import command
 from dlm.measurement.base import Measurement, Subject
-from dlm.runs import Run, environment, measurement_file
-from dlm.storage import write_atomically
+from dlm.runs.run import Run, environment, measurement_file
+from dlm.runs.storage import write_atomically
 
 
 def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:

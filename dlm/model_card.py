@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from dlm.config.targets import name_of
 from dlm.evaluate import label
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 USAGE = """\
 ```python

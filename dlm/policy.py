@@ -31,8 +31,8 @@ from dlm.evaluation.generation import prompt_ids
 from dlm.measure import fingerprint
 from dlm.measurement.base import Subject
 from dlm.model.denoiser import Denoiser
-from dlm.runs import Run, environment
-from dlm.storage import read_json
+from dlm.runs.run import Run, environment
+from dlm.runs.storage import read_json
 from dlm.types import generator
 
 BINS = 10

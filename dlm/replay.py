@@ -15,7 +15,7 @@ from rich.table import Table
 from dlm.config.build import Experiment, build
 from dlm.console import command
 from dlm.conversion.pieces import loss_of
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.types import Movable, Prepared
 
 

@@ -19,10 +19,10 @@ from dlm.config import multirun
 from dlm.config.build import choices, num_processes
 from dlm.config.kinds import require_kinds
 from dlm.console import command, is_sweep
-from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
-from dlm.lease import BUSY, Busy, lease
-from dlm.runs import Run, environment
-from dlm.storage import disk_is_full
+from dlm.evaluate import evaluate_again, evaluate_run, is_evaluated, show
+from dlm.runs.lease import BUSY, Busy, lease
+from dlm.runs.run import Run, environment, headline
+from dlm.runs.storage import disk_is_full
 from dlm.trainer.fit import fit
 from dlm.trainer.interruption import sigterm_as_ctrl_c
 from dlm.trainer.loggers import close_wandb

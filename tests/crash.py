@@ -19,7 +19,7 @@ from conftest import LIGHT_EVALUATION, ROOT, config
 
 import dlm
 from dlm.data import prose
-from dlm.lease import Busy
+from dlm.runs.lease import Busy
 from dlm.train import train
 
 # Six optimizer steps of two micro-batches with dropout, a validation every two, a checkpoint every step, and a light

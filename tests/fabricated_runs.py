@@ -10,7 +10,7 @@ from analysis.collect import FLOPS
 from analysis.sweep import load_sweep
 from dlm.data.tasks import FAMILIES
 from dlm.evaluation.drift import MEASURES
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 SWEEP = "two"
 N = 90  # items of a fabricated run

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from dlm.lease import BUSY
+from dlm.runs.lease import BUSY
 
 
 def trained(folder: Path, settings: dict, diverged: bool = False) -> None:

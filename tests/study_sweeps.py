@@ -1,6 +1,6 @@
 """Sweeps that refer to one another, and runs of their points, for tests of the study."""
 
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 ONE = """
 title: one

@@ -6,7 +6,7 @@ import signal
 import pytest
 from crash import AtCall, AtWrite, InWrite, Processes, elapsed, outcome
 
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 KILLED = -signal.SIGKILL
 SLOW = pytest.mark.slow

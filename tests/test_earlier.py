@@ -12,7 +12,7 @@ from analysis.report import main
 from analysis.results import COLUMNS, Results
 from analysis.study import everything
 from analysis.sweep import load_sweep
-from dlm.runs import digest
+from dlm.runs.run import digest
 
 MASKED = {"result": {"block_size": 2, "probability": [0.25, 0.75], "by_hidden": []}}
 CHILD = """

@@ -18,14 +18,14 @@ from dlm.data import prose, tasks
 from dlm.data.tasks import Example
 from dlm.decoding.fixed import Fixed
 from dlm.embedded import card
-from dlm.evaluate import calibrate, headline, label
+from dlm.evaluate import calibrate, label
 from dlm.evaluation import cloze, throughput
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import load_parent
-from dlm.runs import Run
+from dlm.runs.run import Run, headline
 from dlm.types import Noised, generator
 
 

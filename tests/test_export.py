@@ -20,7 +20,7 @@ from dlm.decoding.threshold import Threshold
 from dlm.export import check_decode_mask, export
 from dlm.exported.modeling_block_diffusion import CommitRule
 from dlm.model.parent import Parent, load_parent, new_parent
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.trainable.lora import Lora
 from dlm.types import generator
 

@@ -12,7 +12,7 @@ from test_train import SMALL, runs_dir, short_prose  # noqa: F401
 from dlm.config import build as building
 from dlm.conversion.module import Conversion
 from dlm.replay import load, replay
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer import fit as training
 from dlm.trainer.finite import FiniteGuard, NotFinite

@@ -24,9 +24,9 @@ from dlm.data.packing import PackedRows, Windows, collate
 from dlm.decoding.engine import generate
 from dlm.decoding.threshold import Threshold
 from dlm.loss.nelbo import Nelbo
-from dlm.manage import main
 from dlm.masking.base import COUNTS
 from dlm.masking.uniform import Uniform
+from dlm.runs.__main__ import main
 from dlm.train import train
 from dlm.types import generator
 

@@ -19,7 +19,7 @@ from dlm.generate import MASKED, NEW, Speaker, annotated, frame, literal, main, 
 from dlm.model.denoiser import Denoiser
 from dlm.model.packed_linears import PackedLinears
 from dlm.model.parent import load_parent
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 PROMPT, NEW_TOKENS = "reverse:ABCDEFG=", 16
 

@@ -15,8 +15,8 @@ from conftest import ROOT
 from analysis.progress import Progress
 from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, everything
 from analysis.sweep import FINISHED, load_sweep
-from dlm.lease import NAME
-from dlm.runs import Run
+from dlm.runs.lease import NAME
+from dlm.runs.run import Run
 
 
 def pretend(runs_dir, failing=(), diverging=()):

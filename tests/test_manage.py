@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT, config
 from crash import OVERRIDES
 
-from dlm.lease import lease
-from dlm.manage import main
-from dlm.runs import LAYOUT, Run
+from dlm.runs.__main__ import main
+from dlm.runs.lease import lease
+from dlm.runs.run import LAYOUT, Run
 
 EVALUATION = {"dlm": {"generation": [{"accuracy": 0.634, "tpf": 1.0, "name": "1 token/step"}]}}
 

@@ -18,7 +18,7 @@ from dlm.masking.position import Position
 from dlm.measure import measure
 from dlm.measurement import decode, embedding, position_loss, trace
 from dlm.measurement.base import Subject
-from dlm.runs import Run, measurement_file
+from dlm.runs.run import Run, measurement_file
 from dlm.train import train
 
 LIGHT = ("items_per_family=1", "rows=3", "length=32", "samples=2", "repeats=1", "max_new_tokens=6", "texts=20")

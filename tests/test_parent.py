@@ -24,7 +24,7 @@ from dlm.model.parent import (
     require_plain_weights,
 )
 from dlm.model.probe import check_convertible
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainable.lora import Lora
 from dlm.types import generator

@@ -17,7 +17,7 @@ from dlm.loss.cart import Cart
 from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer.memory import checkpoint_activations
 from dlm.types import generator

@@ -15,8 +15,8 @@ from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, Policy, features
 from dlm.measurement.base import Subject
 from dlm.policy import Predictions, fit, learn, observe, quality, split
-from dlm.runs import Run
-from dlm.storage import write_json
+from dlm.runs.run import Run
+from dlm.runs.storage import write_json
 from dlm.train import train
 from dlm.types import Batch, Noised, generator
 

@@ -14,9 +14,9 @@ from conftest import config
 from safetensors.torch import load_file
 from test_train import SMALL
 
-from dlm.lease import is_marked
 from dlm.replay import replay
-from dlm.runs import Run
+from dlm.runs.lease import is_marked
+from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer.checkpoints import Checkpoints
 from dlm.trainer.processes import is_follower

@@ -5,8 +5,9 @@ from conftest import config
 from omegaconf import OmegaConf
 
 from dlm.config.build import make
-from dlm.config.targets import PRESENT, RENAMED, require_known, with_targets
-from dlm.runs import run_id
+from dlm.config.targets import require_known
+from dlm.runs.renamed import PRESENT, RENAMED, with_targets
+from dlm.runs.run import run_id
 
 
 @pytest.mark.parametrize("name", RENAMED)

@@ -8,9 +8,9 @@ import pytest
 from conftest import config
 from omegaconf import OmegaConf
 
-from dlm import runs
-from dlm.runs import Run, run_id
-from dlm.storage import write_atomically
+from dlm.runs import run as runs
+from dlm.runs.run import Run, run_id
+from dlm.runs.storage import write_atomically
 
 
 def resolved(*overrides) -> dict:

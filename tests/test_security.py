@@ -9,21 +9,21 @@ from omegaconf import OmegaConf
 
 from dlm.config.build import make
 from dlm.config.targets import require_known
-from dlm.redact import redacted
-from dlm.runs import Run
+from dlm.runs.redact import redacted
+from dlm.runs.run import Run
 
 FORBIDDEN = [
     "os.system",
     "builtins.eval",
     "subprocess.Popen",
-    "dlm.runs.subprocess.run",  # through us to another module
+    "dlm.runs.run.subprocess.run",  # through us to another module
     "dlm.train.shutil.rmtree",
     "torch.hub.load",
     "torch.load",
     "torch.os.system",
     "transformers.utils.hub.subprocess.run",
     "lightning.pytorch.trainer.trainer.os.system",
-    "dlm.runs.VOLATILE",
+    "dlm.runs.run.VOLATILE",
     "dlm.nothing.there",
     "datasets.load_dataset",
     "",

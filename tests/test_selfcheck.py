@@ -9,7 +9,7 @@ from dlm.attention.block import Block
 from dlm.conversion.module import Conversion
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer.selfcheck import Probe, check_ar_limit, check_leak, check_parity, is_ar_limit
 

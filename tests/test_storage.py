@@ -11,8 +11,8 @@ from conftest import config
 from test_train import SMALL, metrics, runs_dir, short_prose, weights  # noqa: F401
 
 from dlm.conversion.module import Conversion
-from dlm.runs import Run
-from dlm.storage import disk_is_full, read_json, write_json
+from dlm.runs.run import Run
+from dlm.runs.storage import disk_is_full, read_json, write_json
 from dlm.train import train
 from dlm.trainer.checkpoints import LAST, PREVIOUS, damage, newest_whole
 

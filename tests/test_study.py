@@ -15,7 +15,7 @@ from analysis.compose import compose_by_hydra, composed, resolved
 from analysis.progress import Progress
 from analysis.study import Commands, Study, everything
 from analysis.sweep import FINISHED, load_sweep
-from dlm.runs import Run, run_id
+from dlm.runs.run import Run, run_id
 
 TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))

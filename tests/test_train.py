@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dlm.conversion.module import Conversion
 from dlm.data import prose
 from dlm.evaluate import evaluate_run, report
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.train import train
 
 # Four optimizer steps on the embedded parent, without evaluation.

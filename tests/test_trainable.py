@@ -21,7 +21,7 @@ from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.measure import fingerprint
 from dlm.model.parent import load_parent
-from dlm.runs import Run, run_id
+from dlm.runs.run import Run, run_id
 from dlm.train import train
 from dlm.trainable.frozen_embeddings import FrozenEmbeddings
 from dlm.trainable.full import Full

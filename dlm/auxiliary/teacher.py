@@ -13,7 +13,7 @@ from dlm.attention.base import AttentionPattern
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, load_parent
 from dlm.model.trim import trim
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlm.storage import write_atomically
+from dlm.runs.storage import write_atomically
 
 DLLM = "dllm"
 WORKER = Path(__file__).parent / "peers" / "dllm_worker.py"

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from dlm.attention.ar import AR
-from dlm.config.targets import PRESENT, require_known, with_targets
+from dlm.config.targets import require_known
 from dlm.conversion.module import Conversion
 from dlm.conversion.objective import Objective
 from dlm.conversion.schedule import Schedules
@@ -20,6 +20,7 @@ from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
+from dlm.runs.renamed import PRESENT, with_targets
 from dlm.trainable.base import Trainable
 
 

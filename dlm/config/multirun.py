@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dlm.evaluate import headline
+from dlm.runs.run import headline
 
 # How a job, in whatever process it runs, knows the sweep it is part of: {"jobs": number, "swept": keys}.
 SWEEP = "DLM_SWEEP"

@@ -15,7 +15,7 @@ from torch import Tensor
 from dlm.decoding.base import wide
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
-from dlm.storage import read_json, write_json
+from dlm.runs.storage import read_json, write_json
 
 FEATURES = ("probability", "margin", "entropy", "log_ratio")
 MAKE = "make one with python -m dlm.policy run=ID, which prints its path"

@@ -10,7 +10,7 @@ from dlm.config.build import ar_denoiser, converted_denoiser, make, make_masking
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, load_parent
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 
 class Subject:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.probe import check_convertible
-from dlm.runs import Run
+from dlm.runs.run import Run
 from dlm.trainable.adapters import adapter_weights, own_weights
 from dlm.trainable.gate import restore_gated
 

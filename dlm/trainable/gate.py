@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dlm.storage import read_json, write_json
+from dlm.runs.storage import read_json, write_json
 from dlm.trainable.adapters import Adapters, adapter_weights, own_weights
 
 FOLDER, SETTINGS, WEIGHTS = "gated_lora", "adapters.json", "adapters.safetensors"

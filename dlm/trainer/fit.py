@@ -16,8 +16,8 @@ from torch._inductor.config import cpp
 from dlm.config.build import Experiment, build, num_processes
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.model.denoiser import Denoiser
-from dlm.runs import Run
-from dlm.storage import digests
+from dlm.runs.run import Run
+from dlm.runs.storage import digests
 from dlm.trainable import gate
 from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole

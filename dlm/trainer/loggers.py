@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from dlm.console import is_sweep
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 
 def loggers(cfg: DictConfig, run: Run) -> list[Logger]:

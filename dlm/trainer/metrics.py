@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from lightning import Callback
 
-from dlm.storage import write_atomically
+from dlm.runs.storage import write_atomically
 
 ROWS = 5  # with fewer a difference is noise
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from dlm.config.build import num_processes
 from dlm.console import is_sweep
-from dlm.runs import Run
+from dlm.runs.run import Run
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # of torchrun, Lightning and SLURM
 LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")

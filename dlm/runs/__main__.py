@@ -23,9 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dlm.lease import is_held, lease
-from dlm.runs import Run, aside
-from dlm.storage import read_json
+from dlm.runs.lease import is_held, lease
+from dlm.runs.run import Run, aside
+from dlm.runs.storage import read_json
 
 # What reading a record raises where a field is missing or has another type.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
@@ -217,3 +217,7 @@ def problems_of_parents(folder: Path) -> list[str]:
         except ValueError as error:
             found.append(f"{path} is damaged ({error}): delete it, it is measured again")
     return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

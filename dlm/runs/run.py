@@ -12,7 +12,7 @@
 A run is its config: the id is a hash of the resolved config without what cannot change the result. Records are written
 to a temporary name and renamed, so a record is always whole; it holds its own checksum and those of the other files.
 
-`python -m dlm.runs list|show|rm|gc|verify` manages the folder (dlm/manage.py).
+`python -m dlm.runs list|show|rm|gc|verify` manages the folder (dlm/runs/__main__.py).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.config.targets import RENAMED, with_targets
-from dlm.redact import redacted
-from dlm.storage import damaged, digests, read_json, write_atomically, write_json
+from dlm.runs.redact import redacted
+from dlm.runs.renamed import RENAMED, with_targets
+from dlm.runs.storage import damaged, digests, read_json, write_atomically, write_json
 
 # Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
@@ -252,6 +252,15 @@ class Run:
         return self.model_folder
 
 
+def headline(record: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of a record that a summary shows."""
+    found = {"val NELBO": record.get("train", {}).get("val/nelbo")}
+    for g in (record.get("evaluation") or {}).get("dlm", {}).get("generation", []):
+        found |= {f"accuracy, {g['name']}": g["accuracy"], f"TPF, {g['name']}": g["tpf"]}
+    found["drift ffn"] = record.get("drift", {}).get("ffn/relative")
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def aside(runs_dir: Path) -> Path:
     """A new name in the folder of runs under which nothing is a run yet, or any more."""
     folder = runs_dir / ".tmp"
@@ -281,9 +290,3 @@ def git_commit() -> str | None:
 
     commit = git("rev-parse", "--short=12", "HEAD")
     return commit and commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-if __name__ == "__main__":
-    from dlm.manage import main
-
-    raise SystemExit(main())

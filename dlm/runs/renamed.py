@@ -1,0 +1,27 @@
+"""Code that moved, so that configs of earlier versions still lead to it and no run changes its id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Present name → the name that runs of earlier versions have in their configs and, hashed, in their ids.
+RENAMED = {
+    "dlm.model.parent.load_gguf_package": "dlm.parent.load_gguf_package",
+    "dlm.model.parent.load_parent": "dlm.parent.load_parent",
+    "dlm.model.parent.load_run": "dlm.parent.load_run",
+    "dlm.model.parent.new_parent": "dlm.parent.new_parent",
+    "dlm.trainable.full.Full": "dlm.trainable.Full",
+    "dlm.trainable.lora.Lora": "dlm.trainable.Lora",
+}
+PRESENT = {old: new for new, old in RENAMED.items()}
+
+
+def with_targets(config: Any, names: dict[str, str]) -> Any:
+    """A plain config (dicts and lists) with every `_target_` that `names` lists replaced by what it maps to."""
+    if isinstance(config, list):
+        return [with_targets(value, names) for value in config]
+    if not isinstance(config, dict):
+        return config
+    renamed = {key: with_targets(value, names) for key, value in config.items()}
+    target = renamed.get("_target_")
+    return renamed | {"_target_": names.get(target, target)} if isinstance(target, str) else renamed
