@@ -19,7 +19,7 @@ from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.optim import AdamWCosine
+from dlm.optimizer.adamw import AdamWCosine
 from dlm.rollout.base import Rollout
 from dlm.types import Batch, Prepared, generator
 

@@ -6,6 +6,7 @@ from typing import Any
 
 # Present name → the name that runs of earlier versions have in their configs and, hashed, in their ids.
 RENAMED = {
+    "dlm.optimizer.adamw.AdamWCosine": "dlm.optim.AdamWCosine",
     "dlm.model.parent.load_gguf_package": "dlm.parent.load_gguf_package",
     "dlm.model.parent.load_parent": "dlm.parent.load_parent",
     "dlm.model.parent.load_run": "dlm.parent.load_run",
