@@ -52,7 +52,7 @@ parents: $(BIN)/.installed ## train the AR models of other sizes that the study 
 parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on one core) and install it with its card
 	$(BIN)/python -m dlm.data.tokenizer to=dlm/assets/tiny
 	$(BIN)/python -m dlm.train pretrain=embedded logger=csv
-	$(BIN)/python -m dlm.embedded to=dlm/assets/tiny
+	$(BIN)/python -m dlm.exported.embedded to=dlm/assets/tiny
 
 # QUICK=1: one seed and fewer points, to reports/quick. FROM=committed: the committed results as they are. ADD=1: do only
 # what they lack, and add it to them. SWEEPS='sweeps/table*.yaml': do only what these lack; the report names the rest.

@@ -24,8 +24,8 @@ from dlm.console import command
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
+from dlm.exported.model_card import model_card
 from dlm.model.parent import layer_types
-from dlm.model_card import model_card
 from dlm.runs.run import Run
 from dlm.trainable.gate import has_gated
 from dlm.types import Rows

@@ -1,4 +1,4 @@
-"""Install a finished parent run as the embedded parent: `python -m dlm.embedded run=ID to=dlm/assets/tiny`.
+"""Install a finished parent run as the embedded parent: `python -m dlm.exported.embedded run=ID to=dlm/assets/tiny`.
 
 The weights go beside the tokenizer, and a card says what they were trained on, what it cost and what they can do. The
 last step of `make parent`.
@@ -18,8 +18,8 @@ from dlm.config.build import ar_denoiser
 from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
+from dlm.exported.model_card import table
 from dlm.model.parent import load_parent
-from dlm.model_card import table
 from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 
