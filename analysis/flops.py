@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from analysis.results import Results
 from analysis.stats import Estimate, estimate
-from dlm.bench.flops import Forwards, Shape, plain_forward, plain_step
 from dlm.config.build import Experiment, build, num_processes, tokens_of_a_step
 from dlm.conversion.module import TRAIN_STREAM
 from dlm.conversion.prepare import corrupt, lay_out
 from dlm.data.packing import collate
+from dlm.evaluation.flops import Forwards, Shape, plain_forward, plain_step
 from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, ModelInputs, Prepared, generator
 

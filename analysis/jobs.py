@@ -23,7 +23,7 @@ from analysis.sweep import Point
 from dlm.runs.lease import BUSY
 
 # What jobs import, but for the modules that they run. None may ask for a GPU: it could not be used in a fork then.
-SHARED = ["dlm.trainer.fit", "dlm.measure"]
+SHARED = ["dlm.trainer.fit", "dlm.measurement.store"]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(SHARED)
 GRACE_SECONDS = 30.0

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from dlm.console import quiet
-from dlm.measure import measure
 from dlm.measurement.base import Subject
+from dlm.measurement.store import measure
 from dlm.runs.run import Run
 
 

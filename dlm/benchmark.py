@@ -21,9 +21,9 @@ from rich.console import Console
 
 from dlm.bench.base import Bench, Workbench, cast, require_at_least
 from dlm.bench.peer import Dllm
-from dlm.bench.timing import clock_of
 from dlm.config.build import choices, make
 from dlm.console import command
+from dlm.evaluation.timing import clock_of
 from dlm.model.parent import DTYPES
 from dlm.runs.run import environment
 from dlm.runs.storage import write_atomically

@@ -28,8 +28,8 @@ from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
-from dlm.measure import fingerprint
 from dlm.measurement.base import Subject
+from dlm.measurement.store import fingerprint
 from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run, environment
 from dlm.runs.storage import read_json

@@ -19,7 +19,8 @@ from dlm.config import multirun
 from dlm.config.build import choices, num_processes
 from dlm.config.kinds import require_kinds
 from dlm.console import command, is_sweep
-from dlm.evaluate import evaluate_again, evaluate_run, is_evaluated, show
+from dlm.evaluation.suite import evaluate_again, evaluate_run, is_evaluated
+from dlm.evaluation.summary import show
 from dlm.runs.lease import BUSY, Busy, lease
 from dlm.runs.run import Run, environment, headline
 from dlm.runs.storage import disk_is_full

@@ -16,10 +16,10 @@ from dlm import benchmark as command_module
 from dlm.bench import decode, naive, train
 from dlm.bench.base import Workbench, cast, use
 from dlm.bench.gate import TOLERANCE, GateError, require_same_step, require_same_tokens
-from dlm.bench.timing import Arm, interleaved, ratio, spread
 from dlm.benchmark import benchmark, main
 from dlm.config.build import ar_denoiser, make
 from dlm.decoding.engine import generate
+from dlm.evaluation.timing import Arm, interleaved, ratio, spread
 from dlm.masking.uniform import Uniform
 from dlm.model import packed_linears
 from dlm.model.parent import Parent, layer_types

@@ -19,7 +19,7 @@ from dlm import benchmark as command_module
 from dlm.bench import decode, memory, train
 from dlm.bench.gate import TOLERANCE, GateError
 from dlm.bench.peer import DLLM, Dllm, Worker, converted
-from dlm.bench.timing import Arm, Elsewhere, interleaved
+from dlm.evaluation.timing import Arm, Elsewhere, interleaved
 
 
 def clone(folder, package=ROOT / "tests" / "fake_dllm"):

@@ -5,9 +5,10 @@ import torch
 from conftest import ARCHITECTURES, MASK_ID, denoiser, random_batch, tiny
 from test_benchmark import losses_of, workbench
 
-from dlm.bench import decode, flops, naive, train
+from dlm.bench import decode, naive, train
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
+from dlm.evaluation import flops
 from dlm.model.parent import layer_types
 from dlm.model.trim import needed
 from dlm.types import Noised, generator

@@ -14,12 +14,12 @@ from analysis.collect import collect
 from analysis.measurements import READERS, tables_of
 from analysis.results import DLM, PARENT, unpack
 from analysis.sweep import FINISHED, Evaluation
-from dlm.bench.flops import executed
 from dlm.config.build import build
 from dlm.conversion.module import TRAIN_STREAM
 from dlm.data import prose
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES
+from dlm.evaluation.flops import executed
 from dlm.model.last_layer import LastLayer
 from dlm.types import generator
 

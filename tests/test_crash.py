@@ -15,7 +15,7 @@ FAULTS = {
     "in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 4),
     "in the writing of a checkpoint": InWrite(3),
     "between the renames of a checkpoint": AtWrite(".last.ckpt.tmp", 6),
-    "in the final evaluation": AtCall("dlm.evaluate:calibrate", 1),
+    "in the final evaluation": AtCall("dlm.evaluation.suite:calibrate", 1),
     "in the writing of the record": AtWrite(".run.json", 7),
 }
 
@@ -45,7 +45,7 @@ def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(fault, proce
 SIGNALS = {
     "SIGTERM in training": AtCall("dlm.conversion.module:Conversion.training_step", 6, signal.SIGTERM),
     "Ctrl-C in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 4, signal.SIGINT),
-    "SIGTERM in the final evaluation": AtCall("dlm.evaluate:calibrate", 1, signal.SIGTERM),
+    "SIGTERM in the final evaluation": AtCall("dlm.evaluation.suite:calibrate", 1, signal.SIGTERM),
 }
 
 

@@ -17,10 +17,11 @@ from dlm.config.build import ar_denoiser
 from dlm.data import prose, tasks
 from dlm.data.tasks import Example
 from dlm.decoding.fixed import Fixed
-from dlm.evaluate import calibrate, label
 from dlm.evaluation import cloze, throughput
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
+from dlm.evaluation.suite import calibrate
+from dlm.evaluation.summary import label
 from dlm.evaluation.throughput import interleaved
 from dlm.exported.embedded import card
 from dlm.model.denoiser import Denoiser

@@ -15,9 +15,9 @@ from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.masking.position import Position
-from dlm.measure import measure
 from dlm.measurement import decode, embedding, position_loss, trace
 from dlm.measurement.base import Subject
+from dlm.measurement.store import measure
 from dlm.runs.run import Run, measurement_file
 from dlm.train import train
 
@@ -44,7 +44,7 @@ def test_every_measurement_finds_what_json_can_hold_and_is_made_once(option, sub
     path = subject.run.folder / measurement_file(wanted)
     assert json.loads(path.read_text()) == json.loads(json.dumps(found))
     assert found["settings"] == wanted and found["run"] == subject.run.id and found["result"]
-    monkeypatch.setattr("dlm.measure.make", None)  # nothing is made, so nothing is measured
+    monkeypatch.setattr("dlm.measurement.store.make", None)  # nothing is made, so nothing is measured
     assert measure(subject, wanted) == json.loads(path.read_text())
 
 

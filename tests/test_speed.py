@@ -10,8 +10,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from dlm.attention.ar import AR
 from dlm.attention.block import Block
 from dlm.attention.masks import TILE, block_mask
-from dlm.bench import flops
 from dlm.conversion.prepare import prepare
+from dlm.evaluation import flops
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser

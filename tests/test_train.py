@@ -17,7 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.conversion.module import Conversion
 from dlm.data import prose
-from dlm.evaluate import evaluate_run, report
+from dlm.evaluation.suite import evaluate_run
+from dlm.evaluation.summary import report
 from dlm.runs.run import Run
 from dlm.train import train
 

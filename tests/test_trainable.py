@@ -19,7 +19,7 @@ from dlm.decoding.fixed import Fixed
 from dlm.export import export
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.measure import fingerprint
+from dlm.measurement.store import fingerprint
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run, run_id
 from dlm.train import train

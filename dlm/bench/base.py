@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from dlm.attention.block import Block
 from dlm.bench.peer import Dllm
-from dlm.bench.timing import Clock
+from dlm.evaluation.timing import Clock
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent

@@ -23,10 +23,10 @@ from dlm.bench import naive
 from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, require_some, use
 from dlm.bench.gate import require_same_tokens
 from dlm.bench.peer import DLLM
-from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread, with_range
 from dlm.config.build import ar_denoiser
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
+from dlm.evaluation.timing import Arm, Elsewhere, interleaved, ratio, spread, with_range
 from dlm.model.denoiser import Denoiser
 from dlm.model.packed_linears import PackedLinears
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dlm.bench import decode, train
 from dlm.bench.base import Bench, Workbench, require_some
-from dlm.bench.timing import with_range
+from dlm.evaluation.timing import with_range
 
 
 class Sweep(Bench):

@@ -17,14 +17,15 @@ from jaxtyping import Bool, Float, Int
 from rich.table import Table
 from torch import Tensor
 
-from dlm.bench import flops, naive
+from dlm.bench import naive
 from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, use
 from dlm.bench.gate import TOLERANCE, Step, require_same_step
 from dlm.bench.memory import in_a_fresh_process, measurable, peak_resident
 from dlm.bench.peer import DLLM, Dllm
-from dlm.bench.timing import Arm, Elsewhere, interleaved, ratio, spread
 from dlm.bench.train_tables import AGAIN, AR, NAIVE, OURS, counts_table, times_table
 from dlm.conversion.prepare import prepare
+from dlm.evaluation import flops
+from dlm.evaluation.timing import Arm, Elsewhere, interleaved, ratio, spread
 from dlm.loss.nelbo import Nelbo
 from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, Prepared, generator

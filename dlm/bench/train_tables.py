@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from dlm.bench.peer import DLLM
-from dlm.bench.timing import with_range
+from dlm.evaluation.timing import with_range
 
 OURS, AGAIN, NAIVE, AR = "ours", "ours again", "naive", "AR"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from dlm.bench.timing import Arm, clock_of
-from dlm.bench.timing import interleaved as seconds_of
+from dlm.evaluation.timing import Arm, clock_of
+from dlm.evaluation.timing import interleaved as seconds_of
 
 
 def interleaved(contestants: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> dict[str, float]:

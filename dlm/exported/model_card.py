@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dlm.config.targets import name_of
-from dlm.evaluate import label
+from dlm.evaluation.summary import label
 from dlm.runs.run import Run
 
 USAGE = """\

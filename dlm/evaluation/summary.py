@@ -1,0 +1,80 @@
+"""What a run found, as tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dlm.runs.run import Run
+
+
+def report(run: Run) -> list[Table]:
+    """What a run found, as tables for the terminal."""
+    record = run.record
+    evaluation = record["evaluation"]
+    if not evaluation:
+        return []
+    parent, dlm, speed = evaluation["parent"], evaluation["dlm"], evaluation["throughput"]
+    table = Table(title=f"run {run.id}: {record['parent']['source']} → dLM, {record['tokens']:,} tokens")
+    table.add_column("")
+    table.add_column("exact match [95 %]", no_wrap=True)
+    for column in ("tokens/\nforward", "forwards/\nanswer", "tokens/s\n(batch 1)"):
+        table.add_column(column, justify="right")
+    for model, found in (("parent", parent), ("dLM", dlm)):
+        for g in found["generation"]:
+            rate = speed["parent" if model == "parent" else g["name"]]
+            interval = f"{g['accuracy']:.1%} [{g['low']:.1%}, {g['high']:.1%}]"
+            table.add_row(label(model, g), interval, f"{g['tpf']:.2f}", f"{g['nfe']:.1f}", f"{rate:.0f}")
+    table.caption = f"{dlm['generation'][0]['n']} test items; every forward is counted"
+    text = Table(title="held-out prose")
+    for column in ("", "nats/token", "bits/byte", f"multiple choice (n={dlm['cloze_items']})"):
+        text.add_column(column)
+    for name, found in (("parent, NLL", parent), ("dLM, NELBO", dlm)):
+        nats = found["likelihood"]
+        text.add_row(
+            name,
+            f"{nats['nats']:.3f} ± {nats['standard_error']:.3f}",
+            f"{nats['bits_per_byte']:.3f}",
+            f"{found['cloze']:.1%}",
+        )
+    return [table, family_table(parent, dlm), text, drift_table(record["drift"])]
+
+
+def label(model: str, setting: dict[str, Any]) -> str:
+    """How a decoding setting is called in a table: `dLM, TPF≈2 (τ=0.8)`, τ being the threshold."""
+    if model == "parent":
+        return model
+    threshold = setting["threshold"]
+    return f"{model}, {setting['name']}" + (f" (τ={threshold})" if threshold is not None else "")
+
+
+def family_table(parent: dict, dlm: dict) -> Table:
+    """Exact match per task family."""
+    columns = [("parent", parent["generation"][0])] + [(label("dLM", g), g) for g in dlm["generation"]]
+    table = Table(title="exact match per family")
+    table.add_column("")
+    for name, _ in columns:
+        table.add_column(name)
+    for family in dlm["generation"][0]["families"]:
+        table.add_row(family, *(f"{g['families'][family]['accuracy']:.0%}" for _, g in columns))
+    return table
+
+
+def drift_table(drift: dict[str, float]) -> Table:
+    """Weight change against the parent."""
+    table = Table(title="weight drift")
+    for column in ("", "mean |ΔW|", "‖ΔW‖ / ‖W‖", "1 − cos"):
+        table.add_column(column)
+    for kind in sorted({name.split("/")[0] for name in drift}):
+        values = (drift[f"{kind}/{m}"] for m in ("mean_abs", "relative", "one_minus_cos"))
+        table.add_row(kind, *(f"{v:.3g}" for v in values))
+    return table
+
+
+def show(run: Run) -> None:
+    """Print what a run found."""
+    console = Console()
+    for table in report(run):
+        console.print(table)
