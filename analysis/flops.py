@@ -1,4 +1,4 @@
-"""What training costs: FLOPs of a run, and runs compared where they had cost the same."""
+"""What training costs: the FLOPs of a run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ import math
 from functools import cache
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
-from analysis.results import Results
-from analysis.stats import Estimate, estimate
 from dlm.config.build import Experiment, build, num_processes, tokens_of_a_step
 from dlm.conversion.module import TRAIN_STREAM
 from dlm.conversion.prepare import corrupt, lay_out
@@ -24,13 +20,6 @@ from dlm.types import Batch, ModelInputs, Prepared, generator
 
 BATCHES = 8
 SCHEDULED = 20  # batches, spread over training, where block sizes or numbers change in its course
-
-
-AT_EQUAL_FLOPS = (
-    "at the last validation and at equal FLOPs: where each run had used the FLOPs of the cheapest at its last "
-    "validation, interpolated between validations, of the seeds that all were validated with until then. The learning "
-    "rate of a costlier run had not fallen as far there, which tells against it."
-)
 
 
 def training_flops(config: dict[str, Any], steps: int) -> float | None:
@@ -104,39 +93,3 @@ def read(denoiser: Denoiser, inputs: ModelInputs) -> tuple[int, int]:
     rows = inputs.rows
     seen = denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
     return inputs.input_ids.numel(), int(seen.sum())
-
-
-def training_curves(results: Results, sweep: str, metric: str = "val/nelbo") -> pd.DataFrame:
-    """`point, seed, run, tokens, flops, value` of a metric at every validation."""
-    found = results.of("curves", sweep)
-    found = found[found["metric"] == metric]
-    share = found["tokens"].astype(float) / found["tokens_of_run"].astype(float)
-    found = found.assign(flops=found["train_flops"].astype(float) * share)
-    return found[["point", "label", "seed", "run", "tokens", "flops", "value"]]
-
-
-def at_equal_flops(curves: pd.DataFrame) -> dict[str, Estimate]:
-    """Point → the metric of `of_runs_at_equal_flops`."""
-    found = of_runs_at_equal_flops(curves).reset_index()
-    return {point: estimate(rows, "value") for point, rows in found.groupby("point")}
-
-
-def of_runs_at_equal_flops(curves: pd.DataFrame) -> pd.DataFrame:
-    """(point, seed) → its `run`, the metric (`value`) where it had used the FLOPs of the cheapest run of all at its
-    last validation, and these `flops`. Of the seeds that every point has, but for runs first validated later."""
-    known = curves.dropna(subset=["flops", "value"])
-    budget = known.groupby("run")["flops"].max().min() if len(known) else 0.0
-    made = [
-        {"point": point, "seed": seed, "run": run, "flops": budget, "value": np.interp(budget, *run_curve(group))}
-        for (point, seed, run), group in known.groupby(["point", "seed", "run"])
-        if group["flops"].min() <= budget
-    ]
-    found = pd.DataFrame(made, columns=["point", "seed", "run", "flops", "value"])
-    everywhere = found.groupby("seed")["point"].nunique() == found["point"].nunique()
-    return found[found["seed"].map(everywhere).astype(bool)].set_index(["point", "seed"])
-
-
-def run_curve(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """FLOPs and values of one run in order."""
-    ordered = rows.sort_values("flops")
-    return ordered["flops"].to_numpy(), ordered["value"].to_numpy()

@@ -14,8 +14,8 @@ from analysis.artefacts.shift_by_budget import block_losses, crossing, gain_by_p
 from analysis.artefacts.table2_masking import parallel
 from analysis.claims import Claim, evaluate_claims, paper_numbers, read
 from analysis.compare import accuracy_effect, at_shared_cost, by_point, inner_best, own
+from analysis.equal_flops import at_equal_flops, training_curves
 from analysis.exhibits import Plot, Table
-from analysis.flops import at_equal_flops, training_curves
 from analysis.plots import lines
 from analysis.report import is_empty
 from analysis.results import DLM, Results, columns, pack

@@ -8,8 +8,8 @@ import pandas as pd
 
 from analysis.compare import by_point, compare, own, parent_row
 from analysis.domains import DOMAINS
+from analysis.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
 from analysis.plots import lines
 from analysis.results import Results
 from analysis.stats import Effect
