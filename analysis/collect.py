@@ -13,8 +13,8 @@ from analysis.domains import domains, proportion
 from analysis.earlier import Earlier
 from analysis.flops import training_flops
 from analysis.measurements import Rows, outputs, tables_of
+from analysis.plan.sweep import Point, load_sweep
 from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
-from analysis.sweep import Point, load_sweep
 from dlm.config.targets import name_of
 from dlm.evaluation.drift import by_layer
 from dlm.runs.run import Run, digest

@@ -17,7 +17,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from analysis.compose import CONF
+from analysis.plan.compose import CONF
 
 ROOT = CONF.parent
 PAGE, README = ROOT / "docs" / "design_space.md", ROOT / "README.md"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.domains import domains, proportion
+from analysis.plan.sweep import Evaluation
 from analysis.results import DLM, PARENT, columns, pack
-from analysis.sweep import Evaluation
 from dlm.evaluation.generation import DEGENERATE
 
 Rows = dict[str, list[dict[str, Any]]]

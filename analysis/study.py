@@ -23,10 +23,10 @@ from itertools import islice
 from pathlib import Path
 
 from analysis.earlier import Earlier
-from analysis.jobs import Job, Work, run_module, stop, title
-from analysis.progress import Progress
+from analysis.plan.jobs import Job, Work, run_module, stop, title
+from analysis.plan.progress import Progress
+from analysis.plan.sweep import DIVERGED, FINISHED, Point, Sweep, load_sweep
 from analysis.results import Results
-from analysis.sweep import DIVERGED, FINISHED, Point, Sweep, load_sweep
 from dlm.runs.lease import is_marked
 from dlm.runs.storage import write_atomically
 
@@ -67,7 +67,7 @@ def commands(runs_dir: Path, threads: int) -> Commands:
     def measure(point: Point) -> Work:
         settings = runs_dir / ".logs" / f"{point.run}.measure.json"
         write_atomically(settings, json.dumps([e.settings for e in point.to_measure(runs_dir)]))
-        return partial(run_module, "analysis.measure", [str(runs_dir / point.run), str(settings), str(threads)])
+        return partial(run_module, "analysis.plan.measure", [str(runs_dir / point.run), str(settings), str(threads)])
 
     return Commands(train, measure)
 

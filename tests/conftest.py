@@ -152,7 +152,7 @@ def config(*overrides: str, name: str = "train"):
 @pytest.fixture(scope="session")
 def table1():
     """The first seed of the paper's Table 1."""
-    from analysis.sweep import load_sweep  # needs more than the GPU tests, which the machine's own packages run
+    from analysis.plan.sweep import load_sweep  # needs more than the GPU tests, which the machine's own packages run
 
     return load_sweep(ROOT / "sweeps" / "table1_attention.yaml", ["seed=0"])
 

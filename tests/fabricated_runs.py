@@ -7,7 +7,7 @@ import pandas as pd
 from study_tables import correct
 
 from analysis.collect import FLOPS
-from analysis.sweep import load_sweep
+from analysis.plan.sweep import load_sweep
 from dlm.data.tasks import FAMILIES
 from dlm.evaluation.drift import MEASURES
 from dlm.runs.run import Run

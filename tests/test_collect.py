@@ -12,8 +12,8 @@ from study_tables import correct
 from analysis import flops
 from analysis.collect import collect
 from analysis.measurements import READERS, tables_of
+from analysis.plan.sweep import FINISHED, Evaluation
 from analysis.results import DLM, PARENT, unpack
-from analysis.sweep import FINISHED, Evaluation
 from dlm.config.build import build
 from dlm.conversion.module import TRAIN_STREAM
 from dlm.data import prose

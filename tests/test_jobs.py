@@ -12,9 +12,9 @@ import pytest
 import study_jobs
 from conftest import ROOT
 
-from analysis.progress import Progress
+from analysis.plan.progress import Progress
+from analysis.plan.sweep import FINISHED, load_sweep
 from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, everything
-from analysis.sweep import FINISHED, load_sweep
 from dlm.runs.lease import NAME
 from dlm.runs.run import Run
 
@@ -125,10 +125,10 @@ def test_no_more_jobs_run_side_by_side_than_asked(table1, tmp_path):
 
 
 DRIVER = """
-import sys, analysis.jobs, analysis.study as s
+import sys, analysis.plan.jobs, analysis.study as s
 sys.path.append("tests")
 import study_jobs
-analysis.jobs.FORKS.set_forkserver_preload([])  # these jobs need nothing
+analysis.plan.jobs.FORKS.set_forkserver_preload([])  # these jobs need nothing
 s.commands = lambda runs, threads: s.Commands(lambda point: study_jobs.last, None)
 sys.argv = ["study", {sweep!r}, "--runs", {runs!r}, "--jobs", "2", "tokens=4096", "seed=0"]
 raise SystemExit(s.main())
@@ -178,17 +178,17 @@ def test_a_job_has_a_session_of_its_own_and_what_jobs_share_and_starts_processes
 
 # Counts the modules that jobs share and those that a run imports beyond them; fails where the former ask for a GPU.
 SHARES = """
-import sys, threading, torch, analysis.jobs
+import sys, threading, torch, analysis.plan.jobs
 def asked(*_): raise SystemExit("GPUs were asked for")
 untouched = torch.cuda.is_available, torch.cuda.device_count
 torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = asked
-for module in analysis.jobs.SHARED:
+for module in analysis.plan.jobs.SHARED:
     __import__(module)
 assert threading.active_count() == 1  # only the thread that forks would live on in a fork
 torch.cuda.is_available, torch.cuda.device_count = untouched
 before = {*sys.modules}
 try:
-    analysis.jobs.run_module("dlm.train", sys.argv[1:])
+    analysis.plan.jobs.run_module("dlm.train", sys.argv[1:])
 finally:
     print("imported", len(before), len({*sys.modules} - before))
 """

@@ -11,10 +11,10 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from study_sweeps import ONE, by_name, finish
 
-from analysis.compose import compose_by_hydra, composed, resolved
-from analysis.progress import Progress
+from analysis.plan.compose import compose_by_hydra, composed, resolved
+from analysis.plan.progress import Progress
+from analysis.plan.sweep import FINISHED, load_sweep
 from analysis.study import Commands, Study, everything
-from analysis.sweep import FINISHED, load_sweep
 from dlm.runs.run import Run, run_id
 
 TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
@@ -84,7 +84,7 @@ def test_a_plan_asks_hydra_once_for_every_choice_of_options_however_many_points_
     rates = ", ".join(f"{rate}e-5" for rate in range(1, 26))
     path.write_text(f"title: large\nshared: [logger=csv]\ngrid: {{attention: [bidir, block], lr: [{rates}]}}")
     asked, by_hydra = [], compose_by_hydra.__wrapped__
-    monkeypatch.setattr("analysis.compose.compose_by_hydra", cache(lambda *a: asked.append(a) or by_hydra(*a)))
+    monkeypatch.setattr("analysis.plan.compose.compose_by_hydra", cache(lambda *a: asked.append(a) or by_hydra(*a)))
     composed.cache_clear()
     points = everything([load_sweep(path, ["seed=0,1"])])
     assert len(points) == len({p.run for p in points}) == 100

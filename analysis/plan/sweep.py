@@ -26,7 +26,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from analysis.compose import resolved
+from analysis.plan.compose import resolved
 from dlm.runs.run import Run, measurement_file, run_id
 
 FINISHED, DIVERGED = "finished", "diverged"

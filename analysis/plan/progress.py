@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from analysis.sweep import FINISHED, Point
+from analysis.plan.sweep import FINISHED, Point
 from dlm.runs.run import Run
 
 Running = Sequence[tuple[str, Point, float]]  # the kind of a job, its point, and for how many seconds it runs

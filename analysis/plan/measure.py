@@ -1,4 +1,4 @@
-"""Measure what a study wants of one finished run: `python -m analysis.measure RUN_FOLDER SETTINGS.json THREADS`.
+"""Measure what a study wants of one finished run: `python -m analysis.plan.measure RUN_FOLDER SETTINGS.json THREADS`.
 
 The settings are a list of resolved measurements. Each is written as soon as it is made, so whatever ends this early
 loses one of them at most. Jobs side by side share the cores: more threads than these would wait for each other, and

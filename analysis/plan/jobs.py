@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from analysis.sweep import Point
+from analysis.plan.sweep import Point
 from dlm.runs.lease import BUSY
 
 # What jobs import, but for the modules that they run. None may ask for a GPU: it could not be used in a fork then.
