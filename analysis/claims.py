@@ -12,8 +12,8 @@ import pandas as pd
 import yaml
 
 from analysis.exhibits import Table
-from analysis.results import Results
 from analysis.stats import DISAGREES, Effect, overall
+from analysis.tables.results import Results
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.results import DLM, PARENT, Results, unpack
 from analysis.stats import Effect, estimate, over_seeds, paired
+from analysis.tables.results import DLM, PARENT, Results, unpack
 from dlm.evaluation.generation import DEGENERATE
 
 ONE_TOKEN = "1 token/step"

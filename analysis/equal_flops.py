@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.results import Results
 from analysis.stats import Estimate, estimate
+from analysis.tables.results import Results
 
 AT_EQUAL_FLOPS = (
     "at the last validation and at equal FLOPs: where each run had used the FLOPs of the cheapest at its last "

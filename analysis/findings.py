@@ -10,8 +10,8 @@ import pandas as pd
 from analysis.claims import shown
 from analysis.compare import accuracy_effect
 from analysis.exhibits import Table
-from analysis.results import FINISHED, Results
 from analysis.stats import SEEDS_NEEDED, Effect
+from analysis.tables.results import FINISHED, Results
 
 RULE = (
     "Intervals: 95 %, of accuracy paired by item and seed, else over seeds. Undecided: the interval holds 0, or is not "

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from analysis.results import Results
+from analysis.tables.results import Results
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 # What a setting says of the runs of an artefact: column → name.

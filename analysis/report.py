@@ -26,11 +26,11 @@ from rich.console import Console
 from analysis import render
 from analysis.artefacts import artefacts
 from analysis.claims import Claim, claim_table, evaluate_claims, paper_numbers, shown
-from analysis.collect import collect
-from analysis.earlier import Earlier
 from analysis.exhibits import Exhibit, Plot, Table
 from analysis.provenance import code, failed, notes, quantity, ran, setting
-from analysis.results import FINISHED, Results
+from analysis.tables.collect import collect
+from analysis.tables.earlier import Earlier
+from analysis.tables.results import FINISHED, Results
 from dlm.console import quiet
 from dlm.runs.storage import write_atomically
 

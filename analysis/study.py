@@ -22,11 +22,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from analysis.earlier import Earlier
 from analysis.plan.jobs import Job, Work, run_module, stop, title
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import DIVERGED, FINISHED, Point, Sweep, load_sweep
-from analysis.results import Results
+from analysis.tables.earlier import Earlier
+from analysis.tables.results import Results
 from dlm.runs.lease import is_marked
 from dlm.runs.storage import write_atomically
 

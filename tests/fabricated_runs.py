@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from study_tables import correct
 
-from analysis.collect import FLOPS
 from analysis.plan.sweep import load_sweep
+from analysis.tables.collect import FLOPS
 from dlm.data.tasks import FAMILIES
 from dlm.evaluation.drift import MEASURES
 from dlm.runs.run import Run

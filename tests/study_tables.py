@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.results import DLM, PARENT, Results, columns, pack
+from analysis.tables.results import DLM, PARENT, Results, columns, pack
 
 ITEMS = 90
 

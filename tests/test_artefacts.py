@@ -18,8 +18,8 @@ from analysis.equal_flops import at_equal_flops, training_curves
 from analysis.exhibits import Plot, Table
 from analysis.plots import lines
 from analysis.report import is_empty
-from analysis.results import DLM, Results, columns, pack
 from analysis.stats import NO_RUNS, UNDECIDED, Effect
+from analysis.tables.results import DLM, Results, columns, pack
 
 PAPER, MODULES = paper_numbers(), artefacts()
 CLAIMS = {claim["id"]: claim["from"] for claim in PAPER["claims"]}

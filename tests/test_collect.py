@@ -9,11 +9,11 @@ from fabricated_runs import SWEEP, TWO, N, fabricate, found, write_sweep
 from omegaconf import OmegaConf
 from study_tables import correct
 
-from analysis import flops
-from analysis.collect import collect
-from analysis.measurements import READERS, tables_of
 from analysis.plan.sweep import FINISHED, Evaluation
-from analysis.results import DLM, PARENT, unpack
+from analysis.tables import flops
+from analysis.tables.collect import collect
+from analysis.tables.measurements import READERS, tables_of
+from analysis.tables.results import DLM, PARENT, unpack
 from dlm.config.build import build
 from dlm.conversion.module import TRAIN_STREAM
 from dlm.data import prose

@@ -6,12 +6,12 @@ import shutil
 import pytest
 from fabricated_runs import SWEEP, fabricate, found, write_sweep
 
-from analysis.collect import collect
-from analysis.earlier import Earlier
 from analysis.plan.sweep import load_sweep
 from analysis.report import main
-from analysis.results import COLUMNS, Results
 from analysis.study import everything
+from analysis.tables.collect import collect
+from analysis.tables.earlier import Earlier
+from analysis.tables.results import COLUMNS, Results
 from dlm.runs.run import digest
 
 MASKED = {"result": {"block_size": 2, "probability": [0.25, 0.75], "by_hidden": []}}

@@ -13,7 +13,7 @@ from analysis.artefacts.contested_factorial import crossings
 from analysis.artefacts.frontier import decodings, optimal, pareto_points
 from analysis.compare import own
 from analysis.exhibits import Plot, Table
-from analysis.results import LATER, Results
+from analysis.tables.results import LATER, Results
 
 
 def of_recipes(seeds=(0, 1, 2), **kwargs) -> Study:

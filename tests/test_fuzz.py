@@ -15,9 +15,9 @@ pytest.importorskip("hypothesis")  # in the test extra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.collect import add_point
-from analysis.earlier import Earlier
-from analysis.results import COLUMNS, Results
+from analysis.tables.collect import add_point
+from analysis.tables.earlier import Earlier
+from analysis.tables.results import COLUMNS, Results
 from dlm.conversion.module import Conversion
 from dlm.conversion.prepare import prepare
 from dlm.data.packing import PackedRows, Windows, collate

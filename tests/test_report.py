@@ -18,8 +18,8 @@ from analysis.exhibits import Table, cell
 from analysis.plots import lines
 from analysis.provenance import quantity
 from analysis.report import main, render_report
-from analysis.results import COLUMNS, Results, abbreviated, spelt_out
 from analysis.stats import Estimate
+from analysis.tables.results import COLUMNS, Results, abbreviated, spelt_out
 
 VOID = {"meta", "br", "img", "link", "use", "path"}
 

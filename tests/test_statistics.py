@@ -6,7 +6,6 @@ import pytest
 from scipy.stats import t as student
 from study_tables import correct
 
-from analysis.results import pack, unpack
 from analysis.stats import (
     AGREES,
     DISAGREES,
@@ -18,6 +17,7 @@ from analysis.stats import (
     overall,
     paired,
 )
+from analysis.tables.results import pack, unpack
 
 
 def test_the_interval_over_seeds_is_students():

@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.compare import by_point, own
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import lines
-from analysis.results import Results
+from analysis.tables.results import Results
 
 PLACE = 210
 TITLE = "Beyond the paper: the best block size by parent size"

@@ -12,8 +12,8 @@ from analysis.compare import by_point, outcomes, own, require_same_items
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.findings import decision
 from analysis.plots import bars
-from analysis.results import Results
 from analysis.stats import Effect, paired
+from analysis.tables.results import Results
 
 PLACE = 230
 TITLE = "Beyond the paper: the contested choices, crossed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis.compare import by_point
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier
-from analysis.results import Results
+from analysis.tables.results import Results
 
 PLACE = 130
 TITLE = "Figure 10: exact against approximate caching"

@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.compare import by_point
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier
-from analysis.results import PARENT, Results
+from analysis.tables.results import PARENT, Results
 
 PLACE = 140
 TITLE = "Figure 11: batch size"

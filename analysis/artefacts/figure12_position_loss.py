@@ -7,8 +7,8 @@ import pandas as pd
 from analysis.compare import scalar_effect
 from analysis.exhibits import Exhibit, Plot
 from analysis.plots import lines
-from analysis.results import DLM, PARENT, Results
 from analysis.stats import Effect
+from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 160
 TITLE = "Figure 12: loss over sequence positions"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from analysis.drift import drift_effect, drift_panels, drift_table
 from analysis.exhibits import Exhibit, Plot, Table
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 20
 TITLE = "Figure 2e: weight drift by attention pattern"

@@ -7,8 +7,8 @@ import pandas as pd
 from analysis.compare import by_point, inner_best, own, swept
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import heat_map
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 30
 TITLE = "Figure 3: training and evaluation block size"

@@ -8,8 +8,8 @@ import pandas as pd
 from analysis.compare import scalar_effect, slope_by_seed
 from analysis.drift import KINDS, drift_panels, drift_table
 from analysis.exhibits import Exhibit, Plot, Table
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 40
 TITLE = "Figure 4: weight drift by training block size"

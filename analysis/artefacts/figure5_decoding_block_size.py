@@ -9,8 +9,8 @@ from analysis.claims import shown
 from analysis.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, swept
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 50
 TITLE = "Figure 5: evaluation block size and threshold"

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from analysis.compare import scalar_effect, slope_by_seed
 from analysis.exhibits import Exhibit, Plot
 from analysis.plots import colour, lines, panel
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 60
 TITLE = "Figure 6: denoising order, confidence and loss within a block"

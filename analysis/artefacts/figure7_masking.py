@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from analysis.exhibits import Exhibit, Plot
 from analysis.plots import lines
-from analysis.results import Results
+from analysis.tables.results import Results
 
 PLACE = 70
 TITLE = "Figure 7: masking probability per position"

@@ -8,8 +8,8 @@ import pandas as pd
 from analysis.compare import at_shared_cost, by_point, own, scalar_effect, slope_by_seed, swept
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier, lines
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 90
 TITLE = "Figure 8: training tokens"

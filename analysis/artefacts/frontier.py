@@ -11,7 +11,7 @@ from analysis.compare import by_point
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.findings import coverage, findings, lead, measured, ranked
 from analysis.plots import trade_off
-from analysis.results import PARENT, Results
+from analysis.tables.results import PARENT, Results
 
 PLACE = 260
 TITLE = "Beyond the paper: accuracy against forwards and speed"

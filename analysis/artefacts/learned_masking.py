@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.artefacts.table2_masking import REACHED, parallel
 from analysis.compare import accuracy_effect, by_point
 from analysis.exhibits import CELLS, Exhibit, Table, named
-from analysis.results import Results
+from analysis.tables.results import Results
 
 PLACE = 220
 TITLE = "Beyond the paper: masking learned from decode traces"

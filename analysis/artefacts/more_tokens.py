@@ -10,8 +10,8 @@ from analysis.artefacts import figure4_drift_by_block_size, figure5_decoding_blo
 from analysis.claims import shown
 from analysis.compare import accuracy_effect, by_point, own, scalar_effect, swept
 from analysis.exhibits import CELLS, Exhibit, Table, named
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 235
 TITLE = "Beyond the paper: what does not hold here, at more tokens"

@@ -9,8 +9,8 @@ from analysis.compare import by_point, own, parent_row, scalar_effect, swept
 from analysis.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, of_runs_at_equal_flops, training_curves
 from analysis.exhibits import CELLS, Exhibit, Table, named
 from analysis.findings import coverage, decision, findings, lead, measured, ranked
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 from dlm.evaluation.generation import DEGENERATE
 
 PLACE = 250

@@ -10,8 +10,8 @@ from analysis.claims import shown
 from analysis.compare import accuracy_effect, by_point, own, scalar_effect
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import lines
-from analysis.results import DLM, Results
 from analysis.stats import AGREES, DISAGREES, UNDECIDED, Effect, estimate
+from analysis.tables.results import DLM, Results
 
 PLACE = 240
 TITLE = "Beyond the paper: token shift and budget"

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare import by_point, compare, own, parent_row
-from analysis.domains import DOMAINS
 from analysis.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import lines
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.domains import DOMAINS
+from analysis.tables.results import Results
 
 PLACE = 10
 TITLE = "Table 1, and the LoRA rows of Table 8: attention, clean context, token shift"

@@ -7,8 +7,8 @@ import pandas as pd
 
 from analysis.compare import accuracy_effect, by_point, swept
 from analysis.exhibits import CELLS, Exhibit, Table, named
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 80
 TITLE = "Table 2: masking scheme and parallel decoding"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from analysis.compare import by_point
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named, printed
 from analysis.plots import finish, frontier, panel
-from analysis.results import DLM, PARENT, Results
+from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 100
 TITLE = "Table 3 and Figure 9: accuracy, tokens per forward and tokens per second"

@@ -6,8 +6,8 @@ import pandas as pd
 
 from analysis.compare import by_point, scalar_effect
 from analysis.exhibits import CELLS, Exhibit, Table
-from analysis.results import DLM, PARENT, Results
 from analysis.stats import Effect
+from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 110
 TITLE = "Table 4: embedding quality"

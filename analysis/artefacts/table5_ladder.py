@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.compare import by_point, own, parent_row
 from analysis.exhibits import CELLS, Exhibit, Table, named, printed
-from analysis.results import Results
+from analysis.tables.results import Results
 
 PLACE = 120
 TITLE = "Table 5: the ladder"

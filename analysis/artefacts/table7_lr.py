@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from analysis.compare import by_point, inner_best, own
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named, printed
 from analysis.plots import lines
-from analysis.results import Results
 from analysis.stats import Effect
+from analysis.tables.results import Results
 
 PLACE = 150
 TITLE = "Table 7: learning rate"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.domains import domains, proportion
 from analysis.plan.sweep import Evaluation
-from analysis.results import DLM, PARENT, columns, pack
+from analysis.tables.domains import domains, proportion
+from analysis.tables.results import DLM, PARENT, columns, pack
 from dlm.evaluation.generation import DEGENERATE
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -1,4 +1,4 @@
-"""From the runs of a study to the tables that it is reported from (`analysis.results`)."""
+"""From the runs of a study to the tables that it is reported from (`analysis.tables.results`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.domains import domains, proportion
-from analysis.earlier import Earlier
-from analysis.flops import training_flops
-from analysis.measurements import Rows, outputs, tables_of
 from analysis.plan.sweep import Point, load_sweep
-from analysis.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
+from analysis.tables.domains import domains, proportion
+from analysis.tables.earlier import Earlier
+from analysis.tables.flops import training_flops
+from analysis.tables.measurements import Rows, outputs, tables_of
+from analysis.tables.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from dlm.config.targets import name_of
 from dlm.evaluation.drift import by_layer
 from dlm.runs.run import Run, digest

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.measurements import Rows
 from analysis.plan.sweep import DIVERGED, Evaluation, Point
-from analysis.results import FINISHED, IDS, MEASURED_FOR, Results
+from analysis.tables.measurements import Rows
+from analysis.tables.results import FINISHED, IDS, MEASURED_FOR, Results
 from dlm.runs.run import digest
 
 MEASURED = ("evaluations", "positions", "steps", "scores")  # tables with rows that a sweep asked for

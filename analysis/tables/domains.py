@@ -6,7 +6,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from analysis.results import columns
+from analysis.tables.results import columns
 
 DOMAINS = {
     "maths": ("add", "running_sum", "word_problem"),
