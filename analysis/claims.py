@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from analysis.evidence.stats import DISAGREES, Effect, overall
 from analysis.exhibits import Table
-from analysis.stats import DISAGREES, Effect, overall
 from analysis.tables.results import Results
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.compare import by_point, scalar_effect
+from analysis.evidence.compare import by_point, scalar_effect
+from analysis.evidence.stats import Effect
 from analysis.plots import lines
-from analysis.stats import Effect
 
 KINDS = {"attention": "attention", "ffn": "FFN"}
 MEASURES = {"relative": "‖ΔW‖ / ‖W‖", "mean_abs": "mean |ΔW|", "one_minus_cos": "1 − cos"}

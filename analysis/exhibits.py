@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.stats import Estimate
+from analysis.evidence.stats import Estimate
 
 # How a table names what is measured of a run.
 MEASURES = {
@@ -35,7 +35,7 @@ MEASURES = {
 
 
 def named(*measures: str) -> dict[str, str]:
-    """Measures and their columns' names, in this order, as `analysis.compare.by_point` takes them."""
+    """Measures and their columns' names, in this order, as `analysis.evidence.compare.by_point` takes them."""
     return {measure: MEASURES[measure] for measure in measures}
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.claims import shown
-from analysis.compare import accuracy_effect
+from analysis.evidence.compare import accuracy_effect
+from analysis.evidence.stats import SEEDS_NEEDED, Effect
 from analysis.exhibits import Table
-from analysis.stats import SEEDS_NEEDED, Effect
 from analysis.tables.results import FINISHED, Results
 
 RULE = (

@@ -14,11 +14,11 @@ from study_tables import Study, correct, whole_study
 
 from analysis import render
 from analysis.artefacts import artefacts
+from analysis.evidence.stats import Estimate
 from analysis.exhibits import Table, cell
 from analysis.plots import lines
 from analysis.provenance import quantity
 from analysis.report import main, render_report
-from analysis.stats import Estimate
 from analysis.tables.results import COLUMNS, Results, abbreviated, spelt_out
 
 VOID = {"meta", "br", "img", "link", "use", "path"}

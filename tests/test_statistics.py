@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import t as student
 from study_tables import correct
 
-from analysis.stats import (
+from analysis.evidence.stats import (
     AGREES,
     DISAGREES,
     NO_RUNS,

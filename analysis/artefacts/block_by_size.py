@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.compare import by_point, own
+from analysis.evidence.compare import by_point, own
 from analysis.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.plots import lines
 from analysis.tables.results import Results

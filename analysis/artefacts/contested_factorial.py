@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.compare import by_point, outcomes, own, require_same_items
+from analysis.evidence.compare import by_point, outcomes, own, require_same_items
+from analysis.evidence.stats import Effect, paired
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.findings import decision
 from analysis.plots import bars
-from analysis.stats import Effect, paired
 from analysis.tables.results import Results
 
 PLACE = 230

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.compare import by_point
+from analysis.evidence.compare import by_point
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier
 from analysis.tables.results import Results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.compare import by_point
+from analysis.evidence.compare import by_point
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier
 from analysis.tables.results import PARENT, Results

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.compare import scalar_effect
+from analysis.evidence.compare import scalar_effect
+from analysis.evidence.stats import Effect
 from analysis.exhibits import Exhibit, Plot
 from analysis.plots import lines
-from analysis.stats import Effect
 from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 160

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.compare import by_point, inner_best, own, swept
+from analysis.evidence.compare import by_point, inner_best, own, swept
+from analysis.evidence.stats import Effect
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import heat_map
-from analysis.stats import Effect
 from analysis.tables.results import Results
 
 PLACE = 30

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.claims import shown
-from analysis.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, swept
+from analysis.evidence.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, swept
+from analysis.evidence.stats import Effect
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier
-from analysis.stats import Effect
 from analysis.tables.results import Results
 
 PLACE = 50

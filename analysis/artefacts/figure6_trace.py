@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.compare import scalar_effect, slope_by_seed
+from analysis.evidence.compare import scalar_effect, slope_by_seed
+from analysis.evidence.stats import Effect
 from analysis.exhibits import Exhibit, Plot
 from analysis.plots import colour, lines, panel
-from analysis.stats import Effect
 from analysis.tables.results import Results
 
 PLACE = 60

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.compare import at_shared_cost, by_point, own, scalar_effect, slope_by_seed, swept
+from analysis.evidence.compare import at_shared_cost, by_point, own, scalar_effect, slope_by_seed, swept
+from analysis.evidence.stats import Effect
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import frontier, lines
-from analysis.stats import Effect
 from analysis.tables.results import Results
 
 PLACE = 90

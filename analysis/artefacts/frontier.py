@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from analysis.artefacts.recipes import AR, CONTROL, CONTROLS, SWEEPS, described
-from analysis.compare import by_point
+from analysis.evidence.compare import by_point
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.findings import coverage, findings, lead, measured, ranked
 from analysis.plots import trade_off

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.artefacts.table2_masking import REACHED, parallel
-from analysis.compare import accuracy_effect, by_point
+from analysis.evidence.compare import accuracy_effect, by_point
 from analysis.exhibits import CELLS, Exhibit, Table, named
 from analysis.tables.results import Results
 

@@ -8,9 +8,9 @@ import pandas as pd
 
 from analysis.artefacts import figure4_drift_by_block_size, figure5_decoding_block_size
 from analysis.claims import shown
-from analysis.compare import accuracy_effect, by_point, own, scalar_effect, swept
+from analysis.evidence.compare import accuracy_effect, by_point, own, scalar_effect, swept
+from analysis.evidence.stats import Effect
 from analysis.exhibits import CELLS, Exhibit, Table, named
-from analysis.stats import Effect
 from analysis.tables.results import Results
 
 PLACE = 235

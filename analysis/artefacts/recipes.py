@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.claims import shown
-from analysis.compare import by_point, own, parent_row, scalar_effect, swept
-from analysis.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, of_runs_at_equal_flops, training_curves
+from analysis.evidence.compare import by_point, own, parent_row, scalar_effect, swept
+from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, of_runs_at_equal_flops, training_curves
+from analysis.evidence.stats import Effect
 from analysis.exhibits import CELLS, Exhibit, Table, named
 from analysis.findings import coverage, decision, findings, lead, measured, ranked
-from analysis.stats import Effect
 from analysis.tables.results import Results
 from dlm.evaluation.generation import DEGENERATE
 

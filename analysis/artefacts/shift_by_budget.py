@@ -7,10 +7,10 @@ from itertools import pairwise
 import pandas as pd
 
 from analysis.claims import shown
-from analysis.compare import accuracy_effect, by_point, own, scalar_effect
+from analysis.evidence.compare import accuracy_effect, by_point, own, scalar_effect
+from analysis.evidence.stats import AGREES, DISAGREES, UNDECIDED, Effect, estimate
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
 from analysis.plots import lines
-from analysis.stats import AGREES, DISAGREES, UNDECIDED, Effect, estimate
 from analysis.tables.results import DLM, Results
 
 PLACE = 240

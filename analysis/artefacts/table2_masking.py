@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.compare import accuracy_effect, by_point, swept
+from analysis.evidence.compare import accuracy_effect, by_point, swept
+from analysis.evidence.stats import Effect
 from analysis.exhibits import CELLS, Exhibit, Table, named
-from analysis.stats import Effect
 from analysis.tables.results import Results
 
 PLACE = 80

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.compare import by_point
+from analysis.evidence.compare import by_point
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named, printed
 from analysis.plots import finish, frontier, panel
 from analysis.tables.results import DLM, PARENT, Results

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.compare import by_point, scalar_effect
+from analysis.evidence.compare import by_point, scalar_effect
+from analysis.evidence.stats import Effect
 from analysis.exhibits import CELLS, Exhibit, Table
-from analysis.stats import Effect
 from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 110

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.compare import by_point, inner_best, own
+from analysis.evidence.compare import by_point, inner_best, own
+from analysis.evidence.stats import Effect
 from analysis.exhibits import CELLS, Exhibit, Plot, Table, named, printed
 from analysis.plots import lines
-from analysis.stats import Effect
 from analysis.tables.results import Results
 
 PLACE = 150

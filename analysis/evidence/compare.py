@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.stats import Effect, estimate, over_seeds, paired
+from analysis.evidence.stats import Effect, estimate, over_seeds, paired
 from analysis.tables.results import DLM, PARENT, Results, unpack
 from dlm.evaluation.generation import DEGENERATE
 

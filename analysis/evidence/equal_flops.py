@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.stats import Estimate, estimate
+from analysis.evidence.stats import Estimate, estimate
 from analysis.tables.results import Results
 
 AT_EQUAL_FLOPS = (
