@@ -23,11 +23,11 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from rich.console import Console
 
-from analysis import render
 from analysis.artefacts import artefacts
-from analysis.claims import Claim, claim_table, evaluate_claims, paper_numbers, shown
-from analysis.exhibits import Exhibit, Plot, Table
-from analysis.provenance import code, failed, notes, quantity, ran, setting
+from analysis.pages import render
+from analysis.pages.claims import Claim, claim_table, evaluate_claims, paper_numbers, shown
+from analysis.pages.exhibits import Exhibit, Plot, Table
+from analysis.pages.provenance import code, failed, notes, quantity, ran, setting
 from analysis.tables.collect import collect
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import FINISHED, Results

@@ -12,12 +12,12 @@ from analysis.artefacts.contested_factorial import effect_table, factorial
 from analysis.artefacts.figure12_position_loss import periodic_share
 from analysis.artefacts.shift_by_budget import block_losses, crossing, gain_by_position
 from analysis.artefacts.table2_masking import parallel
-from analysis.claims import Claim, evaluate_claims, paper_numbers, read
 from analysis.evidence.compare import accuracy_effect, at_shared_cost, by_point, inner_best, own
 from analysis.evidence.equal_flops import at_equal_flops, training_curves
 from analysis.evidence.stats import NO_RUNS, UNDECIDED, Effect
-from analysis.exhibits import Plot, Table
-from analysis.plots import lines
+from analysis.pages.claims import Claim, evaluate_claims, paper_numbers, read
+from analysis.pages.exhibits import Plot, Table
+from analysis.pages.plots import lines
 from analysis.report import is_empty
 from analysis.tables.results import DLM, Results, columns, pack
 

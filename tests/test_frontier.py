@@ -12,7 +12,7 @@ from analysis.artefacts import recipes as recipes_artefact
 from analysis.artefacts.contested_factorial import crossings
 from analysis.artefacts.frontier import decodings, optimal, pareto_points
 from analysis.evidence.compare import own
-from analysis.exhibits import Plot, Table
+from analysis.pages.exhibits import Plot, Table
 from analysis.tables.results import LATER, Results
 
 

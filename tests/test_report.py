@@ -12,12 +12,12 @@ import pytest
 from conftest import ROOT
 from study_tables import Study, correct, whole_study
 
-from analysis import render
 from analysis.artefacts import artefacts
 from analysis.evidence.stats import Estimate
-from analysis.exhibits import Table, cell
-from analysis.plots import lines
-from analysis.provenance import quantity
+from analysis.pages import render
+from analysis.pages.exhibits import Table, cell
+from analysis.pages.plots import lines
+from analysis.pages.provenance import quantity
 from analysis.report import main, render_report
 from analysis.tables.results import COLUMNS, Results, abbreviated, spelt_out
 

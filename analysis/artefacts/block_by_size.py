@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence.compare import by_point, own
-from analysis.exhibits import CELLS, Exhibit, Plot, Table
-from analysis.plots import lines
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.pages.plots import lines
 from analysis.tables.results import Results
 
 PLACE = 210

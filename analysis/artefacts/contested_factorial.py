@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.compare import by_point, outcomes, own, require_same_items
 from analysis.evidence.stats import Effect, paired
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.findings import decision
-from analysis.plots import bars
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.findings import decision
+from analysis.pages.plots import bars
 from analysis.tables.results import Results
 
 PLACE = 230

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from analysis.evidence.compare import by_point
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.plots import frontier
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.plots import frontier
 from analysis.tables.results import Results
 
 PLACE = 130

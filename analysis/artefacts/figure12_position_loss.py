@@ -6,8 +6,8 @@ import pandas as pd
 
 from analysis.evidence.compare import scalar_effect
 from analysis.evidence.stats import Effect
-from analysis.exhibits import Exhibit, Plot
-from analysis.plots import lines
+from analysis.pages.exhibits import Exhibit, Plot
+from analysis.pages.plots import lines
 from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 160

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.drift import drift_effect, drift_panels, drift_table
 from analysis.evidence.stats import Effect
-from analysis.exhibits import Exhibit, Plot, Table
+from analysis.pages.drift import drift_effect, drift_panels, drift_table
+from analysis.pages.exhibits import Exhibit, Plot, Table
 from analysis.tables.results import Results
 
 PLACE = 20

@@ -6,8 +6,8 @@ import pandas as pd
 
 from analysis.evidence.compare import by_point, inner_best, own, swept
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.plots import heat_map
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.plots import heat_map
 from analysis.tables.results import Results
 
 PLACE = 30

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.drift import KINDS, drift_panels, drift_table
 from analysis.evidence.compare import scalar_effect, slope_by_seed
 from analysis.evidence.stats import Effect
-from analysis.exhibits import Exhibit, Plot, Table
+from analysis.pages.drift import KINDS, drift_panels, drift_table
+from analysis.pages.exhibits import Exhibit, Plot, Table
 from analysis.tables.results import Results
 
 PLACE = 40

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.claims import shown
 from analysis.evidence.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, swept
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.plots import frontier
+from analysis.pages.claims import shown
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.plots import frontier
 from analysis.tables.results import Results
 
 PLACE = 50

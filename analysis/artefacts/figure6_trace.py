@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.compare import scalar_effect, slope_by_seed
 from analysis.evidence.stats import Effect
-from analysis.exhibits import Exhibit, Plot
-from analysis.plots import colour, lines, panel
+from analysis.pages.exhibits import Exhibit, Plot
+from analysis.pages.plots import colour, lines, panel
 from analysis.tables.results import Results
 
 PLACE = 60

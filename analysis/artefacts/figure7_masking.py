@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.exhibits import Exhibit, Plot
-from analysis.plots import lines
+from analysis.pages.exhibits import Exhibit, Plot
+from analysis.pages.plots import lines
 from analysis.tables.results import Results
 
 PLACE = 70

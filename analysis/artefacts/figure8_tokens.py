@@ -7,8 +7,8 @@ import pandas as pd
 
 from analysis.evidence.compare import at_shared_cost, by_point, own, scalar_effect, slope_by_seed, swept
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.plots import frontier, lines
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.plots import frontier, lines
 from analysis.tables.results import Results
 
 PLACE = 90

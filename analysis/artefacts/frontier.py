@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float
 
 from analysis.artefacts.recipes import AR, CONTROL, CONTROLS, SWEEPS, described
 from analysis.evidence.compare import by_point
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.findings import coverage, findings, lead, measured, ranked
-from analysis.plots import trade_off
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.findings import coverage, findings, lead, measured, ranked
+from analysis.pages.plots import trade_off
 from analysis.tables.results import PARENT, Results
 
 PLACE = 260

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.artefacts.table2_masking import REACHED, parallel
 from analysis.evidence.compare import accuracy_effect, by_point
-from analysis.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Table, named
 from analysis.tables.results import Results
 
 PLACE = 220

@@ -7,10 +7,10 @@ from itertools import chain
 import pandas as pd
 
 from analysis.artefacts import figure4_drift_by_block_size, figure5_decoding_block_size
-from analysis.claims import shown
 from analysis.evidence.compare import accuracy_effect, by_point, own, scalar_effect, swept
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.claims import shown
+from analysis.pages.exhibits import CELLS, Exhibit, Table, named
 from analysis.tables.results import Results
 
 PLACE = 235

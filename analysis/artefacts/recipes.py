@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.claims import shown
 from analysis.evidence.compare import by_point, own, parent_row, scalar_effect, swept
 from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, of_runs_at_equal_flops, training_curves
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Table, named
-from analysis.findings import coverage, decision, findings, lead, measured, ranked
+from analysis.pages.claims import shown
+from analysis.pages.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.findings import coverage, decision, findings, lead, measured, ranked
 from analysis.tables.results import Results
 from dlm.evaluation.generation import DEGENERATE
 

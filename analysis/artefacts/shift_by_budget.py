@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pandas as pd
 
-from analysis.claims import shown
 from analysis.evidence.compare import accuracy_effect, by_point, own, scalar_effect
 from analysis.evidence.stats import AGREES, DISAGREES, UNDECIDED, Effect, estimate
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.plots import lines
+from analysis.pages.claims import shown
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.plots import lines
 from analysis.tables.results import DLM, Results
 
 PLACE = 240

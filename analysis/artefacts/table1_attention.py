@@ -9,8 +9,8 @@ import pandas as pd
 from analysis.evidence.compare import by_point, compare, own, parent_row
 from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.plots import lines
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.plots import lines
 from analysis.tables.domains import DOMAINS
 from analysis.tables.results import Results
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.evidence.compare import accuracy_effect, by_point, swept
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Table, named
 from analysis.tables.results import Results
 
 PLACE = 80

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.evidence.compare import by_point
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named, printed
-from analysis.plots import finish, frontier, panel
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named, printed
+from analysis.pages.plots import finish, frontier, panel
 from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 100

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.evidence.compare import by_point, scalar_effect
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Table
+from analysis.pages.exhibits import CELLS, Exhibit, Table
 from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 110

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence.compare import by_point, own, parent_row
-from analysis.exhibits import CELLS, Exhibit, Table, named, printed
+from analysis.pages.exhibits import CELLS, Exhibit, Table, named, printed
 from analysis.tables.results import Results
 
 PLACE = 120

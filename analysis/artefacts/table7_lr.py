@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.compare import by_point, inner_best, own
 from analysis.evidence.stats import Effect
-from analysis.exhibits import CELLS, Exhibit, Plot, Table, named, printed
-from analysis.plots import lines
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named, printed
+from analysis.pages.plots import lines
 from analysis.tables.results import Results
 
 PLACE = 150

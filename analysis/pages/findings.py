@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.claims import shown
 from analysis.evidence.compare import accuracy_effect
 from analysis.evidence.stats import SEEDS_NEEDED, Effect
-from analysis.exhibits import Table
+from analysis.pages.claims import shown
+from analysis.pages.exhibits import Table
 from analysis.tables.results import FINISHED, Results
 
 RULE = (

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.compare import by_point, scalar_effect
 from analysis.evidence.stats import Effect
-from analysis.plots import lines
+from analysis.pages.plots import lines
 
 KINDS = {"attention": "attention", "ffn": "FFN"}
 MEASURES = {"relative": "‖ΔW‖ / ‖W‖", "mean_abs": "mean |ΔW|", "one_minus_cos": "1 − cos"}

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 
-from analysis.exhibits import Cell, Plot, Table
+from analysis.pages.exhibits import Cell, Plot, Table
 from dlm.runs.storage import write_atomically
 
 matplotlib.use("Agg")

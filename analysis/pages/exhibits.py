@@ -1,6 +1,6 @@
 """What an artefact shows: tables and plots, as values; and a table's cells as text.
 
-How they look in the terminal, in HTML, Markdown and LaTeX is in `analysis.render`, and the same for every artefact.
+How they look in the terminal, in HTML, Markdown and LaTeX is in `analysis.pages.render`, and the same for every artefact.
 """
 
 from __future__ import annotations

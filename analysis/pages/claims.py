@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from analysis.evidence.stats import DISAGREES, Effect, overall
-from analysis.exhibits import Table
+from analysis.pages.exhibits import Table
 from analysis.tables.results import Results
 
 

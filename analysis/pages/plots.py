@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from analysis.render import STYLE
+from analysis.pages.render import STYLE
 
 SIZE = (4.4, 3.5)
 # Colour and marker together, so that a line is known without its colour; mid-tones that show on light and on dark.
