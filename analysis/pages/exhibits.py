@@ -1,6 +1,6 @@
 """What an artefact shows: tables and plots, as values; and a table's cells as text.
 
-How they look in the terminal, in HTML, Markdown and LaTeX is in `analysis.pages.render`, and the same for every artefact.
+`analysis.pages.render` says how they look in the terminal, in HTML, Markdown and LaTeX, the same for every artefact.
 """
 
 from __future__ import annotations
