@@ -1,0 +1,27 @@
+"""A run that an earlier version has written, without its weights, is read by this one: tests/data/old_run is kept as it
+was, whatever has moved since."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dlm.build import build
+from dlm.runs import Run, run_id
+from dlm.targets import require_known
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run.load(str(Path(__file__).parent / "data" / "old_run"), "runs")
+
+
+def test_its_config_gives_the_id_that_it_was_written_under(run):
+    assert run_id(OmegaConf.to_container(run.config, resolve=True)) == run_id(run.record["config"]) == run.record["id"]
+
+
+def test_whatever_its_config_names_is_found_and_what_trains_is_built(run):
+    require_known(run.record["config"])
+    experiment = build(run.config)
+    assert experiment.num_steps == run.record["steps"]
+    assert experiment.parent.fingerprint() == run.record["parent"]["fingerprint"]
