@@ -16,7 +16,7 @@ import pytest
 from conftest import CONF, EOS_ID, NEEDS, PATTERNS, denoiser, options, shared
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.build import make
+from dlm.config.build import make
 from dlm.types import generator
 
 GOLDEN = Path(__file__).parent / "data" / "golden_decoding.json"
