@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dlm.build import build
-from dlm.runs import Run, run_id
-from dlm.targets import require_known
+from dlm.config.build import build
+from dlm.config.targets import require_known
+from dlm.runs.renamed import PRESENT, with_targets
+from dlm.runs.run import Run, run_id
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def test_its_config_gives_the_id_that_it_was_written_under(run):
 
 
 def test_whatever_its_config_names_is_found_and_what_trains_is_built(run):
-    require_known(run.record["config"])
+    require_known(with_targets(run.record["config"], PRESENT))
     experiment = build(run.config)
     assert experiment.num_steps == run.record["steps"]
     assert experiment.parent.fingerprint() == run.record["parent"]["fingerprint"]
