@@ -29,6 +29,7 @@ import pytest
 import study_sweeps
 import torch
 from hydra import compose, initialize_config_dir
+from pairwise import covering
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.attention.ar import AR
@@ -81,6 +82,30 @@ ARCHITECTURES = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
     "mistral": {"sliding_window": 6},
 }
+
+
+# One without and one with sliding windows, tied embeddings and norms of its own. What fails on another architecture
+# alone is what `make test-all` is for.
+EVERYDAY = ("llama", "gemma3_text")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as `grid` the cases that `make test` leaves to `make test-all`: of other architectures than the everyday ones,
+    and those of a product over three parameters or more that add no pair of values."""
+    products: dict[str, list] = {}
+    for item in items:
+        if hasattr(item, "callspec"):
+            if {v for v in item.callspec.params.values() if isinstance(v, str)} & (ARCHITECTURES.keys() - EVERYDAY):
+                item.add_marker("grid")
+            else:
+                products.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in products.values():
+        values = [{name: repr(value) for name, value in item.callspec.params.items()} for item in cases]
+        if len(values[0]) > 2:
+            enough = covering(values)
+            for i, item in enumerate(cases):
+                if i not in enough:
+                    item.add_marker("grid")
 
 
 def tiny(architecture: str, dtype=torch.float64):
