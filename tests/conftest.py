@@ -90,8 +90,8 @@ EVERYDAY = ("llama", "gemma3_text")
 
 
 def pytest_collection_modifyitems(items):
-    """Mark as `grid` the cases that `make test` leaves to `make test-all`: of other architectures than the everyday ones,
-    and those of a product over three parameters or more that add no pair of values."""
+    """Mark as `grid` the cases that `make test` leaves to `make test-all`: those of other architectures than the everyday
+    ones, and those of a product over three parameters or more that add no pair of values."""
     products: dict[str, list] = {}
     for item in items:
         if hasattr(item, "callspec"):
