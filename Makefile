@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format sweep study parent parents ablation-report design-space smoke
+.PHONY: help install train test-fast test test-all lint format sweep study parent parents ablation-report design-space smoke
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
@@ -22,11 +22,15 @@ install: $(BIN)/.installed ## make the environment
 train: $(BIN)/.installed ## convert the embedded parent and evaluate it: the main job (ARGS='option=value ...')
 	$(BIN)/python -m dlm.train $(ARGS)
 
-test: $(BIN)/.installed ## the tests, without the slow ones
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+test-fast: $(BIN)/.installed ## the tests that train nothing: under a minute
+	$(PYTEST) -m "not trains and not grid and not slow and not gpu"
+
+test: $(BIN)/.installed ## the tests, without the slow ones and the large grids: under four minutes
+	$(PYTEST) -m "not grid and not slow and not gpu"
 
 test-all: $(BIN)/.installed ## every test that this machine can run
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: $(BIN)/.installed ## check style and formatting
 	$(BIN)/ruff check .

@@ -90,7 +90,7 @@ EVERYDAY = ("llama", "gemma3_text")
 
 
 def pytest_collection_modifyitems(items):
-    """Mark as `grid` the cases that `make test` leaves to `make test-all`: those of other architectures than the everyday
+    """Mark as `grid` the cases that `make test` leaves to `make test-all`: those of architectures that are not everyday
     ones, and those of a product over three parameters or more that add no pair of values."""
     products: dict[str, list] = {}
     for item in items:
