@@ -24,7 +24,7 @@ from dlm.pieces import loss_of
 from dlm.types import generator
 
 GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
-EXACT = 1e-9
+CLOSE = 1e-6  # weights of tokens are in float32, and CPUs round them differently: by 6e-8 of the loss at most
 ROWS, LENGTH = 2, 64
 SMALL = (f"data.length={LENGTH}", f"data.batch_size={ROWS}", f"tokens={ROWS * LENGTH}", "block_size=8")
 GROUPS = ("recipe", "loss", "masking", "attention", "auxiliary", "kernel", "noise_level", "rollout")
@@ -63,7 +63,7 @@ def first_step(choice: str, runs_dir: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("choice", CHOSEN)
 def test_a_first_step_is_what_it_always_was(choice, tmp_path):
-    assert first_step(choice, tmp_path) == pytest.approx(json.loads(GOLDEN.read_text())[choice], rel=EXACT)
+    assert first_step(choice, tmp_path) == pytest.approx(json.loads(GOLDEN.read_text())[choice], rel=CLOSE)
 
 
 def test_the_kept_steps_are_of_all_options():
