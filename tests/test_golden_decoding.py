@@ -141,7 +141,8 @@ def test_the_kept_outcomes_are_of_all_options_and_tell_them_apart():
     for name, outcomes_of_option in golden.items():
         made = [outcome for outcome in outcomes_of_option.values() if outcome != REFUSED]
         assert any(len(tokens) < NEW_TOKENS for outcome in made for tokens in outcome["tokens"]), f"{name}: no EOS"
-        assert len({json.dumps(outcome) for outcome in made}) > len(made) // 3, f"{name}: nearly all are the same"
+        different = {json.dumps(outcome) for outcome in made}
+        assert len(different) >= 5, f"{name}: nothing that can be set makes a difference"
 
 
 def lines(golden: dict[str, dict]) -> str:
