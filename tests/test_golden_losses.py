@@ -17,10 +17,10 @@ import pytest
 import torch
 from conftest import config, options
 
-from dlm.build import build
-from dlm.conversion import TRAIN_STREAM
+from dlm.config.build import build
+from dlm.conversion.module import TRAIN_STREAM
+from dlm.conversion.pieces import loss_of
 from dlm.data.packing import collate
-from dlm.pieces import loss_of
 from dlm.types import generator
 
 GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
