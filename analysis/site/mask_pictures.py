@@ -60,13 +60,9 @@ def picture(name: str, pattern: AttentionPattern) -> str:
     sees, clean = visible(pattern, rows).tolist(), rows.clean.tolist()
     size = len(clean)
     side, kinds = size * CELL, {}
-    for r in range(size):
-        for (column_is_clean, seen), run in groupby(range(size), lambda c: (clean[c], sees[r][c])):  # noqa: B023
-            columns = list(run)
-            if seen:
-                x, y, width = LEFT + columns[0] * CELL, TOP + r * CELL, len(columns) * CELL
-                step = f"M{x} {y}h{width}v{CELL}h-{width}z"
-                kinds.setdefault((clean[r], column_is_clean), []).append(step)
+    for row, column, width in runs_of(sees, clean):
+        step = f"M{LEFT + column * CELL} {TOP + row * CELL}h{width * CELL}v{CELL}h-{width * CELL}z"
+        kinds.setdefault((clean[row], clean[column]), []).append(step)
     parts = [f'<path fill="{KINDS[kind][1]}" d="{"".join(steps)}"/>' for kind, steps in sorted(kinds.items())]
     parts += grid(size)
     for stream, start in streams_of(clean):
@@ -75,6 +71,15 @@ def picture(name: str, pattern: AttentionPattern) -> str:
     parts += legend([KINDS[kind] for kind in sorted(kinds)], TOP + side + 24)
     width = max(LEFT + side + 12, 250)
     return document(f"attention={name}: row sees column", width, TOP + side + 20 + 20 * len(kinds), parts)
+
+
+def runs_of(sees: list[list[bool]], clean: list[bool]) -> Iterator[tuple[int, int, int]]:
+    """(row, first column, number of columns) of what each row sees side by side in one stream."""
+    for row, columns in enumerate(sees):
+        for (_, seen), run in groupby(enumerate(columns), lambda item: (clean[item[0]], item[1])):
+            found = [column for column, _ in run]
+            if seen:
+                yield row, found[0], len(found)
 
 
 def streams_of(clean: list[bool]) -> Iterator[tuple[str, int]]:
@@ -105,8 +110,8 @@ def page() -> str:
     sections = [
         "# Attention patterns",
         "Made by `python -m analysis.site` from the predicates in `dlm/attention/` and the headers in "
-        f"`conf/attention/`. Each picture is one document of {LENGTH} tokens in blocks of {BLOCK}: a row of squares says "
-        "what one position reads. [Concepts](concepts.md) says what the two streams are, and [Add a variant]"
+        f"`conf/attention/`. Each picture is one document of {LENGTH} tokens in blocks of {BLOCK}: a row of squares "
+        "says what one position reads. [Concepts](concepts.md) says what the two streams are, and [Add a variant]"
         "(how_to/new_variant.md#an-attention-pattern) what the columns of the table mean.",
         table(COLUMNS, facts),
     ]
