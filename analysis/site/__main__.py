@@ -1,0 +1,9 @@
+"""`python -m analysis.site` writes the pages and pictures of docs/ that are made from the code."""
+
+from analysis.site.generate import generated
+
+if __name__ == "__main__":
+    for path, text in generated().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path)

@@ -1,0 +1,19 @@
+"""All of the documentation that is made from the code, by its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis.design_space import ROOT
+from analysis.site import architecture_picture, configuration, mask_pictures
+
+DOCS = ROOT / "docs"
+PICTURES = DOCS / "pictures"
+
+
+def generated() -> dict[Path, str]:
+    """Every generated page and picture: its file and its text."""
+    made = {DOCS / "configuration.md": configuration.page(), DOCS / "attention_patterns.md": mask_pictures.page()}
+    for name, pattern in mask_pictures.patterns().items():
+        made[PICTURES / f"mask_{name}.svg"] = mask_pictures.picture(name, pattern)
+    return made | {PICTURES / "architecture.svg": architecture_picture.made()}

@@ -1,0 +1,143 @@
+"""The documentation: what is made from the code is what the code gives now, links lead somewhere, no page is lost."""
+
+import re
+from functools import cache
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from analysis.site import architecture_picture, configuration, links, mask_pictures
+from analysis.site.generate import generated
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+# The pages describe the rooms of dlm as packages. Remove this mark, and its uses, when they are.
+needs_rooms = pytest.mark.skipif(not (ROOT / "dlm" / "model").is_dir(), reason="dlm has no packages for its rooms yet")
+LINK = re.compile(r"\]\((?!https?:|mailto:)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
+
+
+@cache
+def made():
+    return generated()
+
+
+def without_code(text):
+    """A page without its code, in which brackets are no links."""
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+def slugs(page):
+    """The anchors of a page's headings, as MkDocs makes them."""
+    found = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.M)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in found}
+
+
+@needs_rooms
+def test_the_committed_pages_and_pictures_are_what_the_command_gives_now():
+    for path, text in made().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: python -m analysis.site"
+
+
+@needs_rooms
+def test_every_picture_of_the_folder_is_generated():
+    assert set((DOCS / "pictures").iterdir()) == {path for path in made() if path.suffix == ".svg"}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file_and_a_heading_that_are_there(page):
+    for match in LINK.finditer(without_code(page.read_text(encoding="utf-8"))):
+        target = (page.parent / match["file"]) if match["file"] else page
+        assert target.exists(), match[0]
+        assert not match["anchor"] or match["anchor"] in slugs(target), match[0]
+
+
+@needs_rooms
+@pytest.mark.parametrize("page", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_of_the_repository_that_a_page_names_is_there(page):
+    named = re.findall(
+        r"`((?:dlm|analysis|conf|sweeps|tests|docs)/[\w./]*\w(?:/|\.\w+))`", page.read_text(encoding="utf-8")
+    )
+    # What somebody is told to make is not there yet.
+    missing = [name for name in named if not (ROOT / name).exists() and page.name != "new_variant.md"]
+    assert not missing
+
+
+def test_every_page_is_in_the_navigation_once():
+    def files(node):
+        if isinstance(node, str):
+            return [node]
+        return [file for child in (node.values() if isinstance(node, dict) else node) for file in files(child)]
+
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    assert sorted(files(nav)) == [page.relative_to(DOCS).as_posix() for page in PAGES]
+
+
+@pytest.mark.parametrize("name", sorted(mask_pictures.patterns()))
+def test_a_picture_has_a_square_where_the_predicate_says_so(name):
+    pattern = mask_pictures.patterns()[name]
+    rows = mask_pictures.streams(pattern)
+    drawn = torch.zeros(len(rows.clean), len(rows.clean), dtype=torch.bool)
+    cell, left, top = mask_pictures.CELL, mask_pictures.LEFT, mask_pictures.TOP
+    for x, y, width in re.findall(r"M(\d+) (\d+)h(\d+)v\d+h-\d+z", mask_pictures.picture(name, pattern)):
+        row, column = (int(y) - top) // cell, (int(x) - left) // cell
+        drawn[row, column : column + int(width) // cell] = True
+    assert torch.equal(drawn, mask_pictures.visible(pattern, rows))
+
+
+def test_an_import_that_goes_up_or_to_a_room_without_a_layer_is_refused(tmp_path):
+    for room in ("low", "high", "lost"):
+        (tmp_path / "dlm" / room).mkdir(parents=True)
+        (tmp_path / "dlm" / room / "__init__.py").touch()
+    order = [["low"], ["high"], ["commands"]]
+    (tmp_path / "dlm" / "high" / "b.py").write_text("from dlm.low import a\n")
+    (tmp_path / "dlm" / "low" / "a.py").write_text("")
+    (tmp_path / "dlm" / "train.py").write_text("import dlm.high.b\nfrom dlm.low.a import x\n")
+    order_of_all = [[*order[0], "lost"], *order[1:]]
+    found = architecture_picture.imports(order_of_all, tmp_path)
+    assert found == {"low": set(), "lost": set(), "high": {"low"}, "commands": {"high", "low"}}
+    assert architecture_picture.reduced(found)["commands"] == {"high"}
+    with pytest.raises(ValueError, match="dlm/lost is in no layer of docs/architecture.md"):
+        architecture_picture.imports(order, tmp_path)
+    (tmp_path / "dlm" / "low" / "a.py").write_text("from dlm.high import b\n")
+    with pytest.raises(ValueError, match=r"dlm.low.a imports dlm.high.b: high does not lie below low"):
+        architecture_picture.imports(order_of_all, tmp_path)
+
+
+def test_the_options_of_a_file_by_hand(tmp_path):
+    path = tmp_path / "option.yaml"
+    path.write_text(
+        "# What it is (A, arXiv 2501.00001).\n_target_: dlm.a.B\nsize: 4  # of it\n"
+        "# More of it.\n# Evidence: none.\nnested:\n  odd: null\n  many: [1, 2]  # a list\n"
+    )
+    found = [(o.path, o.default, o.comment) for o in configuration.options_of(path, "group.")]
+    assert found == [
+        ("group.size", "4", "of it"),
+        ("group.nested.odd", "null", ""),
+        ("group.nested.many", "[1, 2]", "a list"),
+    ]
+    assert configuration.description(path) == "What it is (A, arXiv 2501.00001)."
+
+
+def test_every_value_of_every_group_is_in_the_reference():
+    page = configuration.page()
+    for group in configuration.groups():
+        for file in configuration.files(group):
+            is_global = file.read_text(encoding="utf-8").startswith(configuration.GLOBAL)
+            for option in configuration.options_of(file, "" if is_global else f"{group}."):
+                assert f"| `{option.path}` | " in page
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "repository", "expected"),
+    [
+        ("a.md", "[x](../conf/train.yaml)", "", "x"),
+        ("a.md", "[x](../conf/train.yaml)", "https://host/dlm", "[x](https://host/dlm/blob/main/conf/train.yaml)"),
+        ("how_to/a.md", "[`x`](../../LICENSE) [y](../b.md#c)", "", "`x` [y](../b.md#c)"),
+        ("a.md", "![x](../conf/x.svg)", "", "![x](../conf/x.svg)"),
+    ],
+)
+def test_a_link_out_of_the_pages_goes_to_the_repository_or_is_its_text(source, text, repository, expected):
+    assert links.resolved(text, source, repository) == expected
