@@ -76,7 +76,7 @@ design-space: $(BIN)/.installed ## write docs/design_space.md: every option, its
 	$(BIN)/python -m analysis.design_space
 
 docs: $(BIN)/.docs-installed ## the documentation as a site, in build/site
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(BIN)/.docs-installed: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
