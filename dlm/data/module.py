@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.data import prose, tasks
 from dlm.data.packing import PackedRows, Source, TaskSource, Windows, collate
+from dlm.data.text import encode, refuse_mask
 
 VAL_SEED = 1_000_003
 
@@ -116,9 +118,11 @@ class Embedded(PackedData):
         self.families = list(families or tasks.FAMILIES)
 
     def sources(self, split, tokenizer):
+        chapters = prose.encoded(split, tokenizer)
+        refuse_mask(tokenizer, ((f"chapter {n} of the {split} prose", ids) for n, ids in enumerate(chapters, 1)))
         return {
             "tasks": TaskSource(split, tokenizer, self.families),
-            "prose": Windows(prose.encoded(split, tokenizer), tokenizer.eos_token_id),
+            "prose": Windows(chapters, tokenizer.eos_token_id),
         }
 
 
@@ -132,16 +136,38 @@ class Text(PackedData):
         super().__init__(mixture={"text": 1.0}, **kwargs)
         self.path, self.field, self.split = path, field, split
 
-    def sources(self, split, tokenizer):
-        texts = self.texts()
-        held_out = max(1, len(texts) // 20)
-        if len(texts) < 2:
-            raise ValueError(f"data.path {self.path!r} holds {len(texts)} non-empty documents; at least 2 are needed")
-        texts = texts[:-held_out] if split == "train" else texts[-held_out:]
-        return {"text": Windows(tokenizer(texts)["input_ids"], tokenizer.eos_token_id)}
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        super().prepare(*args, **kwargs)
+        self.__dict__.pop("documents", None)  # the text itself; its tokens are all that training reads
 
-    def texts(self) -> list[str]:
-        """The non-empty documents."""
+    def sources(self, split, tokenizer):
+        numbers, texts = list(self.documents), list(self.documents.values())
+        if len(texts) < 2:
+            part = "; blank lines part the documents of a .txt file" if self.path.endswith(".txt") else ""
+            raise ValueError(
+                f"data.path {self.path!r} holds {len(texts)} non-empty documents; at least 2 are needed{part}"
+            )
+        held_out = max(1, len(texts) // 20)
+        chosen = slice(None, -held_out) if split == "train" else slice(-held_out, None)
+        encoded = encode(tokenizer, texts[chosen])
+        names = (f"document {n} of data.path {self.path!r}" for n in numbers[chosen])
+        refuse_mask(tokenizer, zip(names, encoded, strict=True))
+        return {"text": Windows(encoded, tokenizer.eos_token_id)}
+
+    @cached_property
+    def documents(self) -> dict[int, str]:
+        """The non-empty documents by their number in the file, from 1."""
+        column = self.column()
+        for number, text in enumerate(column, 1):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"data.field {self.field!r} of {self.path!r} does not hold text in document {number}, but "
+                    f"{'nothing' if text is None else repr(text)[:80]}: give it text, or leave the document out"
+                )
+        return {number: text for number, text in enumerate(column, 1) if text.strip()}
+
+    def column(self) -> list[Any]:
+        """What `field` holds in every row of the dataset."""
         from datasets import load_dataset
 
         file = Path(self.path).expanduser()
@@ -150,8 +176,7 @@ class Text(PackedData):
         try:
             if file.exists():
                 kind = FORMATS[file.suffix]
-                options = {"sample_by": "paragraph"} if kind == "text" else {}
-                dataset = load_dataset(kind, data_files=str(file), split=self.split, **options)
+                dataset = load_dataset(kind, data_files=str(file), split=self.split, **OPTIONS.get(kind, {}))
             else:
                 dataset = load_dataset(self.path, split=self.split)
         except KeyError as error:
@@ -164,10 +189,11 @@ class Text(PackedData):
             ) from error
         if self.field not in dataset.column_names:
             raise ValueError(f"data.field {self.field!r} is not a column of {self.path!r}: {dataset.column_names}")
-        column = dataset[self.field]
-        if not all(isinstance(text, str) for text in column):
-            raise ValueError(f"data.field {self.field!r} of {self.path!r} does not hold text")
-        return [text for text in column if text.strip()]
+        return list(dataset[self.field])
 
 
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+OPTIONS = {
+    "text": {"sample_by": "paragraph"},
+    "csv": {"keep_default_na": False},  # the word NA is text
+}
