@@ -148,6 +148,19 @@ def test_rows_hold_whole_documents_of_whole_blocks(tokenizer, pattern):
                 assert (answer.diff() >= 0).all() and answer[-1] == 1
 
 
+def test_a_source_that_weighs_nothing_is_not_seen_at_all(tokenizer):
+    """Of the prose every token may be masked, so that a document of it has no context."""
+
+    def share_of_prose(*overrides):
+        rows = prepared(tokenizer, *overrides).train_rows
+        batch = collate([rows[i] for i in range(32)])
+        documents = [(row, n) for row in range(32) for n in batch.document[row].unique().tolist() if n >= 0]
+        return sum(batch.maskable[r][batch.document[r] == n].all().item() for r, n in documents) / len(documents)
+
+    assert share_of_prose("data.mixture.prose=0") == 0 < share_of_prose("data.mixture.prose=1e-9")
+    assert share_of_prose("data.mixture.tasks=0") == 1
+
+
 class OftenTooLong:
     """A source of one document that fits a row in one of four draws."""
 

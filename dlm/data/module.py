@@ -37,7 +37,7 @@ class RowOrder(Sampler):
 class PackedData(lightning.LightningDataModule):
     """Rows drawn from `sources(split)`, tokenised by the parent's own tokenizer.
 
-    `mixture` weighs the sources (by rows); `length` is L; validation uses `val_rows` rows of the val split, the same
+    `mixture` weighs the sources (by rows; of one that weighs 0 nothing is seen at all); `length` is L; validation uses `val_rows` rows of the val split, the same
     for every run.
     """
 
@@ -52,6 +52,7 @@ class PackedData(lightning.LightningDataModule):
             raise ValueError(f"data.mixture {dict(mixture)} must hold weights >= 0 of which one is > 0")
         self.length, self.batch_size, self.val_rows = length, batch_size, val_rows
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
+        self.excluded = set(mixture) - set(self.mixture)  # what weighs 0 does not fill the ends of rows, either
 
     def prepare(
         self,
@@ -78,7 +79,7 @@ class PackedData(lightning.LightningDataModule):
         return PackedRows(
             [sources[n] for n in names],
             [self.mixture[n] for n in names],
-            next((s for s in sources.values() if isinstance(s, Windows)), None),
+            next((s for n, s in sources.items() if isinstance(s, Windows) and n not in self.excluded), None),
             self.length,
             num_rows,
             self.pad_id,
