@@ -153,7 +153,8 @@ def measure_throughput(
 
 def headline(record: dict[str, Any]) -> dict[str, float]:
     """The few numbers of a record that a summary shows."""
-    found = {"val NELBO": record.get("train", {}).get("val/nelbo")}
+    train = record.get("train", {})
+    found = {"val NELBO": train.get("val/nelbo_final", train.get("val/nelbo"))}
     for g in (record.get("evaluation") or {}).get("dlm", {}).get("generation", []):
         found |= {f"accuracy, {g['name']}": g["accuracy"], f"TPF, {g['name']}": g["tpf"]}
     found["drift ffn"] = record.get("drift", {}).get("ffn/relative")

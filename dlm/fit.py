@@ -18,6 +18,7 @@ from dlm.build import Experiment, build
 from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
 from dlm.denoiser import Denoiser
 from dlm.drift import DriftMonitor, measure, save_reference, summary
+from dlm.final_validation import FinalValidation
 from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption
 from dlm.loggers import Progress, loggers
@@ -31,7 +32,7 @@ from dlm.trainable import gate
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
 SPACE_IN_WEIGHTS = 8
-Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
+Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor, FinalValidation]
 
 
 def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
@@ -56,7 +57,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
     guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
     check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
-    watches = (check, interruption, guard, table, drifting)
+    watches = (check, interruption, guard, table, drifting, FinalValidation(table))
     trainer = make_trainer(cfg, run, experiment, watches, SameStart(run, resume))
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
@@ -82,11 +83,12 @@ def existing(checkpoint: Path) -> Path | None:
 
 def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: Watches) -> None:
     """What training has made and measured."""
-    check, _, guard, table, _ = watches
+    check, _, guard, table, _, final = watches
+    last = {name: float(value) for name, value in trainer.callback_metrics.items()}
     drift = measure(experiment.parent.model, check.reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
-        train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
+        train=table.last_validation() | last | {"val/nelbo_final": final.nelbo},
         drift=summary(drift),
         peak_memory=peak_memory(),
         selfcheck_seconds=check.seconds,
@@ -163,7 +165,7 @@ def make_trainer(
     """The Lightning trainer of a run."""
     volatile = cfg.trainer.volatile
     val_every = min(volatile.val_every, experiment.num_steps)
-    _, interruption, _, table, _ = watches
+    _, interruption, _, table, *_ = watches
     callbacks = [
         start,
         *watches,

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.conversion import Conversion
 from dlm.data import prose
-from dlm.evaluate import evaluate_run, report
+from dlm.evaluate import evaluate_run, headline, report
 from dlm.runs import Run
 from dlm.train import train
 
@@ -160,6 +160,22 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, c
         metrics(runs_dir / "straight", straight), metrics(runs_dir, resumed), check_exact=True
     )
     assert resumed["record"]["drift"] == straight["record"]["drift"]
+
+
+@pytest.mark.parametrize("extra", [(), ("trainer.precision=bf16-mixed", "trainable=lora", "trainable.dropout=0.5")])
+def test_the_result_is_validated_whenever_the_last_scheduled_validation_was(extra, runs_dir):
+    """And neither its weights nor its metrics differ from those of a run whose schedule ends with a validation."""
+    at_end, before = (train(small(runs_dir / str(n), f"trainer.volatile.val_every={n}", *extra)) for n in (1, 3))
+    rows = metrics(runs_dir / "1", at_end).set_index("step")
+    assert before["record"]["train"]["val/nelbo"] == rows["val/nelbo"][2]
+    assert before["record"]["train"]["val/nelbo_final"] == rows["val/nelbo"][3] != rows["val/nelbo"][2]
+    assert at_end["record"]["train"]["val/nelbo_final"] == at_end["record"]["train"]["val/nelbo"]
+    assert headline(before["record"])["val NELBO"] == rows["val/nelbo"][3]
+    kept = metrics(runs_dir / "3", before).set_index("step")
+    assert kept["val/nelbo"].dropna().index.to_list() == [2]
+    pd.testing.assert_frame_equal(kept.drop(columns="val/nelbo"), rows.drop(columns="val/nelbo"), check_exact=True)
+    expected, found = weights(runs_dir / "1", at_end), weights(runs_dir / "3", before)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 def test_the_same_config_and_seed_give_the_same_numbers_and_another_seed_does_not(runs_dir):

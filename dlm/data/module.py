@@ -37,8 +37,8 @@ class RowOrder(Sampler):
 class PackedData(lightning.LightningDataModule):
     """Rows drawn from `sources(split)`, tokenised by the parent's own tokenizer.
 
-    `mixture` weighs the sources (by rows; of one that weighs 0 nothing is seen at all); `length` is L; validation uses `val_rows` rows of the val split, the same
-    for every run.
+    `mixture` weighs the sources (by rows; of one that weighs 0 nothing is seen at all); `length` is L; validation uses
+    `val_rows` rows of the val split, the same for every run.
     """
 
     def __init__(self, length: int, batch_size: int, val_rows: int, mixture: dict[str, float]):
