@@ -24,8 +24,10 @@ from dlm.bench.peer import Dllm
 from dlm.bench.timing import clock_of
 from dlm.build import choices, make
 from dlm.console import command
+from dlm.kinds import require_kinds
 from dlm.parent import DTYPES
 from dlm.runs import environment
+from dlm.settings import Benchmark
 from dlm.storage import write_atomically
 
 WIDTH = 100  # columns, where standard output is not a terminal
@@ -64,6 +66,7 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
 
 def checked(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
     """Refuse bad values before the model is loaded: the benchmark, the device, and where the record goes."""
+    require_kinds(cfg, Benchmark)
     bench = make(cfg.bench)
     make(cfg.masking)
     require_at_least(1, repeats=cfg.repeats)

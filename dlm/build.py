@@ -15,6 +15,7 @@ from dlm.attention.ar import AR
 from dlm.conversion import Conversion
 from dlm.data.module import PackedData
 from dlm.denoiser import Denoiser
+from dlm.kinds import require_arguments
 from dlm.masking.base import Masking
 from dlm.objective import Objective
 from dlm.parent import Parent
@@ -25,9 +26,11 @@ from dlm.trainable.base import Trainable
 
 
 def make(node: DictConfig, **kwargs: Any) -> Any:
-    """`instantiate` of code that a config may name, with the `ValueError` of a constructor as it was raised rather
-    than wrapped."""
-    require_known(OmegaConf.to_container(node, resolve=True))
+    """`instantiate` of code that a config may name and of values of the kinds that it takes, with the `ValueError` of a
+    constructor as it was raised rather than wrapped."""
+    values = OmegaConf.to_container(node, resolve=True)
+    require_known(values)
+    require_arguments(values, node._get_full_key(None))
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:

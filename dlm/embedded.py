@@ -18,9 +18,11 @@ from dlm.build import ar_denoiser
 from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
+from dlm.kinds import require_kinds
 from dlm.model_card import table
 from dlm.parent import load_parent
 from dlm.runs import Run
+from dlm.settings import Embedded
 from dlm.storage import write_atomically
 
 MAX_BYTES = 10_000_000  # of committed weights
@@ -109,7 +111,8 @@ def install(run: Run, to: Path) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="embedded")
 @command
 def main(cfg: DictConfig) -> None:
-    run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(cfg.run, cfg.runs_dir)
+    require_kinds(cfg, Embedded)
+    run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
     install(run, Path(cfg.to))
     print(f"{cfg.to}: the model of run {run.id}, and its card")
 

@@ -27,9 +27,11 @@ from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
+from dlm.kinds import require_kinds
 from dlm.lease import lease
 from dlm.parent import Parent, load_parent
 from dlm.runs import Run
+from dlm.settings import Evaluate
 from dlm.storage import read_json, write_atomically, write_json
 
 ONE_TOKEN = "1 token/step"
@@ -234,7 +236,8 @@ def show(run: Run) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 @command
 def main(cfg: DictConfig) -> None:
-    run = Run.load(cfg.run, cfg.runs_dir)
+    require_kinds(cfg, Evaluate)
+    run = Run.load(str(cfg.run), cfg.runs_dir)
     with lease(run.folder):
         evaluate_again(run, cfg.evaluation)
     show(run)

@@ -23,9 +23,11 @@ from dlm.build import make
 from dlm.console import command, one_line
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
+from dlm.kinds import require_kinds
 from dlm.model_card import model_card
 from dlm.parent import layer_types
 from dlm.runs import Run
+from dlm.settings import Export
 from dlm.trainable.gate import has_gated
 from dlm.types import Rows
 
@@ -153,7 +155,8 @@ def write_configs(folder: Path, settings: dict[str, Any]) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
 @command
 def main(cfg: DictConfig) -> None:
-    folder = export(Run.load(cfg.run, cfg.runs_dir), cfg.to, cfg.threshold)
+    require_kinds(cfg, Export)
+    folder = export(Run.load(str(cfg.run), cfg.runs_dir), cfg.to, cfg.threshold)
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")
 
 

@@ -30,8 +30,10 @@ from dlm.decoding.canvas import Canvas, Generation
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.packed import PackedLinears
 from dlm.denoiser import Denoiser
+from dlm.kinds import require_kinds
 from dlm.parent import load_parent
 from dlm.runs import Run
+from dlm.settings import Generate
 from dlm.types import generator
 
 MASKED, NEW = "░", "bold black on green"
@@ -211,6 +213,7 @@ def texts(value: str | ListConfig | None) -> list[str]:
 
 def check(cfg: DictConfig) -> None:
     """Refuse what is wrong whatever the model."""
+    require_kinds(cfg, Generate)
     if cfg.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {cfg.max_new_tokens} must be at least 1")
     if cfg.delay < 0:

@@ -16,8 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.build import make
 from dlm.console import command
+from dlm.kinds import require_kinds
 from dlm.measurement.base import Measurement, Subject
 from dlm.runs import Run, environment, measurement_file
+from dlm.settings import Measure
 from dlm.storage import write_atomically
 
 
@@ -30,7 +32,7 @@ def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["weights"] == weights:
             return found
-    measurement: Measurement = make(OmegaConf.create(settings))
+    measurement: Measurement = make(OmegaConf.create({"measurement": settings}).measurement)
     begin = time.perf_counter()
     result = measurement(subject)
     found = {"run": run.id, "settings": settings, "weights": weights, "result": result}
@@ -52,7 +54,8 @@ def fingerprint(run: Run) -> str:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
 @command
 def main(cfg: DictConfig) -> None:
-    run = Run.load(cfg.run, cfg.runs_dir)
+    require_kinds(cfg, Measure)
+    run = Run.load(str(cfg.run), cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)
     found = measure(Subject(run), settings)
     print(json.dumps(found["result"], indent=1))

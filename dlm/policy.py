@@ -29,9 +29,11 @@ from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.denoiser import Denoiser
 from dlm.evaluation.generation import prompt_ids
+from dlm.kinds import require_kinds
 from dlm.measure import fingerprint
 from dlm.measurement.base import Subject
 from dlm.runs import Run, environment
+from dlm.settings import Policy
 from dlm.storage import read_json
 from dlm.types import generator
 
@@ -176,6 +178,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="policy")
 @command
 def main(cfg: DictConfig) -> None:
+    require_kinds(cfg, Policy)
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
     path = learn(Run.load(str(cfg.run), cfg.runs_dir), settings)
     print(json.dumps(read_json(path)["held_out"], indent=1))

@@ -14,9 +14,11 @@ from rich.table import Table
 
 from dlm.build import Experiment, build
 from dlm.console import command
+from dlm.kinds import require_kinds
 from dlm.pieces import loss_of
 from dlm.prepare import Prepared
 from dlm.runs import Run
+from dlm.settings import Replay
 from dlm.types import Movable
 
 
@@ -71,6 +73,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="replay")
 @command
 def main(cfg: DictConfig) -> None:
+    require_kinds(cfg, Replay)
     found = replay(Run.load(str(cfg.run), cfg.runs_dir))
     table = Table(title=f"step {found['step']}, loss {', '.join(f'{loss:.4g}' for loss in found['loss'])}")
     table.add_column("modules whose output is not finite")

@@ -26,12 +26,14 @@ from dlm.lease import BUSY, Busy, lease
 from dlm.loggers import close_wandb
 from dlm.processes import Follower, is_follower, number_of
 from dlm.runs import Run, environment
+from dlm.settings import Keep, Train
 from dlm.storage import disk_is_full
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record.
     Raises `Busy` where another process works on the run."""
+    require_kinds(cfg, Keep)
     with sigterm_as_ctrl_c():  # not as a decorator, which parallel launchers cannot pickle
         return follow(cfg) if is_follower(cfg) else done_or_trained(cfg)
 
@@ -111,7 +113,7 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
 def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
     """`fit`, and again from the last checkpoint in twice as many pieces whenever the device runs out of memory; a
     resumed run goes on in as many as it had. `ValueError` where single rows do not fit, either."""
-    require_kinds(cfg)
+    require_kinds(cfg, Train)
     rows, pieces = cfg.data.batch_size, max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1))
     while True:
         run.update(pieces=pieces)

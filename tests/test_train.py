@@ -265,6 +265,11 @@ BAD = {
     "trainable=lora trainable.rank=0": "trainable.rank 0 must be at least 1",
     "decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
     "decoding.top_p=0": "decoding.top_p 0",
+    "data=text data.path=[a.jsonl,b.jsonl]": "data.path ['a.jsonl', 'b.jsonl'] must be a name: set data.path=VALUE",
+    "data.mixture.prose=much": "data.mixture {'tasks': 0.7, 'prose': 'much'} must be a mapping to a finite number",
+    "masking.half_life=nan": "masking.half_life nan must be a finite number: set masking.half_life=VALUE",
+    "optimizer.betas=[0.9]": "optimizer.betas [0.9] must be a list of a finite number and a finite number",
+    "schedule={masking.t_max:1}": "schedule {'masking.t_max': 1} must be a mapping to a mapping",
 }
 
 
@@ -276,6 +281,13 @@ def test_bad_input_is_named_with_its_remedy_before_any_training(overrides, runs_
     failed = [Run(p.parent) for p in runs_dir.glob("*/run.json")]
     assert [run.status for run in failed] == ["failed"] and BAD[overrides] in failed[0].record["error"]
     assert not failed[0].model_folder.exists()
+
+
+@pytest.mark.parametrize("override", ["evaluation.batch_size=1.5", "force=1", "retry=maybe", "logger.wandb=yes please"])
+def test_what_is_no_part_of_a_run_is_refused_before_there_is_one(override, runs_dir):
+    with pytest.raises(ValueError, match=rf"^{override.partition('=')[0]} .* must be "):
+        train(small(runs_dir, "evaluation=full", override))
+    assert not runs_dir.exists()
 
 
 def test_an_unknown_pattern_lists_the_options():
