@@ -27,6 +27,7 @@ from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
+from dlm.inputs import require_fingerprint, require_same
 from dlm.kinds import require_kinds
 from dlm.lease import lease
 from dlm.parent import Parent, load_parent
@@ -44,9 +45,11 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     config = run.config
     converted = load_parent(str(run.trained_model()), dtype=config.model.get("dtype", "float32"), check=False)
     dlm = converted_denoiser(config, converted)
+    require_same(run, config, "model")
     parent = make(config.model, check=False)
     ar = ar_denoiser(parent)
     fingerprint = run.record["parent"]["fingerprint"]
+    require_fingerprint(f"run {run.id} began with a parent", fingerprint, parent.source, parent.fingerprint())
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
     cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
     measured = cached(cache)

@@ -20,6 +20,7 @@ from dlm.denoiser import Denoiser
 from dlm.drift import DriftMonitor, measure, save_reference, summary
 from dlm.final_validation import FinalValidation
 from dlm.finite import FiniteGuard
+from dlm.inputs import require_fingerprint
 from dlm.interruption import Interruption
 from dlm.loggers import Progress, loggers
 from dlm.metrics import MetricTable
@@ -103,17 +104,17 @@ def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: 
 def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
     """The parent's weights, saved for drift to be measured against; `ValueError` where a run began with others."""
     parent = experiment.parent
-    fingerprint = parent.fingerprint()
-    if resumed and (began_with := run.record["parent"]["fingerprint"]) != fingerprint:
-        raise ValueError(
-            f"run {run.id} began with a parent of fingerprint {began_with}, and {parent.source!r} has {fingerprint} "
-            "now: bring the old one back (model.revision), or begin again with force=true"
-        )
+    fingerprint, data = parent.fingerprint(), experiment.data.fingerprint()
+    if resumed:
+        began = f"run {run.id} began with"
+        require_fingerprint(f"{began} a parent", run.record["parent"]["fingerprint"], parent.source, fingerprint)
+        require_fingerprint(f"{began} data", run.record.get("data", {}).get("fingerprint"), "what is read", data)
     reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
     if not isinstance(run, Follower):
         save_reference(parent.model, reference)
     run.update(
         parent={"source": parent.source, "fingerprint": fingerprint},
+        data={"fingerprint": data},
         parameters=sum(p.numel() for p in parent.model.parameters()),
         steps=experiment.num_steps,
     )

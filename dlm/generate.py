@@ -30,6 +30,7 @@ from dlm.decoding.canvas import Canvas, Generation
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.packed import PackedLinears
 from dlm.denoiser import Denoiser
+from dlm.inputs import require_same
 from dlm.kinds import require_kinds
 from dlm.parent import load_parent
 from dlm.runs import Run
@@ -232,6 +233,7 @@ def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     converted = load_parent(str(folder), dtype=run.config.model.get("dtype", "float32"), check=False)
     found = [Speaker("dLM", converted_denoiser(run.config, converted), converted.tokenizer, decoder)]
     if cfg.parent:
+        require_same(run, run.config, "model")
         parent = make(run.config.model, check=False)
         found.append(Speaker("parent (AR)", ar_denoiser(parent), parent.tokenizer, Fixed(1)))
     return found

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.build import make
 from dlm.console import command
+from dlm.inputs import require_same
 from dlm.kinds import require_kinds
 from dlm.measurement.base import Measurement, Subject
 from dlm.runs import Run, environment, measurement_file
@@ -27,6 +28,7 @@ def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
     """What a measurement with these resolved settings finds of a run, or has found of the same weights: `result` and,
     beside it, `settings`, `weights` (their fingerprint), `seconds` and the versions and the machine."""
     run = subject.run
+    require_same(run, run.config, "model", "masking")
     path, weights = run.folder / measurement_file(settings), fingerprint(run)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -191,7 +191,14 @@ class Run:
 
     @property
     def config(self) -> DictConfig:
-        return OmegaConf.load(self.folder / "config.yaml")
+        """The config as it was asked for, with what it names on this machine by absolute paths (dlm/inputs.py), so that
+        it is found from any working directory."""
+        config = OmegaConf.load(self.folder / "config.yaml")
+        inputs = self.record.get("inputs", {}) if self.record_path.exists() else {}
+        for option, found in inputs.items():
+            if Path(found["path"]).exists():
+                OmegaConf.update(config, option, found["path"])
+        return config
 
     @property
     def checkpoint(self) -> Path:

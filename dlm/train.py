@@ -20,6 +20,7 @@ from dlm.build import choices
 from dlm.console import command, is_sweep
 from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
 from dlm.fit import fit
+from dlm.inputs import inputs_of, require_same
 from dlm.interruption import sigterm_as_ctrl_c
 from dlm.kinds import require_kinds
 from dlm.lease import BUSY, Busy, lease
@@ -58,6 +59,8 @@ def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
     """`train`, without its care for signals."""
     run = Run.create(cfg, choices())
     done = run.status == "finished" and not cfg.force
+    if not cfg.force and (done or run.checkpoint.exists() or run.model_folder.exists()):
+        require_same(run, cfg)
     if done and is_evaluated(run, cfg.evaluation):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
@@ -86,7 +89,7 @@ def work(cfg: DictConfig, run: Run) -> None:
         for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
         run.update(pieces=1)
-    run.update(status="running", error=None, started=time.time(), **environment())
+    run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **environment())
     if not run.model_folder.exists():  # the last thing that training writes
         fit_in_pieces(cfg, run)
     run.update(evaluation=evaluate_run(run, cfg.evaluation))
