@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from dlm.arguments import call
 from dlm.bench.base import Bench, Workbench, cast, require_at_least
 from dlm.bench.peer import Dllm
 from dlm.bench.timing import clock_of
@@ -169,4 +170,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

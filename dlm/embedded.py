@@ -14,6 +14,7 @@ import hydra
 from omegaconf import DictConfig
 from transformers import AutoConfig
 
+from dlm.arguments import call
 from dlm.build import ar_denoiser
 from dlm.console import command
 from dlm.data import prose
@@ -118,4 +119,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from dlm.arguments import call
 from dlm.build import ar_denoiser, converted_denoiser, make
 from dlm.console import command
 from dlm.data import prose, tasks
@@ -247,4 +248,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from dlm.arguments import call
 from dlm.attention.base import AttentionPattern
 from dlm.build import make
 from dlm.console import command, one_line
@@ -161,4 +162,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

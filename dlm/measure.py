@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from dlm.arguments import call
 from dlm.build import make
 from dlm.console import command
 from dlm.inputs import require_same
@@ -65,4 +66,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

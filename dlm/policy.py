@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from dlm.arguments import call
 from dlm.console import command
 from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
@@ -186,4 +187,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

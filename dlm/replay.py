@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from dlm.arguments import call
 from dlm.build import Experiment, build
 from dlm.console import command
 from dlm.kinds import require_kinds
@@ -83,4 +84,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

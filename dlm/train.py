@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import traceback
+from functools import partial
 from typing import Any
 
 import hydra
@@ -16,6 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from dlm import sweep
+from dlm.arguments import call
 from dlm.build import choices
 from dlm.console import command, is_sweep
 from dlm.evaluate import evaluate_again, evaluate_run, headline, is_evaluated, show
@@ -163,4 +165,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sweep.run(main)
+    call(partial(sweep.run, main))

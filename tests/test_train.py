@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dlm.conversion import Conversion
 from dlm.data import prose
 from dlm.evaluate import evaluate_run, headline, report
+from dlm.loggers import loggers
 from dlm.runs import Run
 from dlm.train import train
 
@@ -230,6 +231,24 @@ def test_the_wandb_run_is_offline_without_a_key_is_named_like_ours_and_is_closed
     result = train(small(runs_dir, "logger=wandb"))
     assert len(list((runs_dir / result["id"] / "wandb").glob(f"offline-run-*-{result['id']}"))) == 1
     assert wandb.run is None
+
+
+def test_the_variables_of_wandb_say_what_the_config_leaves_open(runs_dir, monkeypatch):
+    made = []
+    monkeypatch.setattr("dlm.loggers.WandbLogger", lambda **settings: made.append(settings))
+    run = Run.create(small(runs_dir), {})
+    for overrides, expected in (((), "theirs"), (("logger.project=ours",), "ours")):
+        monkeypatch.setenv("WANDB_PROJECT", "theirs")
+        monkeypatch.setenv("WANDB_DIR", str(runs_dir / "elsewhere"))
+        loggers(small(runs_dir, "logger=wandb", *overrides).logger, run)
+        assert made[-1]["project"] == expected and made[-1]["save_dir"] == str(runs_dir / "elsewhere")
+    monkeypatch.delenv("WANDB_PROJECT")
+    monkeypatch.delenv("WANDB_DIR")
+    loggers(small(runs_dir, "logger=wandb").logger, run)
+    assert made[-1]["project"] == "dlm" and made[-1]["save_dir"] == str(run.folder)
+    monkeypatch.setenv("WANDB_MODE", "banana")
+    with pytest.raises(ValueError, match="WANDB_MODE 'banana' in the environment is unknown: choose one of online"):
+        loggers(small(runs_dir, "logger=wandb").logger, run)
 
 
 BAD = {
