@@ -19,7 +19,10 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dlm.attention.base import AttentionPattern
+from dlm.config.arguments import call
 from dlm.config.build import make
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Export
 from dlm.console import command
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
@@ -154,9 +157,10 @@ def write_configs(folder: Path, settings: dict[str, Any]) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
 @command
 def main(cfg: DictConfig) -> None:
-    folder = export(Run.load(cfg.run, cfg.runs_dir), cfg.to, cfg.threshold)
+    require_kinds(cfg, Export)
+    folder = export(Run.load(str(cfg.run), cfg.runs_dir), cfg.to, cfg.threshold)
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

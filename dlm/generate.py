@@ -7,7 +7,6 @@ them; at the end every token carries the number and the colour of the forward th
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,11 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from dlm.config.arguments import call, quoted
 from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.config.inputs import require_same
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Generate
 from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
@@ -64,6 +67,11 @@ class Speaker:
         """The tokens of a prompt, with BOS where training had it; `ValueError` where it cannot be continued."""
         bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
         ids = bos + self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if self.denoiser.mask_id in ids:
+            raise ValueError(
+                f"prompt {prompt!r} holds the mask token {self.tokenizer.mask_token!r}, which stands for no text: "
+                "leave it out"
+            )
         if not ids and self.denoiser.token_shift:
             raise ValueError(
                 f"prompt {prompt!r} is empty, and the {self.name} scores every token from the one before it: give "
@@ -209,14 +217,28 @@ def texts(value: str | ListConfig | None) -> list[str]:
     return ["" if v is None else str(v) for v in values]
 
 
+def standard_input() -> str:
+    """The text on standard input; `ValueError` for bytes that are none."""
+    sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is no text in UTF-8 ({error}): convert it, as iconv -t UTF-8 does") from error
+
+
 def check(cfg: DictConfig) -> None:
     """Refuse what is wrong whatever the model."""
+    require_kinds(cfg, Generate)
     if cfg.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {cfg.max_new_tokens} must be at least 1")
     if cfg.delay < 0:
         raise ValueError(f"delay {cfg.delay} must be at least 0 seconds")
     if cfg.live not in (True, False, "auto"):
         raise ValueError(f"live {cfg.live!r} must be true, false or auto")
+    for name in ("prompt", "stop"):
+        for text in texts(cfg[name]):
+            if any("\ud800" <= c <= "\udfff" for c in text):  # how Python holds the bytes of an argument
+                raise ValueError(f"{name} {text!r} is no text in UTF-8: convert it, as iconv -t UTF-8 does")
     if "" in texts(cfg.stop):
         raise ValueError("stop holds an empty text, which is in every answer: leave it out")
 
@@ -229,6 +251,7 @@ def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     converted = load_parent(str(folder), dtype=run.config.model.get("dtype", "float32"), check=False)
     found = [Speaker("dLM", converted_denoiser(run.config, converted), converted.tokenizer, decoder)]
     if cfg.parent:
+        require_same(run, run.config, "model")
         parent = make(run.config.model, check=False)
         found.append(Speaker("parent (AR)", ar_denoiser(parent), parent.tokenizer, Fixed(1)))
     return found
@@ -239,7 +262,7 @@ def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
 def main(cfg: DictConfig) -> None:
     check(cfg)
     run = Run.newest(cfg.runs_dir) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
-    prompts = [sys.stdin.read().rstrip("\n")] if cfg.prompt == "-" else texts(cfg.prompt)
+    prompts = [standard_input()] if cfg.prompt == "-" else texts(cfg.prompt)
     heard = speakers(cfg, run)
     tokens = [[speaker.encode(prompt, cfg.max_new_tokens) for speaker in heard] for prompt in prompts]
     console = Console(force_terminal=True if cfg.live is True else None)
@@ -261,10 +284,9 @@ def literal(argument: str) -> str:
     key, _, value = argument.partition("=")
     if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
         return argument
-    value = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + (match[2] and "\\'"), value)
-    return f"{key}='{value}'".replace("${", "\\${")  # not an interpolation
+    return f"{key}={quoted(value)}"
 
 
 if __name__ == "__main__":
     sys.argv[1:] = map(literal, sys.argv[1:])
-    main()
+    call(main)

@@ -23,6 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from dlm.config.arguments import call
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Policy
 from dlm.console import command
 from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
@@ -176,6 +179,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="policy")
 @command
 def main(cfg: DictConfig) -> None:
+    require_kinds(cfg, Policy)
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
     path = learn(Run.load(str(cfg.run), cfg.runs_dir), settings)
     print(json.dumps(read_json(path)["held_out"], indent=1))
@@ -183,4 +187,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -302,11 +302,12 @@ def test_the_exported_generate_names_bad_settings(runs, tmp_path):
     for wrong, message in (
         ({"threshold": 0.5, "tokens_per_step": 2}, "give either threshold or tokens_per_step"),
         ({"max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"),
+        ({"input_ids": torch.tensor([[5, 2]])}, r"input_ids hold the mask token \(id 2\)"),
         ({"temperature": -1.0}, "temperature -1.0 must be >= 0"),
         ({"stop_strings": "x"}, "give tokenizer= as well"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.generate(ids, **wrong)
+            model.generate(**({"input_ids": ids} | wrong))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

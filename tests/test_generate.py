@@ -196,6 +196,17 @@ def test_the_command_answers_with_the_newest_run_without_escape_codes_when_piped
     assert sum("forwards (NFE): TPF " in line for line in lines) == 2
 
 
+def test_bytes_on_standard_input_that_are_no_text_are_refused(runs_dir):
+    done = subprocess.run(
+        [sys.executable, "-m", "dlm.generate", f"runs_dir={runs_dir}", "prompt=-"],
+        capture_output=True,
+        cwd=ROOT,
+        input=b"caf\xe9\n",
+    )
+    assert done.returncode == 1 and done.stdout == b""
+    assert done.stderr.startswith(b"error: standard input is no text in UTF-8 (") and done.stderr.count(b"\n") == 1
+
+
 def test_several_prompts_each_get_an_answer_under_changed_decoding(command, parent, runs_dir):
     code, out, err = command('prompt=["sum:1,2=",A]', "+decoding.threshold=0.0", "parent=false", "max_new_tokens=20")
     assert (code, err) == (0, "")
@@ -241,6 +252,11 @@ def test_live_draws_the_frames_on_a_terminal(command):
         (["delay=-1"], "delay -1 must be at least 0 seconds"),
         (["live=maybe"], "live 'maybe' must be true, false or auto"),
         (["stop="], "stop holds an empty text"),
+        (["prompt=[{role:user,content:hi}]"], "prompt [{'role': 'user', 'content': 'hi'}] must be a text or"),
+        (["prompt=caf\udce9"], "prompt 'caf\\udce9' is no text in UTF-8"),
+        (["prompt=a<mask>b"], "prompt 'a<mask>b' holds the mask token '<mask>'"),
+        (["delay=inf"], "delay inf must be a finite number: set delay=VALUE"),
+        (["seed=0.5"], "seed 0.5 must be a whole number of at least 0: set seed=VALUE"),
     ],
 )
 def test_bad_input_is_one_clear_line(command, arguments, message):

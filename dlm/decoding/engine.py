@@ -96,6 +96,9 @@ def checked(
         raise ValueError(f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1")
     if denoiser.token_shift and not all(prompts):
         raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
+    for number, prompt in enumerate(prompts, 1):
+        if denoiser.mask_id in prompt:
+            raise ValueError(f"prompt {number} holds the mask token (id {denoiser.mask_id}): it stands for no text")
     return torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=denoiser.model.device).flatten()
 
 

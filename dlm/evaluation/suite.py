@@ -13,6 +13,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.config.inputs import require_fingerprint, require_same
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
 from dlm.decoding.fixed import Fixed
@@ -37,9 +38,11 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     config = run.config
     converted = load_parent(str(run.trained_model()), dtype=config.model.get("dtype", "float32"), check=False)
     dlm = converted_denoiser(config, converted)
+    require_same(run, config, "model")
     parent = make(config.model, check=False)
     ar = ar_denoiser(parent)
     fingerprint = run.record["parent"]["fingerprint"]
+    require_fingerprint(f"run {run.id} began with a parent", fingerprint, parent.source, parent.fingerprint())
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
     cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
     measured = cached(cache)

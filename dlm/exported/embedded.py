@@ -14,7 +14,10 @@ import hydra
 from omegaconf import DictConfig
 from transformers import AutoConfig
 
+from dlm.config.arguments import call
 from dlm.config.build import ar_denoiser
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Embedded
 from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
@@ -109,10 +112,11 @@ def install(run: Run, to: Path) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="embedded")
 @command
 def main(cfg: DictConfig) -> None:
-    run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(cfg.run, cfg.runs_dir)
+    require_kinds(cfg, Embedded)
+    run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
     install(run, Path(cfg.to))
     print(f"{cfg.to}: the model of run {run.id}, and its card")
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -137,6 +137,8 @@ class BlockDiffusionForCausalLM(Parent):
         input_ids = input_ids.to(self.device)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
         prompts = [ids[keep.bool()] for ids, keep in zip(input_ids, real, strict=True)]
+        if any(self.config.mask_token_id in prompt for prompt in prompts):
+            raise ValueError(f"input_ids hold the mask token (id {self.config.mask_token_id}): it stands for no text")
         made = [self.continue_one(prompt, max_new_tokens, rule, stop) for prompt in prompts]
         pad = next(p for p in (self.generation_config.pad_token_id, *eos_ids.tolist(), 0) if p is not None)
         sequences = torch.cat([input_ids, pad_sequence([new for new, _ in made], True, pad)], 1)

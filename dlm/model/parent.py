@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +50,15 @@ class Parent:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
+
+
+class Loading(TypedDict, total=False):
+    """The arguments of `load_parent` that other ways to a parent pass on to it."""
+
+    mask_token: str | None
+    attn_implementation: str
+    dtype: str
+    check: bool
 
 
 def load_parent(
@@ -159,9 +168,9 @@ def new_parent(
     return as_parent(model, loaded, f"random {model_type}", None, check)
 
 
-def load_run(run: str, runs_dir: str, **kwargs: Any) -> Parent:
+def load_run(run: str | int, runs_dir: str, **kwargs: Unpack[Loading]) -> Parent:
     """A parent that a finished run of this project made, such as one of pretrain=embedded."""
-    found = Run.load(run, runs_dir)
+    found = Run.load(str(run), runs_dir)
     if not found.model_folder.exists():
         raise ValueError(
             f"model.run {run!r} is {found.status} and has no model: finish it with the command that began it"
@@ -171,7 +180,7 @@ def load_run(run: str, runs_dir: str, **kwargs: Any) -> Parent:
     return parent
 
 
-def load_gguf_package(package: str, **kwargs: Any) -> Parent:
+def load_gguf_package(package: str, **kwargs: Unpack[Loading]) -> Parent:
     """A parent whose GGUF file comes in Python wheels: `package.assemble()` joins them and returns the file."""
     try:
         import_module("gguf")

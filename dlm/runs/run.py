@@ -194,7 +194,14 @@ class Run:
 
     @property
     def config(self) -> DictConfig:
-        return OmegaConf.load(self.folder / "config.yaml")
+        """The config as it was asked for. Local files have absolute paths (dlm/config/inputs.py), so that they are
+        found from any working directory."""
+        config = OmegaConf.load(self.folder / "config.yaml")
+        inputs = self.record.get("inputs", {}) if self.record_path.exists() else {}
+        for option, found in inputs.items():
+            if Path(found["path"]).exists():
+                OmegaConf.update(config, option, found["path"])
+        return config
 
     @property
     def checkpoint(self) -> Path:
@@ -254,7 +261,8 @@ class Run:
 
 def headline(record: dict[str, Any]) -> dict[str, float]:
     """The few numbers of a record that a summary shows."""
-    found = {"val NELBO": record.get("train", {}).get("val/nelbo")}
+    train = record.get("train", {})
+    found = {"val NELBO": train.get("val/nelbo_final", train.get("val/nelbo"))}
     for g in (record.get("evaluation") or {}).get("dlm", {}).get("generation", []):
         found |= {f"accuracy, {g['name']}": g["accuracy"], f"TPF, {g['name']}": g["tpf"]}
     found["drift ffn"] = record.get("drift", {}).get("ffn/relative")

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch._inductor.config import cpp
 
 from dlm.config.build import Experiment, build, num_processes
+from dlm.config.inputs import require_fingerprint
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
@@ -22,6 +23,7 @@ from dlm.trainable import gate
 from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
 from dlm.trainer.drift_monitor import DriftMonitor
+from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
 from dlm.trainer.loggers import Progress, loggers
@@ -32,7 +34,7 @@ from dlm.trainer.selfcheck import SelfCheck
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
 SPACE_IN_WEIGHTS = 8
-Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
+Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor, FinalValidation]
 
 
 def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
@@ -57,7 +59,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
     guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
     check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
-    watches = (check, interruption, guard, table, drifting)
+    watches = (check, interruption, guard, table, drifting, FinalValidation(table))
     trainer = make_trainer(cfg, run, experiment, watches, SameStart(run, resume))
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
@@ -83,11 +85,12 @@ def existing(checkpoint: Path) -> Path | None:
 
 def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: Watches) -> None:
     """What training has made and measured."""
-    check, _, guard, table, _ = watches
+    check, _, guard, table, _, final = watches
+    last = {name: float(value) for name, value in trainer.callback_metrics.items()}
     drift = measure(experiment.parent.model, check.reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
-        train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
+        train=table.last_validation() | last | {"val/nelbo_final": final.nelbo},
         drift=summary(drift),
         peak_memory=peak_memory(),
         selfcheck_seconds=check.seconds,
@@ -102,17 +105,17 @@ def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: 
 def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
     """The parent's weights, saved for drift to be measured against; `ValueError` where a run began with others."""
     parent = experiment.parent
-    fingerprint = parent.fingerprint()
-    if resumed and (began_with := run.record["parent"]["fingerprint"]) != fingerprint:
-        raise ValueError(
-            f"run {run.id} began with a parent of fingerprint {began_with}, and {parent.source!r} has {fingerprint} "
-            "now: bring the old one back (model.revision), or begin again with force=true"
-        )
+    fingerprint, data = parent.fingerprint(), experiment.data.fingerprint()
+    if resumed:
+        began = f"run {run.id} began with"
+        require_fingerprint(f"{began} a parent", run.record["parent"]["fingerprint"], parent.source, fingerprint)
+        require_fingerprint(f"{began} data", run.record.get("data", {}).get("fingerprint"), "what is read", data)
     reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
     if not isinstance(run, Follower):
         save_reference(parent.model, reference)
     run.update(
         parent={"source": parent.source, "fingerprint": fingerprint},
+        data={"fingerprint": data},
         parameters=sum(p.numel() for p in parent.model.parameters()),
         steps=experiment.num_steps,
     )
@@ -164,7 +167,7 @@ def make_trainer(
     """The Lightning trainer of a run."""
     volatile = cfg.trainer.volatile
     val_every = min(volatile.val_every, experiment.num_steps)
-    _, interruption, _, table, _ = watches
+    _, interruption, _, table, *_ = watches
     callbacks = [
         start,
         *watches,
