@@ -104,6 +104,7 @@ def test_a_batch_that_cannot_fit_is_refused_naming_the_largest_that_does(checkpo
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_computing_layers_again_changes_no_gradient(architecture):
+    """But for the order of sums: the last layer, when it is computed again, multiplies another number of rows."""
     model = tiny(architecture).train()
     scorer = denoiser(model, "block", 4, True)
     prepared = prepare(scorer, All(), random_batch(2, 16), generator(0))
@@ -115,7 +116,9 @@ def test_computing_layers_again_changes_no_gradient(architecture):
         torch.manual_seed(0)  # dropout
         scorer.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).loss.backward()
         found.append({n: p.grad.clone() for n, p in model.named_parameters()})
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    scale = max(gradient.abs().max() for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-12, atol=1e-12 * float(scale), msg=name)
 
 
 def test_what_is_available_is_more_than_this_process_holds():
