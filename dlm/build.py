@@ -18,6 +18,7 @@ from dlm.denoiser import Denoiser
 from dlm.masking.base import Masking
 from dlm.objective import Objective
 from dlm.parent import Parent
+from dlm.positions import require_positions
 from dlm.processes import number_of
 from dlm.schedule import Schedules
 from dlm.targets import require_known
@@ -72,6 +73,7 @@ def build(cfg: DictConfig) -> Experiment:
     step_tokens = tokens_of_a_step(cfg)
     num_steps = math.ceil(cfg.tokens / step_tokens)
     parent = make(cfg.model)
+    require_positions(parent.model, cfg.data.length, f"data.length {cfg.data.length}")
     for term in objective.auxiliary.values():
         term.bind(parent)
     if rollout:

@@ -26,6 +26,7 @@ from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
+from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.throughput import interleaved
 from dlm.lease import lease
 from dlm.parent import Parent, load_parent
@@ -42,6 +43,7 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     config = run.config
     converted = load_parent(str(run.trained_model()), dtype=config.model.get("dtype", "float32"), check=False)
     dlm = converted_denoiser(config, converted)
+    require_evaluable(dlm, converted.tokenizer, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens)
     parent = make(config.model, check=False)
     ar = ar_denoiser(parent)
     fingerprint = run.record["parent"]["fingerprint"]

@@ -18,6 +18,7 @@ from dlm.build import Experiment, build
 from dlm.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
 from dlm.denoiser import Denoiser
 from dlm.drift import DriftMonitor, measure, save_reference, summary
+from dlm.evaluation.longest import require_evaluable
 from dlm.finite import FiniteGuard
 from dlm.interruption import Interruption
 from dlm.loggers import Progress, loggers
@@ -46,6 +47,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     if resume:
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
+    require_evaluation(cfg, experiment)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     reference = reference_of(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
@@ -74,6 +76,13 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         keep(run, experiment, trainer, watches)
     if interruption.requested:  # in the last step
         raise KeyboardInterrupt
+
+
+def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
+    """Refuse, before training, an evaluation whose rows the model has no positions for."""
+    if cfg.evaluation.tasks_per_family:
+        rows = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
+        require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *rows)
 
 
 def existing(checkpoint: Path) -> Path | None:

@@ -26,11 +26,12 @@ from dlm.build import ar_denoiser, converted_denoiser, make
 from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import Canvas, Generation
+from dlm.decoding.canvas import Canvas, Generation, room
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.packed import PackedLinears
 from dlm.denoiser import Denoiser
 from dlm.parent import load_parent
+from dlm.positions import require_positions
 from dlm.runs import Run
 from dlm.types import generator
 
@@ -69,12 +70,9 @@ class Speaker:
                 f"prompt {prompt!r} is empty, and the {self.name} scores every token from the one before it: give "
                 "some text to continue"
             )
-        limit = getattr(self.denoiser.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit and len(ids) + max_new_tokens > limit:
-            raise ValueError(
-                f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} "
-                "positions: shorten the prompt or lower max_new_tokens"
-            )
+        row = room(len(ids) + max_new_tokens, self.denoiser.pattern.block_size, self.decoder.sliding)
+        what = f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens}, {row} up to the end of a block,"
+        require_positions(self.denoiser.model, row, what, "shorten the prompt or lower max_new_tokens")
         return ids
 
     def answer(

@@ -234,7 +234,7 @@ def test_live_draws_the_frames_on_a_terminal(command):
         (["max_new_tokens=0"], "max_new_tokens 0 must be at least 1"),
         (
             ["max_new_tokens=2000"],
-            "prompt's 10 tokens and max_new_tokens 2000 exceed the model's 1024 positions",
+            "prompt's 10 tokens and max_new_tokens 2000, 2016 up to the end of a block, exceeds the model's 1024",
         ),
         (["prompt="], "prompt '' is empty, and the dLM scores every token from the one before it"),
         (["decoding=threshold", "decoding.threshold=-1"], "decoding.threshold -1 must be >= 0"),
