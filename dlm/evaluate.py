@@ -22,6 +22,7 @@ from dlm.decoding.base import Decoder
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.denoiser import Denoiser
+from dlm.eos import eos_ids
 from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
@@ -47,7 +48,8 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     parent = make(config.model, check=False)
     ar = ar_denoiser(parent)
     fingerprint = run.record["parent"]["fingerprint"]
-    cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
+    ends = eos_ids(parent.model, parent.tokenizer)
+    cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg, ends)}.json"
     cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
     measured = cached(cache)
     if measured is None:
@@ -89,9 +91,11 @@ def is_evaluated(run: Run, cfg: DictConfig) -> bool:
     return not cfg.tasks_per_family or found.get("settings") == OmegaConf.to_container(cfg, resolve=True)
 
 
-def digest(cfg: DictConfig) -> str:
-    """What the parent's measurements depend on."""
+def digest(cfg: DictConfig, ends: list[int]) -> str:
+    """What the parent's measurements depend on beside its weights; `ends` are the tokens that end its answers."""
     used = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
+    if len(ends) > 1:  # a single one is the tokenizer's: what was measured then stays
+        used["ends"] = ends
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -142,8 +146,10 @@ def measure_throughput(
     prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
 
     def decode(denoiser: Denoiser, decoder: Decoder):
+        ends = eos_ids(denoiser.model, parent.tokenizer)
+
         def once() -> int:
-            made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, parent.tokenizer.eos_token_id, batch_size=1)
+            made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, ends, batch_size=1)
             return sum(len(g.tokens) for g in made)
 
         return once

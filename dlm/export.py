@@ -16,13 +16,14 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from dlm.attention.base import AttentionPattern
 from dlm.build import make
 from dlm.console import command, one_line
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
+from dlm.eos import eos_ids
 from dlm.model_card import model_card
 from dlm.parent import layer_types
 from dlm.runs import Run
@@ -30,6 +31,7 @@ from dlm.trainable.gate import has_gated
 from dlm.types import Rows
 
 MODULE = "modeling_block_diffusion"
+GENERATION = "generation_config.json"
 CLASS = "BlockDiffusionForCausalLM"
 TEMPLATE_PARENT = "Qwen3ForCausalLM"  # the class that stands for the parent's in the template
 
@@ -73,6 +75,8 @@ def empty_model(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
+        if (folder / GENERATION).exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ValueError(
             f"the model in {str(folder)!r} cannot be exported: its class must be part of transformers "
@@ -89,6 +93,7 @@ def diffusion_settings(
     name = type(pattern).__module__.rpartition(".")[2]
     check_decode_mask(pattern, name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = eos_ids(model, tokenizer)
     return {
         "attention_pattern": name,
         "attention_windows": layer_types(model),
@@ -99,7 +104,7 @@ def diffusion_settings(
         "noisy_stream": pattern.noisy_stream,
         "token_shift": config.token_shift,
         "mask_token_id": tokenizer.mask_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
     } | commit_rule(config.decoding, threshold)
 
 
@@ -143,7 +148,7 @@ def write_configs(folder: Path, settings: dict[str, Any]) -> None:
     code = {"architectures": [CLASS], "auto_map": {"AutoModelForCausalLM": f"{MODULE}.{CLASS}"}, "use_cache": True}
     for name, values in (
         ("config.json", settings | code),
-        ("generation_config.json", {"eos_token_id": settings["eos_token_id"]}),
+        (GENERATION, {"eos_token_id": settings["eos_token_id"]}),
     ):
         path = folder / name
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -30,6 +30,7 @@ from dlm.decoding.canvas import Canvas, Generation, room
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.packed import PackedLinears
 from dlm.denoiser import Denoiser
+from dlm.eos import eos_ids
 from dlm.parent import load_parent
 from dlm.positions import require_positions
 from dlm.runs import Run
@@ -61,6 +62,11 @@ class Speaker:
     tokenizer: PreTrainedTokenizerBase
     decoder: Decoder
 
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        return eos_ids(self.denoiser.model, self.tokenizer)
+
     def encode(self, prompt: str, max_new_tokens: int) -> list[int]:
         """The tokens of a prompt, with BOS where training had it; `ValueError` where it cannot be continued."""
         bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
@@ -79,7 +85,6 @@ class Speaker:
         self, ids: list[int], max_new_tokens: int, stops: list[str], seed: int, on_frame: OnFrame | None = None
     ) -> Answer:
         """Continue the prompt `ids`; `stops` end it early. The time is that of decoding, without that of `on_frame`."""
-        eos_id = self.tokenizer.eos_token_id
 
         def stopped(tokens: list[int]) -> bool:
             text = self.tokenizer.decode(tokens)
@@ -93,13 +98,13 @@ class Speaker:
             on_frame(canvas, now - begin - drawing)
             drawing += time.perf_counter() - now
 
-        self.decoder.generate(self.denoiser, [ids], 1, eos_id, generator=generator(seed))  # the first one is slow
+        self.decoder.generate(self.denoiser, [ids], 1, self.ends, generator=generator(seed))  # the first one is slow
         begin = time.perf_counter()
         (made,) = self.decoder.generate(
             self.denoiser,
             [ids],
             max_new_tokens,
-            eos_id,
+            self.ends,
             generator=generator(seed),
             stop=stopped if stops else None,
             on_step=on_step if on_frame else None,
@@ -136,9 +141,9 @@ def rates(tokens: int, nfe: int, seconds: float) -> str:
     return f"{tokens} tokens in {nfe} forwards (NFE): TPF {tokens / nfe:.2f}, {tokens / seconds:.0f} tokens/s"
 
 
-def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, name: str, seconds: float) -> Text:
-    """The canvas of a single prompt after a forward, up to EOS: what this forward committed is marked, masked positions
-    are grey boxes. Below it the count so far."""
+def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, ends: list[int], name: str, seconds: float) -> Text:
+    """The canvas of a single prompt after a forward, up to one of `ends`: what this forward committed is marked, masked
+    positions are grey boxes. Below it the count so far."""
     begin, nfe = int(canvas.prompt_length[0]), int(canvas.nfe[0])
     text = Text(name.ljust(INDENT)).append(printable(tokenizer.decode(canvas.x[0, :begin])), "dim")
     committed = 0
@@ -148,7 +153,7 @@ def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, name: str, seconds
             continue
         token, committed = int(canvas.x[0, slot]), committed + 1
         text.append(piece(tokenizer, token), NEW if int(canvas.step[0, slot]) == nfe else "")
-        if token == tokenizer.eos_token_id:
+        if token in ends:
             break
     return text.append(f"\n{'':{INDENT}}{rates(committed, nfe, seconds)}", "dim")
 
@@ -184,7 +189,7 @@ def watched(speaker: Speaker, ids: list[int], options: dict, console: Console, d
     with Live(console=console, auto_refresh=False, transient=True) as screen:
 
         def draw(canvas: Canvas, seconds: float) -> None:
-            lines = frame(canvas, speaker.tokenizer, speaker.name, seconds).wrap(console, console.width)
+            lines = frame(canvas, speaker.tokenizer, speaker.ends, speaker.name, seconds).wrap(console, console.width)
             screen.update(Text("\n").join(lines[-console.height :]), refresh=True)  # the end of what is too long
             time.sleep(delay)
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CONF, ROOT, config
+from conftest import CONF, EOS_ID, ROOT, config
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 
@@ -94,7 +94,7 @@ def test_a_frame_marks_exactly_what_its_forward_committed_and_boxes_what_is_mask
     speaker, seen = dlm(parent), []
 
     def look(canvas, seconds):
-        drawn = frame(canvas, parent.tokenizer, "dLM", seconds)
+        drawn = frame(canvas, parent.tokenizer, [EOS_ID], "dLM", seconds)
         begin = int(canvas.prompt_length[0])
         tokens = canvas.x[0, begin : begin + NEW_TOKENS].tolist()
         shown = slice(begin, begin + (tokens + [0]).index(0) + 1)  # up to EOS
