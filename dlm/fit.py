@@ -152,7 +152,13 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers
-    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+    try:
+        plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+    except memory.Unknown as error:  # an estimate must not stop a run that would work
+        print(f"what a step needs is not known ({error}): it is tried")
+        if volatile.activation_checkpointing:
+            memory.checkpoint_activations(denoiser.model)
+        return
     how = ", layers computed again in the backward" if plan.checkpointing else ""
     beside = f" beside {teachers / memory.GB:.2f} GB of teachers" if teachers else ""
     print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
