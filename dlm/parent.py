@@ -7,10 +7,12 @@ forward must honour the attention mask and the positions that it is given, and n
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +24,7 @@ from dlm.runs import Run
 from dlm.trainable.adapters import adapter_weights, own_weights
 from dlm.trainable.gate import restore_gated
 
+T = TypeVar("T")
 NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -79,16 +82,20 @@ def load_parent(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model, found = AutoModelForCausalLM.from_pretrained(
+
+    def load(implementation: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+        return AutoModelForCausalLM.from_pretrained(
             folder,
-            attn_implementation=block_sparse.loaded_as(attn_implementation),
+            attn_implementation=implementation,
             dtype=DTYPES[dtype],
             use_safetensors=None if gguf_file else True,
             output_loading_info=True,
             **options,
         )
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        (model, found), attn_implementation = supported(load, attn_implementation)
     except Exception as error:  # transformers raises many kinds; all mean that there is no such parent
         raise ValueError(
             f"model.path {path!r} could not be loaded as a causal LM: {one_line(error)}. It must be a Hugging Face hub "
@@ -101,10 +108,20 @@ def load_parent(
     return parent
 
 
+def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
+    """What `load` gives with an attention implementation, and which that is: `eager` where the model's class has no
+    other (soft-capped scores, sinks), which is said."""
+    try:
+        return load(block_sparse.loaded_as(implementation)), implementation
+    except ValueError as error:
+        if implementation == "eager" or "does not support an attention implementation" not in str(error):
+            raise
+    print(f"model.attn_implementation={implementation} is not to be had for this architecture: eager", file=sys.stderr)
+    return load("eager"), "eager"
+
+
 def hint(error: Exception) -> str:
     """What else to try, where transformers' reason points to an option of ours."""
-    if "does not support an attention implementation" in str(error):
-        return "; this architecture needs model.attn_implementation=eager"
     if "trust_remote_code" in str(error):
         return "; to run the code that comes with it, set model.trust_remote_code=true"
     return ""
@@ -148,13 +165,15 @@ def new_parent(
         raise ValueError(
             f"model.config.vocab_size {values['vocab_size']} must be at least the tokenizer's {len(loaded)}"
         )
-    with torch.random.fork_rng(devices=[]), torch.device(device):
+
+    def make(implementation: str) -> PreTrainedModel:
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(model_type, **values),
-            attn_implementation=block_sparse.loaded_as(attn_implementation),
-            dtype=DTYPES[dtype],
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(model_type, **values), attn_implementation=implementation, dtype=DTYPES[dtype]
         )
+
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        model, attn_implementation = supported(make, attn_implementation)
     model = block_sparse.set_implementation(model, attn_implementation)
     return as_parent(model, loaded, f"random {model_type}", None, check)
 

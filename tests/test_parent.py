@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dlm.attention import block_sparse
+from dlm.attention.block import Block
 from dlm.build import converted_denoiser, make
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
+from dlm.denoiser import Denoiser
 from dlm.masking.uniform import Uniform
 from dlm.parent import (
     add_mask_token,
@@ -27,7 +30,7 @@ from dlm.probe import check_convertible
 from dlm.runs import Run
 from dlm.train import train
 from dlm.trainable import Lora
-from dlm.types import generator
+from dlm.types import Noised, generator
 
 TINY = "dlm/assets/tiny"
 WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}
@@ -106,6 +109,38 @@ def test_a_convertible_model_in_our_hands_gives_its_own_likelihood(name):
     logits[..., MASK_ID] = -torch.inf
     theirs = -logits.log_softmax(-1)[:, :-1].gather(-1, batch.x0[:, 1:, None]).flatten()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def saved(folder, tokenizer, name, **values):
+    """The folder of a random model that has the embedded parent's tokenizer."""
+    random_model(name, vocab_size=len(tokenizer), **values).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("asked", ["block_sparse", "sdpa", "flex_attention"])
+@torch.no_grad()
+def test_a_parent_whose_attention_has_no_fused_kernel_is_loaded_with_eager_and_its_masks_are_exact(
+    asked, tokenizer, tmp_path, capsys
+):
+    """Gemma 2 caps its scores, which no kernel behind SDPA does. No logit hears of a masked token or a later block."""
+    parent = load_parent(saved(tmp_path, tokenizer, "gemma2", **CONVERTIBLE["gemma2"]), attn_implementation=asked)
+    assert f"model.attn_implementation={asked} is not to be had for this architecture: eager" in capsys.readouterr().err
+    assert parent.model.config._attn_implementation == "eager" and len(parent.layer_types) == 2
+    scorer = Denoiser(parent.model.double(), Block(4), parent.mask_id, False, parent.layer_types)
+    batch = random_batch(1, 16)
+    masked = torch.zeros_like(batch.maskable)
+    masked[0, [5, 6]] = True
+
+    def logits(changed, token):
+        x0 = torch.where(changed, token, batch.x0)
+        noised = Noised(torch.where(masked, scorer.mask_id, x0), masked, masked.float())
+        return scorer(scorer.inputs(replace(batch, x0=x0), noised)[0])
+
+    before, hidden = logits(masked & ~masked, 7), masked | (batch.position >= 8)
+    torch.testing.assert_close(logits(hidden, 7), before, rtol=1e-12, atol=1e-12)
+    visible = batch.position == 4
+    assert (logits(visible, 7) - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", REFUSED)
