@@ -23,6 +23,7 @@ from dlm.probe import check_convertible
 from dlm.runs import Run
 from dlm.trainable.adapters import adapter_weights, own_weights
 from dlm.trainable.gate import restore_gated
+from dlm.vocabulary import add_rows, fit_vocabulary
 
 T = TypeVar("T")
 NEW_MASK_TOKEN = "<|mask|>"
@@ -102,6 +103,7 @@ def load_parent(
             f"id or a folder with config.json, safetensors weights and a tokenizer{hint(error)}"
         ) from error
     require_plain_weights(model, path, sorted(found["missing_keys"]), gguf_file is not None)
+    require_finite(model, path, dtype)
     model = block_sparse.set_implementation(model, attn_implementation)
     parent = as_parent(model, tokenizer, path, mask_token, check)
     restore_gated(model, parent.mask_id, Path(folder))
@@ -142,6 +144,16 @@ def require_plain_weights(model: PreTrainedModel, path: str, missing: list[str],
         raise ValueError(f"model.path {path!r} is quantised, and cannot be trained: name the unquantised original")
     del model.config.quantization_config
     model.hf_quantizer = None  # else it could not be saved
+
+
+def require_finite(model: PreTrainedModel, path: str, dtype: str) -> None:
+    """Refuse weights that hold NaN or infinity, naming the first: no loss could be finite, and no drift measured."""
+    for name, weight in model.named_parameters():
+        if bad := int((~weight.isfinite()).sum()):
+            raise ValueError(
+                f"model.path {path!r}: {bad} of {weight.numel()} values of its tensor {name} are not finite in "
+                f"{dtype}. Load it in a wider model.dtype, restore it from its source, or name another model"
+            )
 
 
 def new_parent(
@@ -221,6 +233,7 @@ def as_parent(
     types = layer_types(model)
     if check:
         check_convertible(model, types)
+    fit_vocabulary(model, tokenizer, source)
     mask_id = add_mask_token(model, tokenizer, mask_token)
     return Parent(model, tokenizer, mask_id, types, source)
 
@@ -270,14 +283,7 @@ def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, m
         return tokenizer.mask_token_id
     tokenizer.add_special_tokens({"mask_token": NEW_MASK_TOKEN})
     mask_id = tokenizer.mask_token_id
-    if mask_id >= known:
-        model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            # Rows between the old end and the mask are new too, and would be random.
-            layer.weight[min(known, mask_id) : mask_id + 1] = layer.weight[: min(known, mask_id)].mean(
-                0, dtype=torch.float32
-            )
+    add_rows(model, min(known, mask_id), mask_id)  # those between the old end and the mask are new too
     return mask_id
 
 
