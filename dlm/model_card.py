@@ -25,7 +25,8 @@ print(tokenizer.decode(out.sequences[0, inputs.input_ids.shape[1] :], skip_speci
 `temperature`, `top_p`, `top_k`, `do_sample`, `generator`, `eos_token_id`, `pad_token_id`, `stop_strings` with
 `tokenizer`, `attention_mask`, `max_length`, and a `generation_config` that holds any of these, so that
 `pipeline("text-generation", "{name}", trust_remote_code=True)` works. What it does not have (beams, penalties) it
-refuses by name. Without `trust_remote_code` nothing loads: the parent's class would decode autoregressively, which is not this model."""
+refuses by name. Without `trust_remote_code` nothing loads: the parent's class would decode autoregressively, which is
+not this model."""
 
 
 def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
