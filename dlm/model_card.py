@@ -14,7 +14,7 @@ USAGE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 inputs = tokenizer("…", return_tensors="pt")
 out = model.generate(inputs.input_ids, max_new_tokens=128, return_dict_in_generate=True)

@@ -74,7 +74,7 @@ job = json.load(sys.stdin)
 torch.set_num_threads(1)
 found = {}
 for folder in job["folders"]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     inputs = tokenizer(job["prompts"], padding=True, return_tensors="pt")
     found[folder] = []
