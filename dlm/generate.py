@@ -29,11 +29,13 @@ from dlm.config.settings import Generate
 from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import Canvas, Generation
+from dlm.decoding.canvas import Canvas, Generation, room
 from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser
+from dlm.model.eos import eos_ids
 from dlm.model.packed_linears import PackedLinears
 from dlm.model.parent import load_parent
+from dlm.model.positions import require_positions
 from dlm.runs.run import Run
 from dlm.types import generator
 
@@ -63,6 +65,11 @@ class Speaker:
     tokenizer: PreTrainedTokenizerBase
     decoder: Decoder
 
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        return eos_ids(self.denoiser.model, self.tokenizer)
+
     def encode(self, prompt: str, max_new_tokens: int) -> list[int]:
         """The tokens of a prompt, with BOS where training had it; `ValueError` where it cannot be continued."""
         bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
@@ -77,19 +84,15 @@ class Speaker:
                 f"prompt {prompt!r} is empty, and the {self.name} scores every token from the one before it: give "
                 "some text to continue"
             )
-        limit = getattr(self.denoiser.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit and len(ids) + max_new_tokens > limit:
-            raise ValueError(
-                f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} "
-                "positions: shorten the prompt or lower max_new_tokens"
-            )
+        row = room(len(ids) + max_new_tokens, self.denoiser.pattern.block_size, self.decoder.sliding)
+        what = f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens}, {row} up to the end of a block,"
+        require_positions(self.denoiser.model, row, what, "shorten the prompt or lower max_new_tokens")
         return ids
 
     def answer(
         self, ids: list[int], max_new_tokens: int, stops: list[str], seed: int, on_frame: OnFrame | None = None
     ) -> Answer:
         """Continue the prompt `ids`; `stops` end it early. The time is that of decoding, without that of `on_frame`."""
-        eos_id = self.tokenizer.eos_token_id
 
         def stopped(tokens: list[int]) -> bool:
             text = self.tokenizer.decode(tokens)
@@ -103,13 +106,13 @@ class Speaker:
             on_frame(canvas, now - begin - drawing)
             drawing += time.perf_counter() - now
 
-        self.decoder.generate(self.denoiser, [ids], 1, eos_id, generator=generator(seed))  # the first one is slow
+        self.decoder.generate(self.denoiser, [ids], 1, self.ends, generator=generator(seed))  # the first one is slow
         begin = time.perf_counter()
         (made,) = self.decoder.generate(
             self.denoiser,
             [ids],
             max_new_tokens,
-            eos_id,
+            self.ends,
             generator=generator(seed),
             stop=stopped if stops else None,
             on_step=on_step if on_frame else None,
@@ -146,9 +149,9 @@ def rates(tokens: int, nfe: int, seconds: float) -> str:
     return f"{tokens} tokens in {nfe} forwards (NFE): TPF {tokens / nfe:.2f}, {tokens / seconds:.0f} tokens/s"
 
 
-def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, name: str, seconds: float) -> Text:
-    """The canvas of a single prompt after a forward, up to EOS: what this forward committed is marked, masked positions
-    are grey boxes. Below it the count so far."""
+def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, ends: list[int], name: str, seconds: float) -> Text:
+    """The canvas of a single prompt after a forward, up to one of `ends`: what this forward committed is marked, masked
+    positions are grey boxes. Below it the count so far."""
     begin, nfe = int(canvas.prompt_length[0]), int(canvas.nfe[0])
     text = Text(name.ljust(INDENT)).append(printable(tokenizer.decode(canvas.x[0, :begin])), "dim")
     committed = 0
@@ -158,7 +161,7 @@ def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, name: str, seconds
             continue
         token, committed = int(canvas.x[0, slot]), committed + 1
         text.append(piece(tokenizer, token), NEW if int(canvas.step[0, slot]) == nfe else "")
-        if token == tokenizer.eos_token_id:
+        if token in ends:
             break
     return text.append(f"\n{'':{INDENT}}{rates(committed, nfe, seconds)}", "dim")
 
@@ -194,7 +197,7 @@ def watched(speaker: Speaker, ids: list[int], options: dict, console: Console, d
     with Live(console=console, auto_refresh=False, transient=True) as screen:
 
         def draw(canvas: Canvas, seconds: float) -> None:
-            lines = frame(canvas, speaker.tokenizer, speaker.name, seconds).wrap(console, console.width)
+            lines = frame(canvas, speaker.tokenizer, speaker.ends, speaker.name, seconds).wrap(console, console.width)
             screen.update(Text("\n").join(lines[-console.height :]), refresh=True)  # the end of what is too long
             time.sleep(delay)
 

@@ -34,6 +34,7 @@ from dlm.evaluation.generation import prompt_ids
 from dlm.measurement.base import Subject
 from dlm.measurement.store import fingerprint
 from dlm.model.denoiser import Denoiser
+from dlm.model.eos import eos_ids
 from dlm.runs.run import Run, environment
 from dlm.runs.storage import read_json
 from dlm.types import generator
@@ -79,7 +80,9 @@ class Recorder(Fixed):
         return super().select(confidence, rank)
 
 
-def observe(denoiser: Denoiser, prompts: list[list[int]], max_new_tokens: int, eos_id: int | None) -> Predictions:
+def observe(
+    denoiser: Denoiser, prompts: list[list[int]], max_new_tokens: int, eos_id: int | list[int] | None
+) -> Predictions:
     """Every prediction that is made in the decoding of the prompts; those behind the end of an answer do not count."""
     size, found = denoiser.pattern.block_size, ([], [], [])
     for number, prompt in enumerate(prompts):
@@ -161,7 +164,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
     fitted, held_out = split(len(examples), settings["held_out"], settings["seed"])
     tokenizer = subject.converted.tokenizer
     prompts = prompt_ids(tokenizer, examples)
-    seen = observe(subject.dlm, prompts, settings["max_new_tokens"], tokenizer.eos_token_id)
+    seen = observe(subject.dlm, prompts, settings["max_new_tokens"], eos_ids(subject.dlm.model, tokenizer))
     classifier = fit(seen.of(fitted))
     path.parent.mkdir(exist_ok=True)
     classifier.save(

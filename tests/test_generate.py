@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CONF, ROOT, config
+from conftest import CONF, EOS_ID, ROOT, config
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 
@@ -94,7 +94,7 @@ def test_a_frame_marks_exactly_what_its_forward_committed_and_boxes_what_is_mask
     speaker, seen = dlm(parent), []
 
     def look(canvas, seconds):
-        drawn = frame(canvas, parent.tokenizer, "dLM", seconds)
+        drawn = frame(canvas, parent.tokenizer, [EOS_ID], "dLM", seconds)
         begin = int(canvas.prompt_length[0])
         tokens = canvas.x[0, begin : begin + NEW_TOKENS].tolist()
         shown = slice(begin, begin + (tokens + [0]).index(0) + 1)  # up to EOS
@@ -245,7 +245,7 @@ def test_live_draws_the_frames_on_a_terminal(command):
         (["max_new_tokens=0"], "max_new_tokens 0 must be at least 1"),
         (
             ["max_new_tokens=2000"],
-            "prompt's 10 tokens and max_new_tokens 2000 exceed the model's 1024 positions",
+            "prompt's 10 tokens and max_new_tokens 2000, 2016 up to the end of a block, exceeds the model's 1024",
         ),
         (["prompt="], "prompt '' is empty, and the dLM scores every token from the one before it"),
         (["decoding=threshold", "decoding.threshold=-1"], "decoding.threshold -1 must be >= 0"),

@@ -21,6 +21,7 @@ from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
+from dlm.model.positions import require_positions
 from dlm.runs.renamed import PRESENT, with_targets
 from dlm.trainable.base import Trainable
 
@@ -75,6 +76,7 @@ def build(cfg: DictConfig) -> Experiment:
     step_tokens = tokens_of_a_step(cfg)
     num_steps = math.ceil(cfg.tokens / step_tokens)
     parent = make(cfg.model)
+    require_positions(parent.model, cfg.data.length, f"data.length {cfg.data.length}")
     for term in objective.auxiliary.values():
         term.bind(parent)
     if rollout:

@@ -13,6 +13,7 @@ from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
 from dlm.model.denoiser import Denoiser
+from dlm.model.eos import eos_ids
 
 DEGENERATE = ("repetitive", "empty", "endless")  # outputs that are no answers, see `run_tasks`
 REPEATS, LOOP = 4, 16  # an output loops if its last piece stands there so often, over so many tokens at least
@@ -34,12 +35,12 @@ def run_tasks(
 ) -> pd.DataFrame:
     """One row per example: `family, correct, tokens, nfe, rows, output`, the per-position `step` and `confidence`, and
     whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it has no EOS)."""
-    prompts = prompt_ids(tokenizer, examples)
-    generations = decoder.generate(denoiser, prompts, max_new_tokens, tokenizer.eos_token_id, batch_size=batch_size)
+    prompts, ends = prompt_ids(tokenizer, examples), eos_ids(denoiser.model, tokenizer)
+    generations = decoder.generate(denoiser, prompts, max_new_tokens, ends, batch_size=batch_size)
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)
-        ended = tokenizer.eos_token_id in generation.tokens[-1:]
+        ended = not set(ends).isdisjoint(generation.tokens[-1:])
         text = generation.tokens[:-1] if ended else generation.tokens
         rows.append(
             {

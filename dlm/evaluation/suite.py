@@ -22,8 +22,10 @@ from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
+from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.throughput import interleaved
 from dlm.model.denoiser import Denoiser
+from dlm.model.eos import eos_ids
 from dlm.model.parent import Parent, load_parent
 from dlm.runs.run import Run
 from dlm.runs.storage import read_json, write_atomically, write_json
@@ -38,12 +40,14 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     config = run.config
     converted = load_parent(str(run.trained_model()), dtype=config.model.get("dtype", "float32"), check=False)
     dlm = converted_denoiser(config, converted)
+    require_evaluable(dlm, converted.tokenizer, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens)
     require_same(run, config, "model")
     parent = make(config.model, check=False)
     ar = ar_denoiser(parent)
     fingerprint = run.record["parent"]["fingerprint"]
     require_fingerprint(f"run {run.id} began with a parent", fingerprint, parent.source, parent.fingerprint())
-    cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
+    ends = eos_ids(parent.model, parent.tokenizer)
+    cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg, ends)}.json"
     cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
     measured = cached(cache)
     if measured is None:
@@ -85,9 +89,11 @@ def is_evaluated(run: Run, cfg: DictConfig) -> bool:
     return not cfg.tasks_per_family or found.get("settings") == OmegaConf.to_container(cfg, resolve=True)
 
 
-def digest(cfg: DictConfig) -> str:
-    """What the parent's measurements depend on."""
+def digest(cfg: DictConfig, ends: list[int]) -> str:
+    """What the parent's measurements depend on beside its weights; `ends` are the tokens that end its answers."""
     used = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
+    if len(ends) > 1:  # a single one is the tokenizer's, and needs no key of its own
+        used["ends"] = ends
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -138,8 +144,10 @@ def measure_throughput(
     prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
 
     def decode(denoiser: Denoiser, decoder: Decoder):
+        ends = eos_ids(denoiser.model, parent.tokenizer)
+
         def once() -> int:
-            made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, parent.tokenizer.eos_token_id, batch_size=1)
+            made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, ends, batch_size=1)
             return sum(len(g.tokens) for g in made)
 
         return once

@@ -16,6 +16,7 @@ from torch._inductor.config import cpp
 from dlm.config.build import Experiment, build, num_processes
 from dlm.config.inputs import require_fingerprint
 from dlm.evaluation.drift import measure, save_reference, summary
+from dlm.evaluation.longest import require_evaluable
 from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
@@ -49,6 +50,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     if resume:
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
+    require_evaluation(cfg, experiment)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     reference = reference_of(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
@@ -77,6 +79,13 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         keep(run, experiment, trainer, watches)
     if interruption.requested:  # in the last step
         raise KeyboardInterrupt
+
+
+def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
+    """Refuse, before training, an evaluation whose rows the model has no positions for."""
+    if cfg.evaluation.tasks_per_family:
+        rows = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
+        require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *rows)
 
 
 def existing(checkpoint: Path) -> Path | None:
@@ -147,7 +156,13 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers
-    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+    try:
+        plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+    except memory.Unknown as error:  # an estimate must not stop a run that would work
+        print(f"what a step needs is not known ({error}): it is tried")
+        if volatile.activation_checkpointing:
+            memory.checkpoint_activations(denoiser.model)
+        return
     how = ", layers computed again in the backward" if plan.checkpointing else ""
     beside = f" beside {teachers / memory.GB:.2f} GB of teachers" if teachers else ""
     print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
