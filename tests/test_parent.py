@@ -118,7 +118,7 @@ def saved(folder, tokenizer, name, **values):
     return str(folder)
 
 
-@pytest.mark.parametrize("asked", ["block_sparse", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("asked", ["block_sparse", "sdpa"])
 @torch.no_grad()
 def test_a_parent_without_a_fused_attention_is_loaded_with_eager_and_its_masks_are_exact(
     asked, tokenizer, tmp_path, capsys
