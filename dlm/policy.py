@@ -8,7 +8,6 @@ not fitted to. The result lies in the run's folder, `measurements/policy-<digest
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,8 @@ from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
 from dlm.measurement.base import Subject
-from dlm.measurement.store import fingerprint
 from dlm.model.denoiser import Denoiser
+from dlm.runs.digest import FILE_DIGITS, digest, weights_fingerprint
 from dlm.runs.run import Run, environment
 from dlm.runs.storage import read_json
 from dlm.types import generator
@@ -149,9 +148,8 @@ def quality(classifier: Classifier, seen: Predictions) -> dict[str, Any]:
 
 def learn(run: Run, settings: dict[str, Any]) -> Path:
     """Fit a run's policy, unless its weights have one with these settings already, and return its file."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    path, subject = run.folder / "measurements" / f"policy-{digest}.json", Subject(run)
-    weights = fingerprint(run)
+    path = run.folder / "measurements" / f"policy-{digest(settings, FILE_DIGITS)}.json"
+    subject, weights = Subject(run), weights_fingerprint(run.model_folder)
     if path.exists() and read_json(path)["weights"] == weights:
         return path
     examples = tasks.evaluation_set("val", settings["items_per_family"])

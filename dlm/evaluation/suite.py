@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, load_parent
+from dlm.runs.digest import FILE_DIGITS, digest
 from dlm.runs.run import Run
 from dlm.runs.storage import read_json, write_atomically, write_json
 
@@ -40,7 +40,7 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     parent = make(config.model, check=False)
     ar = ar_denoiser(parent)
     fingerprint = run.record["parent"]["fingerprint"]
-    cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
+    cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(parent_settings(cfg), FILE_DIGITS)}.json"
     cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
     measured = cached(cache)
     if measured is None:
@@ -82,10 +82,9 @@ def is_evaluated(run: Run, cfg: DictConfig) -> bool:
     return not cfg.tasks_per_family or found.get("settings") == OmegaConf.to_container(cfg, resolve=True)
 
 
-def digest(cfg: DictConfig) -> str:
+def parent_settings(cfg: DictConfig) -> dict[str, Any]:
     """What the parent's measurements depend on."""
-    used = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
-    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:8]
+    return {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
 
 
 def measure_model(

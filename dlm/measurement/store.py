@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from typing import Any
@@ -11,7 +10,8 @@ from omegaconf import OmegaConf
 
 from dlm.config.build import make
 from dlm.measurement.base import Measurement, Subject
-from dlm.runs.run import Run, environment, measurement_file
+from dlm.runs.digest import weights_fingerprint
+from dlm.runs.run import environment, measurement_file
 from dlm.runs.storage import write_atomically
 
 
@@ -19,7 +19,7 @@ def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
     """What a measurement with these resolved settings finds of a run, or has found of the same weights: `result` and,
     beside it, `settings`, `weights` (their fingerprint), `seconds` and the versions and the machine."""
     run = subject.run
-    path, weights = run.folder / measurement_file(settings), fingerprint(run)
+    path, weights = run.folder / measurement_file(settings), weights_fingerprint(run.model_folder)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["weights"] == weights:
@@ -32,12 +32,3 @@ def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(found))
     return found
-
-
-def fingerprint(run: Run) -> str:
-    """A hash of a run's converted weights, as they lie on the disk."""
-    digest = hashlib.sha256()
-    for path in sorted(run.model_folder.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

@@ -6,7 +6,6 @@ forward must honour the attention mask and the positions that it is given, and n
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.probe import check_convertible
+from dlm.runs.digest import fingerprint
 from dlm.runs.run import Run
 from dlm.trainable.adapters import adapter_weights, own_weights
 from dlm.trainable.gate import restore_gated
@@ -42,14 +42,14 @@ class Parent:
     def fingerprint(self) -> str:
         """A hash of every weight, so that a record says exactly which parent it is about: adapters that are there
         already to be trained, and do nothing yet, do not count."""
-        digest = hashlib.sha256()
         weights, adapters = own_weights(self.model), adapter_weights(self.model)
         if any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name):
             weights |= adapters
-        for name, tensor in sorted(weights.items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return fingerprint(
+            part
+            for name, tensor in sorted(weights.items())
+            for part in (name.encode(), tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        )
 
 
 def load_parent(
