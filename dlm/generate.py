@@ -22,7 +22,8 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.config.build import make
+from dlm.config.finished import FinishedRun
 from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
@@ -30,7 +31,6 @@ from dlm.decoding.canvas import Canvas, Generation
 from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser
 from dlm.model.packed_linears import PackedLinears
-from dlm.model.parent import load_parent
 from dlm.runs.run import Run
 from dlm.types import generator
 
@@ -223,14 +223,12 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run, and its parent where it is asked for."""
-    folder, asked = run.trained_model(), cfg.get("decoding") or {}
+    finished, asked = FinishedRun(run), cfg.get("decoding") or {}
     # `decoding=NAME` is a decoder; `+decoding.threshold=0.5` changes the run's.
     decoder = make(asked if "_target_" in asked else OmegaConf.merge(run.config.decoding, asked))
-    converted = load_parent(str(folder), dtype=run.config.model.get("dtype", "float32"), check=False)
-    found = [Speaker("dLM", converted_denoiser(run.config, converted), converted.tokenizer, decoder)]
+    found = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
     if cfg.parent:
-        parent = make(run.config.model, check=False)
-        found.append(Speaker("parent (AR)", ar_denoiser(parent), parent.tokenizer, Fixed(1)))
+        found.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))
     return found
 
 

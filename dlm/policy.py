@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from dlm.config.finished import FinishedRun
 from dlm.console import command
 from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
-from dlm.measurement.base import Subject
 from dlm.model.denoiser import Denoiser
 from dlm.runs.digest import FILE_DIGITS, digest, weights_fingerprint
 from dlm.runs.run import Run, environment
@@ -149,14 +149,15 @@ def quality(classifier: Classifier, seen: Predictions) -> dict[str, Any]:
 def learn(run: Run, settings: dict[str, Any]) -> Path:
     """Fit a run's policy, unless its weights have one with these settings already, and return its file."""
     path = run.folder / "measurements" / f"policy-{digest(settings, FILE_DIGITS)}.json"
-    subject, weights = Subject(run), weights_fingerprint(run.model_folder)
+    finished = FinishedRun(run)
+    weights = weights_fingerprint(finished.folder)
     if path.exists() and read_json(path)["weights"] == weights:
         return path
     examples = tasks.evaluation_set("val", settings["items_per_family"])
     fitted, held_out = split(len(examples), settings["held_out"], settings["seed"])
-    tokenizer = subject.converted.tokenizer
+    tokenizer = finished.converted.tokenizer
     prompts = prompt_ids(tokenizer, examples)
-    seen = observe(subject.dlm, prompts, settings["max_new_tokens"], tokenizer.eos_token_id)
+    seen = observe(finished.dlm, prompts, settings["max_new_tokens"], tokenizer.eos_token_id)
     classifier = fit(seen.of(fitted))
     path.parent.mkdir(exist_ok=True)
     classifier.save(

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
 from dlm.config.build import ar_denoiser
+from dlm.config.finished import FinishedRun
 from dlm.data import prose, tasks
 from dlm.data.tasks import Example
 from dlm.decoding.fixed import Fixed
@@ -228,6 +229,6 @@ def test_the_parents_card_repeats_its_record(parent, tmp_path):
         machine={"cpus": 2},
         versions=dict.fromkeys(("python", "torch", "transformers", "lightning"), "1"),
     )
-    text = card(run)
+    text = card(FinishedRun(run))
     assert "1,115,520 parameters" in text and "| **all** | 96.1% | 95.0% – 97.0% | 18 |" in text
     assert "37 minutes" in text and f"Perplexity {np.exp(2):.2f}" in text and text.count("| 96.1% |") == 10

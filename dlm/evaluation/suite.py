@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.config.finished import FinishedRun
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
 from dlm.decoding.fixed import Fixed
@@ -22,7 +22,7 @@ from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent, load_parent
+from dlm.model.parent import Parent
 from dlm.runs.digest import FILE_DIGITS, digest
 from dlm.runs.run import Run
 from dlm.runs.storage import read_json, write_atomically, write_json
@@ -34,11 +34,8 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     """Every measurement of a run, as the record holds it; {} where `evaluation=none`."""
     if not cfg.tasks_per_family:
         return {}
-    config = run.config
-    converted = load_parent(str(run.trained_model()), dtype=config.model.get("dtype", "float32"), check=False)
-    dlm = converted_denoiser(config, converted)
-    parent = make(config.model, check=False)
-    ar = ar_denoiser(parent)
+    finished = FinishedRun(run)
+    dlm, converted, ar, parent = finished.dlm, finished.converted, finished.ar, finished.parent
     fingerprint = run.record["parent"]["fingerprint"]
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(parent_settings(cfg), FILE_DIGITS)}.json"
     cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in

@@ -19,7 +19,7 @@ def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
     """What a measurement with these resolved settings finds of a run, or has found of the same weights: `result` and,
     beside it, `settings`, `weights` (their fingerprint), `seconds` and the versions and the machine."""
     run = subject.run
-    path, weights = run.folder / measurement_file(settings), weights_fingerprint(run.model_folder)
+    path, weights = run.folder / measurement_file(settings), weights_fingerprint(subject.folder)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["weights"] == weights:

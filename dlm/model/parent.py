@@ -160,13 +160,10 @@ def new_parent(
 
 
 def load_run(run: str, runs_dir: str, **kwargs: Any) -> Parent:
-    """A parent that a finished run of this project made, such as one of pretrain=embedded."""
+    """A parent that a finished run of this project made, such as one of pretrain=embedded. `ValueError` where the run
+    has no model or a file of it is not what was written."""
     found = Run.load(run, runs_dir)
-    if not found.model_folder.exists():
-        raise ValueError(
-            f"model.run {run!r} is {found.status} and has no model: finish it with the command that began it"
-        )
-    parent = load_parent(str(found.model_folder.absolute()), **kwargs)
+    parent = load_parent(str(found.trained_model().absolute()), **kwargs)
     parent.source = f"run {found.id}"
     return parent
 

@@ -1,0 +1,47 @@
+"""The one door to a finished run: whatever wants its models comes through here, and so past their checksums.
+
+Code below the configs, such as a teacher, has `dlm.model.parent.load_run`, which makes the same check.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from omegaconf import OmegaConf
+
+from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import Parent, load_parent
+from dlm.runs.run import Run
+
+
+class FinishedRun:
+    """A finished run's dLM and its AR parent. What is asked for is loaded, once. `folder` holds the converted model.
+
+    Raises `ValueError`, before anything is loaded, where the run has no model or a file of it is not what was written.
+    """
+
+    def __init__(self, run: Run):
+        self.folder = run.trained_model()
+        self.run, self.config = run, run.config
+
+    @cached_property
+    def converted(self) -> Parent:
+        """The converted weights with their tokenizer, in the precision in which the run trained."""
+        dtype = OmegaConf.select(self.config, "model.dtype", default="float32")
+        return load_parent(str(self.folder.absolute()), dtype=dtype, check=False)
+
+    @cached_property
+    def parent(self) -> Parent:
+        """What the run began with, loaded anew."""
+        return make(self.config.model, check=False)
+
+    @cached_property
+    def ar(self) -> Denoiser:
+        """The parent, autoregressive."""
+        return ar_denoiser(self.parent)
+
+    @cached_property
+    def dlm(self) -> Denoiser:
+        """The converted weights under the run's attention pattern and token shift."""
+        return converted_denoiser(self.config, self.converted)
