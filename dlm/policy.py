@@ -28,6 +28,7 @@ from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
+from dlm.evaluation.items import items_version
 from dlm.model.denoiser import Denoiser
 from dlm.runs.digest import FILE_DIGITS, digest, weights_fingerprint
 from dlm.runs.run import Run, environment
@@ -147,11 +148,11 @@ def quality(classifier: Classifier, seen: Predictions) -> dict[str, Any]:
 
 
 def learn(run: Run, settings: dict[str, Any]) -> Path:
-    """Fit a run's policy, unless its weights have one with these settings already, and return its file."""
+    """Fit a run's policy, unless its weights have one with these settings and items already, and return its file."""
     path = run.folder / "measurements" / f"policy-{digest(settings, FILE_DIGITS)}.json"
     finished = FinishedRun(run)
-    weights = weights_fingerprint(finished.folder)
-    if path.exists() and read_json(path)["weights"] == weights:
+    key = {"weights": weights_fingerprint(finished.folder), "items": items_version()}
+    if path.exists() and key.items() <= read_json(path).items():
         return path
     examples = tasks.evaluation_set("val", settings["items_per_family"])
     fitted, held_out = split(len(examples), settings["held_out"], settings["seed"])
@@ -163,7 +164,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
     classifier.save(
         path,
         run=run.id,
-        weights=weights,
+        **key,
         settings=settings,
         fitted=quality(classifier, seen.of(fitted)),
         held_out=quality(classifier, seen.of(held_out)),

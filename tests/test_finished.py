@@ -1,7 +1,6 @@
 """The door to a finished run: nobody takes a model that is not what was written, or that is not there."""
 
 import re
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -37,25 +36,10 @@ DOORS = {
 }
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder that a finished training leaves, with the embedded parent for its result."""
-    made = Run.create(config(f"runs_dir={tmp_path_factory.mktemp('runs')}"), {})
-    shutil.copytree(ROOT / "dlm" / "assets" / "tiny", made.model_folder)
-    made.seal("model")
-    made.update(status="finished")
-    return made
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    """One to be damaged."""
-    return Run(shutil.copytree(whole.folder, tmp_path / "runs" / whole.id))
-
-
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
 @pytest.mark.parametrize("door", DOORS)
-def test_a_flipped_byte_of_any_file_of_a_model_is_noticed_whoever_asks_for_it(door, file, run, tmp_path):
+def test_a_flipped_byte_of_any_file_of_a_model_is_noticed_whoever_asks_for_it(door, file, finished_run, tmp_path):
+    run = finished_run
     path = run.model_folder / file
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -73,13 +57,13 @@ def test_a_run_without_a_model_is_named_with_what_to_do(door, tmp_path):
         DOORS[door](run, tmp_path)
 
 
-def test_what_is_asked_of_a_finished_run_is_loaded_once_and_only_then(run, monkeypatch):
+def test_what_is_asked_of_a_finished_run_is_loaded_once_and_only_then(finished_run, monkeypatch):
     loaded = []
     monkeypatch.setattr("dlm.config.finished.load_parent", lambda *a, **k: loaded.append(a) or load_parent(*a, **k))
-    finished = FinishedRun(run)
+    finished = FinishedRun(finished_run)
     assert loaded == [] and finished.dlm.model is finished.converted.model and len(loaded) == 1
     assert finished.ar.model is finished.parent.model is not finished.dlm.model and len(loaded) == 1
-    assert finished.dlm.pattern.block_size == run.config.block_size and finished.ar.token_shift
+    assert finished.dlm.pattern.block_size == finished_run.config.block_size and finished.ar.token_shift
 
 
 def test_no_other_code_reads_the_folder_of_a_runs_model():

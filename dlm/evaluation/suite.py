@@ -19,6 +19,7 @@ from dlm.decoding.threshold import Threshold
 from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
+from dlm.evaluation.items import items_version
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.throughput import interleaved
 from dlm.model.denoiser import Denoiser
@@ -39,10 +40,11 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     fingerprint = run.record["parent"]["fingerprint"]
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(parent_settings(cfg), FILE_DIGITS)}.json"
     cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
-    measured = cached(cache)
+    version = items_version()
+    measured = cached(cache, version)
     if measured is None:
         measured = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]
-        write_json(cache, measured)
+        write_json(cache, measured | {"items": version})
     chosen = calibrate(dlm, converted, cfg)
     found, items = measure_model(dlm, converted, cfg, {ONE_TOKEN: Fixed(1)} | chosen)
     write_atomically(run.folder / "items.csv", items.drop(columns=["step", "confidence"]).to_csv(index=False))
@@ -50,6 +52,7 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     write_atomically(run.folder / "trace.json", json.dumps(trace_summary(first, dlm.pattern.block_size)))
     return {
         "settings": OmegaConf.to_container(cfg, resolve=True),
+        "items": version,
         "parent": measured,
         "dlm": found,
         "throughput": measure_throughput(ar, dlm, parent, chosen, cfg),
@@ -62,21 +65,28 @@ def evaluate_again(run: Run, cfg: DictConfig) -> None:
     run.seal("items.csv", "trace.json")
 
 
-def cached(path: Path) -> dict[str, Any] | None:
-    """What was measured before; None where it was not, or where the file is damaged, which is said."""
+def cached(path: Path, version: str) -> dict[str, Any] | None:
+    """What was measured before. None where it was not, where it was of items of another version, or where the file is
+    damaged, which is said."""
     if not path.exists():
         return None
     try:
-        return read_json(path)
+        measured = read_json(path)
     except ValueError as error:
         print(f"{path} is damaged ({error}): measuring the parent again", file=sys.stderr)
         return None
+    return measured if measured.pop("items", None) == version else None
 
 
 def is_evaluated(run: Run, cfg: DictConfig) -> bool:
-    """Whether a run's record holds what `evaluate_run` would measure."""
+    """Whether a run's record holds what `evaluate_run` would measure. Records of earlier versions do not say of which
+    items they are, and count."""
+    if not cfg.tasks_per_family:
+        return True
     found = run.record.get("evaluation") or {}
-    return not cfg.tasks_per_family or found.get("settings") == OmegaConf.to_container(cfg, resolve=True)
+    if found.get("settings") != OmegaConf.to_container(cfg, resolve=True):
+        return False
+    return "items" not in found or found["items"] == items_version()
 
 
 def parent_settings(cfg: DictConfig) -> dict[str, Any]:
