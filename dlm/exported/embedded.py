@@ -19,7 +19,7 @@ from dlm.config.finished import FinishedRun
 from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
-from dlm.exported.model_card import table
+from dlm.markdown import table
 from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 
