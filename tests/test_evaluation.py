@@ -20,6 +20,7 @@ from dlm.data.tasks import Example
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation import cloze, throughput
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
+from dlm.evaluation.interval import wilson
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.suite import calibrate
 from dlm.evaluation.summary import label
@@ -145,6 +146,18 @@ def test_accuracy_by_hand():
     expected = [(middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
     assert [found["low"], found["high"]] == pytest.approx(expected, abs=1e-6)
     assert found["families"]["a"]["accuracy"] == 0.5 and found["families"]["b"]["tpf"] == 2.0
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 90])
+def test_the_interval_of_a_fraction_holds_every_probability_that_a_score_test_does_not_reject(n):
+    z = 1.959963984540054
+    for successes in range(n + 1):
+        low, high = wilson(successes, n)
+        assert 0 <= low <= successes / n <= high <= 1 and high - low > 0.01
+        roots = np.roots([n + z**2, -(2 * successes + z**2), successes**2 / n])  # of (k - np)² = z² n p (1 - p)
+        assert [low, high] == pytest.approx(sorted(roots.real), abs=1e-12)
+    with pytest.raises(ValueError, match="must not be greater than n"):
+        wilson(n + 1, n)
 
 
 def test_a_trace_summary_by_hand():
