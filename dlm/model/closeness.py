@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 # The largest `distance` that counts as rounding, by the bytes of the coarsest number on the way. What is wrong (a mask
-# that is ignored, a leak) moves logits by about their own spread, a distance of about 1. In 16 bits rounding alone moved
-# them by 0.01 in 28 layers of random weights, with the columns in another order.
+# that is ignored, a leak) moves logits by about their own spread, a distance of about 1. In 16 bits rounding alone
+# moved them by 0.01 in 28 layers of random weights, with the columns in another order.
 TOLERANCE = {8: 1e-3, 4: 1e-3, 2: 0.1}
 
 
