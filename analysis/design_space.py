@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from analysis.plan.compose import CONF
+from dlm.markdown import table
 
 ROOT = CONF.parent
 PAGE, README = ROOT / "docs" / "design_space.md", ROOT / "README.md"
@@ -204,12 +205,6 @@ def link(path: Path, text: str = "yaml") -> str:
 
 def papers(said: Header) -> str:
     return ", ".join(f"[{name}](https://arxiv.org/abs/{number})" for name, number in said.papers)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def with_options(readme: str) -> str:

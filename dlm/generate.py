@@ -22,8 +22,8 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config.arguments import call, quoted
-from dlm.config.build import ar_denoiser, converted_denoiser, make
-from dlm.config.inputs import require_same
+from dlm.config.build import make
+from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Generate
 from dlm.console import command
@@ -34,7 +34,6 @@ from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
 from dlm.model.packed_linears import PackedLinears
-from dlm.model.parent import load_parent
 from dlm.model.positions import require_positions
 from dlm.runs.run import Run
 from dlm.types import generator
@@ -248,15 +247,12 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run, and its parent where it is asked for."""
-    folder, asked = run.trained_model(), cfg.get("decoding") or {}
+    finished, asked = FinishedRun(run), cfg.get("decoding") or {}
     # `decoding=NAME` is a decoder; `+decoding.threshold=0.5` changes the run's.
     decoder = make(asked if "_target_" in asked else OmegaConf.merge(run.config.decoding, asked))
-    converted = load_parent(str(folder), dtype=run.config.model.get("dtype", "float32"), check=False)
-    found = [Speaker("dLM", converted_denoiser(run.config, converted), converted.tokenizer, decoder)]
+    found = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
     if cfg.parent:
-        require_same(run, run.config, "model")
-        parent = make(run.config.model, check=False)
-        found.append(Speaker("parent (AR)", ar_denoiser(parent), parent.tokenizer, Fixed(1)))
+        found.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))
     return found
 
 

@@ -12,7 +12,7 @@ from analysis.study import everything
 from analysis.tables.collect import collect
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import COLUMNS, Results
-from dlm.runs.run import digest
+from dlm.runs.digest import digest
 
 MASKED = {"result": {"block_size": 2, "probability": [0.25, 0.75], "by_hidden": []}}
 CHILD = """

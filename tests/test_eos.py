@@ -12,10 +12,11 @@ from dlm.config.build import ar_denoiser
 from dlm.data.tasks import Example
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation.generation import run_tasks
-from dlm.evaluation.suite import digest
+from dlm.evaluation.suite import parent_settings
 from dlm.generate import Speaker
 from dlm.model.eos import eos_ids
 from dlm.model.parent import load_parent
+from dlm.runs.digest import FILE_DIGITS, digest
 
 TINY = "dlm/assets/tiny"
 PROMPT = "reverse:ABCDEFG="
@@ -63,5 +64,5 @@ def test_a_saved_model_keeps_them(folder, tmp_path):
 def test_what_was_measured_of_a_parent_with_one_end_does_not_serve_one_with_two():
     """And that of the embedded parent keeps the name it had."""
     cfg = config("evaluation=full").evaluation
-    assert digest(cfg, [0]) != digest(cfg, [0, 5]) != digest(cfg, [0, 6])
-    assert digest(cfg, [0]) == "5d2bc5f4"
+    assert parent_settings(cfg, [0]) != parent_settings(cfg, [0, 5]) != parent_settings(cfg, [0, 6])
+    assert digest(parent_settings(cfg, [0]), FILE_DIGITS) == "5d2bc5f4"

@@ -68,10 +68,11 @@ def paired(
 ) -> tuple[float, float, float]:
     """The mean of paired differences with its interval over seeds and items.
 
-    Items are drawn by the bootstrap, all seeds of an item together, because their answers are not independent. The
-    seeds' part is Student's t: with three seeds a bootstrap over them calls one in four differences real that are not
-    (all three have the same sign by chance). Without spread over items this is `over_seeds`, with one seed the
-    bootstrap over items alone.
+    Items are drawn by the paired bootstrap (Koehn 2004, "Statistical significance tests for machine translation
+    evaluation"; percentile interval, Efron and Tibshirani 1993, chapter 13), all seeds of an item together, because
+    their answers are not independent. `scipy.stats.bootstrap` draws along one axis only. The seeds' part is Student's
+    t: with three seeds a bootstrap over them calls one in four differences real that are not (all three have the same
+    sign by chance). Without spread over items this is `over_seeds`, with one seed the bootstrap over items alone.
     """
     seeds, items = differences.shape
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 
 from analysis.pages.exhibits import Cell, Plot, Table
+from dlm.markdown import table as markdown_table
 from dlm.runs.storage import write_atomically
 
 matplotlib.use("Agg")
@@ -60,7 +61,7 @@ def to_markdown(table: Table) -> str:
     head = [markdown(c) for c in table.frame.columns]
     align = [":--" if text else "--:" for text in text_columns(table)]
     body = [[markdown(c.line) for c in row] for row in table.cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, align, *body))
+    return markdown_table(head, body, align)
 
 
 def to_latex(table: Table) -> str:

@@ -17,7 +17,8 @@ from analysis.tables.measurements import Rows, outputs, tables_of
 from analysis.tables.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from dlm.config.targets import name_of
 from dlm.evaluation.drift import by_layer
-from dlm.runs.run import Run, digest
+from dlm.runs.digest import digest
+from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 
 VALUES = ("block_size", "token_shift", "lr", "seed")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scipy.stats import binomtest
-
 from analysis.tables.results import columns
+from dlm.evaluation.interval import wilson
 
 DOMAINS = {
     "maths": ("add", "running_sum", "word_problem"),
@@ -17,8 +16,7 @@ DOMAINS = {
 
 def proportion(name: str, value: float, n: int) -> dict[str, float]:
     """A fraction of `n` with Wilson's 95 % interval."""
-    interval = binomtest(round(value * n), n).proportion_ci(method="wilson")
-    return columns(name, value, interval.low, interval.high, n)
+    return columns(name, value, *wilson(round(value * n), n), n)
 
 
 def domains(families: dict[str, dict[str, Any]]) -> dict[str, float]:

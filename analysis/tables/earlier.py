@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.plan.sweep import DIVERGED, Evaluation, Point
 from analysis.tables.measurements import Rows
 from analysis.tables.results import FINISHED, IDS, MEASURED_FOR, Results
-from dlm.runs.run import digest
+from dlm.runs.digest import digest
 
 MEASURED = ("evaluations", "positions", "steps", "scores")  # tables with rows that a sweep asked for
 OF_RUNS = ("runs", "drift", "curves")

@@ -6,12 +6,12 @@ An accuracy alone can hide how a model fails: a dLM whose blocks are too large f
 from __future__ import annotations
 
 import pandas as pd
-from scipy.stats import binomtest
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
+from dlm.evaluation.interval import wilson
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
 
@@ -75,14 +75,14 @@ def accuracy(results: pd.DataFrame) -> dict:
     of outputs that are degenerate, as far as `results` say; per family and over all items."""
 
     def one(group: pd.DataFrame) -> dict:
-        interval = binomtest(int(group["correct"].sum()), len(group)).proportion_ci(method="wilson")
+        low, high = wilson(int(group["correct"].sum()), len(group))
         more = group.filter(items=DEGENERATE).mean().to_dict()
         if "rows" in group:
             more["tokens_per_row"] = float(group["tokens"].sum() / group["rows"].sum())
         return {
             "accuracy": float(group["correct"].mean()),
-            "low": interval.low,
-            "high": interval.high,
+            "low": low,
+            "high": high,
             "n": len(group),
             "tpf": float(group["tokens"].sum() / group["nfe"].sum()),
             "nfe": float(group["nfe"].mean()),

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from dlm.config.targets import name_of
 from dlm.evaluation.summary import label
+from dlm.markdown import table
 from dlm.runs.run import Run
 
 USAGE = """\
@@ -80,9 +81,3 @@ def accuracy_table(evaluation: dict[str, Any]) -> str:
     ]
     header = ["", "exact match", "95 % interval", "items", "tokens/forward", "forwards/answer"]
     return table(header, rows) + "\n\nOne run, one seed; every forward of the network is counted."
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

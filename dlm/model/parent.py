@@ -6,7 +6,6 @@ forward must honour the attention mask and the positions that it is given, and n
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.probe import check_convertible
 from dlm.model.vocabulary import add_rows, fit_vocabulary
+from dlm.runs.digest import fingerprint
 from dlm.runs.run import Run
 from dlm.trainable.adapters import adapter_weights, own_weights
 from dlm.trainable.gate import restore_gated
@@ -46,14 +46,14 @@ class Parent:
     def fingerprint(self) -> str:
         """A hash of every weight, so that a record says exactly which parent it is about: adapters that are there
         already to be trained, and do nothing yet, do not count."""
-        digest = hashlib.sha256()
         weights, adapters = own_weights(self.model), adapter_weights(self.model)
         if any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name):
             weights |= adapters
-        for name, tensor in sorted(weights.items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return fingerprint(
+            part
+            for name, tensor in sorted(weights.items())
+            for part in (name.encode(), tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        )
 
 
 class Loading(TypedDict, total=False):
@@ -200,13 +200,10 @@ def new_parent(
 
 
 def load_run(run: str | int, runs_dir: str, **kwargs: Unpack[Loading]) -> Parent:
-    """A parent that a finished run of this project made, such as one of pretrain=embedded."""
+    """A parent that a finished run of this project made, such as one of pretrain=embedded. `ValueError` where the run
+    has no model or a file of it is not what was written."""
     found = Run.load(str(run), runs_dir)
-    if not found.model_folder.exists():
-        raise ValueError(
-            f"model.run {run!r} is {found.status} and has no model: finish it with the command that began it"
-        )
-    parent = load_parent(str(found.model_folder.absolute()), **kwargs)
+    parent = load_parent(str(found.trained_model().absolute()), **kwargs)
     parent.source = f"run {found.id}"
     return parent
 
