@@ -207,7 +207,7 @@ def whole_run(tmp_path_factory) -> Run:
     run = Run.create(config(f"runs_dir={tmp_path_factory.mktemp('runs')}"), {})
     shutil.copytree(ROOT / "dlm" / "assets" / "tiny", run.model_folder)
     run.seal("model")
-    run.update(status="finished", parent={"source": "tiny", "fingerprint": "0123456789abcdef"})
+    run.update(status="finished", parent={"source": "tiny", "fingerprint": "abe774858db02fc7"})
     return run
 
 

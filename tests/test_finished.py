@@ -67,8 +67,9 @@ def test_what_is_asked_of_a_finished_run_is_loaded_once_and_only_then(finished_r
 
 
 def test_no_other_code_reads_the_folder_of_a_runs_model():
-    """A new command that went past the door would make the folder's path by itself. Training writes it."""
-    own = {"dlm/runs/run.py", "dlm/trainer/fit.py", "dlm/train.py"}
+    """A new command that went past the door would make the folder's path by itself. Training writes it, and what a run
+    read of another run's model is named by its fingerprint."""
+    own = {"dlm/runs/run.py", "dlm/trainer/fit.py", "dlm/train.py", "dlm/config/inputs.py"}
     files = [path for folder in ("dlm", "analysis") for path in (ROOT / folder).rglob("*.py")]
     found = {p.relative_to(ROOT).as_posix() for p in files if re.search(r"\bmodel_folder\b", p.read_text())}
     assert found == own

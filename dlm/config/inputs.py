@@ -7,7 +7,6 @@ is named by its id and revision.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.model.parent import PACKAGE_PREFIX, resolve
+from dlm.runs import digest
 from dlm.runs.run import VOLATILE, Run
 
 FILES = ("path", "tokenizer", "policy")  # arguments that name a file, a folder or what a hub has
@@ -65,19 +65,18 @@ def folder_of(name: str, runs_dir: Path) -> Path | None:
 def fingerprint(path: Path) -> str:
     """16 hexadecimal digits of what a file holds, or of the files of a model's folder that are read."""
     files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in MODEL_FILES and p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        status = os.stat(file)
-        name = "" if file == path else file.name
-        digest.update(f"{name} {hash_of(file.absolute(), status.st_size, status.st_mtime_ns)} ".encode())
-    return digest.hexdigest()[:16]
+    names = ["" if file == path else file.name for file in files]
+    return digest.fingerprint(f"{n} {hash_of(f, f.stat())} ".encode() for n, f in zip(names, files, strict=True))
+
+
+def hash_of(file: Path, status: os.stat_result) -> str:
+    """The SHA-256 of a file, computed once for as long as its size and time stay as they are."""
+    return cached_checksum(file.absolute(), status.st_size, status.st_mtime_ns)
 
 
 @cache
-def hash_of(file: Path, size: int, changed: int) -> str:
-    """The SHA-256 of a file, computed once for as long as its size and time stay as they are."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def cached_checksum(file: Path, size: int, changed: int) -> str:
+    return digest.checksum(file)
 
 
 def require_same(run: Run, cfg: DictConfig, *groups: str) -> None:
