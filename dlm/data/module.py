@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data import prose, tasks
 from dlm.data.packing import PackedRows, Source, TaskSource, Windows, collate
 from dlm.data.text import encode, refuse_mask
+from dlm.runs.digest import fingerprint
 
 VAL_SEED = 1_000_003
 
