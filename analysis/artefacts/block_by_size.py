@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point, own
+from analysis.evidence.compare import by_point, final_evaluation
 from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table
 from analysis.pages.plots import lines
 from analysis.tables.results import Results
@@ -16,7 +16,7 @@ SWEEP = SWEEPS[0]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = own(results.of("evaluations", SWEEP)).sort_values(["parameters", "block_size", "seed"])
+    rows = final_evaluation(results.of("evaluations", SWEEP)).sort_values(["parameters", "block_size", "seed"])
     rows = rows.assign(size=[f"{v / 1e6:.3g}M parameters" for v in rows["parameters"]])
     kept = rows.merge(parents(results), on="parent", how="left") if len(rows) else rows.assign(parent_accuracy=[])
     kept = kept.assign(kept=kept["accuracy"] / kept["parent_accuracy"])
@@ -57,7 +57,7 @@ KEPT = (
 
 def parents(results: Results) -> pd.DataFrame:
     """The accuracy of every parent by its fingerprint."""
-    rows = own(results.of("evaluations", SWEEP), model="parent").drop_duplicates("parent")
+    rows = final_evaluation(results.of("evaluations", SWEEP), model="parent").drop_duplicates("parent")
     return rows[["parent", "accuracy"]].rename(columns={"accuracy": "parent_accuracy"})
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.evidence.compare import by_point, outcomes, own, require_same_items
-from analysis.evidence.stats import Effect, paired
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.evidence.compare import by_point, final_evaluation, outcomes, require_same_items
+from analysis.evidence.stats import Effect, paired_interval
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.findings import decision
 from analysis.pages.plots import bars
 from analysis.tables.results import Results
@@ -38,9 +38,9 @@ EFFECTS = (
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = own(results.of("evaluations", SWEEP))
+    rows = final_evaluation(results.of("evaluations", SWEEP))
     rows = rows.assign(auxiliary_name=rows["auxiliary_name"].where(rows["auxiliary_name"].notna(), "none"))
-    shown = named("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
+    shown = headings("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
     found = crossings(rows)
     made: list[Exhibit] = []
     if found:
@@ -108,6 +108,6 @@ def factorial(rows: pd.DataFrame) -> list[Effect]:
     pairs = {f"{a.split(' (')[0]} × {b.split(' (')[0]}": signs[a] * signs[b] for a, b in combinations(signs, 2)}
     made = []
     for what, sign in (signs | pairs).items():
-        value, low, high = (100 * x for x in paired(2 * np.einsum("sci,c->si", answers, sign) / len(sign)))
+        value, low, high = (100 * x for x in paired_interval(2 * np.einsum("sci,c->si", answers, sign) / len(sign)))
         made.append(Effect(what, value, low, high, len(seeds), answers.shape[2], runs=tuple(rows["run"])))
     return made

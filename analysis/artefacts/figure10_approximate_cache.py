@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.evidence.compare import by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier
 from analysis.tables.results import Results
 
@@ -17,7 +17,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = results.of("evaluations", SWEEP)
     rows = rows[rows["evaluation"].isin(["plain", "approximate"])].sort_values(["point", "decoder", "threshold"])
     rows = rows.assign(line=rows["label"] + ", " + rows["decoder"].astype(str))
-    shown = named("accuracy", "tpf", "nfe", "tokens_per_second")
+    shown = headings("accuracy", "tpf", "nfe", "tokens_per_second")
     table = by_point(rows, shown, ("line", "setting")).rename(columns={"line": "model and decoding"})
     panels = (
         frontier(rows, "tokens_per_second", "line", "setting", "", "tokens/s"),

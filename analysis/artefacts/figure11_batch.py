@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence.compare import by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier
 from analysis.tables.results import PARENT, Results
 
@@ -21,7 +21,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = rows.sort_values(["batch_size", "model", "nfe"])
     rows = rows.assign(model=["AR parent" if m == PARENT else "dLM" for m in rows["model"]])
     rows = rows.assign(line=[f"{m}, batch {b:g}" for m, b in zip(rows["model"], rows["batch_size"], strict=True)])
-    shown = named("accuracy", "tpf", "nfe", "tokens_per_second")
+    shown = headings("accuracy", "tpf", "nfe", "tokens_per_second")
     table = by_point(rows, shown, ("batch_size", "model", "threshold")).rename(columns={"batch_size": "batch"})
     panel = frontier(rows, "tokens_per_second", "line", "threshold", "", "tokens/s")
     said = "Tokens per second of the whole batch; each line is a model at a batch size through its thresholds."

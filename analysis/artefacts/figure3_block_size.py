@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point, inner_best, own, swept
+from analysis.evidence.compare import by_point, final_evaluation, inner_best, sweep_evaluation
 from analysis.evidence.stats import Effect
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import heat_map
 from analysis.tables.results import Results
 
@@ -26,7 +26,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     for name, title in MODELS.items():
         values = pd.DataFrame(printed[name], index=printed["eval_block_size"]).T
         theirs.append(heat_map(values, f"{title}, accuracy %", *axes))
-    measures = named("accuracy", "tpf", "nfe")
+    measures = headings("accuracy", "tpf", "nfe")
     table = by_point(rows, measures, ("block_size", "eval_block_size"))
     names = {"block_size": "training block", "eval_block_size": "evaluation block"}
     alt = "Heat map of accuracy over training and evaluation block size"
@@ -39,7 +39,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 def one_token(results: Results) -> pd.DataFrame:
     """Every run at every evaluation block size, at one token per step."""
-    rows = swept(results.of("evaluations", SWEEP), "decoding_block_size")
+    rows = sweep_evaluation(results.of("evaluations", SWEEP), "decoding_block_size")
     return rows.sort_values(["block_size", "eval_block_size", "seed"])
 
 
@@ -52,7 +52,7 @@ def mean_grid(rows: pd.DataFrame) -> pd.DataFrame:
 
 def block_size_sweet_spot(results: Results, paper: dict) -> list[Effect]:
     """At the evaluation block that each was trained with."""
-    rows = own(results.of("evaluations", SWEEP))
+    rows = final_evaluation(results.of("evaluations", SWEEP))
     grid = paper["figure3_block_size"]
     small, large = (best_to_ends(grid[name], grid["eval_block_size"]) for name in MODELS)
     printed = tuple(f"{one} (4B: {other})" for one, other in zip(small, large, strict=True))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.evidence.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, swept
+from analysis.evidence.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, sweep_evaluation
 from analysis.evidence.stats import Effect
-from analysis.pages.claims import shown
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.claims import effect_text
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier
 from analysis.tables.results import Results
 
@@ -20,7 +20,7 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = by_block(results)
-    measures = named("accuracy", "tpf", "nfe")
+    measures = headings("accuracy", "tpf", "nfe")
     table = by_point(rows, measures, ("eval_block_size", "threshold")).rename(columns={"eval_block_size": "block"})
     rows = rows.assign(line=[f"block {v:g}" for v in rows["eval_block_size"]])
     panel = frontier(rows, "nfe", "line", "threshold", "", "forwards per answer (NFE)")
@@ -51,11 +51,11 @@ def by_side(rows: pd.DataFrame) -> pd.DataFrame:
         scalar_effect(what, per_doubling(rows[side], 0), rows.loc[side, "run"], "{:+.1f} points")
         for what, side in (("up to that of training", sizes <= trained), ("from it on", sizes >= trained))
     ]
-    return pd.DataFrame([[e.what, shown(e), e.why] for e in effects if e.seeds], columns=columns)
+    return pd.DataFrame([[e.what, effect_text(e), e.why] for e in effects if e.seeds], columns=columns)
 
 
 def by_block(results: Results) -> pd.DataFrame:
-    rows = swept(results.of("evaluations", SWEEP), "forwards")
+    rows = sweep_evaluation(results.of("evaluations", SWEEP), "forwards")
     return rows.sort_values(["eval_block_size", "threshold"])
 
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.evidence.compare import at_shared_cost, by_point, own, scalar_effect, slope_by_seed, swept
+from analysis.evidence.compare import (
+    at_shared_cost,
+    by_point,
+    final_evaluation,
+    scalar_effect,
+    slope_by_seed,
+    sweep_evaluation,
+)
 from analysis.evidence.stats import Effect
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier, lines
 from analysis.tables.results import Results
 
@@ -18,8 +25,8 @@ SWEEP = SWEEPS[0]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = by_budget(swept(results.of("evaluations", SWEEP), "forwards"))
-    one = by_budget(own(results.of("evaluations", SWEEP)))
+    rows = by_budget(sweep_evaluation(results.of("evaluations", SWEEP), "forwards"))
+    one = by_budget(final_evaluation(results.of("evaluations", SWEEP)))
     panels = (
         lines(one.assign(line="cloze"), "tokens", "cloze", "line", "(a)", "training tokens", "cloze, %", 100, log=True),
         lines(
@@ -27,8 +34,8 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         ),
         frontier(rows, "nfe", "budget", "threshold", "(b–d)", "forwards per answer (NFE)"),
     )
-    likelihoods = by_point(one, named("accuracy", "cloze", "bits_per_byte"), ("budget",))
-    table = by_point(rows, named("accuracy", "tpf", "nfe"), ("budget", "threshold"))
+    likelihoods = by_point(one, headings("accuracy", "cloze", "bits_per_byte"), ("budget",))
+    table = by_point(rows, headings("accuracy", "tpf", "nfe"), ("budget", "threshold"))
     said = "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is "
     said += "25 %. (b–d) Accuracy against forwards, one line per budget through its decoding settings."
     return [
@@ -48,7 +55,7 @@ def training_improves_parallelism(results: Results, paper: dict) -> list[Effect]
     """Slopes per doubling of the tokens: of the likelihood task, and of accuracy at the fewest forwards that every
     budget reaches."""
     rows = results.of("evaluations", SWEEP)
-    one, fast = own(rows), swept(rows, "forwards")
+    one, fast = final_evaluation(rows), sweep_evaluation(rows, "forwards")
     level, at_level = at_shared_cost(fast, "nfe", "tokens", 0)
     at = f"at {level:.1f} forwards" if len(at_level) else "at few forwards"
     missing, shown = f"{SWEEP} at two budgets", "{:+.1f} points"

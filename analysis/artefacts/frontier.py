@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 
 from analysis.artefacts.recipes import AR, CONTROL, CONTROLS, SWEEPS, described
 from analysis.evidence.compare import by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.pages.findings import coverage, findings, lead, measured, ranked
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
+from analysis.pages.findings import coverage, findings, lead_text, rank_groups, score_text
 from analysis.pages.plots import trade_off
 from analysis.tables.results import PARENT, Results
 
@@ -32,7 +32,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         trade_off(points, "NFE", "best_nfe", "accuracy and forwards", "forwards per answer (NFE)"),
         trade_off(points, "tokens/s", "best_speed", "accuracy and speed", "tokens/s, batch 1"),
     )
-    columns = ["label", "decoding", "setting", "optimal", *named(*MEASURES).values()]
+    columns = ["label", "decoding", "setting", "optimal", *headings(*MEASURES).values()]
     shown = points[columns].rename(columns={"label": "model"})
     return [
         findings(sentences(usable), f"{there} Each model in every way of decoding, the oracle apart."),
@@ -84,7 +84,7 @@ def pareto_points(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per model, decoding and setting: estimates, `name`, whether it is a `baseline`, and whether it is optimal
     in forwards (`best_nfe`) and in tokens per second (`best_speed`)."""
     once = rows[(rows["model"] != PARENT) | ~rows.duplicated(["parent", *KEYS])]
-    made = by_point(once, named(*MEASURES), KEYS)
+    made = by_point(once, headings(*MEASURES), KEYS)
     kinds = rows.drop_duplicates("label").set_index("label")["kind"]
     baseline = made["label"].map(kinds).eq(BASELINE)
     accuracy = means(made["accuracy %"])
@@ -134,13 +134,13 @@ def best_within(what: str, groups: list[pd.DataFrame], ar: pd.DataFrame, looked_
     inside = [g for g in groups if within(g)]
     if not inside:
         return f"{what}: no recipe."
-    order = ranked(pd.concat(inside), KEYS)
+    order = rank_groups(pd.concat(inside), KEYS)
     best = order[0]
     others = [g for g in order[1:] if g["label"].iloc[0] != best["label"].iloc[0]]
     rivals = [(g, title(g)) for g in others[:1]] + [(ar, AR)]
     rivals += [(g, f"{AR} with lookup at NFE {g['nfe'].mean():.1f}") for g in looked_up]
-    leads = "; ".join(lead(best, rival, name) for rival, name in rivals)
-    return f"{what}: {title(best)} is the most accurate recipe, {measured(best)}; {leads}."
+    leads = "; ".join(lead_text(best, rival, name) for rival, name in rivals)
+    return f"{what}: {title(best)} is the most accurate recipe, {score_text(best)}; {leads}."
 
 
 def title(rows: pd.DataFrame) -> str:

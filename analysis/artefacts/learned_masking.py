@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.artefacts.table2_masking import REACHED, parallel
 from analysis.evidence.compare import accuracy_effect, by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
 from analysis.tables.results import Results
 
 PLACE = 220
@@ -17,7 +17,7 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = parallel(results.of("evaluations", SWEEP))
-    shown = named("accuracy", "tpf", "nfe")
+    shown = headings("accuracy", "tpf", "nfe")
     table = by_point(rows, shown, ("label", "setting")).rename(columns={"label": "masking"})
     return [
         Table(table, f"Of the targets of tokens per forward, {REACHED} {CELLS}", {"TPF": 2}),

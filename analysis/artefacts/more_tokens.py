@@ -7,10 +7,10 @@ from itertools import chain
 import pandas as pd
 
 from analysis.artefacts import figure4_drift_by_block_size, figure5_decoding_block_size
-from analysis.evidence.compare import accuracy_effect, by_point, own, scalar_effect, swept
+from analysis.evidence.compare import accuracy_effect, by_point, final_evaluation, scalar_effect, sweep_evaluation
 from analysis.evidence.stats import Effect
-from analysis.pages.claims import shown
-from analysis.pages.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.claims import effect_text
+from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
 from analysis.tables.results import Results
 
 PLACE = 235
@@ -24,8 +24,8 @@ CAPTION = (
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = own(of_blocks(results, "evaluations")).sort_values(["block_size", "tokens"])
-    measures = named("accuracy", "tpf", "nfe", "bits_per_byte")
+    rows = final_evaluation(of_blocks(results, "evaluations")).sort_values(["block_size", "tokens"])
+    measures = headings("accuracy", "tpf", "nfe", "bits_per_byte")
     table = by_point(rows, measures, ("block_size", "tokens")).rename(columns={"block_size": "training block"})
     said = f"At one token per step, decoded with the training block. {CELLS}"
     return [
@@ -53,7 +53,7 @@ def comparisons(results: Results) -> pd.DataFrame:
 
 
 def of_seeds(effect: Effect) -> str:
-    return f"{shown(effect)}; {effect.seeds} seed{'s' if effect.seeds > 1 else ''}"
+    return f"{effect_text(effect)}; {effect.seeds} seed{'s' if effect.seeds > 1 else ''}"
 
 
 def budgets(rows: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
@@ -64,7 +64,7 @@ def budgets(rows: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
 def small_blocks(results: Results) -> list[tuple[float, Effect]]:
     """The second-smallest training block against the smallest, of the claim that there is a best one between."""
     made = []
-    for tokens, rows in budgets(own(of_blocks(results, "evaluations"))):
+    for tokens, rows in budgets(final_evaluation(of_blocks(results, "evaluations"))):
         sizes = sorted(rows["block_size"].unique())[:2]
         if len(sizes) == 2:
             small, larger = (rows[rows["block_size"] == size] for size in sizes)
@@ -74,9 +74,9 @@ def small_blocks(results: Results) -> list[tuple[float, Effect]]:
 
 def positional(results: Results) -> list[tuple[float, Effect]]:
     """Positional masking, the ladder's last two rungs, against uniform masking with the same block."""
-    ladder = own(results.of("evaluations", LADDER))
+    ladder = final_evaluation(results.of("evaluations", LADDER))
     rungs = ladder[ladder["masking_name"].astype(str).str.startswith("position")]
-    uniform = own(of_blocks(results, "evaluations"))
+    uniform = final_evaluation(of_blocks(results, "evaluations"))
     made = []
     for tokens, rows in budgets(rungs):
         same = uniform[(uniform["tokens"] == tokens) & uniform["block_size"].isin(rows["block_size"])]
@@ -87,7 +87,7 @@ def positional(results: Results) -> list[tuple[float, Effect]]:
 def decoding_blocks(results: Results) -> list[tuple[float, Effect]]:
     """The slope of accuracy over the block of decoding, at the fewest forwards that all blocks reach."""
     made = []
-    for tokens, rows in budgets(swept(of_blocks(results, "evaluations"), "forwards")):
+    for tokens, rows in budgets(sweep_evaluation(of_blocks(results, "evaluations"), "forwards")):
         slopes = figure5_decoding_block_size.per_doubling(rows, 0)
         what = "per doubling of the decoding block, at the fewest forwards"
         made.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.1f} points")))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point, own, parent_row, scalar_effect, swept
-from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, of_runs_at_equal_flops, training_curves
+from analysis.evidence.compare import by_point, final_evaluation, parent_row, scalar_effect, sweep_evaluation
+from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, runs_at_equal_flops, training_curves
 from analysis.evidence.stats import Effect
-from analysis.pages.claims import shown
-from analysis.pages.exhibits import CELLS, Exhibit, Table, named
-from analysis.pages.findings import coverage, decision, findings, lead, measured, ranked
+from analysis.pages.claims import effect_text
+from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
+from analysis.pages.findings import coverage, decision, findings, lead_text, rank_groups, score_text
 from analysis.tables.results import Results
 from dlm.evaluation.generation import DEGENERATE
 
@@ -24,11 +24,11 @@ DIGITS = {"TPF": 2, "tokens/row": 2, "bits/byte": 3, "TFLOP": 2, "tokens": 0}
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = results.of("evaluations", SWEEPS)
-    one = whole_cost(described(own(rows)), results)
-    parallel = described(swept(rows, "threshold"))
+    one = whole_cost(described(final_evaluation(rows)), results)
+    parallel = described(sweep_evaluation(rows, "threshold"))
     there = coverage(results, SWEEPS)
     return [
-        findings(sentences(results, one, parallel, swept(rows, "parent").assign(label=AR)), there),
+        findings(sentences(results, one, parallel, sweep_evaluation(rows, "parent").assign(label=AR)), there),
         Table(recipe_table(results, one), f"At one token per step. {there} {CELLS} {LEGEND}", DIGITS),
         Table(by_threshold(parallel), f"By the confidence τ that commits a token. {CELLS}", digits(parallel)),
         Table(costs(results, one), EQUAL, {"tokens": 0, "TFLOP": 2, "NELBO": 3, "NELBO, equal FLOPs": 3}),
@@ -68,8 +68,8 @@ def whole_cost(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 def recipe_table(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     """The AR parent, and a row for every recipe."""
-    measures = named("accuracy", "tpf", "nfe", "tokens_per_row", *DEGENERATE, "cloze", "bits_per_byte")
-    trained = by_point(rows, measures | {"tokens": "tokens"} | named("train_flops"), ("kind", "label"))
+    measures = headings("accuracy", "tpf", "nfe", "tokens_per_row", *DEGENERATE, "cloze", "bits_per_byte")
+    trained = by_point(rows, measures | {"tokens": "tokens"} | headings("train_flops"), ("kind", "label"))
     parent = parent_row(results, SWEEPS).assign(kind="", label=AR)
     return pd.concat([f for f in (by_point(parent, measures, ("kind", "label")), trained) if len(f)] or [trained])
 
@@ -78,7 +78,7 @@ def by_threshold(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for every recipe, with accuracy, TPF and NFE at every threshold below 1."""
     made = by_point(rows.drop_duplicates(["label", "seed"]), {}, ("kind", "label"))
     for threshold, group in by_falling_threshold(rows):
-        names = {m: f"{text}, τ {threshold:g}" for m, text in named("accuracy", "tpf", "nfe").items()}
+        names = {m: f"{text}, τ {threshold:g}" for m, text in headings("accuracy", "tpf", "nfe").items()}
         made = made.merge(by_point(group, names, ("kind", "label")), on=["kind", "label"], how="left")
     return made
 
@@ -95,7 +95,7 @@ def digits(rows: pd.DataFrame) -> dict[str, int]:
 
 def costs(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     """Training cost of every recipe, and its bound at equal FLOPs."""
-    names = {"tokens": "tokens"} | named("train_flops") | {"val_nelbo": "NELBO"}
+    names = {"tokens": "tokens"} | headings("train_flops") | {"val_nelbo": "NELBO"}
     made = by_point(rows, names, ("kind", "label"))
     equal = at_equal_flops(labelled_curves(results))
     return made.assign(**{"NELBO, equal FLOPs": [equal.get(label) for label in made["label"]]})
@@ -114,40 +114,42 @@ def sentences(results: Results, one: pd.DataFrame, parallel: pd.DataFrame, paren
     made = [*best_of("one token per step", recipes), *against_controls(one, parent), *cheaper(recipes)]
     for threshold, rows in by_falling_threshold(parallel[parallel["kind"] == RECIPE]):
         made += best_of(f"τ {threshold:g}", rows)
-    return made if recipes.empty else [*made, *best_at_equal_flops(of_runs_at_equal_flops(labelled_curves(results)))]
+    return made if recipes.empty else [*made, *best_at_equal_flops(runs_at_equal_flops(labelled_curves(results)))]
 
 
 def best_of(setting: str, rows: pd.DataFrame) -> list[str]:
     """The most accurate recipe, and its lead over the next."""
-    order = ranked(rows)
+    order = rank_groups(rows)
     if not order:
         return []
     best = order[0]
-    text = f"At equal tokens, {setting}: {name(best)} is the most accurate of {len(order)}, {measured(best)}"
-    return [f"{text}; {lead(best, order[1], name(order[1]))}." if len(order) > 1 else f"{text}; alone."]
+    text = f"At equal tokens, {setting}: {name(best)} is the most accurate of {len(order)}, {score_text(best)}"
+    return [f"{text}; {lead_text(best, order[1], name(order[1]))}." if len(order) > 1 else f"{text}; alone."]
 
 
 def against_controls(one: pd.DataFrame, parent: pd.DataFrame) -> list[str]:
     """The most accurate recipe against the AR parent, more AR training, and random weights."""
-    best = (ranked(one[one["kind"] == RECIPE]) or [None])[0]
-    controls = ranked(parent) + ranked(one[one["kind"] == CONTROL])
-    return [] if best is None else [f"{name(best)}, one token per step: {lead(best, c, name(c))}." for c in controls]
+    best = (rank_groups(one[one["kind"] == RECIPE]) or [None])[0]
+    controls = rank_groups(parent) + rank_groups(one[one["kind"] == CONTROL])
+    return (
+        [] if best is None else [f"{name(best)}, one token per step: {lead_text(best, c, name(c))}." for c in controls]
+    )
 
 
 def cheaper(rows: pd.DataFrame) -> list[str]:
     """The recipe that cost least of those that are not told apart from the most accurate one."""
     known = rows.dropna(subset=["train_flops"])
-    order = ranked(known)
+    order = rank_groups(known)
     if len(order) < 2:
         return []
     best = order[0]
     cost = best["train_flops"].mean()
-    level = [g for g in order[1:] if g["train_flops"].mean() < cost and lead(best, g, "").endswith("undecided")]
+    level = [g for g in order[1:] if g["train_flops"].mean() < cost and lead_text(best, g, "").endswith("undecided")]
     if not level:
         return [f"No recipe that cost fewer FLOPs than {name(best)} comes near enough to be undecided against it."]
     least = min(level, key=lambda g: g["train_flops"].mean())
     share = 100 * least["train_flops"].mean() / cost
-    return [f"With {share:.0f} % of its FLOPs, {name(least)} has {measured(least)}; {lead(best, least, 'it')}."]
+    return [f"With {share:.0f} % of its FLOPs, {name(least)} has {score_text(least)}; {lead_text(best, least, 'it')}."]
 
 
 def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
@@ -160,7 +162,7 @@ def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
     leads = [lead_in_bound(best, equal.xs(point, level="point")) for point in order[1:]]
     apart = sum(effect.low > 0 for effect in leads)
     text = f"At equal FLOPs ({equal['flops'].iloc[0] / 1e12:.3g} TFLOP): {order[0]} has the lowest validation NELBO"
-    text += f" of {len(order)}, {best['value'].mean():.3f} nats/token; {order[1]} has {shown(leads[0])} more:"
+    text += f" of {len(order)}, {best['value'].mean():.3f} nats/token; {order[1]} has {effect_text(leads[0])} more:"
     return [f"{text} {decision(leads[0])}. It is told apart from {apart} of the other {len(leads)}."]
 
 

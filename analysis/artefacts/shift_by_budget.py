@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pandas as pd
 
-from analysis.evidence.compare import accuracy_effect, by_point, own, scalar_effect
+from analysis.evidence.compare import accuracy_effect, by_point, final_evaluation, scalar_effect
 from analysis.evidence.stats import AGREES, DISAGREES, UNDECIDED, Effect, estimate
-from analysis.pages.claims import shown
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.claims import effect_text
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import lines
 from analysis.tables.results import DLM, Results
 
@@ -24,8 +24,8 @@ SETTING = ["size", "attention_name", "block_size", "lr"]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = described(own(results.of("evaluations", BY_ACCURACY)).drop_duplicates("run"))
-    measures = named("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
+    rows = described(final_evaluation(results.of("evaluations", BY_ACCURACY)).drop_duplicates("run"))
+    measures = headings("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
     losses = block_losses(results)
     panels = [
         lines(group, "tokens", "accuracy", "shift", name, "training tokens", "accuracy, %", 100, log=True, order=ARMS)
@@ -108,7 +108,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
                 effects[tokens] = effect, bound_effect(*pair, name)
         crossings = [crossing({tokens: both[i] for tokens, both in effects.items()}) for i in (0, 1)]
         for tokens, both in effects.items():
-            made.append([name, f"{tokens:,.0f}", *map(shown, both), *crossings])
+            made.append([name, f"{tokens:,.0f}", *map(effect_text, both), *crossings])
     return pd.DataFrame(made, columns=columns)
 
 

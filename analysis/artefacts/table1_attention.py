@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point, compare, own, parent_row
+from analysis.evidence.compare import by_point, compare, final_evaluation, parent_row
 from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
 from analysis.evidence.stats import Effect
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import lines
 from analysis.tables.domains import DOMAINS
 from analysis.tables.results import Results
@@ -18,7 +18,7 @@ PLACE = 10
 TITLE = "Table 1, and the LoRA rows of Table 8: attention, clean context, token shift"
 SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
-MEASURES = named("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte")
+MEASURES = headings("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte")
 DIGITS = {"TPF": 2, "bits/byte": 3, "paper %": 2, "kept %": 0, "paper kept %": 0}
 COSTS = {"NELBO": 3, "tokens": 0, "TFLOP": 2, "NELBO, equal FLOPs": 3}
 
@@ -57,7 +57,7 @@ EQUAL = f"What training cost, and the validation NELBO (nats/token) {AT_EQUAL_FL
 
 def accuracies(results: Results, paper: dict) -> pd.DataFrame:
     """The paper's table with ours beside it; a row without runs has only the paper's numbers."""
-    measured = by_point(own(results.of("evaluations", SWEEP)), MEASURES).set_index("point")
+    measured = by_point(final_evaluation(results.of("evaluations", SWEEP)), MEASURES).set_index("point")
     parent = by_point(parent_row(results, SWEEP).assign(point="a", label="AR parent"), MEASURES).set_index("point")
     found = pd.concat([frame for frame in (parent, measured) if len(frame)]) if len(measured) else measured
     labels = {"a": "AR parent"} | dict(results.points.query("sweep == @SWEEP")[["point", "label"]].values.tolist())
@@ -92,9 +92,9 @@ def printed_rows(paper: dict) -> dict[str, dict[str, Any]]:
 
 def parallel(rows: pd.DataFrame) -> pd.DataFrame:
     """Every point at every setting."""
-    shown = named("accuracy", "tpf", "nfe", "threshold")
+    shown = headings("accuracy", "tpf", "nfe", "threshold")
     shown |= {"tokens_per_second": "tokens/s"}
-    return by_point(own(rows, None), shown, ("point", "label", "setting"))
+    return by_point(final_evaluation(rows, None), shown, ("point", "label", "setting"))
 
 
 def work(results: Results, curves: pd.DataFrame) -> pd.DataFrame:

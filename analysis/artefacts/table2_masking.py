@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.evidence.compare import accuracy_effect, by_point, swept
+from analysis.evidence.compare import accuracy_effect, by_point, sweep_evaluation
 from analysis.evidence.stats import Effect
-from analysis.pages.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
 from analysis.tables.results import Results
 
 PLACE = 80
@@ -18,7 +18,7 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = parallel(results.of("evaluations", SWEEP))
-    shown = named("accuracy", "tpf", "nfe", "threshold")
+    shown = headings("accuracy", "tpf", "nfe", "threshold")
     table = by_point(rows, shown, ("label", "setting")).rename(columns={"label": "masking"})
     printed = paper["table2_masking"]
     names = ("uniform", "right_to_left", "half_life_0.25", "half_life_0.10", "half_life_0.05")
@@ -42,11 +42,11 @@ REACHED = f"a target that a scheme misses by more than {100 * NEAR:.0f} % is lef
 def parallel(rows: pd.DataFrame) -> pd.DataFrame:
     """One token per step, then the TPF targets upwards that every point comes near in the mean over its seeds: with
     short blocks or answers the least threshold commits no more, and one measurement would stand under two targets."""
-    fast = swept(rows, "tpf")
+    fast = sweep_evaluation(rows, "tpf")
     mean = fast.groupby(["target", "point"])["tpf"].mean()
     missed = (mean / mean.index.get_level_values("target") - 1).abs() > NEAR
     fast = fast[~fast["target"].isin(missed[missed].index.get_level_values("target"))]
-    both = pd.concat([swept(rows, "one_token").assign(target=1.0), fast])
+    both = pd.concat([sweep_evaluation(rows, "one_token").assign(target=1.0), fast])
     both = both.assign(setting=["1 token/step" if t == 1 else f"TPF ≈ {t:g}" for t in both["target"]])
     return both.sort_values("target", kind="stable")
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.evidence.compare import by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named, printed
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings, paper_table
 from analysis.pages.plots import finish, frontier, panel
 from analysis.tables.results import DLM, PARENT, Results
 
@@ -19,7 +19,9 @@ DIGITS = {"TPF": 2, "threshold": 2, "tokens/s": 0, "bits/byte": 3, "parameters":
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = family(results)
-    shown = named("accuracy", "tpf", "nfe", "tokens_per_second", "code", "maths", "symbols", "cloze", "bits_per_byte")
+    shown = headings(
+        "accuracy", "tpf", "nfe", "tokens_per_second", "code", "maths", "symbols", "cloze", "bits_per_byte"
+    )
     table = by_point(rows, shown, ("type", "name", "threshold")).rename(columns={"name": "model"})
     theirs = pd.DataFrame(paper["table3_family"]["rows"], columns=paper["table3_family"]["columns"])
     ours = frontier(rows, "tokens_per_second", "name", "threshold", "here", "tokens/s, batch 1")
@@ -29,7 +31,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
             f"Tokens/s at batch 1 on the machine of the run. The parents differ in more than their size. {CELLS}",
             DIGITS,
         ),
-        printed(paper["table3_family"], "12 tasks, accuracy %; tokens/s on one H100 at batch 1"),
+        paper_table(paper["table3_family"], "12 tasks, accuracy %; tokens/s on one H100 at batch 1"),
         Plot("figure9_frontier", (ours,), SAID, "Accuracy against tokens per second"),
         Plot("figure9_frontier_paper", (frontier_of_paper(theirs),), PAPERS, "The same of the paper's models"),
     ]
