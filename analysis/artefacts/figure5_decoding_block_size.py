@@ -44,7 +44,7 @@ BY_SIDE = (
 
 
 def by_side(rows: pd.DataFrame) -> pd.DataFrame:
-    """The slope of the claim, apart for blocks that training has seen and for larger ones."""
+    """The slope of the claim, separately for decoding blocks up to the training block and from it on."""
     columns = ["blocks", "per doubling", "from"]
     sizes, trained = rows["eval_block_size"], rows["block_size"]
     effects = [
@@ -55,12 +55,14 @@ def by_side(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_block(results: Results) -> pd.DataFrame:
+    """Rows of every run at every evaluation block size and threshold."""
     rows = sweep_evaluation(results.of("evaluations", SWEEP), "forwards")
     return rows.sort_values(["eval_block_size", "threshold"])
 
 
 def large_eval_blocks_at_low_nfe(results: Results, paper: dict) -> list[Effect]:
-    """Points of accuracy per doubling of the block, at the fewest and at the most forwards that all blocks reach."""
+    """Points of accuracy per doubling of the evaluation block, at the fewest and the most forwards that all blocks
+    reach."""
     rows = by_block(results)
     low, high = (per_doubling(rows, end) for end in (0, 1))
     runs, missing = rows["run"], f"{SWEEP} at two evaluation blocks with overlapping NFE"
@@ -72,7 +74,7 @@ def large_eval_blocks_at_low_nfe(results: Results, paper: dict) -> list[Effect]:
 
 
 def per_doubling(rows: pd.DataFrame, end: int) -> pd.Series:
-    """By seed, points of accuracy per doubling of the block, at the lowest (or highest) NFE that all blocks of all
-    seeds reach."""
+    """Seed → points of accuracy per doubling of the evaluation block, at the lowest (`end` 0) or highest (1) NFE that
+    all blocks of all seeds reach."""
     _, at_level = at_shared_cost(rows, "nfe", "eval_block_size", end)
     return 100 * slope_by_seed(at_level, "eval_block_size", "accuracy", np.log2)

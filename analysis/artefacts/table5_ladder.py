@@ -15,10 +15,10 @@ SWEEP = SWEEPS[0]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    shown = headings("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte", "train_flops")
+    measures = headings("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte", "train_flops")
     rows = final_evaluation(results.of("evaluations", SWEEP))
     parent = parent_row(results, SWEEP).assign(label="AR parent")
-    table = by_point(pd.concat([parent, rows]) if len(rows) else rows, shown, ("label",))
+    table = by_point(pd.concat([parent, rows]) if len(rows) else rows, measures, ("label",))
     return [
         Table(table.rename(columns={"label": "setting"}), CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2}),
         paper_table(paper["table5_ladder"], "accuracy %, Qwen3-4B"),

@@ -20,13 +20,13 @@ SWEEP = SWEEPS[0]
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = final_evaluation(results.of("evaluations", SWEEP)).sort_values(["lr", "seed"])
     rows = rows.assign(rate=[f"{v:g}" for v in rows["lr"]], line="here")
-    shown = headings("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
-    shown |= {"drift/ffn/relative": "drift, FFN"}
-    table = by_point(rows, shown, ("rate",)).rename(columns={"rate": "learning rate"})
+    measures = headings("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
+    measures |= {"drift/ffn/relative": "drift, FFN"}
+    table = by_point(rows, measures, ("rate",)).rename(columns={"rate": "learning rate"})
     section = paper["table7_learning_rate"]
     theirs = pd.DataFrame(section["rows"], columns=section["columns"])
-    shape = theirs.assign(accuracy=theirs["avg"] / 100, line="paper")
-    here, there = (over_rates(each, name) for name, each in (("here", rows), ("paper, 4B", shape)))
+    fractions = theirs.assign(accuracy=theirs["avg"] / 100, line="paper")
+    here, there = (over_rates(each, name) for name, each in (("here", rows), ("paper, 4B", fractions)))
     return [
         Table(table, CELLS, {"TPF": 2, "bits/byte": 3, "drift, FFN": 3, "TFLOP": 2}),
         paper_table(section, "accuracy %, Qwen3-4B, 25B tokens, cosine schedule", {"learning rate": 6, "average": 2}),
@@ -36,6 +36,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 
 def over_rates(rows: pd.DataFrame, title: str) -> Figure:
+    """Accuracy over the peak learning rate, on a logarithmic axis."""
     figure = lines(rows, "lr", "accuracy", "line", title, "peak learning rate", "accuracy, %", 100)
     figure.axes[0].set_xscale("log")
     return figure
