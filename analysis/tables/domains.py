@@ -1,4 +1,4 @@
-"""Which tasks stand for the paper's code and maths benchmarks, and accuracy over them."""
+"""Domains of tasks, which stand for the paper's code and maths benchmarks, and the accuracy over each."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def proportion(name: str, value: float, n: int) -> dict[str, float]:
 
 
 def domains(families: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The accuracy over the items of each domain's families."""
-    found: dict[str, float] = {}
+    """Accuracy over all items of each domain, from `families` (name → `accuracy`, `n`)."""
+    row: dict[str, float] = {}
     for name, members in DOMAINS.items():
         n = sum(families[f]["n"] for f in members)
-        found |= proportion(name, sum(families[f]["accuracy"] * families[f]["n"] for f in members) / n, n)
-    return found
+        row |= proportion(name, sum(families[f]["accuracy"] * families[f]["n"] for f in members) / n, n)
+    return row
