@@ -27,6 +27,7 @@ from analysis.plan.progress import Progress
 from analysis.plan.sweep import DIVERGED, FINISHED, Point, Sweep, load_sweep
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import Results
+from dlm.config.folders import sweep_files
 from dlm.runs.lease import is_marked
 from dlm.runs.storage import write_atomically
 
@@ -218,7 +219,7 @@ def main() -> int:
     try:
         if arguments.jobs < 1:
             raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
-        sweeps = [Path(a) for a in arguments.arguments if a.endswith(".yaml")]
+        sweeps = [path for a in arguments.arguments if a.endswith(".yaml") for path in sweep_files(a)]
         if not sweeps:
             raise ValueError("no sweep is named: give a YAML in sweeps/, or all of them (sweeps/*.yaml)")
         overrides = [a for a in arguments.arguments if not a.endswith(".yaml")]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hydra
 from omegaconf import DictConfig
 
-from dlm.console import command
+from dlm.config.command_line import hydra_command
 from dlm.evaluation.suite import evaluate_again
 from dlm.evaluation.summary import show
 from dlm.runs.lease import lease
 from dlm.runs.run import Run
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
-@command
+@hydra_command("evaluate")
 def main(cfg: DictConfig) -> None:
     run = Run.load(cfg.run, cfg.runs_dir)
     with lease(run.folder):

@@ -1,4 +1,4 @@
-"""A finished run as a Hugging Face folder that needs nothing of ours: `python -m dlm.export run=ID to=FOLDER`.
+"""Write a finished run as a Hugging Face folder that needs nothing of ours: `python -m dlm.export run=ID to=FOLDER`.
 
 The weights are copied as they are. `dlm/exported/modeling_block_diffusion.py` goes beside them with the parent's class
 filled in, so that `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True).generate(...)` gives the tokens
@@ -13,14 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
-from dlm.console import command
+from dlm.config.command_line import hydra_command
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
@@ -151,8 +150,7 @@ def write_configs(folder: Path, settings: dict[str, Any]) -> None:
         path.write_text(json.dumps(kept | values, indent=2) + "\n", encoding="utf-8")
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="export")
-@command
+@hydra_command("export")
 def main(cfg: DictConfig) -> None:
     folder = export(Run.load(cfg.run, cfg.runs_dir), cfg.to, cfg.threshold)
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.cells import cell_len
 from rich.console import Console
@@ -23,7 +22,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config.build import ar_denoiser, converted_denoiser, make
-from dlm.console import command
+from dlm.config.command_line import hydra_command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import Canvas, Generation
@@ -234,8 +233,17 @@ def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     return found
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="generate")
-@command
+def literal(argument: str) -> str:
+    """`prompt=any, text=` as Hydra's quoted string, so that a shell's quotes are enough. Lists and strings that are
+    quoted already stay as they are."""
+    key, _, value = argument.partition("=")
+    if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
+        return argument
+    value = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + (match[2] and "\\'"), value)
+    return f"{key}='{value}'".replace("${", "\\${")  # not an interpolation
+
+
+@hydra_command("generate", read=literal)
 def main(cfg: DictConfig) -> None:
     check(cfg)
     run = Run.newest(cfg.runs_dir) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
@@ -255,16 +263,5 @@ def main(cfg: DictConfig) -> None:
                 show(speaker, watched(speaker, ids, options, console, delay), console)
 
 
-def literal(argument: str) -> str:
-    """`prompt=any, text=` as Hydra's quoted string, so that a shell's quotes are enough. Lists and strings that are
-    quoted already stay as they are."""
-    key, _, value = argument.partition("=")
-    if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
-        return argument
-    value = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + (match[2] and "\\'"), value)
-    return f"{key}='{value}'".replace("${", "\\${")  # not an interpolation
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = map(literal, sys.argv[1:])
     main()

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.console import command
+from dlm.config.command_line import hydra_command
 from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
 from dlm.runs.run import Run, measurement_file
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
-@command
+@hydra_command("measure")
 def main(cfg: DictConfig) -> None:
     run = Run.load(cfg.run, cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)

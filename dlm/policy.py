@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from dlm.console import command
+from dlm.config.command_line import hydra_command
 from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
@@ -173,8 +172,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
     return path
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="policy")
-@command
+@hydra_command("policy")
 def main(cfg: DictConfig) -> None:
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
     path = learn(Run.load(str(cfg.run), cfg.runs_dir), settings)

@@ -6,14 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from dlm.config.build import Experiment, build
-from dlm.console import command
+from dlm.config.command_line import hydra_command
 from dlm.conversion.pieces import loss_of
 from dlm.runs.run import Run
 from dlm.types import Movable, Prepared
@@ -67,8 +66,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="replay")
-@command
+@hydra_command("replay")
 def main(cfg: DictConfig) -> None:
     found = replay(Run.load(str(cfg.run), cfg.runs_dir))
     table = Table(title=f"step {found['step']}, loss {', '.join(f'{loss:.4g}' for loss in found['loss'])}")

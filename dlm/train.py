@@ -1,4 +1,6 @@
-"""Convert a parent: `python -m dlm.train [option=value ...]`, or sweep with `-m option=a,b other=1,2,3`."""
+"""Convert an autoregressive model into a diffusion model: `python -m dlm.train [option=value ...]`.
+
+With `-m option=a,b other=1,2,3` it is a sweep over all combinations."""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ import time
 import traceback
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
 from dlm.config import multirun
 from dlm.config.build import choices, num_processes
+from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
-from dlm.console import command, is_sweep
+from dlm.console import is_sweep
 from dlm.evaluation.suite import evaluate_again, evaluate_run, is_evaluated
 from dlm.evaluation.summary import show
 from dlm.runs.lease import BUSY, Busy, lease
@@ -142,8 +144,8 @@ def more_pieces(cfg: DictConfig, pieces: int, problem: str) -> int:
     return more
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-@command
+@multirun.summarized
+@hydra_command("train")
 def main(cfg: DictConfig) -> dict[str, Any]:
     try:
         result = train(cfg)
@@ -159,4 +161,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    multirun.run(main)
+    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -13,9 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import dlm
-
-CONF = Path(dlm.__path__[0]).parent / "conf"
+from dlm.config import command_line  # noqa: F401 - with it, Hydra reads the user's own conf/, too
+from dlm.config.folders import CONF, config_folders
 
 
 def resolved(name: str, what: str, overrides: list[str]) -> dict[str, Any]:
@@ -43,11 +41,15 @@ def composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     if any(o.type is not OverrideType.CHANGE for o in parsed):  # keys added or deleted
         return compose_by_hydra(name, overrides)
-    on_top = [o for o in parsed if not (CONF / o.key_or_group).is_dir()]
+    on_top = [o for o in parsed if not is_group(o.key_or_group)]
     config = compose_by_hydra(name, tuple(o.input_line for o in parsed if o not in on_top)).copy()
     for override in on_top:  # as Hydra does
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     return config
+
+
+def is_group(name: str) -> bool:
+    return any((folder / name).is_dir() for folder in config_folders())
 
 
 @cache

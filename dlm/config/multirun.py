@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -127,12 +128,17 @@ def cells(metrics: dict[str, float]) -> dict[str, str]:
     return found
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Call a Hydra main; after a sweep, print its summary whatever happened."""
-    try:
-        main()
-    finally:
-        folder = SweepCallback.folder
-        if folder is not None and folder.exists():
-            files = sorted(folder.glob("*.json"), key=lambda p: int(p.stem))
-            Console(file=sys.stdout).print(summary_table([json.loads(f.read_text()) for f in files]))
+def summarized(main: Callable[[], Any]) -> Callable[[], None]:
+    """A command that prints the summary of its sweep after it, whatever happened."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        finally:
+            folder = SweepCallback.folder
+            if folder is not None and folder.exists():
+                files = sorted(folder.glob("*.json"), key=lambda p: int(p.stem))
+                Console(file=sys.stdout).print(summary_table([json.loads(f.read_text()) for f in files]))
+
+    return run

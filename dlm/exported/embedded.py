@@ -10,12 +10,11 @@ import math
 import shutil
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 from transformers import AutoConfig
 
 from dlm.config.build import ar_denoiser
-from dlm.console import command
+from dlm.config.command_line import hydra_command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
 from dlm.exported.model_card import table
@@ -106,8 +105,7 @@ def install(run: Run, to: Path) -> None:
     write_atomically(to / "README.md", text)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="embedded")
-@command
+@hydra_command("embedded")
 def main(cfg: DictConfig) -> None:
     run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(cfg.run, cfg.runs_dir)
     install(run, Path(cfg.to))
