@@ -11,8 +11,8 @@ from dlm.config.folders import PACKAGE
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """`python -m …` and what its docstring says it does, of every module that is a command. The modules are read and not
-    imported, which would take seconds."""
+    """`python -m …` and what its docstring says it does, of every module that is a command. The modules are read,
+    not imported, which would take seconds."""
     for package in (PACKAGE, Path(analysis.__path__[0])):
         for path in sorted([*package.glob("*.py"), *package.glob("*/__main__.py")]):
             tree = ast.parse(path.read_text(encoding="utf-8"))
