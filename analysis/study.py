@@ -60,7 +60,7 @@ class Commands:
 
 def commands(runs_dir: Path, threads: int) -> Commands:
     """The commands that train and measure a point with their share of the machine's cores."""
-    own = [f"runs_dir={runs_dir}", f"trainer.volatile.threads={threads}", "trainer.volatile.progress_bar=false"]
+    own = [f"runs_dir={runs_dir}", f"runtime.threads={threads}", "runtime.progress_bar=false"]
 
     def train(point: Point) -> Work:
         return partial(run_module, "dlm.train", [*own, *point.overrides])

@@ -43,7 +43,7 @@ def follow(cfg: DictConfig) -> dict[str, Any]:
     """The part of a process that does not lead: training, and nothing that is written. A `ValueError` is one that all
     processes meet, and the leader's to report: Lightning kills it where another process ends badly."""
     run = Follower(Run.create(cfg, choices()).folder)
-    pieces, problem = max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1)), None
+    pieces, problem = max(cfg.runtime.pieces, run.record.get("pieces", 1)), None
     if cfg.force or not run.model_folder.exists():
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(KeyboardInterrupt, ValueError):
             try:
@@ -115,7 +115,7 @@ def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
     """`fit`, and again from the last checkpoint in twice as many pieces whenever the device runs out of memory; a
     resumed run goes on in as many as it had. `ValueError` where single rows do not fit, either."""
     require_kinds(cfg)
-    rows, pieces = cfg.data.batch_size, max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1))
+    rows, pieces = cfg.data.batch_size, max(cfg.runtime.pieces, run.record.get("pieces", 1))
     while True:
         run.update(pieces=pieces)
         try:
@@ -134,11 +134,11 @@ def more_pieces(cfg: DictConfig, pieces: int, problem: str) -> int:
     if pieces >= cfg.data.batch_size:
         raise ValueError(
             f"a step runs out of memory even row by row ({problem}): choose a shorter data.length, "
-            "trainer.volatile.activation_checkpointing=true, trainable=lora or a smaller model"
+            "runtime.activation_checkpointing=true, trainable=lora or a smaller model"
         )
     if num_processes(cfg) > 1:  # the others wait for this one
         raise ValueError(
-            f"a step runs out of memory ({problem}): give the same command with trainer.volatile.pieces={more}, it "
+            f"a step runs out of memory ({problem}): give the same command with runtime.pieces={more}, it "
             "goes on from the last checkpoint"
         )
     return more

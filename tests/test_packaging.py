@@ -13,7 +13,6 @@ from hydra.utils import get_object
 
 from dlm.__main__ import commands
 from dlm.config import folders
-from dlm.config.command_line import arranged
 
 SOURCES = (
     "dlm",
@@ -110,8 +109,3 @@ def test_every_command_of_dlm_is_a_program_of_the_installed_package():
     ours = {command.split()[-1].removeprefix("dlm.") for command, _ in commands() if " dlm." in command}
     assert {f"dlm-{name}" for name in ours} <= programs.keys()
     assert all(callable(get_object(target.replace(":", "."))) for target in programs.values())
-
-
-@pytest.mark.parametrize("flag", ["-m", "--multirun"])
-def test_a_sweep_may_be_asked_for_anywhere_on_the_command_line(flag):
-    assert arranged(["seed=0,1", flag, "lr=1"]) == [flag, "seed=0,1", "lr=1"]

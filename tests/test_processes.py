@@ -23,7 +23,7 @@ from dlm.trainer.processes import is_follower
 
 # Nothing is drawn: everything is hidden, so that what two processes train on can be had from one.
 OVERRIDES = [*SMALL, "model.dtype=float64", "trainer.precision=64-true", "noise_level=full", "masking=uniform"]
-OVERRIDES += ["loss=mean", "tokens=2048", "trainer.volatile.threads=1"]
+OVERRIDES += ["loss=mean", "tokens=2048", "runtime.threads=1"]
 TWO = "trainer.devices=2"
 
 
@@ -56,7 +56,7 @@ def metrics(run: Run) -> pd.DataFrame:
 def two(tmp_path_factory) -> Run:
     """A run that two processes trained."""
     folder = tmp_path_factory.mktemp("two")
-    said = finished(start(folder, TWO, "trainer.volatile.pieces=2"))
+    said = finished(start(folder, TWO, "runtime.pieces=2"))
     assert said.count("a step needs at most") == 1  # one of them speaks
     (run,) = runs(folder)
     return run
@@ -79,7 +79,7 @@ def test_a_run_of_several_processes_is_one_whole_run(two):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(number, code, two, tmp_path):
     """Also where the first of them is killed: the other one notices, and ends."""
-    process = start(tmp_path, TWO, "trainer.volatile.pieces=2", "trainer.volatile.checkpoint_every=1")
+    process = start(tmp_path, TWO, "runtime.pieces=2", "runtime.checkpoint_every=1")
     deadline = time.monotonic() + 200
     while not [*tmp_path.glob("*/checkpoint/last.ckpt")] and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
@@ -87,13 +87,13 @@ def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(numb
     finished(process, code)
     (run,) = runs(tmp_path)
     assert run.status == ("interrupted" if number == signal.SIGTERM else "running")
-    assert "resuming run" in finished(start(tmp_path, TWO, "trainer.volatile.pieces=2"))
+    assert "resuming run" in finished(start(tmp_path, TWO, "runtime.pieces=2"))
     assert all(torch.equal(weight, weights(run)[name]) for name, weight in weights(two).items())
     pd.testing.assert_frame_equal(metrics(run), metrics(two), check_exact=True)
 
 
 def test_every_job_of_a_sweep_is_trained_by_several_processes(two, tmp_path):
-    finished(start(tmp_path, "-m", "seed=0,1", TWO, "trainer.volatile.pieces=2"))
+    finished(start(tmp_path, "-m", "seed=0,1", TWO, "runtime.pieces=2"))
     first, second = sorted(runs(tmp_path), key=lambda run: run.record["config"]["seed"])
     assert first.status == second.status == "finished" and first.id == two.id
     assert all(torch.equal(weight, weights(first)[name]) for name, weight in weights(two).items())
@@ -125,7 +125,7 @@ def test_a_process_that_follows_leaves_an_error_to_the_first_but_says_where_it_r
     meets(ValueError("all of them"))
     assert train(cfg)["status"] == "followed" and runs(tmp_path)[0].status == "new"
     meets(torch.OutOfMemoryError("only here"))
-    with pytest.raises(ValueError, match=r"only here\): give the same command with trainer.volatile.pieces=2"):
+    with pytest.raises(ValueError, match=r"only here\): give the same command with runtime.pieces=2"):
         train(cfg)
     meets(RuntimeError("only here"))
     with pytest.raises(RuntimeError):

@@ -25,7 +25,7 @@ SMALL = [
     "data.mixture={tasks: 1.0}",
     "evaluation=none",
     "logger=csv",
-    "trainer.volatile.progress_bar=false",
+    "runtime.progress_bar=false",
 ]
 
 

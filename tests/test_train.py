@@ -29,8 +29,8 @@ SMALL = (
     "data.length=64",
     "data.batch_size=4",
     "data.val_rows=4",
-    "trainer.volatile.progress_bar=false",
-    "trainer.volatile.log_every=1",
+    "runtime.progress_bar=false",
+    "runtime.log_every=1",
     "evaluation=none",
     "logger=csv",
 )
@@ -135,7 +135,7 @@ def test_every_evaluation_yaml_evaluates(option, runs_dir):
 @pytest.mark.parametrize("checkpoint_every", [1, 1000])
 @pytest.mark.parametrize("trainable", options("trainable"))
 def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, checkpoint_every, runs_dir, monkeypatch):
-    overrides = (f"trainable={trainable}", f"trainer.volatile.checkpoint_every={checkpoint_every}")
+    overrides = (f"trainable={trainable}", f"runtime.checkpoint_every={checkpoint_every}")
     overrides += ("masking=uniform", "masking.count=bernoulli", "trainer.accumulate=2", "tokens=2048")
     straight = train(small(runs_dir / "straight", *overrides))
     step = Conversion.training_step
@@ -238,13 +238,13 @@ BAD = {
     "tokens=many": "tokens 'many' must be a finite number",
     "seed=inf": "seed inf must be a whole number",
     "trainer.compile=maybe": "trainer.compile 'maybe' must be true or false",
-    "trainer.volatile.memory_gb=lots": "trainer.volatile.memory_gb 'lots' must be a finite number",
-    "trainer.volatile.memory_gb=0.001": "not even data.batch_size=1 does",
+    "runtime.memory_gb=lots": "runtime.memory_gb 'lots' must be a finite number",
+    "runtime.memory_gb=0.001": "not even data.batch_size=1 does",
     "seed=-1": "seed -1 must be a whole number of at least 0",
     "token_shift=1": "token_shift 1 must be true or false",
     "block_size=0.5": "block_size 0.5 must be a whole number",
     "trainer.accumulate=0": "trainer.accumulate 0 must be a whole number of at least 1",
-    "trainer.volatile.val_every=null": "trainer.volatile.val_every None must be a whole number of at least 1",
+    "runtime.val_every=null": "runtime.val_every None must be a whole number of at least 1",
     "data.batch_size=0": "data.batch_size 0",
     "data=text data.path=/nowhere.txt data.length=64 data.batch_size=4": "could not be read as text",
     "trainable=lora trainable.rank=0": "trainable.rank 0 must be at least 1",

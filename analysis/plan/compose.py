@@ -12,12 +12,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlm.config import command_line  # noqa: F401 - with it, Hydra reads the user's own conf/, too
+from dlm.config.command_line import present
 from dlm.config.folders import CONF, config_folders
 
 
 def resolved(name: str, what: str, overrides: list[str]) -> dict[str, Any]:
     """The config `name` with its overrides, as the command of that name would make it."""
+    overrides = [present(o) for o in overrides]
     seeds = [o.partition("=")[2] for o in overrides if o.startswith("seed=")]
     try:
         config = composed(name, tuple(o for o in overrides if not o.startswith("seed=")))

@@ -16,6 +16,8 @@ from dlm.config.folders import CONF, config_folders
 from dlm.console import command
 
 MULTIRUN = ("-m", "--multirun")
+# Names that options had in earlier versions → their present ones.
+RENAMED = {"trainer.volatile": "runtime"}
 
 
 class OwnConf(SearchPathPlugin):
@@ -39,12 +41,30 @@ def hydra_command(config: str, read: Callable[[str], str] = str) -> Callable[[Ca
 
         @functools.wraps(main)
         def run() -> None:
-            sys.argv[1:] = arranged([read(argument) for argument in sys.argv[1:]])
+            sys.argv[1:] = arranged([present(read(argument)) for argument in sys.argv[1:]])
             by_hydra()
 
         return run
 
     return decorate
+
+
+def present(override: str) -> str:
+    """An override under the present name of its option; stderr says so where it was typed under an earlier one."""
+    key, equals, value = override.partition("=")
+    for old, new in RENAMED.items():
+        name = key.lstrip("+~")
+        if f"{name}.".startswith(f"{old}."):
+            renamed = new + name[len(old) :]
+            say_once(f"{name} is now called {renamed}")
+            return key[: len(key) - len(name)] + renamed + equals + value
+    return override
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """A line on stderr, the first time that there is reason for it."""
+    print(line, file=sys.stderr)
 
 
 def arranged(arguments: list[str]) -> list[str]:

@@ -17,11 +17,11 @@ KINDS = {
         "data.val_rows": None,
         "masking.views": None,
         "trainer.accumulate": 1,
-        "trainer.volatile.pieces": 1,
-        "trainer.volatile.checkpoint_every": 1,
-        "trainer.volatile.val_every": 1,
-        "trainer.volatile.log_every": 1,
-        "trainer.volatile.drift_every": 0,
+        "runtime.pieces": 1,
+        "runtime.checkpoint_every": 1,
+        "runtime.val_every": 1,
+        "runtime.log_every": 1,
+        "runtime.drift_every": 0,
     },
     NUMBER: {
         "lr": None,
@@ -32,7 +32,7 @@ KINDS = {
         "optimizer.min_lr_ratio": None,
         "optimizer.weight_decay": 0,
         "trainer.clip": 0,
-        "trainer.volatile.memory_gb": 0,
+        "runtime.memory_gb": 0,
     },
     SWITCH: {
         "token_shift": None,
@@ -40,8 +40,8 @@ KINDS = {
         "force": None,
         "retry": None,
         "trainer.compile": None,
-        "trainer.volatile.activation_checkpointing": None,
-        "trainer.volatile.progress_bar": None,
+        "runtime.activation_checkpointing": None,
+        "runtime.progress_bar": None,
     },
     NAME: {
         "masking.count": None,
@@ -52,8 +52,8 @@ KINDS = {
 }
 OPTIONAL = (
     "trainer.clip",
-    "trainer.volatile.memory_gb",
-    "trainer.volatile.activation_checkpointing",
+    "runtime.memory_gb",
+    "runtime.activation_checkpointing",
 )  # null is a value of theirs
 
 

@@ -37,9 +37,9 @@ Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
 
 def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     """Train, and leave the converted model, the metrics and the drift in the run's folder."""
-    volatile = cfg.trainer.volatile
-    if volatile.threads:
-        torch.set_num_threads(volatile.threads)
+    runtime = cfg.runtime
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
     skip = skips(cfg.trainer.on_nonfinite)
     # Only the first process repairs what is damaged; it has done so before the others are started, or meets them.
@@ -54,9 +54,9 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     fit_into_memory(cfg, experiment, pieces)
     if cfg.trainer.compile:
         compile_layers(experiment.denoiser, device_of(cfg))
-    table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
-    guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
-    check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
+    table, interruption = MetricTable(run.folder / "metrics.csv", runtime.log_every), Interruption()
+    guard = FiniteGuard(skip, runtime.log_every, run.nonfinite)
+    check, drifting = SelfCheck(reference), DriftMonitor(reference, runtime.drift_every, table)
     watches = (check, interruption, guard, table, drifting)
     trainer = make_trainer(cfg, run, experiment, watches, SameStart(run, resume))
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
@@ -138,13 +138,13 @@ def compile_layers(denoiser: Denoiser, device: torch.device) -> None:
 
 def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
     """Say what a step needs, and compute layers again in the backward where that is what makes it fit."""
-    denoiser, volatile, device = experiment.denoiser, cfg.trainer.volatile, device_of(cfg)
+    denoiser, runtime, device = experiment.denoiser, cfg.runtime, device_of(cfg)
     views, precision = experiment.conversion.masking.views, cfg.trainer.precision
     step = memory.Step(cfg.data.length, views, precision, device, num_processes(cfg))
-    limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
+    limit = memory.available(device) if runtime.memory_gb is None else int(runtime.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers
-    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, runtime.activation_checkpointing, pieces)
     how = ", layers computed again in the backward" if plan.checkpointing else ""
     beside = f" beside {teachers / memory.GB:.2f} GB of teachers" if teachers else ""
     print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
@@ -162,32 +162,32 @@ def make_trainer(
     cfg: DictConfig, run: Run, experiment: Experiment, watches: Watches, start: SameStart
 ) -> lightning.Trainer:
     """The Lightning trainer of a run."""
-    volatile = cfg.trainer.volatile
-    val_every = min(volatile.val_every, experiment.num_steps)
+    runtime = cfg.runtime
+    val_every = min(runtime.val_every, experiment.num_steps)
     _, interruption, _, table, _ = watches
     callbacks = [
         start,
         *watches,
-        Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption),
+        Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption),
     ]
-    if volatile.progress_bar:
+    if runtime.progress_bar:
         callbacks.append(Progress())
     return lightning.Trainer(
         accelerator=cfg.trainer.accelerator,
         precision=cfg.trainer.precision,
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
-        strategy=volatile.strategy,
+        strategy=runtime.strategy,
         accumulate_grad_batches=cfg.trainer.accumulate,
         gradient_clip_val=cfg.trainer.clip,
         max_steps=experiment.num_steps,
         max_epochs=1,
         val_check_interval=val_every * cfg.trainer.accumulate,
         check_val_every_n_epoch=None,
-        log_every_n_steps=volatile.log_every,
+        log_every_n_steps=runtime.log_every,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        enable_progress_bar=volatile.progress_bar,
+        enable_progress_bar=runtime.progress_bar,
         enable_model_summary=False,
         callbacks=callbacks,
         plugins=AtomicCheckpointIO(),
