@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from dlm.config.build import asked_decoding, own_decoding
 from dlm.config.command_line import hydra_command
 from dlm.evaluation.suite import evaluate_again
 from dlm.evaluation.summary import show
@@ -15,7 +16,7 @@ from dlm.runs.run import Run
 def main(cfg: DictConfig) -> None:
     run = Run.load(cfg.run, cfg.runs_dir)
     with lease(run.folder):
-        evaluate_again(run, cfg.evaluation)
+        evaluate_again(run, cfg.evaluation, asked_decoding(cfg, own_decoding(run.config)))
     show(run)
 
 

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.config.build import ar_denoiser, asked_decoding, converted_denoiser, make, own_decoding
 from dlm.config.command_line import hydra_command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
@@ -222,9 +222,8 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run, and its parent where it is asked for."""
-    folder, asked = run.trained_model(), cfg.get("decoding") or {}
-    # `decoding=NAME` is a decoder; `+decoding.threshold=0.5` changes the run's.
-    decoder = make(asked if "_target_" in asked else OmegaConf.merge(run.config.decoding, asked))
+    folder, own = run.trained_model(), own_decoding(run.config)
+    decoder = make(asked_decoding(cfg, own) or own)
     converted = load_parent(str(folder), dtype=run.config.model.get("dtype", "float32"), check=False)
     found = [Speaker("dLM", converted_denoiser(run.config, converted), converted.tokenizer, decoder)]
     if cfg.parent:

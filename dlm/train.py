@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from dlm.config import multirun
-from dlm.config.build import choices, num_processes
+from dlm.config.build import asked_decoding, choices, num_processes
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.console import is_sweep
@@ -59,13 +59,13 @@ def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
     """`train`, without its care for signals."""
     run = Run.create(cfg, choices())
     done = run.status == "finished" and not cfg.force
-    if done and is_evaluated(run, cfg.evaluation):
+    if done and is_evaluated(run, cfg.evaluation, asked_decoding(cfg)):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
     with sigterm_as_ctrl_c(), lease(run.folder) as claim:
         if run.status == "finished" and not cfg.force:  # perhaps since a moment ago
-            if not is_evaluated(run, cfg.evaluation):
-                evaluate_again(run, cfg.evaluation)
+            if not is_evaluated(run, cfg.evaluation, decoding := asked_decoding(cfg)):
+                evaluate_again(run, cfg.evaluation, decoding)
             return {"id": run.id, "status": "skipped", "record": run.record}
         if run.status == "failed" and not cfg.retry:
             reason = run.record["error"].strip().splitlines()[-1]
@@ -90,10 +90,10 @@ def work(cfg: DictConfig, run: Run) -> None:
     run.update(status="running", error=None, started=time.time(), **environment())
     if not run.model_folder.exists():  # the last thing that training writes
         fit_in_pieces(cfg, run)
-    run.update(evaluation=evaluate_run(run, cfg.evaluation))
+    run.update(evaluation=evaluate_run(run, cfg.evaluation, asked_decoding(cfg)))
     run.seal()
     run.update(status="finished", ended=time.time())
-    close_wandb(cfg.logger, headline(run.record), failed=False)
+    close_wandb(run.id, headline(run.record), failed=False)
     shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
 
 
@@ -103,7 +103,7 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
     stopped = full or isinstance(error, KeyboardInterrupt)
     with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
         run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
-    close_wandb(cfg.logger, {}, failed=True)
+    close_wandb(run.id, {}, failed=True)
     if full:
         raise ValueError(
             f"the disk of {str(run.folder)!r} is full ({error}): free space and give the same command again, it goes "

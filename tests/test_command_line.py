@@ -37,6 +37,14 @@ def test_what_has_no_earlier_name_stays_as_it_is(override, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [("evaluation=null", "evaluation=none"), ("callbacks=null", "callbacks=none"), ("schedule=null", "schedule=null")],
+)
+def test_null_is_the_option_none_of_a_group_that_has_one(typed, read):
+    assert present(typed) == read
+
+
 def test_a_study_takes_the_earlier_names_too():
     assert resolved("train", "point", ["trainer.volatile.threads=3"])["runtime"]["threads"] == 3
 

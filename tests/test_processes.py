@@ -1,9 +1,11 @@
 """A training of several processes (two, on the CPU, through gloo): one run, led by the first process."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +16,13 @@ from conftest import config
 from safetensors.torch import load_file
 from test_train import SMALL
 
+from dlm.console import quiet
 from dlm.replay import replay
 from dlm.runs.lease import is_marked
 from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer.checkpoints import Checkpoints
-from dlm.trainer.processes import is_follower
+from dlm.trainer.processes import cluster, is_follower
 
 # Nothing is drawn: everything is hidden, so that what two processes train on can be had from one.
 OVERRIDES = [*SMALL, "model.dtype=float64", "trainer.precision=64-true", "noise_level=full", "masking=uniform"]
@@ -174,3 +177,20 @@ def test_a_number_of_processes_that_is_none_is_refused(name, value, tmp_path):
     with pytest.raises(ValueError, match=rf"trainer.{name} '?{value}'? must be a whole number of at least 1"):
         train(config(f"trainer.{name}={value}", f"runs_dir={tmp_path}"))
     assert runs(tmp_path) == []
+
+
+def test_slurm_is_asked_not_to_requeue_and_a_mere_srun_on_the_path_is_not_spoken_of(monkeypatch, tmp_path):
+    srun = tmp_path / "srun"
+    srun.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quiet()
+        assert cluster() == []
+    assert not said
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    (environment,) = cluster()
+    assert environment.auto_requeue is False

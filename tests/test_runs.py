@@ -33,7 +33,7 @@ VOLATILE = [
     "runtime.progress_bar=false",
     "evaluation=none",
     "evaluation.tasks_per_family=3",
-    "decoding.threshold=0.5",
+    "decoding=fixed",
 ]
 MATTERS = [
     "seed=1",

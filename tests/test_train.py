@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.conversion.module import Conversion
 from dlm.data import prose
+from dlm.evaluation import suite
 from dlm.evaluation.suite import evaluate_run
 from dlm.evaluation.summary import report
 from dlm.runs.run import Run
@@ -198,6 +199,43 @@ def test_a_finished_run_that_is_asked_for_with_another_evaluation_is_only_evalua
     assert (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_decoding_that_is_asked_for_is_one_more_row_and_measured_once(runs_dir, monkeypatch):
+    usual = train(small(runs_dir, *LIGHT_EVALUATION))
+    run = Run.load(usual["id"], runs_dir)
+    before, rows = run.record["evaluation"], {"1 token/step", "TPF≈2", "TPF≈4"}
+    assert {row["name"] for row in before["dlm"]["generation"]} == rows
+    weights = (run.model_folder / "model.safetensors").stat().st_mtime_ns
+    for decoding in ("fixed", "soft"):
+        again = train(small(runs_dir, *LIGHT_EVALUATION, f"decoding={decoding}"))
+        assert (again["id"], again["status"]) == (run.id, "skipped")
+    after = run.record["evaluation"]
+    *others, fixed, soft = after["dlm"]["generation"]
+    assert others == before["dlm"]["generation"] and after["parent"] == before["parent"]
+    assert fixed["name"].startswith("fixed tokens_per_step=1") and fixed["decoding"]["tokens_per_step"] == 1
+    assert soft["decoding"]["_target_"] == "dlm.decoding.soft.Soft" and soft["name"] in after["throughput"]
+    assert fixed["accuracy"] == others[0]["accuracy"] and fixed["nfe"] == others[0]["nfe"]  # the same by another name
+    items = pd.read_csv(run.folder / "items.csv")
+    assert items.groupby("setting").size().to_dict() == dict.fromkeys([*rows, fixed["name"], soft["name"]], 9)
+    assert (run.model_folder / "model.safetensors").stat().st_mtime_ns == weights and not run.damaged()
+    assert report(run)[0].row_count == 1 + 5
+
+    monkeypatch.setattr(suite, "run_tasks", lambda *_: pytest.fail("measured again"))
+    for overrides in ((), ("decoding=fixed",), ("decoding=soft",)):
+        assert train(small(runs_dir, *LIGHT_EVALUATION, *overrides))["status"] == "skipped"
+
+
+def test_a_new_run_is_evaluated_under_the_decoding_that_is_asked_for_too(runs_dir):
+    overrides = (*LIGHT_EVALUATION, "evaluation.tpf_targets=[]", "+decoding.threshold=0.3")
+    found = train(small(runs_dir, *overrides))["record"]["evaluation"]["dlm"]["generation"]
+    assert [row.get("decoding", {}).get("threshold") for row in found] == [None, 0.3]
+
+
+def test_a_decoding_that_cannot_read_the_model_is_refused_before_training(runs_dir, monkeypatch):
+    monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
+    with pytest.raises(ValueError, match="an approximate cache is for attention that cannot be cached"):
+        train(small(runs_dir, *LIGHT_EVALUATION, "attention=block", "decoding=dual_cache"))
+
+
 def test_a_run_that_was_moved_is_evaluated_where_it_is(runs_dir, tmp_path):
     """What is kept of its parent stayed behind."""
     run = Run(runs_dir / train(small(runs_dir))["id"])
@@ -248,8 +286,8 @@ BAD = {
     "data.batch_size=0": "data.batch_size 0",
     "data=text data.path=/nowhere.txt data.length=64 data.batch_size=4": "could not be read as text",
     "trainable=lora trainable.rank=0": "trainable.rank 0 must be at least 1",
-    "decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
-    "decoding.top_p=0": "decoding.top_p 0",
+    "decoding=threshold decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
+    "+decoding.top_p=0": "decoding.top_p 0",
 }
 
 

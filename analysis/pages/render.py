@@ -11,6 +11,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from analysis.pages.exhibits import Cell, Plot, Table
 from dlm.runs.storage import write_atomically
@@ -82,7 +83,7 @@ def to_terminal(table: Table, title: str = "") -> RichTable:
     for name, text in zip(table.frame.columns, text_columns(table), strict=True):
         made.add_column(str(name), justify="left" if text else "right")
     for row in table.cells:
-        made.add_row(*(c.text + (f"\n{c.small}" if c.small else "") for c in row))
+        made.add_row(*(Text(c.text + (f"\n{c.small}" if c.small else "")) for c in row))
     return made
 
 

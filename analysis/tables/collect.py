@@ -154,6 +154,8 @@ def own_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]
     for model in (PARENT, DLM):
         measured = evaluation[model]
         for setting in measured["generation"]:
+            if "decoding" in setting:  # asked for beside what every run is evaluated with
+                continue
             name = setting["name"]
             outcomes = items.loc[items["setting"] == name, "correct"] if model == DLM else ()
             yield {

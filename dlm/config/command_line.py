@@ -18,6 +18,7 @@ from dlm.console import command
 MULTIRUN = ("-m", "--multirun")
 # Names that options had in earlier versions → their present ones.
 RENAMED = {"trainer.volatile": "runtime"}
+RENAMED |= {f"logger.{name}": f"logger.wandb.{name}" for name in ("project", "entity", "group")}
 
 
 class OwnConf(SearchPathPlugin):
@@ -50,8 +51,11 @@ def hydra_command(config: str, read: Callable[[str], str] = str) -> Callable[[Ca
 
 
 def present(override: str) -> str:
-    """An override under the present name of its option; stderr says so where it was typed under an earlier one."""
+    """An override under the present name of its option; stderr says so where it was typed under an earlier one.
+    `evaluation=null` is `evaluation=none`."""
     key, equals, value = override.partition("=")
+    if value == "null" and any((folder / key / "none.yaml").exists() for folder in config_folders()):
+        return f"{key}=none"  # Hydra has no null for a group
     for old, new in RENAMED.items():
         name = key.lstrip("+~")
         if f"{name}.".startswith(f"{old}."):

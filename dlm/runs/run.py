@@ -44,6 +44,8 @@ VOLATILE = ("logger", "force", "retry", "runtime", "evaluation", "decoding", "st
 VOLATILE += ("trainer.volatile",)  # the name of `runtime` in the configs of earlier versions
 # But for rounding, as with runtime.threads. A compiled run from before 2026-11-27 has it in its id.
 VOLATILE += ("trainer.compile",)
+# What only watches. A callback of another name may change the training, and is part of who the run is.
+VOLATILE += tuple(f"callbacks.{name}" for name in ("self_check", "drift", "progress_bar", "learning_rate"))
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
 NEUTRAL: dict[str, Any] = {
@@ -56,6 +58,7 @@ NEUTRAL: dict[str, Any] = {
     "loss.per": "token",
     "loss.scale": 1.0,
     "schedule": None,
+    "callbacks": {},
     "trainable.targets": "all-linear",
     "trainable.beside": None,
     "trainer.devices": 1,

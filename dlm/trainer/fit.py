@@ -10,29 +10,29 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 from torch._inductor.config import cpp
 
-from dlm.config.build import Experiment, build, num_processes
+from dlm.config.build import Experiment, asked_decoding, build, make, make_callbacks, num_processes
 from dlm.evaluation.drift import measure, save_reference, summary
+from dlm.evaluation.suite import is_wanted, require_decodable
 from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
 from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
-from dlm.trainer.drift_monitor import DriftMonitor
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
-from dlm.trainer.loggers import Progress, loggers
+from dlm.trainer.loggers import loggers
 from dlm.trainer.metrics import MetricTable
-from dlm.trainer.processes import Follower, SameStart, launching
+from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
 
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
 SPACE_IN_WEIGHTS = 8
-Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
 
 
 def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
@@ -47,8 +47,11 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     if resume:
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
+    decoding = asked_decoding(cfg)
+    if decoding and is_wanted(cfg.get("evaluation")):
+        require_decodable(experiment.denoiser, make(decoding), experiment.parent.mask_id)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
-    reference = reference_of(cfg, run, experiment, resume is not None)
+    experiment.conversion.reference = reference_of(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
     experiment.conversion.pieces = pieces
     fit_into_memory(cfg, experiment, pieces)
@@ -56,9 +59,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         compile_layers(experiment.denoiser, device_of(cfg))
     table, interruption = MetricTable(run.folder / "metrics.csv", runtime.log_every), Interruption()
     guard = FiniteGuard(skip, runtime.log_every, run.nonfinite)
-    check, drifting = SelfCheck(reference), DriftMonitor(reference, runtime.drift_every, table)
-    watches = (check, interruption, guard, table, drifting)
-    trainer = make_trainer(cfg, run, experiment, watches, SameStart(run, resume))
+    trainer = make_trainer(cfg, run, experiment, (SameStart(run, resume), interruption, guard, table))
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
         with launching():
@@ -72,7 +73,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     finally:  # what an interrupted run has cost so far counts
         run.update(train_seconds=earlier + time.perf_counter() - begin)
     if not isinstance(run, Follower):
-        keep(run, experiment, trainer, watches)
+        keep(run, experiment, trainer, guard, table)
     if interruption.requested:  # in the last step
         raise KeyboardInterrupt
 
@@ -81,16 +82,15 @@ def existing(checkpoint: Path) -> Path | None:
     return checkpoint if checkpoint.exists() else None
 
 
-def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: Watches) -> None:
+def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, guard: FiniteGuard, table: MetricTable) -> None:
     """What training has made and measured."""
-    check, _, guard, table, _ = watches
-    drift = measure(experiment.parent.model, check.reference)
+    drift = measure(experiment.parent.model, experiment.conversion.reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
         train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
         drift=summary(drift),
         peak_memory=peak_memory(),
-        selfcheck_seconds=check.seconds,
+        selfcheck_seconds=sum(check.seconds for check in trainer.callbacks if isinstance(check, SelfCheck)),
         skipped_steps=guard.skipped,
         diverged=table.diverged(),
     )
@@ -159,19 +159,14 @@ def skips(on_nonfinite: str) -> bool:
 
 
 def make_trainer(
-    cfg: DictConfig, run: Run, experiment: Experiment, watches: Watches, start: SameStart
+    cfg: DictConfig, run: Run, experiment: Experiment, own: tuple[SameStart, Interruption, FiniteGuard, MetricTable]
 ) -> lightning.Trainer:
-    """The Lightning trainer of a run."""
+    """The Lightning trainer of a run, with the callbacks that every run has and those of the config."""
     runtime = cfg.runtime
     val_every = min(runtime.val_every, experiment.num_steps)
-    _, interruption, _, table, _ = watches
-    callbacks = [
-        start,
-        *watches,
-        Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption),
-    ]
-    if runtime.progress_bar:
-        callbacks.append(Progress())
+    _, interruption, _, table = own
+    added = [c for c in make_callbacks(cfg.get("callbacks")) if runtime.progress_bar or not isinstance(c, ProgressBar)]
+    checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
     return lightning.Trainer(
         accelerator=cfg.trainer.accelerator,
         precision=cfg.trainer.precision,
@@ -187,11 +182,11 @@ def make_trainer(
         log_every_n_steps=runtime.log_every,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        enable_progress_bar=runtime.progress_bar,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in added),  # it would add its own
         enable_model_summary=False,
-        callbacks=callbacks,
-        plugins=AtomicCheckpointIO(),
-        logger=loggers(cfg.logger, run),
+        callbacks=[*own, *added, checkpoints],
+        plugins=[AtomicCheckpointIO(), *cluster()],
+        logger=loggers(cfg.get("logger"), run),
         default_root_dir=run.folder,
     )
 
