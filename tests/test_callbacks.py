@@ -18,7 +18,9 @@ def identity(*overrides) -> str:
     return run_id(OmegaConf.to_container(config(*overrides), resolve=True))
 
 
-@pytest.mark.parametrize("choice", ["callbacks=none", "callbacks=[default,learning_rate]", "~callbacks.drift"])
+@pytest.mark.parametrize(
+    "choice", ["callbacks=none", "callbacks=[default,learning_rate]", "callbacks.drift=null", "~callbacks"]
+)
 def test_what_only_watches_is_no_part_of_the_id(choice):
     assert identity(choice) == identity()
 

@@ -41,8 +41,8 @@ def make(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
 
 
 def make_callbacks(nodes: DictConfig | None) -> list[Callback]:
-    """The callbacks that a config adds to a training; `ValueError` for something else."""
-    made = {name: make(node) for name, node in (nodes or {}).items()}
+    """The callbacks that a config adds to a training, those that are null left out; `ValueError` for something else."""
+    made = {name: make(node) for name, node in (nodes or {}).items() if node is not None}
     for name, callback in made.items():
         if not isinstance(callback, Callback):
             raise ValueError(f"callbacks.{name} {callback!r} is no callback of Lightning: give it the _target_ of one")

@@ -58,7 +58,6 @@ NEUTRAL: dict[str, Any] = {
     "loss.per": "token",
     "loss.scale": 1.0,
     "schedule": None,
-    "callbacks": {},
     "trainable.targets": "all-linear",
     "trainable.beside": None,
     "trainer.devices": 1,
