@@ -135,7 +135,7 @@ def page() -> str:
         table(["value", "default", "what it is", "evidence"], switches()),
         "## Recipes",
         "A published method as one set of overrides: what it chooses on every axis, and where it is not the paper's. "
-        "An axis that is *null* is not used.",
+        "An axis that is *null* is not used; decoding that is *null* is the confidence threshold.",
         table(["recipe", "paper", *GROUPS, "further values", "what the paper has", "what is ours"], methods(recipes)),
     ]
     return "\n\n".join(sections) + "\n"
