@@ -24,7 +24,7 @@ from dlm.types import generator
 
 # In float64, and with layers whose sums are made in another order where there are pieces.
 OVERRIDES = (*SMALL, "model.dtype=float64", "trainer.accumulate=2", "tokens=2048", "masking=uniform")
-OVERRIDES += ("trainer.volatile.checkpoint_every=2",)
+OVERRIDES += ("runtime.checkpoint_every=2",)
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_a_run_whose_device_is_out_of_memory_goes_on_in_pieces_to_the_same_weigh
 
 
 def test_pieces_that_were_needed_from_the_start_are_those_that_were_asked_for(runs_dir, monkeypatch):  # noqa: F811
-    asked = run_of(runs_dir / "asked", "trainer.volatile.pieces=4")
+    asked = run_of(runs_dir / "asked", "runtime.pieces=4")
     Device(4, 1, "forward").install(monkeypatch)
     needed = run_of(runs_dir)
     assert needed["id"] == asked["id"]
@@ -252,7 +252,7 @@ def test_a_run_that_does_not_fit_row_by_row_ends_naming_the_remedy(runs_dir, mon
 def test_processes_that_wait_for_each_other_are_told_to_begin_again_in_pieces(runs_dir, monkeypatch):  # noqa: F811
     Device(4, 1, "forward").install(monkeypatch)
     monkeypatch.setattr("dlm.train.fit", lambda *_: Device(9, 0, "").fail())
-    with pytest.raises(ValueError, match=r"give the same command with trainer.volatile.pieces=2, it goes on"):
+    with pytest.raises(ValueError, match=r"give the same command with runtime.pieces=2, it goes on"):
         run_of(runs_dir, "trainer.devices=2")
 
 

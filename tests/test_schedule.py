@@ -90,7 +90,7 @@ def test_training_uses_the_scheduled_block_sizes_and_validation_the_last(tmp_pat
 
     monkeypatch.setattr(Conversion, "on_before_batch_transfer", spy)
     small = ["tokens=2048", "data.batch_size=4", "logger=csv", "evaluation=none", f"runs_dir={tmp_path}"]
-    small += ["data.val_rows=2", "trainer.volatile.progress_bar=false", "trainer.volatile.val_every=2"]
+    small += ["data.val_rows=2", "runtime.progress_bar=false", "runtime.val_every=2"]
     record = train(config(*small, "block_size=8", "block_schedule=jump", "block_schedule.shares=[1,1]"))["record"]
     assert record["status"] == "finished"
     assert seen[True] == [(4, "4")] * 2 + [(8, "8")] * 2

@@ -102,7 +102,7 @@ def test_a_damaged_reference_of_drift_is_named_before_training(small, runs_dir):
 
 
 def test_a_run_does_not_go_on_with_another_parent(small, monkeypatch):
-    cfg = small("trainer.volatile.checkpoint_every=1")
+    cfg = small("runtime.checkpoint_every=1")
     step = Conversion.training_step
 
     def breaks(self, batch, batch_idx):

@@ -6,6 +6,8 @@ rollout, which is the model's own doing).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning
 import torch
 from torch import Tensor
@@ -57,6 +59,7 @@ class Conversion(lightning.LightningModule):
         self.seed, self.block_size = seed, denoiser.pattern.block_size
         self.val_masking = Uniform(count="ceil", t_min=0.0)
         self.micro_batches, self.pieces = 0, 1
+        self.reference: Path | None = None  # where the parent's weights lie, for callbacks that compare
 
     @property
     def progress(self) -> float:

@@ -31,14 +31,14 @@ from dlm.types import Batch, Noised
 class SelfCheck(Callback):
     """Runs the checks as training begins; `seconds` is what they cost."""
 
-    def __init__(self, reference: Path):
-        self.reference, self.seconds = reference, 0.0
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
     @torch.no_grad()
     def on_train_start(self, trainer, module) -> None:
         began, denoiser = time.perf_counter(), module.denoiser
         if trainer.global_step == 0:
-            check_untouched(denoiser, self.reference)
+            check_untouched(denoiser, module.reference)
         row = trainer.datamodule.validation_rows[0]
         training = denoiser.training
         denoiser.eval()
