@@ -53,15 +53,16 @@ def step_flops(config: str) -> float | None:
     data, total = experiment.data, 0.0
     for i in range(batches):
         noise = generator(cfg.seed, TRAIN_STREAM, 0, i)
-        experiment.conversion.set_progress((i + 0.5) / batches, noise)
+        denoiser = experiment.conversion.set_progress((i + 0.5) / batches, noise)
         batch = collate([data.train_rows[i * data.batch_size + j] for j in range(data.batch_size)])
-        total += batch_flops(experiment, batch, noise)
+        total += batch_flops(experiment, denoiser, batch, noise)
     return total / batches * cfg.trainer.accumulate * num_processes(cfg)
 
 
-def batch_flops(experiment: Experiment, batch: Batch, noise: torch.Generator) -> float:
-    """The FLOPs of a batch: its forward and backward, and before them the rollout that makes it, with its chance."""
-    conversion, denoiser = experiment.conversion, experiment.denoiser
+def batch_flops(experiment: Experiment, denoiser: Denoiser, batch: Batch, noise: torch.Generator) -> float:
+    """The FLOPs of a batch under a denoiser with the block size of its step: its forward and backward, and before them
+    the rollout that makes it, with its chance."""
+    conversion = experiment.conversion
     batch = denoiser.scorable(batch)
     noised, rollout = corrupt(denoiser, conversion.masking, batch, noise), conversion.rollout
     as_it_is = prepared_flops(experiment, lay_out(denoiser, batch, noised, conversion.objective))
@@ -80,16 +81,16 @@ def batch_flops(experiment: Experiment, batch: Batch, noise: torch.Generator) ->
 def prepared_flops(experiment: Experiment, prepared: Prepared) -> int:
     """The FLOPs of a prepared batch: of the student, and of what the auxiliary losses add to it."""
     denoiser, objective = experiment.denoiser, experiment.conversion.objective
-    total = plain_step(Shape.of(denoiser.model), *read(denoiser, prepared.inputs), len(prepared.inputs.scored))
+    total = plain_step(Shape.of(denoiser.model), *read(prepared.inputs), len(prepared.inputs.scored))
     for name, term in objective.auxiliary.items():
         for forward in term.forwards(denoiser, prepared.needs[name]):
-            rows_and_pairs = (0, 0) if forward.inputs is None else read(forward.denoiser, forward.inputs)
+            rows_and_pairs = (0, 0) if forward.inputs is None else read(forward.inputs)
             total += plain_forward(Shape.of(forward.denoiser.model), *rows_and_pairs, forward.head_rows)
     return total
 
 
-def read(denoiser: Denoiser, inputs: ModelInputs) -> tuple[int, int]:
+def read(inputs: ModelInputs) -> tuple[int, int]:
     """The rows of a forward, and the pairs of them that see each other."""
     rows = inputs.rows
-    seen = denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
+    seen = inputs.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
     return inputs.input_ids.numel(), int(seen.sum())

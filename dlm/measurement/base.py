@@ -41,9 +41,7 @@ class Subject:
 
     def with_block_size(self, block_size: int) -> Denoiser:
         """The dLM under its own pattern with another block size."""
-        config = self.config.copy()
-        config.attention.block_size = block_size
-        return converted_denoiser(config, self.converted)
+        return self.dlm.at(block_size)
 
     @cached_property
     def masking(self) -> Masking:
