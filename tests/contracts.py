@@ -41,16 +41,22 @@ def trimmed_is_whole(scorer, documents: list[int], seed: int = 1):
     return trimmed, inputs
 
 
+def some_blocks(length: int, size: int) -> list[int]:
+    """Where the first three blocks and the last one begin."""
+    starts = range(0, length, size)
+    return sorted({*starts[:3], starts[-1]})
+
+
 def other_tokens(tokens):
     return (tokens + 7) % 50 + 2
 
 
 @torch.no_grad()
 def nothing_leaks(scorer, length: int = 16):
-    """In every block, what scores its tokens depends neither on them nor, where blocks are cached, on later blocks; it
-    does depend on what stands before them."""
+    """In the first blocks and the last, what scores a block's tokens depends neither on them nor, where blocks are
+    cached, on later blocks; it does depend on what stands before them."""
     batch, size = random_batch(1, length), scorer.pattern.block_size
-    for begin in range(0, length, size):
+    for begin in some_blocks(length, size):
         masked = (batch.position >= begin) & (batch.position < begin + size)
         masked &= scorer.scorable(batch).maskable
         if not masked.any():  # position 0 with the shift
@@ -72,10 +78,10 @@ def nothing_leaks(scorer, length: int = 16):
 
 @torch.no_grad()
 def training_is_decoding(scorer, length: int = 16):
-    """In every block, some of whose tokens are hidden, the logits of training are those of decoding, which has the
-    blocks before in a cache."""
+    """In the first blocks and the last, with some of their tokens hidden, the logits of training are those of decoding,
+    which has the blocks before in a cache."""
     size = scorer.pattern.block_size
-    for start in range(0, length, size):
+    for start in some_blocks(length, size):
         batch = random_batch(1, start + size)
         masked = (torch.rand(1, start + size, generator=generator(3, start)) < 0.6) & (batch.position >= start)
         masked &= scorer.scorable(batch).maskable

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, pattern_of, random_batch, rows_of
+from conftest import MASK_ID, PATTERNS, pattern_of, random_batch, rows_of, shared
 from contracts import nothing_leaks, training_is_decoding, trimmed_is_whole
 from faulty_patterns import (
     FAULTS,
@@ -94,10 +94,19 @@ def test_the_check_of_a_pattern_is_made_once(monkeypatch):
     assert len(asked) == 2  # for what is allowed and for the envelope
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("token_shift", [False, True])
-def test_a_new_pattern_holds_the_contracts(full_or_sliding, token_shift, size):
-    scorer = Denoiser(full_or_sliding, SinkAndWindow(size), MASK_ID, token_shift, layer_types(full_or_sliding))
+@pytest.mark.parametrize(
+    ("architecture", "token_shift", "size"),
+    [
+        ("llama", False, 2),
+        ("gemma3_text", True, 2),
+        ("gemma3_text", False, 4),
+        ("llama", True, 8),
+        ("llama", False, 16),
+    ],
+)
+def test_a_new_pattern_holds_the_contracts(architecture, token_shift, size):
+    model = shared(architecture)
+    scorer = Denoiser(model, SinkAndWindow(size), MASK_ID, token_shift, layer_types(model))
     nothing_leaks(scorer)
     training_is_decoding(scorer)
     trimmed_is_whole(scorer, [16, 9, 23])

@@ -63,7 +63,7 @@ def leak_found_in(scorer, length=32) -> list[int]:
     ("fault", "in_blocks"),
     [
         (SeesItself, [0, 1, 2, 3]),
-        (LooksAhead, [0, 1, 2]),  # the last block has none after it
+        (LooksAhead, [0, 1, 2, 3]),  # its own block, too: by the clean block before, which sees it
         (SinkOfAnyBlock, [0]),
         (SeesItselfFromBlock2, [2, 3]),
     ],
@@ -118,7 +118,7 @@ def test_a_run_checks_itself_before_its_first_step_and_says_what_passed(small, m
     assert len(asked) == 3 * 3  # in three blocks: two for the leak, one for parity
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("self-check: ")]
     assert said == ("self-check: no leak in blocks 0, 1, 7; decoding scores as training; the weights are the parent's")
-    assert 0 < record["selfcheck_seconds"] < 5
+    assert 0 < record["selfcheck_seconds"] < record["train_seconds"]
 
 
 def test_a_violation_ends_the_run_before_any_step(small, unchecked, monkeypatch):

@@ -86,7 +86,7 @@ class AttentionPattern(metaclass=Closing):
         super().__setattr__(name, value)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.settings == self.settings
+        return type(other) is type(self) and own(other) == own(self)
 
     def __hash__(self) -> int:
         return hash((type(self), self.block_size))
@@ -147,6 +147,11 @@ class AttentionPattern(metaclass=Closing):
             return Units(serial + starts, batch.position, sizes.gather(1, starts))
         first = starts + batch.position // self.block_size * self.block_size
         return Units(serial + first, batch.position % self.block_size, torch.full_like(first, self.block_size))
+
+
+def own(pattern: AttentionPattern) -> dict[str, Any]:
+    """What a pattern is, however it was asked for."""
+    return {name: value for name, value in vars(pattern).items() if name != "settings"}
 
 
 @cache  # one object for every size, however many steps ask for it
