@@ -173,21 +173,11 @@ def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str,
     return flops.training_flops(made, steps=batches), done
 
 
-# Each auxiliary loss with what it cannot do without.
-AUXILIARY = {
+# What an auxiliary loss or a rollout cannot do without, or is more to the point with.
+BESIDE = {
     "align": ["attention=bidir", "token_shift=true"],
     "ar": ["attention=block_token_causal"],
-    "confidence": [],
     "consistency": ["masking.views=2", "masking.complementary=false"],
-    "distill": [],
-}
-
-
-def test_every_auxiliary_and_rollout_is_counted_here():
-    assert set(AUXILIARY) == set(options("auxiliary")) and set(ROLLOUT) == set(options("rollout"))
-
-
-ROLLOUT = {
     "prediction": ["rollout.probability=1.0", "loss=mean", "masking=uniform", "masking.score=all"],
     "trajectory": ["auxiliary=distill", "loss.scale=0", "rollout.decoder.threshold=0.01"],
 }
@@ -202,8 +192,7 @@ PLAIN = {
     "overrides",
     [
         *PLAIN.values(),
-        *([f"auxiliary={name}", *needs] for name, needs in AUXILIARY.items()),
-        *([f"rollout={name}", *needs] for name, needs in ROLLOUT.items()),
+        *([f"{group}={n}", *BESIDE.get(n, [])] for group in ("auxiliary", "rollout") for n in options(group)),
     ],
     ids=" ".join,
 )
