@@ -1,6 +1,7 @@
 """Numbers and block sizes over the course of training."""
 
 import pytest
+import torch
 from conftest import config, options
 
 from dlm.auxiliary.ar import AR
@@ -85,3 +86,13 @@ def test_training_uses_the_scheduled_block_sizes_and_validation_the_last(tmp_pat
     assert record["status"] == "finished"
     assert seen[True] == [4] * 2 + [8] * 2
     assert set(seen[False]) == {8}
+
+
+def test_the_rows_of_a_run_do_not_depend_on_the_block_size_of_the_step_that_draws_them():
+    """Documents are filled up to whole blocks of the final size, whichever step it is: row i is one of (seed, i)."""
+    sizes = ["block_size=16", "block_schedule=jump", "block_schedule.sizes=[1,16]", "data.length=64"]
+    experiment = build(config("tokens=2048", "data.batch_size=4", *sizes))
+    rows = experiment.data.train_rows
+    before = [rows[i].document for i in range(8)]
+    assert experiment.conversion.set_progress(0.0, generator(0)).pattern.block_size == 1
+    assert all(torch.equal(rows[i].document, document) for i, document in enumerate(before))
