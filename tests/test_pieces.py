@@ -4,17 +4,17 @@ import math
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, config, denoiser, options, random_batch, tiny
+from conftest import config, denoiser, options, random_batch, tiny
 from test_auxiliary import EXACT, USES, gradients, objective_of
 from test_train import SMALL, metrics, runs_dir, short_prose, weights  # noqa: F401
 
 from dlm.auxiliary.ar import AR
+from dlm.config.build import make
 from dlm.conversion.module import Conversion
 from dlm.conversion.objective import Objective
 from dlm.conversion.pieces import lay_out_pieces, loss_of
 from dlm.conversion.prepare import corrupt
-from dlm.loss.cart import Cart
-from dlm.loss.mean import Mean
+from dlm.loss.base import PER
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.runs.run import Run
@@ -69,12 +69,16 @@ def uneven(rows=5, length=16):
     return batch
 
 
-@pytest.mark.parametrize("loss", [Nelbo(), Mean(per="sequence"), Mean(per="masked"), Cart(0.3)])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_loss_and_all_gradients_in_pieces_are_those_of_the_whole(architecture, loss, in_float64):
-    """I7; the pieces have 3, 2 and 1 rows, and of five rows in twos the last is alone."""
+# Every option, and what else the mean can be taken over.
+LOSSES = [[f"loss={name}"] for name in options("loss")] + [["loss=mean", f"loss.per={per}"] for per in PER]
+
+
+@pytest.mark.parametrize("overrides", LOSSES, ids=" ".join)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_loss_and_all_gradients_in_pieces_are_those_of_the_whole(architecture, overrides, in_float64):
+    """Pieces of 3, 2 and 1 rows, and of five rows in twos the last alone, change nothing (I7)."""
     scorer = denoiser(tiny(architecture), "block", 4, True)
-    assert_pieces_are_the_whole(scorer, Uniform(views=2), Objective(loss), uneven())
+    assert_pieces_are_the_whole(scorer, Uniform(views=2), Objective(make(config(*overrides).loss)), uneven())
 
 
 @pytest.mark.parametrize("name", options("auxiliary"))

@@ -1,8 +1,8 @@
 """The YAMLs of `conf/` as their comments describe them.
 
-The comment at the top of a file is its header. It describes the option and cites papers as `(Name, arXiv 2512.14067; …)`
-or, for a recipe, as `Name (arXiv 2512.14067):`. The parts `Evidence:`, `Paper:` and `Ours:` follow, each at the start
-of a line.
+The comment at the top of a file is its header. It describes the option, and cites papers as `(Name, arXiv 2512.14067;
+…)` or, for a recipe, as `Name (arXiv 2512.14067):`. The parts `Evidence:`, `Paper:` and `Ours:` follow, each at the
+start of a line.
 """
 
 from __future__ import annotations
