@@ -2,7 +2,7 @@
 
 The weights are copied as they are. `dlm/exported/modeling_block_diffusion.py` goes beside them with the parent's class
 filled in, so that `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True).generate(...)` gives the tokens
-and the forwards of `dlm.decoding.engine`.
+and the forwards of `dlm.decoding`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
 from dlm.console import command
-from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
 from dlm.exported.model_card import model_card
@@ -108,12 +107,13 @@ def commit_rule(decoding: DictConfig, threshold: float | None) -> dict[str, floa
     """`threshold` and `tokens_per_step` of the exported decoding, one of them None: those of the run's decoder, or the
     `threshold` that is asked for. `ValueError` for a decoder that the exported code does not have."""
     decoder = make(decoding) if threshold is None else Threshold(threshold)
-    if type(decoder) not in (Threshold, Fixed):
+    settings = decoder.exported()
+    if settings is None:
         raise ValueError(
             f"the run's decoding {decoding._target_} cannot be exported: give threshold=0.9, or another probability, "
             "for the exported generate()"
         )
-    return {name: getattr(decoder, name, None) for name in ("threshold", "tokens_per_step")}
+    return {"threshold": None, "tokens_per_step": None} | settings
 
 
 def check_decode_mask(pattern: AttentionPattern, name: str) -> None:

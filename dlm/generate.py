@@ -26,7 +26,8 @@ from dlm.config.build import ar_denoiser, converted_denoiser, make
 from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import Canvas, Generation
+from dlm.decoding.engine.canvas import Canvas, Generation
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser
 from dlm.model.packed_linears import PackedLinears
@@ -81,7 +82,6 @@ class Speaker:
         self, ids: list[int], max_new_tokens: int, stops: list[str], seed: int, on_frame: OnFrame | None = None
     ) -> Answer:
         """Continue the prompt `ids`; `stops` end it early. The time is that of decoding, without that of `on_frame`."""
-        eos_id = self.tokenizer.eos_token_id
 
         def stopped(tokens: list[int]) -> bool:
             text = self.tokenizer.decode(tokens)
@@ -95,17 +95,17 @@ class Speaker:
             on_frame(canvas, now - begin - drawing)
             drawing += time.perf_counter() - now
 
-        self.decoder.generate(self.denoiser, [ids], 1, eos_id, generator=generator(seed))  # the first one is slow
-        begin = time.perf_counter()
-        (made,) = self.decoder.generate(
-            self.denoiser,
+        request = Request(
             [ids],
             max_new_tokens,
-            eos_id,
+            self.tokenizer.eos_token_id,
             generator=generator(seed),
             stop=stopped if stops else None,
             on_step=on_step if on_frame else None,
         )
+        self.decoder.generate(self.denoiser, Request([ids], 1, generator=generator(seed)))  # the first one is slow
+        begin = time.perf_counter()
+        (made,) = self.decoder.generate(self.denoiser, request)
         seconds = time.perf_counter() - begin - drawing
         return Answer(*cut(made, self.tokenizer, stops), seconds)
 

@@ -38,7 +38,7 @@ class Refreshed(Batches):
         if not pattern.cacheable:
             return None
         return (
-            f"an approximate cache is for attention that cannot be cached, and {type(pattern).__name__} can. Choose "
+            f"an approximate cache is for attention that cannot be cached, and {type(pattern).__name__} can: choose "
             "decoding=threshold"
         )
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.request import Request
 from dlm.model.denoiser import Denoiser
 
 DEGENERATE = ("repetitive", "empty", "endless")  # outputs that are no answers, see `run_tasks`
@@ -35,7 +36,7 @@ def run_tasks(
     """One row per example: `family, correct, tokens, nfe, rows, output`, the per-position `step` and `confidence`, and
     whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it has no EOS)."""
     prompts = prompt_ids(tokenizer, examples)
-    generations = decoder.generate(denoiser, prompts, max_new_tokens, tokenizer.eos_token_id, batch_size=batch_size)
+    generations = decoder.generate(denoiser, Request(prompts, max_new_tokens, tokenizer.eos_token_id, batch_size))
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)

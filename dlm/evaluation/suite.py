@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlm.config.build import ar_denoiser, converted_denoiser, make
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation import cloze
@@ -133,11 +134,11 @@ def measure_throughput(
     """Tokens/s at batch 1 of the parent and of the dLM at each setting, measured in turns."""
     examples = tasks.evaluation_set("test", max(1, cfg.throughput_prompts // len(tasks.FAMILIES)))
     prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
+    request = Request(prompts, cfg.max_new_tokens, parent.tokenizer.eos_token_id, batch_size=1)
 
     def decode(denoiser: Denoiser, decoder: Decoder):
         def once() -> int:
-            made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, parent.tokenizer.eos_token_id, batch_size=1)
-            return sum(len(g.tokens) for g in made)
+            return sum(len(g.tokens) for g in decoder.generate(denoiser, request))
 
         return once
 

@@ -54,7 +54,7 @@ class ActiveBlocks(Batches):
             return None
         why = "denoises no blocks" if pattern.cacheable else "lets blocks see later ones"
         return (
-            f"it denoises blocks that see nothing of later ones, and {type(pattern).__name__} {why}. Choose "
+            f"it denoises blocks that see nothing of later ones, and {type(pattern).__name__} {why}: choose "
             "attention=block_noisy or attention=block, or decoding=threshold"
         )
 
