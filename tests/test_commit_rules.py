@@ -5,7 +5,7 @@ import itertools
 import pytest
 import tokenizers
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, options, random_batch
+from conftest import EOS_ID, MASK_ID, config, denoiser, random_batch
 from transformers import PreTrainedTokenizerFast
 
 from dlm.config.build import make
@@ -231,30 +231,6 @@ def test_the_oracle_ends_with_the_eos_of_its_reference(model):
         assert [g.tokens for g in made] == [g.tokens for g in expected]
         # Keys and values of a sliding block depend on what was committed together, so there each pass is of its own.
         assert all(g.nfe <= (len(e.tokens) if sliding else e.nfe) for g, e in zip(made, expected, strict=True))
-
-
-# The attention that decoders with loops of their own are for.
-TAKES = {"dual_cache": ["bidir"], "prefix_cache": ["bidir"]}
-TAKES |= {"pipelined": ["block_noisy", "block"], "soft": ["block_noisy", "block"]}
-
-
-@pytest.mark.parametrize("name", options("decoding"))
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_rows_are_what_the_network_reads(llama, name, pattern):
-    """Of one prompt, for which nothing is padded. The oracle does not count its reference."""
-    decoder, read = make(config(f"decoding={name}").decoding), []
-    scorer = denoiser(llama, pattern, 4, pattern == "ar")
-    if pattern not in TAKES.get(name, PATTERNS):
-        pytest.skip(f"decoding={name} refuses attention={pattern}")
-    handle = llama.get_decoder().register_forward_pre_hook(
-        lambda _, args, kwargs: read.append(kwargs["position_ids"].numel()), with_kwargs=True
-    )
-    try:
-        (made,) = decode(scorer, decoder, PROMPTS[:1])
-    finally:
-        handle.remove()
-    assert made.nfe == len(read[-made.nfe :]) and made.rows == sum(read[-made.nfe :])
-    assert len(read) == made.nfe or name == "oracle"
 
 
 def test_the_recorder_decides_as_the_decoder_that_it_watches(llama):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, logits_in_bfloat16, options, random_batch
+from conftest import EOS_ID, MASK_ID, config, denoiser, logits_in_bfloat16, options, random_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
@@ -79,26 +79,6 @@ def naive(scorer, prompt, new):
             if scorer.token_shift and where.tolist() == [start, where[best]]:
                 x[0, start] = token[0]  # a first token that is left alone had its final score already
     return x[0, len(prompt) : wanted].tolist(), nfe
-
-
-@pytest.mark.parametrize("name", options("decoding"))
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_every_decoder_keeps_the_prompt_leaves_no_mask_and_counts_its_forwards(llama, name, pattern):
-    decoder = make(config(f"decoding={name}").decoding)
-    scorer = denoiser(llama, pattern, 4, pattern == "ar")
-    steps = []
-
-    def on_step(canvas):
-        steps.append(1)
-        for n, number in enumerate(canvas.index.tolist()):
-            assert canvas.x[n, : len(PROMPTS[number])].tolist() == PROMPTS[number]
-
-    made = decode(scorer, PROMPTS, decoder, on_step=on_step, batch_size=8)
-    assert len(steps) == max(g.nfe for g in made)
-    for g in made:
-        assert len(g.tokens) == NEW and MASK_ID not in g.tokens
-        assert 1 <= g.nfe <= NEW + 3  # the last block is whole: up to 3 tokens more than asked for
-        assert max(g.step) <= g.nfe and min(g.step) >= 1
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
