@@ -11,7 +11,9 @@ from conftest import EOS_ID, MASK_ID, config, options, shared
 from omegaconf import OmegaConf
 
 from dlm.config.build import make
+from dlm.decoding.engine.loop import Blocks
 from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.rule import CommitRule
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
 from dlm.types import generator
@@ -218,3 +220,25 @@ def test_a_request_that_leaves_nothing_to_decode_is_refused_as_it_is_made():
         with pytest.raises(ValueError, match="must be at least 1"):
             Request(**({"prompts": PROMPTS, "max_new_tokens": 1} | wrong))
     assert [Request(PROMPTS, 1, eos).eos_ids for eos in (None, 3, [3, 4])] == [(), (3,), (3, 4)]
+
+
+@pytest.mark.parametrize("name", options("decoding"))
+def test_at_another_threshold_a_decoder_is_the_one_with_that_setting_and_stays_as_it_was(name):
+    before = decoder(name)
+    if "threshold" not in settings(name):
+        with pytest.raises(ValueError, match="has no threshold"):
+            before.at(0.7)
+        return
+    expected = make(OmegaConf.merge(settings(name), {"threshold": 0.7}))
+    assert vars(before.at(0.7).rule) == vars(expected.rule) and before.at(0.7).loop is before.loop
+    assert before.threshold == LIVELY["threshold"]
+
+
+@pytest.mark.parametrize("name", options("decoding"))
+def test_what_an_option_exports_are_settings_of_the_exported_rule(name):
+    """Without revising, other confidences or loops, of which the exported code knows nothing."""
+    exported, rule = decoder(name).exported(), decoder(name).rule
+    if exported is not None:
+        assert exported.keys() <= {"threshold", "tokens_per_step"} and exported.items() <= vars(rule).items()
+        assert type(decoder(name).loop) is Blocks and not decoder(name).loop.sliding and rule.remask_below == 0
+        assert type(rule).confidence is CommitRule.confidence and type(rule).rank is CommitRule.rank

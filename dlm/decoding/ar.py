@@ -24,5 +24,5 @@ class Causal(Blocks):
 class AR(Decoder):
     """Decodes as an AR model."""
 
-    def __init__(self, sliding: bool = False, temperature: float = 0.0, top_p: float = 1.0):
-        super().__init__(Causal(sliding), MostConfident(1, temperature, top_p))
+    def __init__(self, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(Causal(), MostConfident(1, temperature, top_p))

@@ -50,7 +50,7 @@ class Request:
         """The numbers of the prompts, the shortest first: similar lengths share a batch."""
         return sorted(range(len(self.prompts)), key=lambda n: len(self.prompts[n]))
 
-    def called(self, canvas) -> None:
+    def called(self, canvas: object) -> None:
         """Tell whoever watches that a forward of this canvas is done."""
         if self.on_step is not None:
             self.on_step(canvas)
