@@ -17,7 +17,7 @@ from torch import Tensor
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import SCRATCH, Canvas
 from dlm.decoding.engine.loop import Batches
-from dlm.decoding.engine.plan import ForwardPlan, flat, plan
+from dlm.decoding.engine.plan import ForwardPlan, flat, forward_over
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
 from dlm.decoding.engine.step import advance, commit
@@ -70,7 +70,7 @@ def planned(denoiser: Denoiser, canvas: Canvas, full: Bool[Tensor, " N"], reads_
     slots = torch.where(slots < last[:, None], slots, SCRATCH)
     row = (canvas.start - first - shift)[:, None] + torch.arange(size, device=first.device)
     row = row.clamp(0, slots.shape[1] - 1)  # position 0 is never scored with the shift; finished sequences read nothing
-    return plan(denoiser.pattern, canvas, slots, canvas.num_slots, canvas.length, flat(row, slots).flatten())
+    return forward_over(denoiser.pattern, canvas, slots, canvas.num_slots, canvas.length, flat(row, slots).flatten())
 
 
 class PrefixCache(Decoder):

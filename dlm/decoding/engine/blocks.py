@@ -17,7 +17,7 @@ from torch import Tensor
 from dlm.attention.base import AttentionPattern
 from dlm.decoding.engine.canvas import SCRATCH, Canvas
 from dlm.decoding.engine.loop import Batches
-from dlm.decoding.engine.plan import flat, plan
+from dlm.decoding.engine.plan import flat, forward_over
 from dlm.decoding.engine.rule import CommitRule
 from dlm.model.denoiser import Denoiser
 
@@ -77,7 +77,7 @@ def predict(
     asked = wanted & (row >= 0)
     embeds = None if embed is None else embed(canvas, slots.clamp_min(0))
     scored = flat(row, slots)[asked]
-    forward = plan(denoiser.pattern, canvas, slots, int(canvas.end.max()), canvas.end, scored, embeds=embeds)
+    forward = forward_over(denoiser.pattern, canvas, slots, int(canvas.end.max()), canvas.end, scored, embeds=embeds)
     predicted = rule.sample(forward.logits(denoiser, canvas)[None], generator)
     for state, new in zip((canvas.token, canvas.certainty), predicted, strict=True):
         values = state.gather(1, active)

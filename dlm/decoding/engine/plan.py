@@ -52,7 +52,7 @@ class ForwardPlan:
         )
 
 
-def plan(
+def forward_over(
     pattern: AttentionPattern,
     canvas: Canvas,
     slots: Int[Tensor, "N R"],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dlm.decoding.engine.canvas import SCRATCH, Canvas
 from dlm.decoding.engine.commit import behind, kept, write
-from dlm.decoding.engine.plan import ForwardPlan, flat, plan
+from dlm.decoding.engine.plan import ForwardPlan, flat, forward_over
 from dlm.decoding.engine.request import Stop
 from dlm.decoding.engine.rule import CommitRule
 from dlm.model.denoiser import Denoiser
@@ -62,23 +62,25 @@ def predict(
 def forward(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> Float[Tensor, "M V"]:
     """The logits of the positions of each sequence's current block that are asked for (`canvas.asked`), in order; with
     fixed shapes of all positions."""
-    logits = planned(denoiser, canvas, revises).logits(denoiser, canvas)
+    plan, asked = planned(denoiser, canvas, revises)
+    canvas.asked.copy_(asked)
+    logits = plan.logits(denoiser, canvas)
     if denoiser.pattern.cacheable:
         canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start))
         canvas.max_pending = canvas.block_size
     return logits
 
 
-def planned(denoiser: Denoiser, canvas: Canvas, revises: bool) -> ForwardPlan:
-    """The forward of the current blocks. Asked for are the positions that are masked, with `revises` new tokens as
-    well. The head is most of a small model's work, so on a CPU it sees no other row."""
+def planned(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> tuple[ForwardPlan, Bool[Tensor, "N K"]]:
+    """The forward of the current blocks, and the positions that it is asked for: those that are masked, with `revises`
+    new tokens as well. The head is most of a small model's work, so on a CPU it sees no other row."""
     slots, current = rows_to_read(denoiser, canvas)
     scored, fresh = rows_to_score(denoiser, canvas, slots, current)
-    canvas.asked.copy_((canvas.open() | canvas.committed() if revises else canvas.open()) & fresh)
-    wanted = scored.flatten() if canvas.fixed_shapes else scored[canvas.asked]
+    asked = (canvas.open() | canvas.committed() if revises else canvas.open()) & fresh
+    wanted = scored.flatten() if canvas.fixed_shapes else scored[asked]
     read, end = slots_to_see(denoiser, canvas)
     to_grid = -canvas.start[:, None] % canvas.block_size  # how far a block begins before one of the grid
-    return plan(denoiser.pattern, canvas, slots, read, end, wanted, to_grid)
+    return forward_over(denoiser.pattern, canvas, slots, read, end, wanted, to_grid), asked
 
 
 def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"], Int[Tensor, " N"]]:
