@@ -28,8 +28,8 @@ class Trace(Measurement):
             raise ValueError(f"measurement.split {split!r} is unknown: choose one of {', '.join(tasks.SPLITS)}")
         if decoder.loop.sliding:
             raise ValueError(
-                f"measurement=trace counts positions in the blocks of the grid, which {type(decoder).__name__} does not "
-                "keep to: set decoding.sliding=false, or decoding=threshold where there is no such option"
+                f"measurement=trace counts positions in the blocks of the grid, and {type(decoder).__name__} has none: "
+                "set decoding.sliding=false, or decoding=threshold where there is no such option"
             )
         self.decoder, self.split, self.items_per_family = decoder, split, items_per_family
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
