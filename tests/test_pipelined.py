@@ -192,8 +192,6 @@ def test_blocks_that_see_later_ones_or_are_not_denoised_and_bad_values_are_refus
     for name, value in (("add_at", 1.5), ("activate_at", -0.1)):
         with pytest.raises(ValueError, match=rf"decoding.{name} {value} must lie in \[0, 1\]"):
             make(config("decoding=pipelined", f"decoding.{name}={value}").decoding)
-    with pytest.raises(ValueError, match="decoding.sliding=true has no grid of blocks"):
-        Pipelined(0.9, 0.1, 0.95, sliding=True)
 
 
 def test_one_in_ten_reaches_a_tenth():
