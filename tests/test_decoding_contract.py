@@ -119,6 +119,14 @@ def test_nfe_is_the_number_of_forwards_and_none_is_idle(name, pattern):
 
 
 @every_pair
+def test_a_sequence_ends_with_the_forward_that_commits_the_last_token_of_its_answer(name, pattern):
+    """Also where that is an EOS inside a block. A loop that revises may look at the block again until it settles."""
+    for g in decoded(name, pattern)[0]:
+        settling = SIZE if getattr(decoder(name).loop, "revise", False) else 1
+        assert max(g.step) <= g.nfe < max(g.step) + settling
+
+
+@every_pair
 def test_with_one_token_per_forward_there_are_as_many_forwards_as_tokens(name, pattern):
     """Of whole blocks, as a block is always filled. Options without such a setting take no more."""
     made = decoder(name, one_token=True).generate(scorer(pattern), Request([[5] * SIZE, [6] * 2 * SIZE], 2 * SIZE))
