@@ -2,7 +2,7 @@
 
 The weights are copied as they are. `dlm/exported/modeling_block_diffusion.py` goes beside them with the parent's class
 filled in, so that `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True).generate(...)` gives the tokens
-and the forwards of `dlm.decoding.engine`.
+and the forwards of `dlm.decoding`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from dlm.config.build import asked_decoding, make, own_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Export
-from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
 from dlm.exported.model_card import model_card
@@ -124,18 +123,19 @@ def commit_rule(run: Run, threshold: float | None, decoding: dict[str, Any] | No
         raise ValueError(f"threshold {threshold} and decoding exclude each other: give decoding.threshold={threshold}")
     chosen = decoding or own_decoding(run.config)
     decoder = make(chosen) if threshold is None else Threshold(threshold)
-    if type(decoder) not in (Threshold, Fixed):
+    settings = decoder.exported()
+    if settings is None:
         whose = "decoding" if decoding else "the run's decoding"
         raise ValueError(
             f"{whose} {chosen['_target_']} cannot be exported: give threshold=0.9, or another probability, "
             "for the exported generate()"
         )
-    if decoding and (decoder.temperature, decoder.top_p, decoder.sliding) != (0, 1, False):
+    if decoding and (decoder.rule.temperature, decoder.rule.top_p) != (0, 1):
         raise ValueError(
-            "decoding.temperature, decoding.top_p and decoding.sliding cannot be exported: leave them out, and give a "
-            "temperature to the exported generate()"
+            "decoding.temperature and decoding.top_p cannot be exported: leave them out, and give a temperature to the "
+            "exported generate()"
         )
-    return {name: getattr(decoder, name, None) for name in ("threshold", "tokens_per_step")}
+    return {"threshold": None, "tokens_per_step": None} | settings
 
 
 def check_decode_mask(pattern: AttentionPattern, name: str, length: int) -> None:

@@ -28,7 +28,9 @@ from dlm.config.kinds import require_kinds
 from dlm.config.settings import Generate
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import Canvas, Generation, room
+from dlm.decoding.engine.canvas import Canvas, Generation
+from dlm.decoding.engine.lengths import room
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
@@ -104,10 +106,7 @@ class Speaker:
             on_frame(canvas, now - begin - drawing)
             drawing += time.perf_counter() - now
 
-        self.decoder.generate(self.denoiser, [ids], 1, self.ends, generator=generator(seed))  # the first one is slow
-        begin = time.perf_counter()
-        (made,) = self.decoder.generate(
-            self.denoiser,
+        request = Request(
             [ids],
             max_new_tokens,
             self.ends,
@@ -115,6 +114,9 @@ class Speaker:
             stop=stopped if stops else None,
             on_step=on_step if on_frame else None,
         )
+        self.decoder.generate(self.denoiser, Request([ids], 1, generator=generator(seed)))  # the first one is slow
+        begin = time.perf_counter()
+        (made,) = self.decoder.generate(self.denoiser, request)
         seconds = time.perf_counter() - begin - drawing
         return Answer(*cut(made, self.tokenizer, stops), seconds)
 

@@ -26,7 +26,11 @@ from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Policy
 from dlm.data import tasks
-from dlm.decoding.fixed import Fixed
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine.canvas import Canvas
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.engine.request import Request
+from dlm.decoding.fixed import MostConfident
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
 from dlm.evaluation.items import items_version
@@ -53,54 +57,44 @@ class Predictions:
         return Predictions(self.x[chosen], self.kept[chosen], self.prompt[chosen])
 
 
-class Recorder(Fixed):
-    """One token per step of a single sequence. `steps` has for each forward the offsets in the block of the predictions
-    it made, their tokens and their features."""
-
-    def __init__(self):
-        super().__init__(tokens_per_step=1)
-        self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+class Watched(MostConfident):
+    """One token per step; `features` and `token` are those of the predictions of the last forward."""
 
     def sample(self, logits, generator):
         token, confidence = super().sample(logits, generator)
-        self.made = token[0], confidence[0], features(logits, token)[0]
+        self.token, self.features = token[0], features(logits, token)[0]
         return token, confidence
-
-    def select(self, confidence, rank):
-        token, own, x = self.made
-        offset = (confidence[0] >= 0).nonzero()[:, 0]
-        if len(token) == confidence.shape[1]:  # all positions of the block were asked for, open or not
-            token, own, x = (t[offset] for t in self.made)
-        offset = offset[len(offset) - len(token) :]
-        # With the token shift, the score of a block's first token is an earlier forward's.
-        fresh = own.to(confidence.dtype) == confidence[0, offset]
-        self.steps.append((offset[fresh], token[fresh], x[fresh]))
-        return super().select(confidence, rank)
 
 
 def observe(
     denoiser: Denoiser, prompts: list[list[int]], max_new_tokens: int, eos_id: int | list[int] | None
 ) -> Predictions:
     """Every prediction that is made in the decoding of the prompts; those behind the end of an answer do not count."""
-    size, found = denoiser.pattern.block_size, ([], [], [])
-    for number, prompt in enumerate(prompts):
-        recorder, starts = Recorder(), [len(prompt) // size * size]
-        (made,) = recorder.generate(
-            denoiser,
-            [prompt],
-            max_new_tokens,
-            eos_id,
-            stop=lambda tokens: False,  # with a stop no step is replayed as a CUDA graph, where nothing is recorded
-            on_step=lambda canvas, starts=starts: starts.append(int(canvas.start[0])),
-        )
-        final = torch.tensor(made.tokens)
-        for start, (offset, token, x) in zip(starts[:-1], recorder.steps, strict=True):
-            place = (start + offset - len(prompt)).cpu()
-            inside = place < len(final)
-            found[0].append(x.cpu()[inside])
-            found[1].append(token.cpu()[inside] == final[place[inside]])
-            found[2].append(torch.full((int(inside.sum()),), number))
-    return Predictions(*(torch.cat(parts).numpy() for parts in found))
+    found = [followed(denoiser, prompt, max_new_tokens, eos_id) for prompt in prompts]
+    x, kept = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    return Predictions(x, kept, np.repeat(np.arange(len(prompts)), [len(seen) for seen, _ in found]))
+
+
+def followed(
+    denoiser: Denoiser, prompt: list[int], max_new_tokens: int, eos_id: int | None
+) -> tuple[Float[torch.Tensor, "M F"], Bool[torch.Tensor, " M"]]:
+    """The features of every prediction in the decoding of a prompt, and whether it was kept."""
+    rule, size, steps = Watched(), denoiser.pattern.block_size, []
+    start = len(prompt) // size * size
+
+    def on_step(canvas: Canvas) -> None:
+        nonlocal start
+        offset = canvas.asked[0].nonzero()[:, 0]
+        rows = offset if len(rule.token) == size else slice(None)  # with fixed shapes all positions are scored
+        steps.append([t.cpu() for t in (start + offset - len(prompt), rule.token[rows], rule.features[rows])])
+        start = int(canvas.start[0])
+
+    # With a `stop` no step is replayed as a CUDA graph, in which nothing could be recorded.
+    request = Request([prompt], max_new_tokens, eos_id, stop=lambda tokens: False, on_step=on_step)
+    (made,) = Decoder(Blocks(), rule).generate(denoiser, request)
+    place, token, x = (torch.cat(parts) for parts in zip(*steps, strict=True))
+    inside = place < len(made.tokens)
+    return x[inside], token[inside] == torch.tensor(made.tokens)[place[inside]]
 
 
 def split(num_prompts: int, held_out: float, seed: int) -> tuple[set[int], set[int]]:

@@ -18,7 +18,7 @@ from dlm.bench.base import Workbench, cast, use
 from dlm.bench.gate import TOLERANCE, GateError, require_same_step, require_same_tokens
 from dlm.benchmark import benchmark, main
 from dlm.config.build import ar_denoiser, make
-from dlm.decoding.engine import generate
+from dlm.decoding.engine.request import Request
 from dlm.evaluation.timing import Arm, interleaved, ratio, spread
 from dlm.masking.uniform import Uniform
 from dlm.model import packed_linears
@@ -270,7 +270,7 @@ def test_our_engines_alone_decode_from_packed_weights_and_not_what_is_compiled(m
     monkeypatch.setattr(packed_linears, "MIN_ELEMENTS", 0)
     bench = workbench(tiny("llama", torch.float32))
     bench.compile = compiles
-    monkeypatch.setattr(decode, "generate", lambda *args, **options: generate(*args, **options | {"compile": False}))
+    monkeypatch.setattr(decode, "Request", lambda *args, **options: Request(*args, **options | {"compile": False}))
     with torch.no_grad(), decode.ignoring_eos(bench.model):
         for name, engine in decode.Decode(8, 8, [1], [4], [2]).engines(bench, 1, 4, 2).items():
             calls.clear()

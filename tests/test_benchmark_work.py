@@ -6,7 +6,7 @@ from conftest import ARCHITECTURES, MASK_ID, denoiser, random_batch, tiny
 from test_benchmark import losses_of, workbench
 
 from dlm.bench import decode, naive, train
-from dlm.decoding.engine import generate
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation import flops
 from dlm.model.parent import layer_types
@@ -85,7 +85,7 @@ def test_a_shape_without_a_closed_form_is_left_out():
 def test_the_naive_loop_gives_the_engines_tokens_and_a_forward_more_per_block(model, block_size, k, token_shift):
     prompt = random_batch(3, 16).x0
     scorer = denoiser(model, "block", block_size, token_shift)
-    made = generate(scorer, prompt.tolist(), Fixed(k), 16, None)
+    made = Fixed(k).generate(scorer, Request(prompt.tolist(), 16, None))
     calls = []
     hook = model.get_decoder().register_forward_pre_hook(lambda *args: calls.append(1))
     got = naive.decode(model, layer_types(model), prompt, 16, MASK_ID, block_size, k, token_shift)

@@ -5,14 +5,16 @@ import itertools
 import pytest
 import tokenizers
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, options, random_batch
+from conftest import EOS_ID, MASK_ID, config, denoiser, random_batch
 from transformers import PreTrainedTokenizerFast
 
 from dlm.config.build import make
 from dlm.data.tasks import Example
-from dlm.decoding import engine
-from dlm.decoding.canvas import Generation
-from dlm.decoding.engine import generate
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine import loop
+from dlm.decoding.engine.canvas import Generation
+from dlm.decoding.engine.loop import Loop
+from dlm.decoding.engine.request import Request
 from dlm.decoding.entropy import Entropy
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.margin import Margin
@@ -21,7 +23,7 @@ from dlm.decoding.prefix import Prefix
 from dlm.decoding.remask import Remask
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation.generation import accuracy, loops, run_tasks
-from dlm.measurement.trace import Recorder, Trace
+from dlm.measurement.trace import Trace, recorded
 from dlm.types import Batch, Noised, generator
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
@@ -30,19 +32,19 @@ RULES = [Prefix(0.1, sliding=False), Entropy(5.0), Margin(0.03), Remask(0.15, 0.
 
 
 def decode(scorer, decoder, prompts=PROMPTS, new=NEW, eos=EOS_ID, **kwargs):
-    return decoder.generate(scorer, prompts, new, eos, **kwargs)
+    return decoder.generate(scorer, Request(prompts, new, eos, **kwargs))
 
 
 def test_a_prefix_ends_at_the_first_doubt_and_has_the_first_token_always():
     confidence = torch.tensor([[0.1, 0.9, 0.8, 0.3, 0.9], [-1, -1, 0.2, 0.95, -1], [0.9, 0.9, 0.9, 0.9, 0.9]])
-    assert Prefix(0.8).select(confidence, confidence).tolist() == [
+    assert Prefix(0.8).rule.select(confidence, confidence).tolist() == [
         [True, True, True, False, False],
         [False, False, True, True, False],
         [True, True, True, True, True],
     ]
-    assert Prefix(None).select(confidence, confidence).int().argmax(1).tolist() == [0, 2, 0]
-    assert Prefix(None).select(confidence, confidence).sum().item() == 3
-    assert Prefix(0.0).select(confidence, confidence).equal(confidence >= 0)
+    assert Prefix(None).rule.select(confidence, confidence).int().argmax(1).tolist() == [0, 2, 0]
+    assert Prefix(None).rule.select(confidence, confidence).sum().item() == 3
+    assert Prefix(0.0).rule.select(confidence, confidence).equal(confidence >= 0)
 
 
 def test_a_prefix_is_committed_without_gaps(llama):
@@ -57,14 +59,14 @@ def test_the_entropy_bound_by_hand():
     confidence = torch.exp(-torch.tensor([[0.1, 0.5, 0.05, 1.0, 0.0]], dtype=torch.float64))
     confidence[0, 4] = -1  # nothing is masked there
     for bound, expected in ((0.0, [2]), (0.05, [0, 2]), (0.2, [0, 1, 2]), (0.7, [0, 1, 2, 3])):
-        kept = Entropy(bound + 1e-12).select(confidence, confidence)[0]
+        kept = Entropy(bound + 1e-12).rule.select(confidence, confidence)[0]
         assert kept.nonzero()[:, 0].tolist() == expected
 
 
 def test_the_entropy_bound_keeps_as_many_as_any_set_within_it():
     """Against all subsets."""
     for entropy in torch.rand(20, 6, generator=generator(0), dtype=torch.float64):
-        kept = Entropy(0.8).select(torch.exp(-entropy)[None], None)[0]
+        kept = Entropy(0.8).rule.select(torch.exp(-entropy)[None], None)[0]
         sets = [list(s) for n in range(1, 7) for s in itertools.combinations(range(6), n)]
         within = [s for s in sets if entropy[s].sum() - entropy[s].max() <= 0.8]
         assert int(kept.sum()) == max(len(s) for s in within) and kept.nonzero()[:, 0].tolist() in within
@@ -73,12 +75,12 @@ def test_the_entropy_bound_keeps_as_many_as_any_set_within_it():
 def test_confidences_by_hand():
     """The mask token's logit is -inf."""
     logits = torch.tensor([[[0.5, 0.3, 0.2, 0.0], [1 / 3, 1 / 3, 1 / 3, 0.0], [1.0, 0.0, 0.0, 0.0]]]).log()
-    token, margin = Margin(0.1).sample(logits, None)
+    token, margin = Margin(0.1).rule.sample(logits, None)
     assert token[0, [0, 2]].tolist() == [0, 0]
     torch.testing.assert_close(margin, torch.tensor([[0.2, 0.0, 1.0]]))
-    _, certainty = Entropy(0.1).sample(logits, None)
+    _, certainty = Entropy(0.1).rule.sample(logits, None)
     torch.testing.assert_close(certainty, torch.tensor([[0.3571256, 1 / 3, 1.0]]))  # exp(-1.0296530)
-    torch.testing.assert_close(Threshold(0.9).sample(logits, None)[1], torch.tensor([[0.5, 1 / 3, 1.0]]))
+    torch.testing.assert_close(Threshold(0.9).rule.sample(logits, None)[1], torch.tensor([[0.5, 1 / 3, 1.0]]))
 
 
 @pytest.mark.parametrize("pattern", ["block", "bidir"])
@@ -105,9 +107,11 @@ def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shi
 @pytest.mark.parametrize("token_shift", [False, True])
 @pytest.mark.parametrize("decoder", RULES, ids=lambda d: type(d).__name__)
 def test_fixed_shapes_give_the_same(llama, monkeypatch, decoder, token_shift):
-    monkeypatch.setattr(engine, "compiled", lambda step: step)
+    monkeypatch.setattr(loop, "compiled", lambda step: step)
     scorer = denoiser(llama, "block", 4, token_shift)
-    assert generate(scorer, PROMPTS, decoder, NEW, EOS_ID, batch_size=2, compile=True) == decode(scorer, decoder)
+    assert decoder.generate(scorer, Request(PROMPTS, NEW, EOS_ID, batch_size=2, compile=True)) == decode(
+        scorer, decoder
+    )
 
 
 class Script:
@@ -229,36 +233,12 @@ def test_the_oracle_ends_with_the_eos_of_its_reference(model):
         assert all(g.nfe <= (len(e.tokens) if sliding else e.nfe) for g, e in zip(made, expected, strict=True))
 
 
-# The attention that decoders with loops of their own are for.
-TAKES = {"dual_cache": ["bidir"], "prefix_cache": ["bidir"]}
-TAKES |= {"pipelined": ["block_noisy", "block"], "soft": ["block_noisy", "block"]}
-
-
-@pytest.mark.parametrize("name", options("decoding"))
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_rows_are_what_the_network_reads(llama, name, pattern):
-    """Of one prompt, for which nothing is padded. The oracle does not count its reference."""
-    decoder, read = make(config(f"decoding={name}").decoding), []
-    scorer = denoiser(llama, pattern, 4, pattern == "ar")
-    if pattern not in TAKES.get(name, PATTERNS):
-        pytest.skip(f"decoding={name} refuses attention={pattern}")
-    handle = llama.get_decoder().register_forward_pre_hook(
-        lambda _, args, kwargs: read.append(kwargs["position_ids"].numel()), with_kwargs=True
-    )
-    try:
-        (made,) = decode(scorer, decoder, PROMPTS[:1])
-    finally:
-        handle.remove()
-    assert made.nfe == len(read[-made.nfe :]) and made.rows == sum(read[-made.nfe :])
-    assert len(read) == made.nfe or name == "oracle"
-
-
 def test_the_recorder_decides_as_the_decoder_that_it_watches(llama):
     scorer = denoiser(llama, "block", 4, False)
     for decoder in RULES:
-        recorder = Recorder(decoder)
-        assert decode(scorer, recorder, PROMPTS[:1]) == decode(scorer, decoder, PROMPTS[:1])
-        assert len(recorder.seen) == decode(scorer, decoder, PROMPTS[:1])[0].nfe
+        made, seen = recorded(scorer, decoder.rule, PROMPTS[0], NEW, EOS_ID)
+        assert [made] == decode(scorer, decoder, PROMPTS[:1])
+        assert len(seen) == made.nfe
     with pytest.raises(ValueError, match="set decoding.sliding=false"):
         Trace(Prefix(0.9), "val", 1, 8, 1)
 
@@ -284,8 +264,8 @@ def test_loops_by_hand(tokens, expected):
 def test_degenerate_outputs_are_shares_beside_the_accuracy(llama):
     outputs = {"abc": [5, 6, EOS_ID], "empty": [EOS_ID], "endless": list(range(2, 20)), "loop": [8] * 20}
 
-    class Given(Fixed):
-        def generate(self, *args, **kwargs):
+    class Given(Loop):
+        def generate(self, *args):
             return [
                 Generation(tokens, len(tokens), 3 * len(tokens), [1] * len(tokens), [1.0] * len(tokens))
                 for tokens in outputs.values()
@@ -294,7 +274,7 @@ def test_degenerate_outputs_are_shares_beside_the_accuracy(llama):
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(30)}, unk_token="1"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="0")
     examples = [Example("reverse", "reverse:A=", "A")] * 4
-    results = run_tasks(denoiser(llama, "block", 4, False), tokenizer, examples, Given(1), 20, 4)
+    results = run_tasks(denoiser(llama, "block", 4, False), tokenizer, examples, Decoder(Given(), Fixed(1).rule), 20, 4)
     assert results["repetitive"].tolist() == [False, False, False, True]
     assert results["empty"].tolist() == [False, True, False, False]
     assert results["endless"].tolist() == [False, False, True, True]

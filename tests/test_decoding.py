@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, config, denoiser, logits_in_bfloat16, options, random_batch
+from conftest import EOS_ID, MASK_ID, config, denoiser, logits_in_bfloat16, options, random_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from dlm.config.build import make
 from dlm.decoding.approximate import DualCache
-from dlm.decoding.canvas import Canvas
-from dlm.decoding.engine import generate
+from dlm.decoding.engine.canvas import Canvas
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.step import step
 from dlm.decoding.fixed import Fixed
-from dlm.decoding.step import step
 from dlm.decoding.threshold import Threshold
 from dlm.types import Batch, Noised, generator
 
@@ -20,7 +20,7 @@ NEW = 14
 
 
 def decode(scorer, prompts, decoder, new=NEW, eos=None, **kwargs):
-    return generate(scorer, prompts, decoder, new, eos, **kwargs)
+    return decoder.generate(scorer, Request(prompts, new, eos, **kwargs))
 
 
 @pytest.mark.parametrize(("pattern", "size"), [("block", 1), ("ar", 1)])
@@ -82,26 +82,6 @@ def naive(scorer, prompt, new):
     return x[0, len(prompt) : wanted].tolist(), nfe
 
 
-@pytest.mark.parametrize("name", options("decoding"))
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_every_decoder_keeps_the_prompt_leaves_no_mask_and_counts_its_forwards(llama, name, pattern):
-    decoder = make(config(f"decoding={name}").decoding)
-    scorer = denoiser(llama, pattern, 4, pattern == "ar")
-    steps = []
-
-    def on_step(canvas):
-        steps.append(1)
-        for n, number in enumerate(canvas.index.tolist()):
-            assert canvas.x[n, : len(PROMPTS[number])].tolist() == PROMPTS[number]
-
-    made = decode(scorer, PROMPTS, decoder, on_step=on_step, batch_size=8)
-    assert len(steps) == max(g.nfe for g in made)
-    for g in made:
-        assert len(g.tokens) == NEW and MASK_ID not in g.tokens
-        assert 1 <= g.nfe <= NEW + 3  # the last block is whole: up to 3 tokens more than asked for
-        assert max(g.step) <= g.nfe and min(g.step) >= 1
-
-
 @pytest.mark.parametrize("token_shift", [False, True])
 @pytest.mark.parametrize("pattern", ["ar", "bidir", "block_noisy", "block"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
@@ -122,16 +102,15 @@ def test_finished_sequences_leave_the_batch_and_waiting_ones_join_it(llama, patt
 def test_a_forward_on_a_gpu_waits_for_nothing(llama, monkeypatch):
     """The shapes and the branches of a step do not depend on values that are on the device."""
     scorer = denoiser(llama, "block", 4, True)
-    canvas = Canvas(scorer, PROMPTS, list(range(5)), NEW, 24, fixed_shapes=True)
-    eos = torch.tensor([EOS_ID])
-    step(scorer, canvas, Threshold(0.3), eos, None, None)
+    canvas = Canvas(scorer, Request(PROMPTS, NEW, EOS_ID), list(range(5)), 24, fixed_shapes=True)
+    step(scorer, canvas, Threshold(0.3).rule)
     shapes = set()
     handle = llama.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.add(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     with Syncs() as syncs:
         for _ in range(6):
-            step(scorer, canvas, Threshold(0.3), eos, None, None)
+            step(scorer, canvas, Threshold(0.3).rule)
     handle.remove()
     assert syncs.seen == [] and shapes == {(5, 8)}  # [pending ; current]
 
@@ -168,7 +147,7 @@ def test_fixed_commits_k_tokens_per_step(llama):
 
 def test_threshold_commits_exactly_what_exceeds_it():
     confidence = torch.tensor([[0.95, 0.5, 0.9, -1.0]])
-    assert Threshold(0.9).select(confidence, confidence).tolist() == [[True, False, False, False]]
+    assert Threshold(0.9).rule.select(confidence, confidence).tolist() == [[True, False, False, False]]
 
 
 def test_generation_ends_with_eos_and_the_tail_costs_no_forwards(llama):
@@ -190,25 +169,25 @@ def test_a_stop_condition_ends_a_sequence_at_the_end_of_a_block(llama):
 
 @pytest.mark.parametrize("name", options("decoding"))
 def test_every_decoders_confidence_in_bfloat16_is_that_of_the_same_logits_in_float32(name):
-    decoder, logits = make(config(f"decoding={name}").decoding), logits_in_bfloat16()
+    rule, logits = make(config(f"decoding={name}").decoding).rule, logits_in_bfloat16()
     token = logits.argmax(-1)
-    confidence = decoder.confidence(logits, token)
+    confidence = rule.confidence(logits, token)
     assert confidence.dtype == torch.float32
-    torch.testing.assert_close(confidence, decoder.confidence(logits.float(), token), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(confidence, rule.confidence(logits.float(), token), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_what_is_drawn_from_in_bfloat16_is_that_of_the_same_logits_in_float32(top_p):
-    decoder, logits = Threshold(0.9, temperature=0.7, top_p=top_p), logits_in_bfloat16()
-    probabilities = decoder.probabilities(logits)
-    assert torch.equal(probabilities, decoder.probabilities(logits.float()))
+    rule, logits = Threshold(0.9, temperature=0.7, top_p=top_p).rule, logits_in_bfloat16()
+    probabilities = rule.probabilities(logits)
+    assert torch.equal(probabilities, rule.probabilities(logits.float()))
 
 
 def test_sampling_follows_the_generator_and_top_p_cuts_the_tail():
-    decoder = Threshold(0.9, temperature=1.0, top_p=0.6)
+    rule = Threshold(0.9, temperature=1.0, top_p=0.6).rule
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1, 4000, 4)
-    token, confidence = decoder.sample(logits, generator(1))
-    again, _ = decoder.sample(logits, generator(1))
+    token, confidence = rule.sample(logits, generator(1))
+    again, _ = rule.sample(logits, generator(1))
     assert torch.equal(token, again)
     assert set(token.unique().tolist()) == {0, 1}  # 0.5 alone is short of 0.6
     assert token.double().mean() == pytest.approx(0.3 / 0.8, abs=0.04)
@@ -218,7 +197,7 @@ def test_sampling_follows_the_generator_and_top_p_cuts_the_tail():
 def test_a_prompt_that_holds_the_mask_is_refused_with_its_number(llama):
     for decoder in (Fixed(1), DualCache(0.9)):  # the engine's loop, and one of its own
         with pytest.raises(ValueError, match=f"prompt 2 holds the mask token .id {MASK_ID}"):
-            decoder.generate(denoiser(llama, "bidir", 4, False), [[5, 6], [7, MASK_ID]], NEW, EOS_ID)
+            decoder.generate(denoiser(llama, "bidir", 4, False), Request([[5, 6], [7, MASK_ID]], NEW, EOS_ID))
 
 
 def test_an_empty_prompt_is_refused_with_the_shift_and_continued_without(llama):

@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
 from dlm.attention.block import Block
 from dlm.config.build import asked_decoding, converted_denoiser
 from dlm.decoding import threshold
-from dlm.decoding.engine import generate
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
-from dlm.decoding.threshold import Threshold
+from dlm.decoding.threshold import AboveThreshold, Threshold
 from dlm.export import check_decode_mask, export
 from dlm.exported.modeling_block_diffusion import CommitRule
 from dlm.model.parent import Parent, load_parent, new_parent
@@ -155,10 +157,10 @@ def ours(run: Run, setting: dict) -> list[tuple[list[int], int]]:
         text = parent.tokenizer.decode(tokens)
         return any(string in text for string in setting.get("stop_strings", []))
 
-    made = generate(
-        converted_denoiser(run.config, parent), prompts[: 1 if drawn else None], decoder, MAX_NEW_TOKENS,
-        setting["eos_token_id"], generator=drawn, stop=stop,
-    )  # fmt: skip
+    request = Request(
+        prompts[: 1 if drawn else None], MAX_NEW_TOKENS, setting["eos_token_id"], generator=drawn, stop=stop
+    )
+    made = decoder.generate(converted_denoiser(run.config, parent), request)
     ends = [next((n for n in range(len(g.tokens)) if stop(g.tokens[:n])), None) for g in made]
     return [(g.tokens[:end], g.nfe) for g, end in zip(made, ends, strict=True)]
 
@@ -301,11 +303,16 @@ def test_which_patterns_can_be_exported(pattern):
 HALF = ("decoding=threshold", "decoding._target_=dlm.decoding.threshold.Half")
 
 
-class Half(Threshold):
+class LeftHalf(AboveThreshold):
     """Commits what is confident enough, but only the left half of a block: not what the exported code does."""
 
     def select(self, confidence, rank):
         return super().select(confidence, rank) & (torch.arange(rank.shape[1]) < rank.shape[1] // 2)
+
+
+class Half(Decoder):
+    def __init__(self, threshold: float, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(Blocks(), LeftHalf(threshold, temperature, top_p))
 
 
 def test_a_decoder_that_the_exported_code_does_not_have_needs_a_threshold(parents, tmp_path, monkeypatch):

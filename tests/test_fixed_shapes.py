@@ -2,17 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import EOS_ID, PATTERNS, ROOT, Rows, denoiser
 
 from dlm.attention.masks import block_mask, dense_mask
-from dlm.decoding import engine
-from dlm.decoding.canvas import Canvas
-from dlm.decoding.engine import generate
-from dlm.decoding.graph import WARM_UP, Replay
-from dlm.decoding.step import step
+from dlm.decoding.engine import loop
+from dlm.decoding.engine.canvas import Canvas
+from dlm.decoding.engine.graph import WARM_UP, Replay
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.step import step
 from dlm.decoding.threshold import Threshold
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
@@ -35,8 +36,8 @@ def like_a_gpu(monkeypatch):
         recorded.append(len(canvas))
         return Recording(lambda: self.step(canvas))
 
-    monkeypatch.setattr(engine, "compiled", lambda step: step)
-    monkeypatch.setattr(engine, "replays", lambda *args: True)
+    monkeypatch.setattr(loop, "compiled", lambda step: step)
+    monkeypatch.setattr(loop, "replays", lambda *args: True)
     monkeypatch.setattr(Replay, "beside", lambda self, canvas: self.step(canvas))
     monkeypatch.setattr(Replay, "record", record)
     return recorded
@@ -49,10 +50,10 @@ def test_fixed_shapes_and_replays_give_the_same_tokens_and_the_same_nfe(
     llama, like_a_gpu, pattern, token_shift, batch_size
 ):
     scorer = denoiser(llama, pattern, 4, token_shift or pattern == "ar")
-    settings = (PROMPTS, Threshold(0.3), NEW, EOS_ID, batch_size)
-    made = generate(scorer, *settings, compile=True)
+    request = Request(PROMPTS, NEW, EOS_ID, batch_size)
+    made = Threshold(0.3).generate(scorer, replace(request, compile=True))
     recorded = list(like_a_gpu)
-    assert made == generate(scorer, *settings)
+    assert made == Threshold(0.3).generate(scorer, request)
     assert recorded and recorded == sorted(set(recorded), reverse=True)  # none twice for a number of rows
 
 
@@ -60,20 +61,19 @@ def test_fixed_shapes_and_replays_give_the_same_tokens_and_the_same_nfe(
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_only_a_step_that_asks_nothing_of_the_host_is_compiled(llama, monkeypatch, temperature, stop):
     asked = []
-    monkeypatch.setattr(engine, "compiled", lambda step: asked.append(1) or step)
+    monkeypatch.setattr(loop, "compiled", lambda step: asked.append(1) or step)
     scorer, rule = denoiser(llama, "block", 4, True), Threshold(0.3, temperature=temperature)
-    made = generate(scorer, PROMPTS[:2], rule, NEW, EOS_ID, stop=stop, compile=True)
+    made = rule.generate(scorer, Request(PROMPTS[:2], NEW, EOS_ID, stop=stop, compile=True))
     assert len(made) == 2 and bool(asked) == (temperature == 0 and stop is None)
 
 
 def test_a_new_prompt_takes_the_place_of_a_finished_one_and_nothing_moves(llama):
     scorer = denoiser(llama, "block", 4, True)
-    canvas = Canvas(scorer, PROMPTS[:2], [0, 1], NEW, 24, fixed_shapes=True)
-    new = Canvas(scorer, PROMPTS[2:3], [2], NEW, 24, fixed_shapes=True)
-    eos, rule = torch.tensor([EOS_ID]), Threshold(0.3)
+    request = Request(PROMPTS, NEW, EOS_ID)
+    canvas, new = (Canvas(scorer, request, index, 24, fixed_shapes=True) for index in ([0, 1], [2]))
     with torch.no_grad():
         for c in (canvas, new):
-            step(scorer, c, rule, eos, None, None)
+            step(scorer, c, Threshold(0.3).rule)
         canvas.finished[0], canvas.live, placement = True, [1], canvas.placement
         canvas.join(new)
     assert canvas.live == [1, 0] and canvas.index.tolist() == [2, 1] and canvas.placement is placement
@@ -83,22 +83,23 @@ def test_a_new_prompt_takes_the_place_of_a_finished_one_and_nothing_moves(llama)
 def test_a_step_changes_the_state_in_place(llama):
     """What a CUDA graph asks for: it is recorded with addresses."""
     scorer = denoiser(llama, "block", 4, True)
-    canvas = Canvas(scorer, PROMPTS, list(range(5)), NEW, 24, fixed_shapes=True)
+    canvas = Canvas(scorer, Request(PROMPTS, NEW, EOS_ID), list(range(5)), 24, fixed_shapes=True)
 
     def addresses():
         cached = [t for layer in canvas.cache.layers for t in (layer.keys, layer.values)]
         return [t.data_ptr() for t in (*(getattr(canvas, name) for name in Canvas.STATE), *cached)]
 
     with torch.no_grad():
-        step(scorer, canvas, Threshold(0.3), torch.tensor([EOS_ID]), None, None)
+        step(scorer, canvas, Threshold(0.3).rule)
         before, tokens = addresses(), canvas.x.clone()
         for _ in range(6):
-            step(scorer, canvas, Threshold(0.3), torch.tensor([EOS_ID]), None, None)
+            step(scorer, canvas, Threshold(0.3).rule)
     assert addresses() == before and not torch.equal(canvas.x, tokens)
 
 
 def test_a_replay_is_recorded_after_its_warm_up_and_again_when_tensors_move(llama, monkeypatch):
-    calls, room = [], Canvas(denoiser(llama, "block", 4, True), PROMPTS, list(range(5)), NEW, 24, fixed_shapes=True)
+    scorer, calls = denoiser(llama, "block", 4, True), []
+    room = Canvas(scorer, Request(PROMPTS, NEW), list(range(5)), 24, fixed_shapes=True)
     monkeypatch.setattr(Replay, "beside", lambda self, canvas: calls.append("beside"))
     monkeypatch.setattr(Replay, "record", lambda self, canvas: calls.append("record") or Recording(self.step))
     replay = Replay(lambda: calls.append("replay"), can_record=True)
@@ -125,13 +126,15 @@ def test_a_block_mask_of_few_rows_over_a_cache_is_the_dense_mask(pattern):
 
 
 COMPILED = """
+from dataclasses import replace
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 from dlm.attention import block_sparse
 from dlm.attention.block import Block
-from dlm.decoding import engine
+from dlm.decoding.engine import loop
+from dlm.decoding.engine.request import Request
 from dlm.decoding.threshold import Threshold
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
@@ -143,10 +146,11 @@ block_sparse.set_implementation(model, "block_sparse")
 block_sparse.compiled_flex_attention = lambda: flex_attention
 scorer = Denoiser(model, Block(4), 60, True, layer_types(model))
 prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [3] * 9, [4] * 6, [7, 8]]
-plain = engine.generate(scorer, prompts, Threshold(0.5), 12, 0, batch_size=2)
+request = Request(prompts, 12, 0, batch_size=2)
+plain = Threshold(0.5).generate(scorer, request)
 counter = CompileCounterWithBackend("eager")
-engine.compiled = lambda step: torch.compile(step, backend=counter, fullgraph=True, dynamic=False)
-ours = engine.generate(scorer, prompts, Threshold(0.5), 12, 0, batch_size=2, compile=True)
+loop.compiled = lambda step: torch.compile(step, backend=counter, fullgraph=True, dynamic=False)
+ours = Threshold(0.5).generate(scorer, replace(request, compile=True))
 assert [(g.tokens, g.nfe) for g in ours] == [(g.tokens, g.nfe) for g in plain], (ours, plain)
 print(counter.frame_count)
 """

@@ -21,7 +21,7 @@ from analysis.tables.results import COLUMNS, Results
 from dlm.conversion.module import Conversion
 from dlm.conversion.prepare import prepare
 from dlm.data.packing import PackedRows, Windows, collate
-from dlm.decoding.engine import generate
+from dlm.decoding.engine.request import Request
 from dlm.decoding.threshold import Threshold
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import COUNTS
@@ -158,7 +158,7 @@ def test_any_tokens_make_rows_with_a_finite_loss_or_are_refused(texts, length, p
 def test_any_prompts_are_continued_or_refused(prompts, pattern, new, eos, threshold):
     scorer = denoiser(LLAMA, pattern, 1 if pattern == "ar" else 4, pattern == "ar")
     try:
-        made = generate(scorer, prompts, Threshold(threshold), new, eos)
+        made = Threshold(threshold).generate(scorer, Request(prompts, new, eos))
     except ValueError as error:
         assert new < 1 or not all(prompts), error
         return

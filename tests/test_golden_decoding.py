@@ -17,6 +17,7 @@ from conftest import CONF, EOS_ID, NEEDS, PATTERNS, denoiser, options, shared
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.build import make
+from dlm.decoding.engine.request import Request
 from dlm.types import generator
 
 GOLDEN = Path(__file__).parent / "data" / "golden_decoding.json"
@@ -93,15 +94,15 @@ def cases(option: DictConfig) -> Iterator[Case]:
 
 def decoded(decoder, scorer, case: Case):
     """The one call of the public entry."""
-    return decoder.generate(
-        scorer,
+    request = Request(
         PROMPTS,
         NEW_TOKENS,
-        None if case.eos is None else list(case.eos),
+        case.eos,
         batch_size=case.batch_size,
         generator=generator(0),
         stop=(lambda tokens: sum(tokens) % 3 == 0) if case.stops else None,
     )
+    return decoder.generate(scorer, request)
 
 
 def configured(name: str) -> DictConfig:

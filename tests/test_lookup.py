@@ -5,6 +5,7 @@ import torch
 from conftest import EOS_ID, PATTERNS, VOCAB, denoiser
 
 from dlm.decoding.ar import AR
+from dlm.decoding.engine.request import Request
 from dlm.decoding.lookup import Lookup, continuation
 from dlm.model.denoiser import Denoiser
 from dlm.types import generator
@@ -27,8 +28,8 @@ def always(token):
 @pytest.mark.parametrize(("length", "ngram"), [(1, 1), (4, 2), (10, 3)])
 def test_lookup_is_ar_decoding_token_for_token(llama, pattern, length, ngram):
     scorer = denoiser(llama, pattern, 4, pattern == "ar")
-    expected = AR().generate(scorer, PROMPTS, NEW, EOS_ID)
-    made = Lookup(length, ngram).generate(scorer, PROMPTS, NEW, EOS_ID)
+    expected = AR().generate(scorer, Request(PROMPTS, NEW, EOS_ID))
+    made = Lookup(length, ngram).generate(scorer, Request(PROMPTS, NEW, EOS_ID))
     assert [g.tokens for g in made] == [g.tokens for g in expected]
     assert all(g.nfe <= e.nfe for g, e in zip(made, expected, strict=True))
     assert all(g.confidence == pytest.approx(e.confidence) for g, e in zip(made, expected, strict=True))
@@ -36,16 +37,18 @@ def test_lookup_is_ar_decoding_token_for_token(llama, pattern, length, ngram):
 
 def test_on_every_architecture_also_with_sliding_windows_of_attention(model):
     scorer = denoiser(model, "ar", 1, True)
-    expected = AR().generate(scorer, PROMPTS, NEW, EOS_ID)
-    assert [g.tokens for g in Lookup(5, 2).generate(scorer, PROMPTS, NEW, EOS_ID)] == [g.tokens for g in expected]
+    expected = AR().generate(scorer, Request(PROMPTS, NEW, EOS_ID))
+    assert [g.tokens for g in Lookup(5, 2).generate(scorer, Request(PROMPTS, NEW, EOS_ID))] == [
+        g.tokens for g in expected
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, batch_size):
     """I5, forwards and rows included, though drafts have different lengths side by side."""
     scorer, decoder = denoiser(llama, "block", 4, False), Lookup(5, 2)
-    single = [decoder.generate(scorer, [prompt], NEW, EOS_ID)[0] for prompt in PROMPTS]
-    batched = decoder.generate(scorer, PROMPTS, NEW, EOS_ID, batch_size=batch_size)
+    single = [decoder.generate(scorer, Request([prompt], NEW, EOS_ID))[0] for prompt in PROMPTS]
+    batched = decoder.generate(scorer, Request(PROMPTS, NEW, EOS_ID, batch_size=batch_size))
     for a, b in zip(batched, single, strict=True):
         assert (a.tokens, a.nfe, a.rows, a.step) == (b.tokens, b.nfe, b.rows, b.step)
     assert len({g.rows - len(p) for g, p in zip(single, PROMPTS, strict=True)}) > 1
@@ -55,8 +58,8 @@ def test_text_that_repeats_takes_a_forward_for_every_draft_and_no_more_rows_than
     """Drafts of 4 are all accepted, with AR's own token behind them: 15 tokens in 3 forwards."""
     monkeypatch.setattr(Denoiser, "logits", always(7))
     scorer = denoiser(llama, "ar", 1, True)
-    (made,) = Lookup(4, 3).generate(scorer, [[5, 7, 7]], 15, None)
-    (ar,) = AR().generate(scorer, [[5, 7, 7]], 15, None)
+    (made,) = Lookup(4, 3).generate(scorer, Request([[5, 7, 7]], 15, None))
+    (ar,) = AR().generate(scorer, Request([[5, 7, 7]], 15, None))
     assert (made.tokens, made.nfe, made.step) == (ar.tokens, 3, [1] * 5 + [2] * 5 + [3] * 5)
     assert made.rows == ar.rows == 3 + 14
 
@@ -65,7 +68,7 @@ def test_a_draft_that_is_refused_is_rows_that_were_read(llama, monkeypatch):
     """8 9 8 is followed by 9 8 9 8, says the text: all refused, 3 + 4 rows. Then 7, not found: 1 row. Then 7 7: 1 + 4.
     The last token is never drafted: 1."""
     monkeypatch.setattr(Denoiser, "logits", always(7))
-    (made,) = Lookup(4, 3).generate(denoiser(llama, "ar", 1, True), [[8, 9, 8]], 8, None)
+    (made,) = Lookup(4, 3).generate(denoiser(llama, "ar", 1, True), Request([[8, 9, 8]], 8, None))
     assert (made.nfe, made.rows, made.step) == (4, 7 + 1 + 5 + 1, [1, 2, 3, 3, 3, 3, 3, 4])
 
 
@@ -74,7 +77,7 @@ def test_forwards_of_the_network_are_the_nfe_and_their_rows_the_rows(llama):
     handle = llama.model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    (made,) = Lookup(5, 2).generate(scorer, PROMPTS[2:3], NEW, None)
+    (made,) = Lookup(5, 2).generate(scorer, Request(PROMPTS[2:3], NEW, None))
     handle.remove()
     assert (len(read), sum(read)) == (made.nfe, made.rows)
 

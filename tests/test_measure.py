@@ -11,6 +11,7 @@ from conftest import EOS_ID, config, denoiser, options
 from omegaconf import OmegaConf
 
 from dlm.config.build import make
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation.likelihood import likelihood, windows
@@ -140,9 +141,9 @@ def test_a_recorder_decides_as_the_decoder_it_wraps(llama):
     scorer = denoiser(llama, "block", 4, False)
     prompts = [[5, 6, 7, 8, 9], [11]]
     for decoder in (Threshold(0.3), Fixed(2)):
-        recorder = trace.Recorder(decoder)
-        assert recorder.generate(scorer, prompts, 8, EOS_ID) == decoder.generate(scorer, prompts, 8, EOS_ID)
-        assert recorder.seen
+        for prompt in prompts:
+            made, seen = trace.recorded(scorer, decoder.rule, prompt, 8, EOS_ID)
+            assert [made] == decoder.generate(scorer, Request([prompt], 8, EOS_ID)) and seen
 
 
 def test_the_losses_by_position_add_up_to_the_likelihood(subject):

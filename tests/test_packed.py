@@ -9,7 +9,7 @@ from conftest import EOS_ID, denoiser, tiny
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from dlm.decoding.engine import generate
+from dlm.decoding.engine.request import Request
 from dlm.decoding.threshold import Threshold
 from dlm.model import packed_linears
 from dlm.model.packed_linears import PackedLinears
@@ -51,11 +51,11 @@ def num_linears(model) -> int:
 def test_decoding_gives_the_same_tokens_from_packed_weights(pack_all, products, architecture, pattern, token_shift):
     model = tiny(architecture, torch.float32)
     scorer = denoiser(model, pattern, 4, token_shift)
-    settings = (PROMPTS, Threshold(0.3), 14, EOS_ID)
-    plain = generate(scorer, *settings)
+    request = Request(PROMPTS, 14, EOS_ID)
+    plain = Threshold(0.3).generate(scorer, request)
     assert not products
     with PackedLinears(model) as linears:
-        made = generate(scorer, *settings)
+        made = Threshold(0.3).generate(scorer, request)
     assert [g.tokens for g in made] == [g.tokens for g in plain]
     assert [g.nfe for g in made] == [g.nfe for g in plain]
     assert len(linears.forwards) == num_linears(model)

@@ -15,7 +15,7 @@ from dlm.attention import block_sparse
 from dlm.attention.block import Block
 from dlm.config.build import converted_denoiser, make
 from dlm.conversion.prepare import prepare
-from dlm.decoding.engine import generate
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
@@ -335,5 +335,7 @@ def test_gemma_3_270m_converts_is_saved_and_decodes(tmp_path):
     cfg = config("model=gemma3_270m", "lr=1e-5", *small, *quiet)
     run = Run.load(train(cfg)["id"], tmp_path)
     saved = load_parent(str(run.model_folder), check=False)
-    made = generate(converted_denoiser(run.config, saved), [[2, 651]], Fixed(1), 4, saved.tokenizer.eos_token_id)
+    made = Fixed(1).generate(
+        converted_denoiser(run.config, saved), Request([[2, 651]], 4, saved.tokenizer.eos_token_id)
+    )
     assert run.record["parameters"] == 268_098_176 and run.record["drift"]["ffn/relative"] > 0 and made[0].tokens

@@ -9,6 +9,7 @@ from conftest import EOS_ID, MASK_ID, config, denoiser, tiny
 from naive_blocks import scores
 
 from dlm.config.build import make
+from dlm.decoding.engine.request import Request
 from dlm.decoding.pipelined import Pipelined
 from dlm.decoding.threshold import Threshold
 
@@ -34,16 +35,16 @@ def result(made):
 def test_adding_a_block_only_when_the_last_is_full_is_the_sequential_loop(scorer, threshold, activate_at, ends):
     """The tokens, the forwards, the rows they read, and when each token was committed with which confidence."""
     eos = LIKED[scorer.token_shift] if ends else None
-    made = Pipelined(threshold, 1.0, activate_at).generate(scorer, PROMPTS, NEW, eos)
-    assert made == Threshold(threshold).generate(scorer, PROMPTS, NEW, eos)
+    made = Pipelined(threshold, 1.0, activate_at).generate(scorer, Request(PROMPTS, NEW, eos))
+    assert made == Threshold(threshold).generate(scorer, Request(PROMPTS, NEW, eos))
 
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_where_nothing_is_confident_and_blocks_wait_to_be_activated_it_is_the_sequential_loop(scorer, ends):
     """Even if a block is added in every step: a semi-activated block commits nothing then."""
     eos = LIKED[scorer.token_shift] if ends else None
-    made = Pipelined(1.0, 0.0, 1.0).generate(scorer, PROMPTS, NEW, eos)
-    sequential = Threshold(1.0).generate(scorer, PROMPTS, NEW, eos)
+    made = Pipelined(1.0, 0.0, 1.0).generate(scorer, Request(PROMPTS, NEW, eos))
+    sequential = Threshold(1.0).generate(scorer, Request(PROMPTS, NEW, eos))
     assert [replace(g, rows=0) for g in made] == [replace(g, rows=0) for g in sequential]
     assert sum(g.rows for g in made) > sum(g.rows for g in sequential)  # of blocks that do not pay
     for g in made:  # one token per step, but for the first token of a block that is left alone and the tail behind EOS
@@ -52,8 +53,8 @@ def test_where_nothing_is_confident_and_blocks_wait_to_be_activated_it_is_the_se
 
 def test_in_between_it_is_faster_and_gives_other_tokens(scorer):
     """Else the two tests above would pass for the sequential loop itself."""
-    sequential = Threshold(0.2).generate(scorer, PROMPTS, NEW, None)
-    pipelined = Pipelined(0.2, 0.25, 0.5).generate(scorer, PROMPTS, NEW, None)
+    sequential = Threshold(0.2).generate(scorer, Request(PROMPTS, NEW, None))
+    pipelined = Pipelined(0.2, 0.25, 0.5).generate(scorer, Request(PROMPTS, NEW, None))
     assert sum(g.nfe for g in pipelined) < sum(g.nfe for g in sequential)
     assert [g.tokens for g in pipelined] != [g.tokens for g in sequential]
 
@@ -62,7 +63,7 @@ def test_in_between_it_is_faster_and_gives_other_tokens(scorer):
 def test_it_equals_a_naive_loop_without_a_cache(scorer, ends):
     eos, early = LIKED[scorer.token_shift] if ends else None, 0
     for (threshold, add_at, activate_at), prompt in itertools.product(SETTINGS, PROMPTS[:3]):
-        made = Pipelined(threshold, add_at, activate_at).generate(scorer, [prompt], NEW, eos)
+        made = Pipelined(threshold, add_at, activate_at).generate(scorer, Request([prompt], NEW, eos))
         assert result(made) == [naive(scorer, prompt, threshold, add_at, activate_at, eos)]
         early += len(made[0].tokens) < NEW
     assert bool(early) == ends
@@ -72,7 +73,7 @@ def test_it_equals_a_naive_loop_without_a_cache(scorer, ends):
 def test_on_other_architectures_it_equals_a_naive_loop_too(model, pattern):
     """Windows, normalised queries, scaled embeddings."""
     scorer = denoiser(model, pattern, SIZE, True)
-    made = Pipelined(0.2, 0.25, 0.5).generate(scorer, PROMPTS, NEW, None)
+    made = Pipelined(0.2, 0.25, 0.5).generate(scorer, Request(PROMPTS, NEW, None))
     assert result(made) == [naive(scorer, prompt, 0.2, 0.25, 0.5, None) for prompt in PROMPTS]
 
 
@@ -112,9 +113,9 @@ def naive(scorer, prompt, threshold, add_at, activate_at, eos):
 def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(scorer, setting):
     """I5."""
     decoder, eos = Pipelined(*setting), LIKED[scorer.token_shift]
-    single = [decoder.generate(scorer, [prompt], NEW, eos)[0] for prompt in PROMPTS]
+    single = [decoder.generate(scorer, Request([prompt], NEW, eos))[0] for prompt in PROMPTS]
     for batch_size in (2, 8):
-        assert decoder.generate(scorer, PROMPTS, NEW, eos, batch_size=batch_size) == single
+        assert decoder.generate(scorer, Request(PROMPTS, NEW, eos, batch_size=batch_size)) == single
 
 
 def test_every_forward_is_counted_and_every_row_of_it(scorer):
@@ -124,7 +125,7 @@ def test_every_forward_is_counted_and_every_row_of_it(scorer):
     try:
         for prompt in PROMPTS:
             read.clear()
-            (made,) = Pipelined(0.2, 0.25, 0.5).generate(scorer, [prompt], NEW, EOS_ID)
+            (made,) = Pipelined(0.2, 0.25, 0.5).generate(scorer, Request([prompt], NEW, EOS_ID))
             assert (made.nfe, made.rows) == (len(read), sum(read))
     finally:
         hook.remove()
@@ -137,7 +138,7 @@ def test_a_step_adds_one_block_at_most_and_finishing_one_costs_no_forward(llama)
     embedding = llama.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda _, args, __: read.append(args[0].shape[1]))
     try:
-        (made,) = Pipelined(0.0, 0.0, 1.0).generate(scorer, [[5, 6, 7, 8]], 16, None)
+        (made,) = Pipelined(0.0, 0.0, 1.0).generate(scorer, Request([[5, 6, 7, 8]], 16, None))
     finally:
         hook.remove()
     assert read == [8, 8, 8, 8] and made.step == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
@@ -146,8 +147,8 @@ def test_a_step_adds_one_block_at_most_and_finishing_one_costs_no_forward(llama)
 def test_what_a_block_sees_does_not_change_with_later_blocks(scorer):
     """Cache exactness: the tokens of a prompt do not depend on how much may follow, nor their confidences."""
     decoder = Pipelined(0.2, 0.0, 0.5)
-    longer = decoder.generate(scorer, PROMPTS, 23, None)
-    for short, long, prompt in zip(decoder.generate(scorer, PROMPTS, 11, None), longer, PROMPTS, strict=True):
+    longer = decoder.generate(scorer, Request(PROMPTS, 23, None))
+    for short, long, prompt in zip(decoder.generate(scorer, Request(PROMPTS, 11, None)), longer, PROMPTS, strict=True):
         whole = (len(prompt) + 11) // SIZE * SIZE - len(prompt)
         assert short.tokens[:whole] == long.tokens[:whole]
         assert short.step[:whole] == long.step[:whole]
@@ -167,7 +168,7 @@ def test_no_block_is_added_behind_an_eos_and_those_that_are_there_are_dropped(ll
 
     scorer.score = score
     made = Pipelined(0.9, 0.0, 1.0).generate(
-        scorer, [[5, 6, 7, 8]], 40, EOS_ID, on_step=lambda canvas: ends.append(int(canvas.end[0]))
+        scorer, Request([[5, 6, 7, 8]], 40, EOS_ID, on_step=lambda canvas: ends.append(int(canvas.end[0])))
     )[0]
     assert made.tokens == [9] * 8 + [EOS_ID]
     assert ends == [8, 12, 16, 16, 16, 16, 16, 16] and made.nfe == 8
@@ -175,29 +176,29 @@ def test_no_block_is_added_behind_an_eos_and_those_that_are_there_are_dropped(ll
 
 def test_a_stop_ends_a_sequence_when_blocks_are_done(llama):
     scorer, decoder = denoiser(llama, "block_noisy", SIZE, False), Pipelined(0.2, 0.25, 0.5)
-    free = decoder.generate(scorer, [PROMPTS[0]], 15, None)[0].tokens
-    stopped = decoder.generate(scorer, [PROMPTS[0]], 15, None, stop=lambda tokens: free[4] in tokens)[0].tokens
+    free = decoder.generate(scorer, Request([PROMPTS[0]], 15, None))[0].tokens
+    stopped = decoder.generate(scorer, Request([PROMPTS[0]], 15, None, stop=lambda tokens: free[4] in tokens))[0].tokens
     assert stopped == free[: len(stopped)] and 5 <= len(stopped) < 15
 
 
 def test_blocks_that_see_later_ones_or_are_not_denoised_and_bad_values_are_refused(llama):
     decoder = Pipelined(0.9, 0.1, 0.95)
     with pytest.raises(ValueError, match="Bidir lets blocks see later ones: choose attention=block_noisy"):
-        decoder.generate(denoiser(llama, "bidir", SIZE, False), PROMPTS, NEW, EOS_ID)
+        decoder.generate(denoiser(llama, "bidir", SIZE, False), Request(PROMPTS, NEW, EOS_ID))
     with pytest.raises(ValueError, match="AR denoises no blocks"):
-        decoder.generate(denoiser(llama, "ar", 1, True), PROMPTS, NEW, EOS_ID)
+        decoder.generate(denoiser(llama, "ar", 1, True), Request(PROMPTS, NEW, EOS_ID))
     with pytest.raises(ValueError, match="empty prompt"):
-        decoder.generate(denoiser(llama, "block", SIZE, True), [[]], NEW, EOS_ID)
+        decoder.generate(denoiser(llama, "block", SIZE, True), Request([[]], NEW, EOS_ID))
     for name, value in (("add_at", 1.5), ("activate_at", -0.1)):
         with pytest.raises(ValueError, match=rf"decoding.{name} {value} must lie in \[0, 1\]"):
             make(config("decoding=pipelined", f"decoding.{name}={value}").decoding)
-    with pytest.raises(ValueError, match="decoding.sliding=true has no grid of blocks"):
-        Pipelined(0.9, 0.1, 0.95, sliding=True)
 
 
 def test_one_in_ten_reaches_a_tenth():
     """As 1 - 9/10 it does not."""
     scorer = denoiser(tiny("llama"), "block_noisy", 10, False)
     steps = []
-    Pipelined(1.0, 0.1, 1.0).generate(scorer, [[5] * 10], 20, None, on_step=lambda c: steps.append(int(c.end[0])))
+    Pipelined(1.0, 0.1, 1.0).generate(
+        scorer, Request([[5] * 10], 20, None, on_step=lambda c: steps.append(int(c.end[0])))
+    )
     assert steps[:2] == [20, 30]

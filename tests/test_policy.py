@@ -11,6 +11,7 @@ from test_train import runs_dir, short_prose, small  # noqa: F401
 
 from dlm import policy
 from dlm.config.build import make
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, Policy, features
 from dlm.measurement.base import Subject
@@ -66,7 +67,7 @@ def test_observed_predictions_are_those_of_the_training_forward_on_every_state_o
     expected = [
         (x, kept, number)
         for number, (prompt, made) in enumerate(
-            zip(prompts, Fixed(1).generate(scorer, prompts, new, None), strict=True)
+            zip(prompts, Fixed(1).generate(scorer, Request(prompts, new, None)), strict=True)
         )
         for x, kept in states(scorer, prompt, made, size)
     ]
@@ -100,9 +101,9 @@ def states(scorer, prompt, made, size):
 def test_predictions_behind_the_end_of_an_answer_do_not_count(llama):
     """Each token of the answer is predicted from its block's first forward to the one that commits it."""
     scorer, prompt = denoiser(llama, "block", 4, False), [5, 6, 7]
-    (whole,) = Fixed(1).generate(scorer, [prompt], 13, None)
+    (whole,) = Fixed(1).generate(scorer, Request([prompt], 13, None))
     eos = whole.tokens[6]
-    (made,) = Fixed(1).generate(scorer, [prompt], 13, eos)
+    (made,) = Fixed(1).generate(scorer, Request([prompt], 13, eos))
     blocks = [(len(prompt) + i) // 4 for i in range(len(made.tokens))]
     begun = {b: max((s for s, own in zip(made.step, blocks, strict=True) if own < b), default=0) for b in blocks}
     expected = sum(step - begun[b] for step, b in zip(made.step, blocks, strict=True))
@@ -173,7 +174,7 @@ def test_a_policy_from_a_file_decides_as_the_one_that_was_saved(tmp_path):
     x = synthetic(2000)
     made = fit(Predictions(x.numpy(), (x[:, 0] > 0.6).numpy(), np.arange(2000)))
     made.save(tmp_path / "policy.json", run="abc")
-    loaded = Policy(str(tmp_path / "policy.json"), 0.5).classifier
+    loaded = Policy(str(tmp_path / "policy.json"), 0.5).rule.classifier
     assert loaded == made and torch.equal(loaded(x.float()), made(x.float()))
     assert all(
         isinstance(v, (list, float, str, bool)) for v in json.loads((tmp_path / "policy.json").read_text()).values()
@@ -184,7 +185,7 @@ def test_a_policy_from_a_file_decides_as_the_one_that_was_saved(tmp_path):
 def test_it_commits_every_open_position_above_the_threshold_or_the_best(llama, file, threshold):
     """Of a block without context, which one forward predicts."""
     scorer = denoiser(llama, "block_noisy", 8, False)
-    (made,) = Policy(file, threshold).generate(scorer, [[]], 8, None)
+    (made,) = Policy(file, threshold).generate(scorer, Request([[]], 8, None))
     batch = random_batch(1, 8)
     hidden = torch.full_like(batch.x0, MASK_ID)
     logits = scorer(scorer.inputs(batch, Noised(hidden, batch.maskable, batch.maskable.double()))[0])
@@ -199,17 +200,17 @@ def test_it_commits_every_open_position_above_the_threshold_or_the_best(llama, f
 def test_a_threshold_of_1_is_one_token_per_step_however_sure_the_policy_is(llama, tmp_path, threshold):
     Classifier([0.0] * 4, 100.0).save(tmp_path / "sure.json")
     scorer = denoiser(llama, "block", 4, False)
-    (made,) = Policy(str(tmp_path / "sure.json"), threshold).generate(scorer, [[5, 6, 7, 8]], 12, None)
+    (made,) = Policy(str(tmp_path / "sure.json"), threshold).generate(scorer, Request([[5, 6, 7, 8]], 12, None))
     assert made.nfe == 12 and sorted(made.step) == list(range(1, 13))
-    (all_at_once,) = Policy(str(tmp_path / "sure.json"), 0.99).generate(scorer, [[5, 6, 7, 8]], 12, None)
+    (all_at_once,) = Policy(str(tmp_path / "sure.json"), 0.99).generate(scorer, Request([[5, 6, 7, 8]], 12, None))
     assert all_at_once.nfe == 3
 
 
 def test_a_batch_gives_what_single_prompts_give(llama, file):
     """I5."""
     scorer, prompts = denoiser(llama, "block", 4, True), [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23]]
-    batched = Policy(file, 0.4).generate(scorer, prompts, 14, 0)
-    assert batched == [Policy(file, 0.4).generate(scorer, [prompt], 14, 0)[0] for prompt in prompts]
+    batched = Policy(file, 0.4).generate(scorer, Request(prompts, 14, 0))
+    assert batched == [Policy(file, 0.4).generate(scorer, Request([prompt], 14, 0))[0] for prompt in prompts]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,9 @@ def test_a_runs_policy_is_learned_once_and_decodes_the_run(runs_dir, monkeypatch
     monkeypatch.setattr(policy, "observe", lambda *_: pytest.fail("it was learned again"))
     assert learn(run, LEARN) == path
     subject = Subject(run)
-    (made,) = Policy(str(path), 0.5).generate(subject.dlm, [[5, 6, 7]], 8, subject.converted.tokenizer.eos_token_id)
+    (made,) = Policy(str(path), 0.5).generate(
+        subject.dlm, Request([[5, 6, 7]], 8, subject.converted.tokenizer.eos_token_id)
+    )
     assert made.tokens and 1 <= made.nfe <= 16
 
 

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dlm.config.build import build, make
 from dlm.conversion.module import Conversion
 from dlm.data import tasks
+from dlm.decoding.engine.request import Request
 from dlm.evaluation.generation import prompt_ids
 from dlm.evaluation.longest import require_evaluable
 from dlm.generate import Speaker
@@ -70,9 +71,9 @@ def test_every_loop_refuses_a_prompt_that_its_whole_blocks_have_no_positions_for
     pattern = {"prefix": "block_token_causal", "prefix_cache": "bidir", "dual_cache": "bidir"}.get(name, "block")
     scorer, decoder = denoiser(model_with(LIMIT), pattern, 12, False), make(config(f"decoding={name}").decoding)
     longest = LONGEST_PROMPT[name]
-    assert decoder.generate(scorer, [[5] * longest], 2, None)[0].tokens
+    assert decoder.generate(scorer, Request([[5] * longest], 2))[0].tokens
     with pytest.raises(ValueError, match=f"exceeds the model's {LIMIT} positions: shorten the prompt or lower max_new"):
-        decoder.generate(scorer, [[5], [5] * (longest + 1)], 2, None)
+        decoder.generate(scorer, Request([[5], [5] * (longest + 1)], 2))
 
 
 def test_a_command_line_prompt_is_measured_in_whole_blocks_too():

@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from dlm.config.build import make
 from dlm.conversion.prepare import corrupt
+from dlm.decoding.engine.request import Request
 from dlm.decoding.threshold import Threshold
 from dlm.masking.uniform import Uniform
 from dlm.rollout.prediction import Prediction
@@ -65,7 +66,7 @@ def test_a_trajectory_is_what_the_decoder_generates_after_the_prompt(llama, thre
     for row in range(2):
         for begin, first, end in ((0, 3, 10), (10, 13, 16)):  # the second is continued from its middle
             prompt = batch.x0[row, begin:first].tolist()
-            own = Threshold(threshold).generate(scorer, [prompt], end - first, EOS_ID)[0]
+            own = Threshold(threshold).generate(scorer, Request([prompt], end - first, EOS_ID))[0]
             expected = own.tokens + [EOS_ID] * (end - first - len(own.tokens))
             assert made.x0[row, first:end].tolist() == expected
             assert torch.equal(made.x0[row, begin:first], batch.x0[row, begin:first])

@@ -13,9 +13,10 @@ from dlm.attention.block import Block
 from dlm.attention.block_causal import BlockCausal
 from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.decoding.ar import AR
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.verify import Speculation, accept
 from dlm.decoding.lookup import Lookup
 from dlm.decoding.self_speculative import SelfSpeculative
-from dlm.decoding.verify import Speculation, accept
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
 from dlm.types import Rows, generator
@@ -34,8 +35,8 @@ def tokens(made):
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_greedy_self_speculation_is_ar_decoding_token_for_token(llama, pattern, token_shift, fused, size):
     scorer = Denoiser(llama, pattern(size), MASK_ID, token_shift, layer_types(llama))
-    expected = AR().generate(scorer, PROMPTS, NEW, EOS_ID)
-    made = SelfSpeculative(fused).generate(scorer, PROMPTS, NEW, EOS_ID)
+    expected = AR().generate(scorer, Request(PROMPTS, NEW, EOS_ID))
+    made = SelfSpeculative(fused).generate(scorer, Request(PROMPTS, NEW, EOS_ID))
     assert tokens(made) == tokens(expected)
     assert all(g.nfe <= e.nfe for g, e in zip(made, expected, strict=True))
     assert all(g.confidence == pytest.approx(e.confidence) for g, e in zip(made, expected, strict=True))
@@ -44,13 +45,13 @@ def test_greedy_self_speculation_is_ar_decoding_token_for_token(llama, pattern, 
 @pytest.mark.parametrize("fused", [False, True])
 def test_on_every_architecture_also_with_sliding_windows_of_attention(model, fused):
     scorer = denoiser(model, "block", 4, False)
-    made = SelfSpeculative(fused).generate(scorer, PROMPTS, NEW, EOS_ID)
-    assert tokens(made) == tokens(AR().generate(scorer, PROMPTS, NEW, EOS_ID))
+    made = SelfSpeculative(fused).generate(scorer, Request(PROMPTS, NEW, EOS_ID))
+    assert tokens(made) == tokens(AR().generate(scorer, Request(PROMPTS, NEW, EOS_ID)))
 
 
 def test_ar_is_hugging_faces_greedy_generate_whatever_the_pattern(llama):
     scorer = denoiser(llama, "bidir", 4, False)
-    for prompt, made in zip(PROMPTS, AR().generate(scorer, PROMPTS, NEW, None), strict=True):
+    for prompt, made in zip(PROMPTS, AR().generate(scorer, Request(PROMPTS, NEW, None)), strict=True):
         expected = llama.generate(
             torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, suppress_tokens=[MASK_ID], eos_token_id=None
         )
@@ -63,9 +64,9 @@ def test_ar_is_hugging_faces_greedy_generate_whatever_the_pattern(llama):
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, fused, token_shift):
     """I5, steps and rows included."""
     scorer, decoder = denoiser(llama, "block", 4, token_shift), SelfSpeculative(fused)
-    single = [decoder.generate(scorer, [prompt], NEW, EOS_ID)[0] for prompt in PROMPTS]
+    single = [decoder.generate(scorer, Request([prompt], NEW, EOS_ID))[0] for prompt in PROMPTS]
     for batch_size in (2, 8):
-        batched = decoder.generate(scorer, PROMPTS, NEW, EOS_ID, batch_size=batch_size)
+        batched = decoder.generate(scorer, Request(PROMPTS, NEW, EOS_ID, batch_size=batch_size))
         for a, b in zip(batched, single, strict=True):
             assert (a.tokens, a.nfe, a.rows, a.step) == (b.tokens, b.nfe, b.rows, b.step)
             assert a.confidence == pytest.approx(b.confidence)
@@ -87,7 +88,7 @@ def test_the_cache_of_accepted_tokens_is_that_of_ar(model, fused):
                     torch.testing.assert_close(ours[n, :, 1 + written - length : written + 1], theirs[0])
             seen.append(n)
 
-    SelfSpeculative(fused).generate(denoiser(model, "block", 4, True), PROMPTS[:3], NEW, None, on_step=on_step)
+    SelfSpeculative(fused).generate(denoiser(model, "block", 4, True), Request(PROMPTS[:3], NEW, None, on_step=on_step))
     assert set(seen) == {0, 1, 2}
 
 
@@ -100,10 +101,10 @@ def test_a_draft_that_is_always_right_gives_the_closed_forms_of_forwards_and_row
 
     monkeypatch.setattr(Denoiser, "logits", always)
     scorer = denoiser(llama, "block", 4, False)
-    (linear,) = SelfSpeculative().generate(scorer, PROMPTS[:1], 15, None)
+    (linear,) = SelfSpeculative().generate(scorer, Request(PROMPTS[:1], 15, None))
     assert (linear.nfe, linear.tokens) == (6, [7] * 15)  # 1 + 4 three times
     assert linear.rows == (5 + 4) + 2 * (1 + 4) + 3 * 4
-    (fused,) = SelfSpeculative(fused=True).generate(scorer, PROMPTS[:1], 17, None)
+    (fused,) = SelfSpeculative(fused=True).generate(scorer, Request(PROMPTS[:1], 17, None))
     assert (fused.nfe, fused.tokens) == (5, [7] * 17)  # 1 + 4 * 4
     assert fused.rows == (5 + 4) + 4 * (4 + 4 * 4)
 
@@ -113,7 +114,7 @@ def test_forwards_of_the_network_are_the_nfe(llama):
     handle = llama.model.register_forward_pre_hook(lambda *args: calls.append(1))
     for fused in (False, True):
         calls.clear()
-        (made,) = SelfSpeculative(fused).generate(scorer, PROMPTS[:1], NEW, None)
+        (made,) = SelfSpeculative(fused).generate(scorer, Request(PROMPTS[:1], NEW, None))
         assert len(calls) == made.nfe
     handle.remove()
 
@@ -121,9 +122,9 @@ def test_forwards_of_the_network_are_the_nfe(llama):
 @pytest.mark.parametrize("stop_at", [3, 8])
 def test_a_stop_ends_a_sequence_at_the_forward_in_which_it_appears(llama, stop_at):
     scorer = denoiser(llama, "block", 4, False)
-    free = AR().generate(scorer, PROMPTS[:1], 20, None)[0].tokens
+    free = AR().generate(scorer, Request(PROMPTS[:1], 20, None))[0].tokens
     stop = free[:stop_at][-1]
-    made = SelfSpeculative().generate(scorer, PROMPTS[:1], 20, None, stop=lambda t: stop in t)[0].tokens
+    made = SelfSpeculative().generate(scorer, Request(PROMPTS[:1], 20, None, stop=lambda t: stop in t))[0].tokens
     first = free.index(stop)
     assert made == free[: len(made)] and first < len(made) <= first + 4
 
@@ -156,15 +157,15 @@ def test_windows_do_not_see_each_other_and_window_i_sees_i_tokens_of_the_draft()
 def test_an_accepted_or_replaced_token_is_distributed_as_the_target_whatever_the_draft(top_p):
     """The first token follows p, the share of accepted drafts is sum min(p, q), and the token after an accepted draft
     follows its own p."""
-    decoder, size = SelfSpeculative(temperature=1.5, top_p=top_p), 20000
+    rule, size = SelfSpeculative(temperature=1.5, top_p=top_p).rule, 20000
     logits = torch.randn(1, 2, 5, generator=generator(3), dtype=torch.float64).expand(size, -1, -1)
     proposal = torch.softmax(torch.randn(1, 1, 5, generator=generator(4), dtype=torch.float64) * 2, -1)
     proposal = proposal.expand(size, -1, -1)
     random = generator(5)
     draft = torch.multinomial(proposal[:, 0], 1, generator=random)
-    accepted, token = accept(decoder, draft, proposal, logits, random)
+    accepted, token = accept(rule, draft, proposal, logits, random)
     first = torch.where(accepted == 1, draft[:, 0], token)
-    target = decoder.probabilities(logits[:1])[0]
+    target = rule.probabilities(logits[:1])[0]
     expected = target[0] * size
     counts = torch.bincount(first, minlength=5)
     assert (counts[expected == 0] == 0).all()
@@ -197,7 +198,7 @@ def test_sampled_texts_are_distributed_as_those_of_ar(decoder):
         logits = model(torch.tensor([[*prompt, *text] for text in texts])).logits[:, len(prompt) - 1 : -1, :mask]
     chosen = torch.tensor(texts)[..., None]
     probability = (logits / 1.5).softmax(-1).gather(-1, chosen)[..., 0].prod(1)
-    made = decoder.generate(scorer, [prompt] * size, 3, None, batch_size=size, generator=generator(7))
+    made = decoder.generate(scorer, Request([prompt] * size, 3, None, batch_size=size, generator=generator(7)))
     index = {text: i for i, text in enumerate(texts)}
     counts = torch.bincount(torch.tensor([index[tuple(g.tokens)] for g in made]), minlength=len(texts))
     often = probability * size >= 5
@@ -209,8 +210,8 @@ def test_sampled_texts_are_distributed_as_those_of_ar(decoder):
 
 def test_the_causal_mode_leaves_the_model_as_it_was(llama):
     scorer = denoiser(llama, "block", 4, False).train()
-    AR().generate(scorer, PROMPTS[:1], 2, None)
+    AR().generate(scorer, Request(PROMPTS[:1], 2, None))
     assert scorer.training and llama.training and isinstance(scorer.pattern, Block)
     scorer.eval()
-    SelfSpeculative().generate(scorer, PROMPTS[:1], 2, None)
+    SelfSpeculative().generate(scorer, Request(PROMPTS[:1], 2, None))
     assert not llama.training and isinstance(Causal(), PATTERNS["ar"])

@@ -7,15 +7,14 @@ from conftest import EOS_ID, MASK_ID, PATTERNS, denoiser
 from dlm.attention.block import Block
 from dlm.attention.block_causal import BlockCausal
 from dlm.attention.block_token_causal import BlockTokenCausal
-from dlm.decoding import engine
-from dlm.decoding.approximate import DualCache
 from dlm.decoding.ar import AR
-from dlm.decoding.canvas import Canvas
-from dlm.decoding.engine import generate
+from dlm.decoding.engine import loop
+from dlm.decoding.engine.canvas import Canvas
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.step import planned, step
 from dlm.decoding.entropy import Entropy
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.prefix import Prefix
-from dlm.decoding.step import columns, step
 from dlm.decoding.threshold import Threshold
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
@@ -29,7 +28,7 @@ def scorer(model, pattern, size, token_shift):
 
 
 def decode(scorer, decoder, prompts=PROMPTS, new=NEW, eos=EOS_ID, **kwargs):
-    return decoder.generate(scorer, prompts, new, eos, **kwargs)
+    return decoder.generate(scorer, Request(prompts, new, eos, **kwargs))
 
 
 @pytest.mark.parametrize("size", [2, 5, 8])
@@ -133,8 +132,8 @@ def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shi
 @pytest.fixture
 def like_a_gpu(monkeypatch):
     """Fixed shapes, without a compiler and without CUDA."""
-    monkeypatch.setattr(engine, "compiled", lambda step: step)
-    monkeypatch.setattr(engine, "replays", lambda *args: False)
+    monkeypatch.setattr(loop, "compiled", lambda step: step)
+    monkeypatch.setattr(loop, "replays", lambda *args: False)
 
 
 @pytest.mark.parametrize("decoder", [Prefix(0.1), Threshold(0.1, sliding=True), Entropy(2.0, sliding=True)])
@@ -142,20 +141,21 @@ def like_a_gpu(monkeypatch):
 def test_fixed_shapes_give_the_same(llama, like_a_gpu, decoder, pattern):
     sliding = denoiser(llama, pattern, 4, True)
     plain = decode(sliding, decoder)
-    assert generate(sliding, PROMPTS, decoder, NEW, EOS_ID, batch_size=2, compile=True) == plain
+    assert decoder.generate(sliding, Request(PROMPTS, NEW, EOS_ID, batch_size=2, compile=True)) == plain
 
 
 def test_a_step_changes_the_state_in_place(llama):
     """What a CUDA graph asks for: it is recorded with addresses. The prompt's length is not what slides."""
-    canvas = Canvas(denoiser(llama, "block", 4, True), PROMPTS, list(range(5)), NEW, 28, True, sliding=True)
+    scorer = denoiser(llama, "block", 4, True)
+    canvas = Canvas(scorer, Request(PROMPTS, NEW, EOS_ID), list(range(5)), 28, True, sliding=True)
 
     def addresses():
         return [getattr(canvas, name).data_ptr() for name in Canvas.STATE]
 
-    before, eos = addresses(), torch.tensor([EOS_ID])
+    before = addresses()
     with torch.no_grad():
         for _ in range(3):
-            step(denoiser(llama, "block", 4, True), canvas, Prefix(0.1), eos, None, None)
+            step(scorer, canvas, Prefix(0.1).rule)
     assert addresses() == before
     assert canvas.prompt_length.tolist() == [len(p) for p in PROMPTS] and (canvas.start > canvas.prompt_length).all()
 
@@ -182,12 +182,9 @@ def test_without_sliding_the_blocks_are_those_of_the_grid(llama):
 
 
 def test_a_window_that_begins_on_the_grid_sees_what_a_block_of_the_grid_sees(llama):
-    grid, sliding = (
-        Canvas(denoiser(llama, "block", 4, False), [[5] * 8], [0], 4, 16, sliding=s) for s in (False, True)
-    )
-    for canvas in (grid, sliding):
-        canvas.cache.read = 12
-    a, b = (columns(denoiser(llama, "block", 4, False), canvas) for canvas in (grid, sliding))
+    scorer, request = denoiser(llama, "block", 4, False), Request([[5] * 8], 4)
+    grid, sliding = (Canvas(scorer, request, [0], 16, sliding=s) for s in (False, True))
+    a, b = (planned(scorer, canvas)[0].columns for canvas in (grid, sliding))
     assert torch.equal(a.position, b.position) and torch.equal(a.clean, b.clean) and torch.equal(a.document, b.document)
 
 
@@ -215,7 +212,5 @@ def test_a_stop_is_asked_after_every_forward_that_moves_the_window(llama):
     assert stopped == free[: free.index(free[5]) + 1]
 
 
-def test_an_approximate_cache_cannot_slide():
-    with pytest.raises(ValueError, match="decoding.sliding=true needs an exact cache"):
-        DualCache(0.9, sliding=True)
-    assert not Fixed(1).sliding and Prefix(0.9).sliding
+def test_only_what_slides_by_default_slides():
+    assert not Fixed(1).loop.sliding and Prefix(0.9).loop.sliding

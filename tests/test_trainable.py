@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from dlm.config.build import ar_denoiser, build, converted_denoiser, make
 from dlm.conversion.module import Conversion
 from dlm.conversion.prepare import prepare
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.export import export
 from dlm.loss.nelbo import Nelbo
@@ -191,8 +192,8 @@ def test_a_zero_of_either_sign_keeps_it_where_the_gate_is_shut():
 def test_ar_decoding_with_gated_adapters_is_the_parents_and_block_decoding_is_not(llama):
     prompts, adapted = [[5, 6, 7, 8, 9], [11, 12]], gated()
     ar = [denoiser(m, "ar", 1, True) for m in (llama, adapted)]
-    assert Fixed(1).generate(ar[0], prompts, 12, None) == Fixed(1).generate(ar[1], prompts, 12, None)
-    blocks = [Fixed(1).generate(denoiser(m, "block", 4, True), prompts, 12, None) for m in (llama, adapted)]
+    assert Fixed(1).generate(ar[0], Request(prompts, 12, None)) == Fixed(1).generate(ar[1], Request(prompts, 12, None))
+    blocks = [Fixed(1).generate(denoiser(m, "block", 4, True), Request(prompts, 12, None)) for m in (llama, adapted)]
     assert [g.tokens for g in blocks[0]] != [g.tokens for g in blocks[1]]
 
 
@@ -287,11 +288,11 @@ def test_a_gated_run_leaves_its_parent_as_it_was_and_is_loaded_with_its_gate(run
     own = parent.model.state_dict()
     assert all(torch.equal(t, own[n]) for n, t in load_file(run.model_folder / "model.safetensors").items())
     prompts = parent.tokenizer(["reverse:ABC=", "sum:1,2,3="])["input_ids"]
-    ar = [Fixed(1).generate(ar_denoiser(p), prompts, 8, None) for p in (parent, found)]
+    ar = [Fixed(1).generate(ar_denoiser(p), Request(prompts, 8, None)) for p in (parent, found)]
     assert ar[0] == ar[1]
     dlm = converted_denoiser(run.config, found)
     plain = converted_denoiser(run.config, parent)
-    assert Fixed(1).generate(dlm, prompts, 8, None) != Fixed(1).generate(plain, prompts, 8, None)
+    assert Fixed(1).generate(dlm, Request(prompts, 8, None)) != Fixed(1).generate(plain, Request(prompts, 8, None))
     assert run.record["drift"]["attention/relative"] > 0 and run.record["drift"]["embedding/relative"] == 0
     with pytest.raises(ValueError, match="act only at mask tokens: a plain Hugging Face folder cannot express that"):
         export(run, tmp_path / "out")

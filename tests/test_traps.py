@@ -12,7 +12,8 @@ from dlm.config.build import make
 from dlm.conversion.module import Conversion
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import prepare
-from dlm.decoding.commit import kept
+from dlm.decoding.engine.commit import kept
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.pipelined import Pipelined
 from dlm.decoding.threshold import Threshold
@@ -134,8 +135,8 @@ def test_pipelined_decoding_of_one_block_is_threshold_decoding_wherever_blocks_a
     """D2F with a block as long as the canvas."""
     scorer = denoiser(llama, "block_noisy", 32, token_shift)
     for threshold in (0.1, 0.3, 1.0):
-        sequential = Threshold(threshold).generate(scorer, PROMPTS, 14, EOS_ID)
-        assert Pipelined(threshold, add_at, 0.5).generate(scorer, PROMPTS, 14, EOS_ID) == sequential
+        sequential = Threshold(threshold).generate(scorer, Request(PROMPTS, 14, EOS_ID))
+        assert Pipelined(threshold, add_at, 0.5).generate(scorer, Request(PROMPTS, 14, EOS_ID)) == sequential
 
 
 @pytest.mark.parametrize("pattern", ["block", "bidir", "block_noisy"])
@@ -143,7 +144,7 @@ def test_a_threshold_of_one_is_static_decoding_one_token_per_forward(llama, patt
     """Also where several probabilities round to 1: none exceeds the threshold, and a tie has one winner."""
     scorer = denoiser(llama, pattern, 4, False)
     scorer.score = lambda scored, *args, **kwargs: torch.nn.functional.one_hot(scored % 50 + 2, 61) * 1000.0
-    dynamic, static = (d.generate(scorer, PROMPTS, 14, None) for d in (Threshold(1.0), Fixed(1)))
+    dynamic, static = (d.generate(scorer, Request(PROMPTS, 14, None)) for d in (Threshold(1.0), Fixed(1)))
     assert [(g.tokens, g.nfe, g.step) for g in dynamic] == [(g.tokens, g.nfe, g.step) for g in static]
     assert all(sorted(g.step) == sorted(set(g.step)) for g in dynamic)
 
@@ -154,7 +155,7 @@ def test_of_equally_confident_tokens_the_leftmost_are_kept_and_no_more_than_aske
     confidence, open_ = torch.ones(1, 32), torch.ones(1, 32, dtype=torch.bool)
     open_[:, :5] = False
     expected = (torch.arange(32) >= 5) & (torch.arange(32) < 5 + tokens_per_step)
-    keep, _ = kept(Fixed(tokens_per_step), torch.zeros_like(open_), confidence, open_)
+    keep, _ = kept(Fixed(tokens_per_step).rule, torch.zeros_like(open_), confidence, open_)
     assert torch.equal(keep[0], expected)
     rule = CommitRule(None, tokens_per_step, 0.0, 1.0, torch.tensor([EOS_ID]), None)
     _, exported = rule(torch.full((32,), 7), confidence[0], open_[0], False)

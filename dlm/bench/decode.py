@@ -24,7 +24,7 @@ from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, 
 from dlm.bench.gate import require_same_tokens
 from dlm.bench.peer import DLLM
 from dlm.config.build import ar_denoiser
-from dlm.decoding.engine import generate
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation.timing import Arm, Elsewhere, interleaved, ratio, spread, with_range
 from dlm.model.denoiser import Denoiser
@@ -121,11 +121,11 @@ class Decode(Bench):
         linears = nullcontext() if bench.compile else PackedLinears(bench.model)
 
         def engine(denoiser: Denoiser, tokens: int) -> Engine:
-            decoder, options = Fixed(tokens), {"eos_id": None, "batch_size": batch_size, "compile": bench.compile}
+            request = Request(prompts, self.new_tokens, batch_size=batch_size, compile=bench.compile)
 
             def tokens_of_all() -> Int[Tensor, "N T"]:
                 with linears:
-                    made = generate(denoiser, prompts, decoder, self.new_tokens, **options)
+                    made = Fixed(tokens).generate(denoiser, request)
                 return torch.tensor([g.tokens for g in made])
 
             return tokens_of_all

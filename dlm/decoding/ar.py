@@ -6,22 +6,23 @@ Nemotron-Labs-Diffusion, arXiv 2607.05722), a second way to use the same checkpo
 
 from __future__ import annotations
 
-from dlm.attention.ar import AR as Causal
-from dlm.decoding.fixed import Fixed
+from dlm.attention.ar import AR as CausalPattern
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.fixed import MostConfident
 from dlm.model.denoiser import Denoiser
 
 
-class AR(Fixed):
-    """Decodes as an AR model, whatever pattern and token shift the dLM was trained with."""
+class Causal(Blocks):
+    """Blocks of one token, whatever pattern and token shift the dLM was trained with."""
 
-    def __init__(self, **kwargs):
-        super().__init__(tokens_per_step=1, **kwargs)
-
-    def generate(self, denoiser, prompts, max_new_tokens, eos_id, **kwargs):
-        causal = causal_mode(denoiser).train(denoiser.training)
-        return super().generate(causal, prompts, max_new_tokens, eos_id, **kwargs)
+    def mode(self, denoiser):
+        """The same model under causal attention, which scores every token from the one before it."""
+        return Denoiser(denoiser.model, CausalPattern(), denoiser.mask_id, True, denoiser.layer_types)
 
 
-def causal_mode(denoiser: Denoiser) -> Denoiser:
-    """The same model under causal attention, which scores every token from the one before it."""
-    return Denoiser(denoiser.model, Causal(), denoiser.mask_id, True, denoiser.layer_types)
+class AR(Decoder):
+    """Decodes as an AR model."""
+
+    def __init__(self, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(Causal(), MostConfident(1, temperature, top_p))

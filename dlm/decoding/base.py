@@ -1,87 +1,67 @@
-"""Which of a block's predictions are committed in one denoising step.
-
-A decoder sees the confidence of every position that is still masked in the current block and says which to keep. The
-engine (`dlm.decoding.engine`) does the rest; where a decoder keeps none, it commits the most confident.
-"""
+"""A way of decoding is a loop, which makes the forwards, and a rule, which says what each of them commits."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+import copy
+from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from transformers import TopPLogitsWarper
 
-if TYPE_CHECKING:
-    from dlm.decoding.canvas import Generation
-    from dlm.model.denoiser import Denoiser
-
-
-def wide(logits: Tensor) -> torch.dtype:
-    """What probabilities are computed in. bfloat16 has nothing between 20 and 20.125: a log-sum-exp in it is wrong by
-    up to 6 %, which commits tokens that a threshold excludes."""
-    return torch.promote_types(logits.dtype, torch.float32)
+from dlm.attention.base import AttentionPattern
+from dlm.decoding.engine.canvas import Generation
+from dlm.decoding.engine.loop import Loop
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.rule import CommitRule
+from dlm.model.denoiser import Denoiser
 
 
-class Decoder(ABC):
-    """Sampling and the commit rule. `temperature` 0 is greedy; `top_p` < 1 samples from the nucleus. With `sliding`,
-    the current block is no block of the grid: it begins at the first token that is still masked, in every forward."""
+class Decoder:
+    """A loop and a commit rule. An option of `decoding` is a subclass that only says which, from its settings.
 
-    remask_below: float = 0.0  # a committed token of the current block is masked again when it is less probable
+    `exports` names the settings of the rule that an exported model's own `generate` decodes by, if it can."""
 
-    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, sliding: bool = False):
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(
-                f"decoding.temperature {temperature} must be >= 0 and decoding.top_p {top_p} must lie in (0, 1]"
-            )
-        self.temperature, self.top_p, self.sliding = temperature, top_p, sliding
+    def __init__(self, loop: Loop, rule: CommitRule, exports: tuple[str, ...] = ()):
+        self.loop, self.rule, self.exports = loop, rule, exports
 
-    @abstractmethod
-    def select(self, confidence: Float[Tensor, "N K"], rank: Float[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
-        """The positions to commit. `confidence` is -1 where nothing is masked, and `rank` is -inf. The position of the
-        highest rank is committed whether it is selected or not."""
+    @final
+    @torch.no_grad()
+    def generate(self, denoiser: Denoiser, request: Request) -> list[Generation]:
+        """Decode every prompt of the request, in order. Raises `ValueError` for an attention pattern or a prompt that
+        cannot be decoded in this way."""
+        reason, name = self.takes(denoiser.pattern), type(self).__name__
+        if reason is not None:
+            raise ValueError(f"{name} cannot decode under {type(denoiser.pattern).__name__}: {reason}")
+        if request.compile and not self.loop.compiles:
+            raise ValueError(f"{name} has a loop of its own that cannot be compiled: set compile=False")
+        reader, training = self.loop.mode(denoiser), denoiser.training
+        request.check(reader, self.loop.sliding)
+        denoiser.eval()
+        try:
+            return self.loop.generate(reader, self.rule, request)
+        finally:
+            denoiser.train(training)
 
-    def rank(self, confidence: Float[Tensor, "N K"], is_eos: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """The order in which masked positions are committed, the highest first: by confidence, an EOS behind every
-        other token, the leftmost first."""
-        offset = torch.arange(confidence.shape[1], device=confidence.device)
-        return torch.where(is_eos, -1 - offset / confidence.shape[1], confidence)
+    @final
+    def takes(self, pattern: AttentionPattern) -> str | None:
+        """None, or why this cannot decode under the pattern."""
+        return self.loop.takes(pattern)
 
-    def confidence(self, logits: Float[Tensor, "N K V"], token: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """How sure the model is of `token`, in [0, 1]: its probability (at temperature 1), unless a rule has another
-        measure. `Generation.confidence` records it."""
-        return logits.softmax(-1, dtype=wide(logits)).gather(-1, token[..., None])[..., 0]
+    @property
+    def threshold(self) -> float | None:
+        """The threshold of the rule, None where it has none."""
+        return getattr(self.rule, "threshold", None)
 
-    def probabilities(self, logits: Float[Tensor, "N K V"]) -> Float[Tensor, "N K V"]:
-        """The distributions that tokens are drawn from, where `temperature` > 0."""
-        logits = logits.to(wide(logits)) / self.temperature
-        if self.top_p < 1:
-            logits = TopPLogitsWarper(self.top_p)(None, logits.flatten(0, 1)).view_as(logits)
-        return logits.softmax(-1)
+    @final
+    def at(self, threshold: float) -> Decoder:
+        """The same with another threshold; `ValueError` where the rule has none."""
+        if not hasattr(self.rule, "threshold"):
+            raise ValueError(f"{type(self).__name__} has no threshold: choose decoding=threshold")
+        other = copy.copy(self)
+        other.rule = copy.copy(self.rule)
+        other.rule.threshold = threshold
+        return other
 
-    def sample(
-        self, logits: Float[Tensor, "N K V"], generator: torch.Generator | None
-    ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
-        """A token for every position, and its confidence."""
-        if self.temperature == 0:
-            token = logits.argmax(-1)
-        else:
-            flat = self.probabilities(logits).flatten(0, 1)
-            token = torch.multinomial(flat, 1, generator=generator).view(logits.shape[:2])
-        return token, self.confidence(logits, token)
-
-    def generate(
-        self,
-        denoiser: Denoiser,
-        prompts: list[list[int]],
-        max_new_tokens: int,
-        eos_id: int | list[int] | None,
-        **kwargs,
-    ) -> list[Generation]:
-        """Decode prompts by this rule, see `engine.generate`. A decoder that reads the canvas in its own way has its
-        own loop."""
-        from dlm.decoding.engine import generate  # it imports this module
-
-        return generate(denoiser, prompts, self, max_new_tokens, eos_id, **kwargs)
+    @final
+    def exported(self) -> dict[str, float | int] | None:
+        """The settings by which an exported model's own `generate` decodes as this does, None where it cannot."""
+        return {name: getattr(self.rule, name) for name in self.exports} or None

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import torch
 
-from dlm.decoding.base import Decoder, wide
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.engine.rule import CommitRule, wide
 
 
-class Entropy(Decoder):
+class WithinEntropy(CommitRule):
     """Commits masked positions in the order of their entropy, the lowest first, while the sum of the entropies without
     the largest is at most `bound`, in nats. Its confidence is exp(-entropy): 1 where the model is certain, 1/n where n
     tokens are equally probable."""
 
-    def __init__(self, bound: float, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, bound: float, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(temperature, top_p)
         if bound < 0:
             raise ValueError(f"decoding.bound {bound} must be >= 0 nats (0 commits one token per step)")
         self.bound = bound
@@ -31,3 +33,10 @@ class Entropy(Decoder):
         spent = torch.nn.functional.pad(ascending.cumsum(1)[:, :-1], (1, 0))  # by those before, the largest is its own
         within = (spent <= self.bound) & (ascending < torch.inf)
         return torch.zeros_like(within).scatter(1, order, within)
+
+
+class Entropy(Decoder):
+    """One block after another, by the entropy bound."""
+
+    def __init__(self, bound: float, sliding: bool = False, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(Blocks(sliding), WithinEntropy(bound, temperature, top_p))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.engine.rule import CommitRule
 
 
-class Fixed(Decoder):
+class MostConfident(CommitRule):
     """Commits the `tokens_per_step` most confident masked positions, of equally confident ones the leftmost."""
 
-    def __init__(self, tokens_per_step: int, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, tokens_per_step: int = 1, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(temperature, top_p)
         if tokens_per_step < 1:
             raise ValueError(f"decoding.tokens_per_step {tokens_per_step} must be at least 1")
         self.tokens_per_step = tokens_per_step
@@ -20,3 +22,11 @@ class Fixed(Decoder):
         # Not topk: it breaks ties otherwise than argmax, by which the engine keeps one, and two would be kept of one.
         best = rank.argsort(dim=1, descending=True, stable=True)[:, : self.tokens_per_step]
         return torch.zeros_like(rank, dtype=torch.bool).scatter(1, best, True)
+
+
+class Fixed(Decoder):
+    """One block after another, so many tokens in every forward."""
+
+    def __init__(self, tokens_per_step: int, sliding: bool = False, temperature: float = 0.0, top_p: float = 1.0):
+        exports = () if sliding else ("tokens_per_step",)
+        super().__init__(Blocks(sliding), MostConfident(tokens_per_step, temperature, top_p), exports)

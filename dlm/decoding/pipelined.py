@@ -12,96 +12,76 @@ token shift `block` scores the first token of a block from the clean one before 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.decoding.blocks import BlocksCanvas, check_blocks, predict
-from dlm.decoding.canvas import Generation, whole_blocks
-from dlm.decoding.commit import kept, write
-from dlm.decoding.engine import in_batches
-from dlm.decoding.step import Stop, advance
-from dlm.decoding.threshold import Threshold
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine.blocks import ActiveBlocks, BlocksCanvas, predict
+from dlm.decoding.engine.commit import kept, write
+from dlm.decoding.engine.lengths import whole_blocks
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.rule import CommitRule
+from dlm.decoding.engine.step import advance
+from dlm.decoding.threshold import AboveThreshold
 from dlm.model.denoiser import Denoiser
 
 
-class Pipelined(Threshold):
-    """Commits by `threshold` (the paper's τ_conf). `add_at` (τ_add) and `activate_at` (τ_act) are fractions of a block
-    that are decoded, a prompt's tokens being so from the start: the last block's at which another is added, the
-    previous block's at which one is fully activated.
+class Pipeline(ActiveBlocks):
+    """`add_at` (τ_add): the next block is added once this fraction of the last one is decoded. `activate_at` (τ_act): a
+    block is fully activated once this fraction of the one before it is decoded. A prompt's tokens count as decoded.
 
-    Every step commits, as the first active block is fully activated. With `add_at` 1 it is `Threshold`."""
+    Every step commits, as the first active block is fully activated. With `add_at` 1 it is `Blocks`."""
 
-    def __init__(self, threshold: float, add_at: float, activate_at: float, **kwargs):
-        super().__init__(threshold, **kwargs)
+    def __init__(self, add_at: float, activate_at: float):
         for name, value in (("add_at", add_at), ("activate_at", activate_at)):
             if not 0 <= value <= 1:
                 raise ValueError(f"decoding.{name} {value} must lie in [0, 1]: it is a fraction of a block")
-        if self.sliding:
-            raise ValueError("decoding.sliding=true has no grid of blocks to be active: set it to false")
         self.add_at, self.activate_at = add_at, activate_at
 
-    def generate(
-        self,
-        denoiser: Denoiser,
-        prompts: list[list[int]],
-        max_new_tokens: int,
-        eos_id: int | list[int] | None,
-        generator: torch.Generator | None = None,
-        stop: Stop | None = None,
-        **loop,
-    ) -> list[Generation]:
-        """As `engine.generate`. Raises `ValueError` also for a pattern that has no cacheable noisy blocks."""
-        check_blocks(denoiser.pattern, "pipelined")
+    def begin(self, denoiser, rule, canvas, request):
+        return partial(self.step, denoiser, rule, canvas, request)
 
-        def begin(canvas: BlocksCanvas, eos_ids: Tensor) -> Callable[[], None]:
-            return partial(self.step, denoiser, generator, stop, canvas, eos_ids)
-
-        loop |= {"kind": BlocksCanvas, "rows_leave": True}
-        return in_batches(begin, denoiser, prompts, max_new_tokens, eos_id, **loop)
-
-    def step(self, denoiser: Denoiser, generator, stop: Stop | None, canvas: BlocksCanvas, eos_ids) -> None:
+    def step(self, denoiser: Denoiser, rule: CommitRule, canvas: BlocksCanvas, request: Request) -> None:
         """Perhaps another block, one forward, and what all active blocks commit."""
         size = canvas.block_size
         add = (progress(canvas, canvas.end[:, None] - size)[:, 0] >= self.add_at) | (canvas.end == canvas.start)
         canvas.end += size * (add & (canvas.end < canvas.length))
         slots = canvas.active_slots()
         wanted = scorable(denoiser, canvas, slots)
-        predict(denoiser, canvas, self, generator, wanted)
-        self.commit(canvas, slots, wanted, denoiser, eos_ids)
-        shorten(canvas, eos_ids)
-        advance(canvas, eos_ids, stop)
-        canvas.start = canvas.start // size * size  # it went to the first mask, behind all blocks that are done
+        predict(denoiser, canvas, rule, request.generator, wanted)
+        self.commit(denoiser, rule, canvas, slots, wanted)
+        shorten(canvas)
+        advance(canvas, request.stop)
 
     def commit(
         self,
+        denoiser: Denoiser,
+        rule: CommitRule,
         canvas: BlocksCanvas,
         slots: Int[Tensor, "N S"],
         wanted: Bool[Tensor, "N S"],
-        denoiser: Denoiser,
-        eos_ids: Int[Tensor, " E"],
     ) -> None:
-        """The engine's commit rule for each active block; semi-activated ones need not commit anything."""
+        """What the rule keeps of each active block; semi-activated ones need not commit anything."""
         size = canvas.block_size
         token, confidence = (state.gather(1, slots) for state in (canvas.token, canvas.certainty))
         first = torch.arange(slots.shape[1] // size, device=slots.device) == 0
         required = first | (progress(canvas, slots[:, ::size] - size) >= self.activate_at)
-        keep, tail = (
-            found.view_as(slots)
-            for found in kept(
-                self,
-                torch.isin(token, eos_ids).view(-1, size),
-                confidence.view(-1, size),
-                wanted.view(-1, size),
-                required.view(-1, 1),
-                (first & denoiser.token_shift).expand(len(canvas), -1).reshape(-1, 1),
-            )
-        )
-        token = torch.where(tail, eos_ids[0] if len(eos_ids) else denoiser.mask_id, token)
-        write(canvas, keep | tail, token, confidence, slots)
+        of_blocks = (t.view(-1, size) for t in (canvas.is_eos(token), confidence, wanted))
+        first_is_final = (first & denoiser.token_shift).expand(len(canvas), -1).reshape(-1, 1)
+        keep, tail = (t.view_as(slots) for t in kept(rule, *of_blocks, required.view(-1, 1), first_is_final))
+        write(canvas, keep | tail, torch.where(tail, canvas.tail_id, token), confidence, slots)
+
+
+class Pipelined(Decoder):
+    """Several blocks at once, by `threshold` (the paper's τ_conf)."""
+
+    def __init__(
+        self, threshold: float, add_at: float, activate_at: float, temperature: float = 0.0, top_p: float = 1.0
+    ):
+        super().__init__(Pipeline(add_at, activate_at), AboveThreshold(threshold, temperature, top_p))
 
 
 def progress(canvas: BlocksCanvas, begin: Int[Tensor, "N A"]) -> Float[Tensor, "N A"]:
@@ -121,11 +101,11 @@ def scorable(denoiser: Denoiser, canvas: BlocksCanvas, slots: Int[Tensor, "N S"]
     return masked & ((slots % canvas.block_size != 0) | (slots == canvas.start[:, None]))
 
 
-def shorten(canvas: BlocksCanvas, eos_ids: Int[Tensor, " E"]) -> None:
+def shorten(canvas: BlocksCanvas) -> None:
     """End the canvas with the block of the first EOS: no block is added behind it, and nothing that is kept sees those
     that are there."""
     slots = torch.arange(canvas.num_slots + 1, device=canvas.x.device)
-    ended = torch.isin(canvas.x, eos_ids) & (slots >= canvas.prompt_length[:, None])
+    ended = canvas.is_eos(canvas.x) & (slots >= canvas.prompt_length[:, None])
     length = whole_blocks(torch.where(ended, slots + 1, canvas.num_slots).amin(1), canvas.block_size)
     canvas.length = torch.minimum(canvas.length, length)
     canvas.end = torch.minimum(canvas.end, canvas.length)

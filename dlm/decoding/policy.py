@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dlm.decoding.base import wide
-from dlm.decoding.threshold import Threshold
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.engine.rule import wide
+from dlm.decoding.threshold import AboveThreshold
 from dlm.errors import one_line
 from dlm.runs.storage import read_json, write_json
 
@@ -68,14 +70,28 @@ class Classifier:
         return made
 
 
-class Policy(Threshold):
+class ExpectedToStay(AboveThreshold):
     """Commits all positions whose predicted probability of being kept exceeds `threshold`; at 1 or above, one token per
-    step. That probability is the confidence of this decoder: it orders the positions, too."""
+    step. That probability is the confidence of this rule: it orders the positions, too."""
 
-    def __init__(self, policy: str | None, threshold: float, **kwargs):
-        super().__init__(threshold, **kwargs)
-        self.classifier = Classifier.load(policy)
+    def __init__(self, classifier: Classifier, threshold: float, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(threshold, temperature, top_p)
+        self.classifier = classifier
 
-    def sample(self, logits, generator):
-        token, _ = super().sample(logits, generator)
-        return token, self.classifier(features(logits, token))
+    def confidence(self, logits, token):
+        return self.classifier(features(logits, token))
+
+
+class Policy(Decoder):
+    """One block after another, by a trained classifier, which the file `policy` holds."""
+
+    def __init__(
+        self,
+        policy: str | None,
+        threshold: float,
+        sliding: bool = False,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ):
+        rule = ExpectedToStay(Classifier.load(policy), threshold, temperature, top_p)
+        super().__init__(Blocks(sliding), rule)

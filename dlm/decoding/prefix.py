@@ -6,14 +6,16 @@ from __future__ import annotations
 import torch
 
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.engine.rule import CommitRule
 
 
-class Prefix(Decoder):
+class ConfidentPrefix(CommitRule):
     """Commits the first masked position, whatever its confidence, and those after it up to the first whose confidence
     is below `threshold`; with `threshold` None, only the first. With a threshold of 0 it is the whole block."""
 
-    def __init__(self, threshold: float | None, sliding: bool = True, **kwargs):
-        super().__init__(sliding=sliding, **kwargs)
+    def __init__(self, threshold: float | None, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(temperature, top_p)
         if threshold is not None and threshold < 0:
             raise ValueError(f"decoding.threshold {threshold} must be >= 0, or null for one token per step")
         self.threshold = threshold
@@ -29,3 +31,10 @@ class Prefix(Decoder):
             return first
         passed = ~masked | first | (confidence >= self.threshold)
         return masked & passed.cumprod(1).bool()
+
+
+class Prefix(Decoder):
+    """One block after another, each from left to right."""
+
+    def __init__(self, threshold: float | None, sliding: bool = True, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(Blocks(sliding), ConfidentPrefix(threshold, temperature, top_p))

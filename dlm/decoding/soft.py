@@ -10,7 +10,6 @@ It is for models that were trained to correct their own predictions; others are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -18,11 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.base import Decoder
-from dlm.decoding.blocks import BlocksCanvas, check_blocks, predict
-from dlm.decoding.canvas import Generation
-from dlm.decoding.commit import write
-from dlm.decoding.engine import in_batches
-from dlm.decoding.step import Stop, advance
+from dlm.decoding.engine.blocks import ActiveBlocks, BlocksCanvas, predict
+from dlm.decoding.engine.commit import write
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.rule import CommitRule
+from dlm.decoding.engine.step import advance
 from dlm.model.denoiser import Denoiser
 
 
@@ -36,32 +35,15 @@ class SoftCanvas(BlocksCanvas):
         self.age = torch.zeros_like(self.start)
 
 
-class Soft(Decoder):
-    """Decodes the longest prefix of the masked positions whose confidence is at least `threshold`, at least the
-    leftmost (τ_dec; more than 1: one token per forward). A block is finished when no token of it is masked and either
-    all have a confidence of at least `accept` (τ_acc) or nothing has changed; at the latest after `max_forwards` (None:
-    as many as it has positions), when what is still masked is decoded as predicted. The tokens behind an EOS, or behind
-    those that are asked for, are not waited for.
+class SurePrefix(CommitRule):
+    """Commits the longest prefix of the masked positions whose confidence is at least `threshold`, at least the
+    leftmost (τ_dec; more than 1: one token per forward)."""
 
-    Without `revise` a decoded token stays and a block is finished when it is full. With `hard`, decoded tokens are read
-    as such. Greedy: a sampled block would not settle."""
-
-    def __init__(
-        self,
-        threshold: float,
-        accept: float,
-        revise: bool = True,
-        hard: bool = False,
-        max_forwards: int | None = None,
-    ):
+    def __init__(self, threshold: float):
         super().__init__()
-        for name, value in (("threshold", threshold), ("accept", accept)):
-            if value < 0:
-                raise ValueError(f"decoding.{name} {value} must be >= 0: it is compared with probabilities")
-        if max_forwards is not None and max_forwards < 1:
-            raise ValueError(f"decoding.max_forwards {max_forwards} must be at least 1, or null for the block size")
-        self.threshold, self.accept, self.revise, self.hard = threshold, accept, revise, hard
-        self.max_forwards = max_forwards
+        if threshold < 0:
+            raise ValueError(f"decoding.threshold {threshold} must be >= 0: it is compared with probabilities")
+        self.threshold = threshold
 
     def select(self, confidence, rank):
         masked = confidence >= 0
@@ -69,48 +51,52 @@ class Soft(Decoder):
         leftmost = masked & (masked.cumsum(1) == 1)
         return masked & (unsure.cumsum(1) == 0) | leftmost
 
-    def generate(
-        self,
-        denoiser: Denoiser,
-        prompts: list[list[int]],
-        max_new_tokens: int,
-        eos_id: int | list[int] | None,
-        generator: torch.Generator | None = None,
-        stop: Stop | None = None,
-        **loop,
-    ) -> list[Generation]:
-        """As `engine.generate`; the `step` of a token is the forward that changed it last. Raises `ValueError` also for
-        a pattern that has no cacheable noisy blocks."""
-        check_blocks(denoiser.pattern, "soft")
 
-        def begin(canvas: SoftCanvas, eos_ids: Tensor) -> Callable[[], None]:
-            return partial(self.step, denoiser, stop, canvas, eos_ids)
+class Settling(ActiveBlocks):
+    """A block is finished when no token of it is masked and either all have a confidence of at least `accept` (τ_acc)
+    or nothing has changed; at the latest after `max_forwards` (None: as many as it has positions), when what is still
+    masked is decoded as predicted. The tokens behind an EOS, or behind those that are asked for, are not waited for.
 
-        loop |= {"kind": SoftCanvas, "rows_leave": True}
-        return in_batches(begin, denoiser, prompts, max_new_tokens, eos_id, **loop)
+    Without `revise` a decoded token stays and a block is finished when it is full. With `hard`, decoded tokens are read
+    as such."""
 
-    def step(self, denoiser: Denoiser, stop: Stop | None, canvas: SoftCanvas, eos_ids: Int[Tensor, " E"]) -> None:
+    canvas = SoftCanvas
+
+    def __init__(self, accept: float, revise: bool, hard: bool, max_forwards: int | None):
+        if accept < 0:
+            raise ValueError(f"decoding.accept {accept} must be >= 0: it is compared with probabilities")
+        if max_forwards is not None and max_forwards < 1:
+            raise ValueError(f"decoding.max_forwards {max_forwards} must be at least 1, or null for the block size")
+        self.accept, self.revise, self.hard, self.max_forwards = accept, revise, hard, max_forwards
+
+    def begin(self, denoiser, rule, canvas, request):
+        return partial(self.step, denoiser, rule, canvas, request)
+
+    def step(self, denoiser: Denoiser, rule: CommitRule, canvas: SoftCanvas, request: Request) -> None:
         """One forward, what it decodes and revises, and on to the next block where this one has settled."""
         canvas.end = canvas.start + canvas.block_size
         slots = canvas.block_slots()
         new = slots >= canvas.prompt_length[:, None]
-        predict(denoiser, canvas, self, None, new, None if self.hard else partial(soft_embeddings, denoiser))
+        predict(denoiser, canvas, rule, None, new, None if self.hard else partial(soft_embeddings, denoiser))
         canvas.age += 1
         last = canvas.age == (self.max_forwards or canvas.block_size)
-        changed = self.write(canvas, slots, new, last)
-        done = last | self.settled(canvas, slots, changed, new & waited_for(canvas, slots, eos_ids))
-        canvas.finished = ~done  # so that the others stay where they are
-        advance(canvas, eos_ids, stop)
-        canvas.finished &= done
+        changed = self.write(rule, canvas, slots, new, last)
+        done = last | self.settled(canvas, slots, changed, new & waited_for(canvas, slots))
+        advance(canvas, request.stop, done)
         canvas.age = torch.where(done, 0, canvas.age)
 
     def write(
-        self, canvas: SoftCanvas, slots: Int[Tensor, "N K"], new: Bool[Tensor, "N K"], last: Bool[Tensor, " N"]
+        self,
+        rule: CommitRule,
+        canvas: SoftCanvas,
+        slots: Int[Tensor, "N K"],
+        new: Bool[Tensor, "N K"],
+        last: Bool[Tensor, " N"],
     ) -> Bool[Tensor, "N K"]:
         """Decode and revise; which tokens are others than before (from [MASK] to a token is a change)."""
         states = (canvas.token, canvas.certainty, canvas.x, canvas.step, canvas.masked)
         token, confidence, before, step, masked = (state.gather(1, slots) for state in states)
-        decoded = self.select(confidence.masked_fill(~masked, -1.0), confidence) | (masked & last[:, None])
+        decoded = rule.select(confidence.masked_fill(~masked, -1.0), confidence) | (masked & last[:, None])
         chosen = decoded | (new & ~masked & self.revise)
         changed = chosen & (token != before)
         write(canvas, chosen, token, confidence)
@@ -133,9 +119,24 @@ class Soft(Decoder):
         return full & (sure.all(1) | ~(changed & waited).any(1))
 
 
-def waited_for(canvas: SoftCanvas, slots: Int[Tensor, "N K"], eos_ids: Int[Tensor, " E"]) -> Bool[Tensor, "N K"]:
+class Soft(Decoder):
+    """One block after another, from left to right, each revised until it settles. Greedy: a sampled block would not
+    settle."""
+
+    def __init__(
+        self,
+        threshold: float,
+        accept: float,
+        revise: bool = True,
+        hard: bool = False,
+        max_forwards: int | None = None,
+    ):
+        super().__init__(Settling(accept, revise, hard, max_forwards), SurePrefix(threshold))
+
+
+def waited_for(canvas: SoftCanvas, slots: Int[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
     """The slots of the block that the answer may need: up to its first EOS, and to the tokens that are asked for."""
-    is_eos = torch.isin(canvas.x.gather(1, slots), eos_ids) & (slots >= canvas.prompt_length[:, None])
+    is_eos = canvas.is_eos(canvas.x.gather(1, slots)) & (slots >= canvas.prompt_length[:, None])
     behind = (is_eos.cumsum(1) - is_eos.int()) > 0
     return ~behind & (slots < (canvas.prompt_length + canvas.max_new_tokens)[:, None])
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.engine.rule import CommitRule
 
 
-class Threshold(Decoder):
+class AboveThreshold(CommitRule):
     """Commits all positions whose confidence exceeds `threshold`; at 1 or above, one token per step."""
 
-    def __init__(self, threshold: float, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, threshold: float, temperature: float = 0.0, top_p: float = 1.0):
+        super().__init__(temperature, top_p)
         if threshold < 0:
             raise ValueError(f"decoding.threshold {threshold} must be >= 0 (1 or more commits one token per step)")
         self.threshold = threshold
 
     def select(self, confidence, rank):
         return confidence > self.threshold
+
+
+class Threshold(Decoder):
+    """One block after another, by a threshold on the probability."""
+
+    def __init__(self, threshold: float, sliding: bool = False, temperature: float = 0.0, top_p: float = 1.0):
+        exports = () if sliding else ("threshold",)
+        super().__init__(Blocks(sliding), AboveThreshold(threshold, temperature, top_p), exports)

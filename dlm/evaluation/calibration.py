@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data import tasks
@@ -26,8 +24,6 @@ def nearest_thresholds(
     (never on the test items)."""
     examples, reached = tasks.evaluation_set("val", per_family), {}
     for threshold in thresholds if targets else []:
-        tried = copy.copy(decoder)
-        tried.threshold = threshold
-        results = run_tasks(denoiser, tokenizer, examples, tried, max_new_tokens, batch_size)
+        results = run_tasks(denoiser, tokenizer, examples, decoder.at(threshold), max_new_tokens, batch_size)
         reached[threshold] = results["tokens"].sum() / results["nfe"].sum()
     return {target: min(reached, key=lambda tau: abs(reached[tau] - target)) for target in targets}

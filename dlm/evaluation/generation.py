@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.request import Request
 from dlm.evaluation.interval import wilson
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
@@ -36,7 +37,7 @@ def run_tasks(
     """One row per example: `family, correct, tokens, nfe, rows, output`, the per-position `step` and `confidence`, and
     whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it has no EOS)."""
     prompts, ends = prompt_ids(tokenizer, examples), eos_ids(denoiser.model, tokenizer)
-    generations = decoder.generate(denoiser, prompts, max_new_tokens, ends, batch_size=batch_size)
+    generations = decoder.generate(denoiser, Request(prompts, max_new_tokens, ends, batch_size))
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)

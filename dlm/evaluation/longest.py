@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data import tasks
-from dlm.decoding.canvas import whole_blocks
+from dlm.decoding.engine.lengths import whole_blocks
 from dlm.evaluation.cloze import CONTEXT_TOKENS, OPTION_TOKENS
 from dlm.evaluation.generation import prompt_ids
 from dlm.model.denoiser import Denoiser

@@ -18,6 +18,7 @@ from dlm.config.build import make
 from dlm.config.finished import FinishedRun
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation import cloze
@@ -147,7 +148,7 @@ def require_decodable(denoiser: Denoiser, decoder: Decoder, token: int) -> None:
     denoiser.eval()
     try:
         with torch.random.fork_rng():
-            decoder.generate(denoiser, [[token]], 1, None)
+            decoder.generate(denoiser, Request([[token]], 1))
     finally:
         denoiser.train(training)
 
@@ -218,11 +219,9 @@ def timed(denoiser: Denoiser, parent: Parent, decoder: Decoder, cfg: DictConfig)
     """What is timed of a decoder: it answers prompts at batch 1, and returns how many tokens it made."""
     examples = tasks.evaluation_set("test", max(1, cfg.throughput_prompts // len(tasks.FAMILIES)))
     prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
-
-    ends = eos_ids(denoiser.model, parent.tokenizer)
+    request = Request(prompts, cfg.max_new_tokens, eos_ids(denoiser.model, parent.tokenizer), batch_size=1)
 
     def once() -> int:
-        made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, ends, batch_size=1)
-        return sum(len(g.tokens) for g in made)
+        return sum(len(g.tokens) for g in decoder.generate(denoiser, request))
 
     return once

@@ -34,7 +34,7 @@ class Decode(Measurement):
     ):
         if model not in ("dlm", "ar"):
             raise ValueError(f"measurement.model {model!r} is unknown: choose dlm or ar")
-        if tpf is not None and not hasattr(decoder, "threshold"):
+        if tpf is not None and not hasattr(decoder.rule, "threshold"):
             raise ValueError(f"measurement.tpf {tpf} is reached through a threshold: choose decoding=threshold")
         self.model, self.decoder, self.block_size = model, decoder, block_size
         self.tpf, self.thresholds, self.calibration_per_family = tpf, thresholds, calibration_per_family
@@ -49,7 +49,7 @@ class Decode(Measurement):
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
         tokenizer = subject.converted.tokenizer
         if self.tpf is not None:
-            self.decoder.threshold = nearest_thresholds(
+            found = nearest_thresholds(
                 denoiser,
                 tokenizer,
                 self.decoder,
@@ -58,13 +58,14 @@ class Decode(Measurement):
                 self.calibration_per_family,
                 self.max_new_tokens,
                 self.batch_size,
-            )[self.tpf]
+            )
+            self.decoder = self.decoder.at(found[self.tpf])
         examples = tasks.evaluation_set("test", self.items_per_family)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
         columns = ["family", "correct", "tokens", "nfe", "rows", *DEGENERATE]
         return {
             **accuracy(results),
-            "threshold": getattr(self.decoder, "threshold", None),
+            "threshold": self.decoder.threshold,
             "block_size": denoiser.pattern.block_size,
             "tokens_per_second": self.time(denoiser, tokenizer),
             "items": results.filter(items=columns).to_dict("list"),

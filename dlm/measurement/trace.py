@@ -11,8 +11,13 @@ from jaxtyping import Float
 
 from dlm.data import tasks
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.canvas import Generation
+from dlm.decoding.engine.loop import Blocks
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.rule import CommitRule
 from dlm.evaluation.generation import prompt_ids, run_tasks, trace_summary
 from dlm.measurement.base import Measurement
+from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
 
 
@@ -22,8 +27,11 @@ class Trace(Measurement):
     def __init__(self, decoder: Decoder, split: str, items_per_family: int, max_new_tokens: int, batch_size: int):
         if split not in tasks.SPLITS:
             raise ValueError(f"measurement.split {split!r} is unknown: choose one of {', '.join(tasks.SPLITS)}")
-        if decoder.sliding:
-            raise ValueError("measurement=trace counts positions in the blocks of the grid: set decoding.sliding=false")
+        if decoder.loop.sliding:
+            raise ValueError(
+                f"measurement=trace counts positions in the blocks of the grid, and {type(decoder).__name__} has none: "
+                "set decoding.sliding=false, or decoding=threshold where there is no such option"
+            )
         self.decoder, self.split, self.items_per_family = decoder, split, items_per_family
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
 
@@ -47,15 +55,13 @@ class Trace(Measurement):
         """The decoding of one item: for each forward (`step`, from 1) the `confidence` of every position that was still
         masked, and which were `committed`; `tokens` has the text of each position of the answer, the first of which is
         `prompt_tokens`."""
-        recorder, (prompt,) = Recorder(self.decoder), prompt_ids(tokenizer, [example])
-        # With a `stop` no step is replayed as a CUDA graph, in which nothing could be recorded.
-        (made,) = recorder.generate(
-            denoiser, [prompt], self.max_new_tokens, eos_ids(denoiser.model, tokenizer), stop=lambda tokens: False
-        )
+        (prompt,) = prompt_ids(tokenizer, [example])
+        ends = eos_ids(denoiser.model, tokenizer)
+        made, seen = recorded(denoiser, self.decoder.rule, prompt, self.max_new_tokens, ends)
         size = denoiser.pattern.block_size
         step_of = dict(enumerate(made.step, start=len(prompt)))
         cells = []
-        for step, confidence in enumerate(recorder.seen, start=1):
+        for step, confidence in enumerate(seen, start=1):
             # What is committed from here on begins in the current block; a token behind the later EOS is not kept.
             block = min(p for p, s in step_of.items() if s >= step) // size
             for position, value in enumerate(confidence, start=block * size):
@@ -71,18 +77,30 @@ class Trace(Measurement):
         }
 
 
-class Recorder(Decoder):
-    """Another decoder, and what it was shown: `seen` has the confidences of the block in each forward, -1 where nothing
-    was masked."""
+class Watched(CommitRule):
+    """Another rule, and what it was shown: `seen` has the confidences of the first block in each forward, -1 where
+    nothing was masked."""
 
-    def __init__(self, inner: Decoder):
-        super().__init__(inner.temperature, inner.top_p)
-        self.inner, self.seen = inner, []
-        self.rank, self.confidence, self.remask_below = inner.rank, inner.confidence, inner.remask_below
+    def __init__(self, rule: CommitRule):
+        super().__init__(rule.temperature, rule.top_p)
+        self.seen: list[list[float]] = []
+        self.rule, self.remask_below = rule, rule.remask_below
+        self.rank, self.confidence = rule.rank, rule.confidence
 
     def select(self, confidence, rank):
         self.seen.append(confidence[0].tolist())
-        return self.inner.select(confidence, rank)
+        return self.rule.select(confidence, rank)
+
+
+def recorded(
+    denoiser: Denoiser, rule: CommitRule, prompt: list[int], max_new_tokens: int, eos_ids: list[int]
+) -> tuple[Generation, list[list[float]]]:
+    """A prompt decoded block by block, and the confidences of the block in each forward."""
+    watched = Watched(rule)
+    # With a `stop` no step is replayed as a CUDA graph, in which nothing could be recorded.
+    request = Request([prompt], max_new_tokens, eos_ids, stop=lambda tokens: False)
+    (made,) = Decoder(Blocks(), watched).generate(denoiser, request)
+    return made, watched.seen
 
 
 def masked_by_level(results: pd.DataFrame, block_size: int, ends_in_eos: bool) -> Float[np.ndarray, "K K"]:

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.request import Request
 from dlm.masking.base import serial_documents
 from dlm.model.eos import eos_ids
 from dlm.rollout.base import Rollout
@@ -40,10 +41,9 @@ class Trajectory(Rollout):
                 prompts.append(batch.x0[row, columns[0] : begin].tolist())
         for size in sorted({end - begin for _, begin, end in places}):
             chosen = [n for n, (_, begin, end) in enumerate(places) if end - begin == size]
+            request = Request([prompts[n] for n in chosen], size, self.ends, self.batch_size)
             with torch.compiler.set_stance("force_eager"):  # its shapes would use up the versions of compiled layers
-                made = self.decoder.generate(
-                    denoiser, [prompts[n] for n in chosen], size, self.ends, batch_size=self.batch_size
-                )
+                made = self.decoder.generate(denoiser, request)
             for n, generation in zip(chosen, made, strict=True):
                 row, begin, end = places[n]
                 tail = size - len(generation.tokens)

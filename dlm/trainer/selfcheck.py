@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlm.attention.ar import AR
-from dlm.decoding.canvas import Canvas
-from dlm.decoding.step import forward
+from dlm.decoding.engine.canvas import Canvas
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.step import forward
 from dlm.evaluation.drift import effective_weights
 from dlm.model.closeness import distance, tolerance
 from dlm.model.denoiser import Denoiser
@@ -153,9 +154,8 @@ def check_parity(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     if not prompt:  # nothing to go on from
         return
     training = replace(probe, x0=probe.x0[:, : probe.end]).logits(denoiser)
-    canvas = Canvas(denoiser, [prompt], [0], probe.end - probe.begin, probe.end)
-    decoding, _ = forward(denoiser, canvas)
-    far = distance(decoding, training)
+    canvas = Canvas(denoiser, Request([prompt], probe.end - probe.begin), [0], probe.end)
+    far = distance(forward(denoiser, canvas), training)
     if far > allowed(denoiser, half):
         raise violation(
             denoiser,

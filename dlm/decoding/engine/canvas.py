@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dlm.decoding.cache import SlotCache
+from dlm.decoding.engine.cache import SlotCache
+from dlm.decoding.engine.lengths import room
+from dlm.decoding.engine.request import Request
 from dlm.model.denoiser import Denoiser
 
 SCRATCH = -1
@@ -37,53 +39,58 @@ class Generation:
 
 
 class Canvas:
-    """`prompts` (token ids) with room for `max_new_tokens` each, up to the end of a block; `index` numbers them.
+    """The prompts of a request that `index` numbers, with room for its new tokens, up to the end of a block.
     `num_slots` is the length of the longest canvas that these may have to share a batch with. With `fixed_shapes` no
-    shape depends on what the sequences hold. With `sliding` the current block begins at the first masked slot.
+    shape depends on what the sequences hold. With `sliding` the current block begins at the first masked slot, else on
+    the grid of blocks: at a multiple of `grid`.
 
-    `live` are the rows whose result is not yet taken, and `placement` is another object whenever tensors have moved.
+    `token` and `certainty` are the last prediction of every position of the current block, and `asked` says which of
+    them the last forward made. `tail_id` is the token behind an EOS. `live` are the rows whose result is not yet taken,
+    and `placement` is another object whenever tensors have moved.
     """
 
     # What a sequence has a row of.
     STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe", "rows")
-    STATE += ("finished", "token", "certainty")
+    STATE += ("finished", "token", "certainty", "asked")
 
     def __init__(
         self,
         denoiser: Denoiser,
-        prompts: list[list[int]],
+        request: Request,
         index: list[int],
-        max_new_tokens: int,
         num_slots: int,
         fixed_shapes: bool = False,
         sliding: bool = False,
     ):
-        pattern, device = denoiser.pattern, denoiser.model.device
-        self.block_size, self.max_new_tokens, self.num_slots = pattern.block_size, max_new_tokens, num_slots
+        prompts, device = [request.prompts[n] for n in index], denoiser.model.device
+        self.block_size, self.num_slots = denoiser.pattern.block_size, num_slots
+        self.max_new_tokens, self.mask_id = request.max_new_tokens, denoiser.mask_id
+        self.eos_ids = torch.tensor(request.eos_ids, dtype=torch.long, device=device)
+        self.tail_id = request.eos_ids[0] if request.eos_ids else denoiser.mask_id
         self.fixed_shapes, self.sliding = fixed_shapes, sliding
+        self.grid = 1 if sliding else self.block_size
         self.live, self.placement = list(range(len(prompts))), object()
         self.cache = SlotCache(denoiser.model.config.get_text_config().num_hidden_layers, num_slots)
         lengths = [len(p) for p in prompts]
         # The host knows how many tokens are read first; after that at most a block is pending.
-        grid = 1 if sliding else self.block_size  # where a block can begin
-        self.max_pending = max(n // grid * grid for n in lengths)
+        self.max_pending = max(n // self.grid * self.grid for n in lengths)
         shape = (len(prompts), num_slots + 1)  # the last one is always masked: a sentinel
-        self.x = torch.full(shape, denoiser.mask_id)
+        self.x = torch.full(shape, self.mask_id)
         for row, prompt in zip(self.x, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
         self.x = self.x.to(device)
         self.index, self.prompt_length = torch.tensor(index, device=device), torch.tensor(lengths, device=device)
-        self.length = room(self.prompt_length + max_new_tokens, self.block_size, sliding)
+        self.length = room(self.prompt_length + self.max_new_tokens, self.block_size, sliding)
         self.masked = torch.arange(num_slots + 1, device=device) >= self.prompt_length[:, None]
-        self.start = self.prompt_length // grid * grid
+        self.start = self.prompt_length // self.grid * self.grid
         self.written = torch.zeros_like(self.start)
         self.nfe, self.rows = torch.zeros_like(self.start), torch.zeros_like(self.start)
         self.step = torch.zeros(shape, dtype=torch.long, device=device)
         self.confidence = torch.zeros(shape, device=device)
         self.finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        # The last prediction of every position of the current block.
         self.token = torch.zeros(len(prompts), self.block_size, dtype=torch.long, device=device)
         self.certainty = torch.zeros(len(prompts), self.block_size, device=device)
+        self.asked = torch.zeros(len(prompts), self.block_size, dtype=torch.bool, device=device)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -106,13 +113,16 @@ class Canvas:
         """How many slots from the left hold committed tokens."""
         return self.masked.int().argmax(1)
 
-    def harvest(self, eos_ids: Int[Tensor, " E"], places_are_wanted: bool = False) -> dict[int, Generation]:
+    def is_eos(self, token: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return torch.isin(token, self.eos_ids)
+
+    def harvest(self, places_are_wanted: bool = False) -> dict[int, Generation]:
         """What the sequences that have finished since the last time gave, by their number. Their rows go, unless
         `places_are_wanted` for others: at once where rows cost time, else when half of them are idle."""
         finished = self.finished.tolist()
         over = [n for n in self.live if finished[n]]
         self.live = [n for n in self.live if not finished[n]]
-        made = self.results(over, eos_ids)
+        made = self.results(over)
         most = len(self) // 2 if self.fixed_shapes else len(self)
         if over and not places_are_wanted and 0 < len(self.live) <= most:
             self.keep(torch.tensor(self.live, device=self.x.device))
@@ -144,9 +154,9 @@ class Canvas:
         self.placement = object()
         return self
 
-    def results(self, rows: list[int], eos_ids: Int[Tensor, " E"]) -> dict[int, Generation]:
+    def results(self, rows: list[int]) -> dict[int, Generation]:
         """What these sequences gave, by their number, cut at EOS or at their length."""
-        eos, filled, made = set(eos_ids.tolist()), self.filled(), {}
+        eos, filled, made = set(self.eos_ids.tolist()), self.filled(), {}
         for n in rows:
             begin = int(self.prompt_length[n])
             tokens = self.x[n, begin : min(int(filled[n]), begin + self.max_new_tokens)].tolist()
@@ -156,14 +166,3 @@ class Canvas:
             nfe, rows = int(self.nfe[n]), int(self.rows[n])
             made[int(self.index[n])] = Generation(tokens[:cut], nfe, rows, step, confidence)
         return made
-
-
-def whole_blocks(length, block_size: int):
-    """A length (a number or a tensor) rounded up to whole blocks: a block is always whole, as in training."""
-    return -(-length // block_size) * block_size
-
-
-def room(tokens, block_size: int, sliding: bool):
-    """The slots that so many tokens (a number or a tensor) need. A sliding block may begin at the last of them, and is
-    whole as well."""
-    return tokens + block_size - 1 if sliding else whole_blocks(tokens, block_size)

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from dlm.decoding.canvas import Canvas
+from dlm.decoding.engine.canvas import Canvas
 
 WARM_UP = 2  # steps before the capture, in which kernels are chosen and libraries get their workspaces
 

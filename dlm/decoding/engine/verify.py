@@ -8,19 +8,20 @@ brings; where it comes from is the decoder's own business (`self_speculative`, `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.attention.base import AttentionPattern
-from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import SCRATCH, Canvas, Generation
-from dlm.decoding.engine import in_batches
-from dlm.decoding.step import Stop, write
+from dlm.decoding.engine.canvas import SCRATCH, Canvas
+from dlm.decoding.engine.commit import write
+from dlm.decoding.engine.loop import Batches
+from dlm.decoding.engine.plan import ForwardPlan
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.rule import CommitRule
+from dlm.decoding.engine.step import advance
 from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 
@@ -45,41 +46,50 @@ class Speculation(AttentionPattern):
         return torch.where(q.clean, k.clean & (k.position <= q.position), drafts)
 
 
-def speculate(
-    cycle: Callable[[Denoiser, Canvas], Cycle],
-    draft: AttentionPattern,
-    denoiser: Denoiser,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    eos_id: int | list[int] | None,
-    stop: Stop | None,
-    **loop,
-) -> list[Generation]:
-    """Decode every prompt by the forwards of `cycle(both, canvas)`, in batches as `engine.in_batches` says. `both` is
-    the model in its causal mode, with windows under the pattern `draft`. Raises `ValueError` as `engine.generate`."""
-    both = Denoiser(denoiser.model, Speculation(draft), denoiser.mask_id, True, denoiser.layer_types)
-    both.train(denoiser.training)
+class Verifier(Denoiser):
+    """A model in its causal mode, with windows under the pattern `draft`, which are scored with or without the model's
+    own token shift, `draft_shift`."""
 
-    def begin(canvas: Canvas, eos_ids: Tensor) -> Callable[[], None]:
-        return partial(cycle(both, canvas).forward, eos_ids, stop)
+    def __init__(self, denoiser: Denoiser, draft: AttentionPattern):
+        super().__init__(denoiser.model, Speculation(draft), denoiser.mask_id, True, denoiser.layer_types)
+        self.draft_shift = denoiser.token_shift
 
-    return in_batches(begin, both, prompts, max_new_tokens, eos_id, sliding=True, **loop)
+
+class Speculative(Batches):
+    """Verifies drafts and writes further ones. The current block, of which there is one at every position, has room for
+    a draft and the token after it. `stop` is asked after every forward."""
+
+    sliding = True
+
+    @abstractmethod
+    def draft(self, pattern: AttentionPattern) -> AttentionPattern:
+        """What rows of windows see, in blocks of a draft and the token after it."""
+
+    @abstractmethod
+    def cycle(self, denoiser: Verifier, rule: CommitRule, canvas: Canvas, request: Request) -> Cycle:
+        """The forwards of a canvas."""
+
+    def mode(self, denoiser):
+        return Verifier(denoiser, self.draft(denoiser.pattern))
+
+    def begin(self, denoiser, rule, canvas, request):
+        return self.cycle(denoiser, rule, canvas, request).forward
 
 
 class Cycle(ABC):
-    """The forwards of a canvas. Its sequences are at different positions; each has drafted `lengths` tokens, `drafted`
-    at most, from the distributions `proposal` if they sample. These lie at `canvas.start` and after it, marked as
-    masked. `canvas.written` tokens are in the cache, of which nothing will change. The last `spare` slots are for
-    windows and never filled."""
+    """The forwards of a canvas, whose last `spare` slots are for windows and never filled. Its sequences are at
+    different positions; each has drafted `lengths` tokens, `drafted` at most, from the distributions `proposal` if they
+    sample. These lie at `canvas.start` and after it, marked as masked. `canvas.written` tokens are in the cache, of
+    which nothing will change."""
 
-    def __init__(self, decoder: Decoder, both: Denoiser, canvas: Canvas, spare: int, generator):
-        self.decoder, self.both, self.canvas, self.generator = decoder, both, canvas, generator
+    def __init__(self, both: Verifier, rule: CommitRule, canvas: Canvas, request: Request, spare: int = 0):
+        self.both, self.rule, self.canvas, self.request = both, rule, canvas, request
         self.size, self.window_slot = canvas.block_size, canvas.num_slots - spare
         self.drafted, self.lengths = 0, torch.zeros_like(canvas.start)
         self.proposal: Float[Tensor, "N drafted V"] | None = None
 
     @abstractmethod
-    def forward(self, eos_ids: Int[Tensor, " E"], stop: Stop | None) -> None:
+    def forward(self) -> None:
         """One forward, what it verifies and what it drafts."""
 
     def propose(
@@ -101,7 +111,7 @@ class Cycle(ABC):
     def read(self, windows: int) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "N W K D"]]:
         """One forward of [tokens that are not in the cache and the draft ; windows]: the hidden states that score the
         draft and the token after it, and those of the windows."""
-        canvas, cache = self.canvas, self.canvas.cache
+        canvas = self.canvas
         end, last = canvas.start + self.lengths, canvas.start + self.drafted
         width = int(torch.where(canvas.finished, 0, last - canvas.written).max())
         slots = last[:, None] + torch.arange(-width, 0, device=end.device)  # the longest draft ends with the row
@@ -109,19 +119,11 @@ class Cycle(ABC):
         masks = self.window_slot + torch.arange(windows * self.size, device=end.device)
         slots = torch.cat([slots, masks.expand(len(canvas), -1)], 1)
         slots = torch.where(canvas.finished[:, None], SCRATCH, slots)
-        canvas.rows += (slots != SCRATCH).sum(1)
-        cache.slots, cache.read = slots, canvas.num_slots
         columns = self.columns(end, windows)
         rows = columns.map(lambda t: t.gather(1, slots + 1))
         everything = torch.arange(slots.numel(), device=end.device)
-        hidden = self.both.hidden(
-            everything,
-            canvas.x.gather(1, slots.clamp_min(0)),
-            rows.position.clamp_min(0),  # scratch rows read anything
-            self.both.masks(rows, columns),
-            past_key_values=cache,
-            use_cache=True,
-        ).unflatten(0, slots.shape)
+        plan = ForwardPlan(slots, rows, columns, everything, positions=rows.position)
+        hidden = plan.hidden(self.both, canvas).unflatten(0, slots.shape)
         windows_of = hidden[:, width:].unflatten(1, (windows, self.size))
         return hidden[:, width - self.drafted - 1 : width], windows_of
 
@@ -137,22 +139,24 @@ class Cycle(ABC):
         return Rows(clean, torch.where(used, 0, -1), position, view)
 
     def verify(self, logits: Float[Tensor, "N T V"]) -> Int[Tensor, " N"]:
-        """Commit what AR accepts of the draft, and the token that it writes next. Returns how many were accepted."""
+        """Commit what AR accepts of the draft, and the token that it writes next, and move on. Returns how many were
+        accepted."""
         canvas, drafted = self.canvas, self.drafted
         draft = canvas.x.gather(1, canvas.block_slots())[:, :drafted]
-        accepted, token = accept(self.decoder, draft, self.proposal, logits, self.generator)
+        accepted, token = accept(self.rule, draft, self.proposal, logits, self.request.generator)
         made = torch.nn.functional.pad(draft, (0, 1)).scatter(1, accepted[:, None], token[:, None])
-        confidence = self.decoder.confidence(logits, made)
+        confidence = self.rule.confidence(logits, made)
         rest = 0, self.size - drafted - 1
         made, confidence = (torch.nn.functional.pad(t, rest) for t in (made, confidence))
         kept = torch.arange(self.size, device=made.device) <= accepted[:, None]
         write(canvas, kept & ~canvas.finished[:, None], made, confidence)
         canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start + accepted))
+        advance(canvas, self.request.stop)
         return accepted
 
 
 def accept(
-    decoder: Decoder,
+    rule: CommitRule,
     draft: Int[Tensor, "N M"],
     proposal: Float[Tensor, "N M V"] | None,
     logits: Float[Tensor, "N T V"],
@@ -165,11 +169,11 @@ def accept(
     of the first refused is drawn from max(p - q, 0); what is written is then distributed as p, whatever q.
     """
     count = draft.shape[1]
-    if decoder.temperature == 0:
+    if rule.temperature == 0:
         best = logits.argmax(-1)
         accepted = (draft == best[:, :count]).cumprod(1).sum(1)
         return accepted, best.gather(1, accepted[:, None])[:, 0]
-    target = decoder.probabilities(logits)
+    target = rule.probabilities(logits)
     rest, accepted = target, torch.zeros_like(draft[:, :0].sum(1))
     if count:
         p, q = (x.gather(-1, draft[..., None])[..., 0] for x in (target[:, :count], proposal))

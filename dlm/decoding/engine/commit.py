@@ -6,27 +6,27 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import Canvas
+from dlm.decoding.engine.canvas import Canvas
+from dlm.decoding.engine.rule import CommitRule
 
 
 def kept(
-    decoder: Decoder,
+    rule: CommitRule,
     is_eos: Bool[Tensor, "N K"],
     confidence: Float[Tensor, "N K"],
     open_: Bool[Tensor, "N K"],
     required: Bool[Tensor, "N 1"] | bool = True,
     first_is_final: Bool[Tensor, "N 1"] | bool = False,
 ) -> tuple[Bool[Tensor, "N K"], Bool[Tensor, "N K"]]:
-    """The open positions of each block that the decoder keeps, at least one where that is `required`, and the tail that
+    """The open positions of each block that the rule keeps, at least one where that is `required`, and the tail that
     an EOS among them fills. Where the `first_is_final`, no later forward scores a block's first token again.
 
     Training documents end in EOS up to the end of their block, so the tail of a block is easily predicted. It must not
     use up steps: an EOS ranks behind every other token, the leftmost first, and fills what is to its right.
     """
-    rank = decoder.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
+    rank = rule.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
     best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True) & required
-    keep = (decoder.select(confidence.masked_fill(~open_, -1.0), rank) | best) & open_
+    keep = (rule.select(confidence.masked_fill(~open_, -1.0), rank) | best) & open_
     # A first token that is alone has its final score already: it was fixed by the clean context.
     alone = open_[:, :1] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1, keepdim=True) & first_is_final
     keep = torch.cat([keep[:, :1] | alone, keep[:, 1:]], 1)
