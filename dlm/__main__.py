@@ -6,14 +6,13 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import analysis
 from dlm.config.folders import PACKAGE
 
 
 def commands() -> Iterator[tuple[str, str]]:
     """`python -m …` and what its docstring says it does, of every module that is a command. The modules are read,
     not imported, which would take seconds."""
-    for package in (PACKAGE, Path(analysis.__path__[0])):
+    for package in (PACKAGE, PACKAGE.parent / "analysis"):
         for path in sorted([*package.glob("*.py"), *package.glob("*/__main__.py")]):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             if path != Path(__file__) and is_command(tree):

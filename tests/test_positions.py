@@ -78,7 +78,7 @@ def test_every_loop_refuses_a_prompt_that_its_whole_blocks_have_no_positions_for
 
 def test_a_command_line_prompt_is_measured_in_whole_blocks_too():
     scorer = denoiser(model_with(LIMIT, vocab_size=1024), "block", 12, False)
-    speaker = Speaker("dLM", scorer, AutoTokenizer.from_pretrained(TINY), make(config().decoding))
+    speaker = Speaker("dLM", scorer, AutoTokenizer.from_pretrained(TINY), make(config("decoding=threshold").decoding))
     assert len(speaker.encode("A" * 59, 1)) == 59
     with pytest.raises(ValueError, match="the prompt's 61 tokens and max_new_tokens 1, 72 up to the end of a block,"):
         speaker.encode("A" * 61, 1)

@@ -12,7 +12,7 @@ grid, before any model is asked. It is cheap (a few milliseconds) and names the 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,8 +20,7 @@ from torch import Tensor
 
 from dlm.types import Rows
 
-if TYPE_CHECKING:
-    from dlm.attention.base import AttentionPattern
+AttentionPattern = Any  # that of `dlm.attention.base`, which calls this module
 
 POSITIONS = 64  # at least, of small blocks: more than a sink or a window spans there
 BLOCKS = 8  # at least
