@@ -6,7 +6,7 @@ from dlm.loss.base import Loss
 
 
 class Mean(Loss):
-    """Scored tokens with weight 1."""
+    """Every scored token has weight 1."""
 
     def weight(self, batch, noised):
         return noised.in_loss.float()
