@@ -19,7 +19,7 @@ from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.probe import check_convertible
 from dlm.runs.run import Run
-from dlm.trainable.adapters import adapter_weights, own_weights
+from dlm.trainable.adapters import adapter_weights, base_weights
 from dlm.trainable.gate import restore_gated
 
 NEW_MASK_TOKEN = "<|mask|>"
@@ -43,7 +43,7 @@ class Parent:
         """A hash of every weight, so that a record says exactly which parent it is about: adapters that are there
         already to be trained, and do nothing yet, do not count."""
         digest = hashlib.sha256()
-        weights, adapters = own_weights(self.model), adapter_weights(self.model)
+        weights, adapters = base_weights(self.model), adapter_weights(self.model)
         if any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name):
             weights |= adapters
         for name, tensor in sorted(weights.items()):
