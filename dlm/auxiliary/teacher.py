@@ -1,5 +1,4 @@
-"""The teacher: a frozen model whose predictions the student learns, the parent before training or another run's
-model."""
+"""The teacher, a frozen model whose predictions the student learns: the untrained parent or the model of a run."""
 
 from __future__ import annotations
 
