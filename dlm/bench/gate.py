@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# The largest relative error, |a - b| / |b| in the 2-norm of a tensor. Rounding alone stays ten times smaller.
+# The largest relative error, |a - b| / |b| in the 2-norm of a tensor. Rounding errors are ten times smaller.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # Some gradients (a key's bias) are pure rounding: no norm that they are divided by is below this share of the norm of
 # the whole gradient.

@@ -18,9 +18,8 @@ def chapters(split: str) -> tuple[str, ...]:
 
 
 def encoded(split: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The token ids of a split's chapters, without special tokens. They are cached for equal tokenizers, because
-    sweeps, reports and tests prepare the same data many times in a process, and tokenization takes most of that
-    time."""
+    """The token ids of a split's chapters, without special tokens. They are cached for equal tokenizers:
+    sweeps, reports and tests prepare the same data many times, and tokenization takes most of that time."""
 
     def encode() -> list[list[int]]:
         return tokenizer(list(chapters(split)), add_special_tokens=False)["input_ids"]

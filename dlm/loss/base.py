@@ -23,9 +23,9 @@ class Loss(ABC):
     its micro-batches' gradients however it is split (accumulation, devices). Any other average (`per`) is a factor on
     each row's weights, so it keeps this property:
 
-        token      every token of the global batch counts alike (Nemotron-Labs-Diffusion's global averaging)
-        sequence   every row counts alike, however few of its tokens can be masked
-        masked     every row counts alike, as the mean over its scored tokens (DiffuLLaMA)
+        token      every token of the global batch has the same weight (Nemotron-Labs-Diffusion's global averaging)
+        sequence   every row has the same weight, however few of its tokens can be masked
+        masked     every row has the same weight, and its loss is the mean over its scored tokens (DiffuLLaMA)
 
     `scale` multiplies the sum: with 0 only the auxiliary losses are trained on.
     """

@@ -64,8 +64,7 @@ def by_position(
 ) -> dict[str, list]:
     """For each group of columns, the means over its scorable tokens: `nelbo`, the bound in nats per token, with its
     `standard_error` over `n` rows, and `nll`, the unweighted loss of a masked token. `weighted`, `plain`
-    and `count` come from `losses`; `maskable` is 1 for scorable tokens, and `group` numbers the group of each
-    column."""
+    and `count` come from `losses`; `maskable` is 1 for scorable tokens, and `group` is the group of each column."""
     table: dict[str, list] = {name: [] for name in ("position", "nelbo", "standard_error", "nll", "n")}
     for position in group.unique().tolist():
         columns = group == position
