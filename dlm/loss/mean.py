@@ -1,4 +1,4 @@
-"""The unweighted loss: every scored token has the same weight, so blocks with many masks count more (Fast-dLLM v2, TiDAR)."""
+"""The unweighted loss: all scored tokens weigh the same, so blocks with many masks count more (Fast-dLLM v2, TiDAR)."""
 
 from __future__ import annotations
 
