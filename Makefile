@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test-fast test test-all lint format sweep study parent parents ablation-report design-space smoke
+.PHONY: help install train test-fast test test-all lint format sweep study parent parents ablation-report design-space docs generated smoke
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
@@ -74,6 +74,17 @@ endif
 
 design-space: $(BIN)/.installed ## write docs/design_space.md: every option, its papers and what is known of it
 	$(BIN)/python -m analysis.design_space
+
+docs: $(BIN)/.docs-installed ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(BIN)/.docs-installed: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+generated: $(BIN)/.installed ## write the pages and pictures of docs/ that are made from the code and the YAMLs
+	$(BIN)/python -m analysis.design_space
+	$(BIN)/python -m analysis.site
 
 PEER ?=
 smoke: $(BIN)/.installed ## every sweep, every artefact and the report at scale=smoke, in build/smoke

@@ -1,8 +1,8 @@
 """Render the study: `python -m analysis.report [--runs runs] [--out reports/ablation]`.
 
-Collects the runs of all sweeps into `results.json` and renders from it `index.html` (self-contained), `index.md`,
-`index.tex` and `figures/`. `--add` keeps what the `results.json` that is there knows of runs that the folder lacks.
-`--committed` renders from the `results.json` that is there, which gives the same bytes.
+Collects the runs of all sweeps into `results.json`, and renders `index.html` (self-contained), `index.md`, `index.tex`
+and `figures/` from it. `--add` keeps the runs of the existing `results.json` that are missing from the runs folder.
+`--committed` renders the existing `results.json`, which reproduces the report byte for byte.
 `--show NAME` prints an artefact's tables.
 """
 
@@ -25,9 +25,9 @@ from rich.console import Console
 
 from analysis.artefacts import artefacts
 from analysis.pages import render
-from analysis.pages.claims import Claim, claim_table, evaluate_claims, paper_numbers, shown
+from analysis.pages.claims import Claim, claim_table, effect_text, evaluate_claims, paper_numbers
 from analysis.pages.exhibits import Exhibit, Plot, Table
-from analysis.pages.provenance import code, failed, notes, quantity, ran, setting
+from analysis.pages.provenance import code_facts, failed_runs, notes, quantity, setting_text, training_facts
 from analysis.tables.collect import collect
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import FINISHED, Results
@@ -39,15 +39,15 @@ PAGES = ("index.html", "index.md", "index.tex")
 
 
 def render_report(results: Results, out: Path) -> Path:
-    """Write the report's files to `out`, a pure function of the results, and return its index.html."""
+    """Write the report's files, a pure function of the results, to the folder `out`; returns the path of index.html."""
     paper, modules = paper_numbers(), artefacts()
     claims = evaluate_claims(results, paper, modules)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".figures") as temporary:
         figures = Path(temporary) / "figures"
         figures.mkdir()
-        sections = [section(name, module, results, paper, claims, figures) for name, module in modules.items()]
-        shutil.rmtree(out / "figures", ignore_errors=True)  # none of an earlier report, whose runs are gone
+        sections = [section_context(name, module, results, paper, claims, figures) for name, module in modules.items()]
+        shutil.rmtree(out / "figures", ignore_errors=True)  # drops figures of a previous report
         figures.rename(out / "figures")
     context = {
         "claims": claims,
@@ -56,9 +56,9 @@ def render_report(results: Results, out: Path) -> Path:
         "sections": sections,
         "points": len(results.points),
         "finished": int((results.points["state"] == FINISHED).sum()),
-        "failed": failed(results),
+        "failed": failed_runs(results),
         "notes": notes(results),
-        "total": ran(results, results.points["sweep"].unique()) + code(results),
+        "total": training_facts(results, results.points["sweep"].unique()) + code_facts(results),
         "source": paper["source"],
         "runs": run_table(results),
     }
@@ -67,62 +67,62 @@ def render_report(results: Results, out: Path) -> Path:
     return out / PAGES[0]
 
 
-def section(
+def section_context(
     name: str, module: ModuleType, results: Results, paper: dict[str, Any], claims: list[Claim], figures: Path
 ) -> dict[str, Any]:
-    """What the templates show of one artefact; its figures are written to `figures`. Without runs there is nothing to
-    show but that."""
-    trained = len(results.of("runs", module.SWEEPS)) > 0
-    found = module.exhibits(results, paper) if trained else []
+    """The template variables of one artefact's section; writes its figures to `figures`. Without a finished run it has
+    no exhibits."""
+    has_runs = len(results.of("runs", module.SWEEPS)) > 0
+    exhibits = module.exhibits(results, paper) if has_runs else []
     return {
         "name": name,
         "title": module.TITLE,
         "about": " ".join((module.__doc__ or "").split()),
         "paper": paper["settings"].get(name),
         "claims": [c for c in claims if c.artefact == name],
-        "trained": trained,
-        "exhibits": [exhibit(e, figures) for e in found if not is_empty(e)],
-        "unmeasured": unmeasured([e for e in found if is_empty(e)]),
-        "ran": ran(results, module.SWEEPS),
-        "setting": setting(results, module.SWEEPS),
+        "trained": has_runs,
+        "exhibits": [exhibit_context(e, figures) for e in exhibits if not is_empty(e)],
+        "unmeasured": unmeasured([e for e in exhibits if is_empty(e)]),
+        "ran": training_facts(results, module.SWEEPS),
+        "setting": setting_text(results, module.SWEEPS),
         "missing": missing(results, module.SWEEPS),
     }
 
 
-def is_empty(shown: Exhibit) -> bool:
-    """Whether there is nothing in a table or in any panel of a plot."""
-    if isinstance(shown, Table):
-        return shown.frame.empty
-    return not any(axes.lines or axes.images or axes.collections for f in shown.panels for axes in f.axes)
+def is_empty(exhibit: Exhibit) -> bool:
+    """Whether a table has no rows, or a plot nothing in any panel."""
+    if isinstance(exhibit, Table):
+        return exhibit.frame.empty
+    return not any(axes.lines or axes.images or axes.collections for f in exhibit.panels for axes in f.axes)
 
 
 def unmeasured(empty: Sequence[Exhibit]) -> str:
-    """What of an artefact there is nothing to show for, in words."""
+    """The names of an artefact's empty exhibits, as text; "" for none."""
     plots = [e.alt for e in empty if isinstance(e, Plot)]
     return "; ".join(plots) or ("a table" if empty else "")
 
 
-def exhibit(made: Exhibit, figures: Path) -> dict[str, Any]:
-    """A table, or a plot with its panels for the page and the names of its files."""
-    if isinstance(made, Table):
-        return {"table": made, "caption": made.caption}
-    panels = [Markup(p) for p in render.save_plot(made, figures)]  # noqa: S704 matplotlib escapes the texts in them
-    files = [f"figures/{made.name}-{i}" for i in range(1, len(panels) + 1)]
-    return {"panels": panels, "files": files, "alt": made.alt, "caption": made.caption}
+def exhibit_context(exhibit: Exhibit, figures: Path) -> dict[str, Any]:
+    """The template variables of a table, or of a plot: inline panels and file names; writes a plot's files."""
+    if isinstance(exhibit, Table):
+        return {"table": exhibit, "caption": exhibit.caption}
+    panels = [Markup(p) for p in render.save_plot(exhibit, figures)]  # noqa: S704 matplotlib escapes the texts in them
+    files = [f"figures/{exhibit.name}-{i}" for i in range(1, len(panels) + 1)]
+    return {"panels": panels, "files": files, "alt": exhibit.alt, "caption": exhibit.caption}
 
 
 def missing(results: Results, sweeps: Sequence[str]) -> list[str]:
-    """What is not there, a line for the seeds that miss for the same reason."""
+    """The points without a finished run and why, one line for all seeds in the same state."""
     rows = results.missing(sweeps)
-    made = []
+    lines = []
     for (sweep, point, state), group in rows.groupby(["sweep", "point", "state"], sort=False):
         seeds = ", ".join(f"{s}" for s in sorted(group["seed"]))
-        made.append(f"{sweep} {point}, seed{'s' if len(group) > 1 else ''} {seeds}: {state}")
-    return made
+        lines.append(f"{sweep} {point}, seed{'s' if len(group) > 1 else ''} {seeds}: {state}")
+    return lines
 
 
 def run_table(results: Results) -> Table:
-    """Every run with what it cost."""
+    """Every run of the report with its points and cost."""
     runs = results.runs
     names = results.points.groupby("run")[["sweep", "point"]].agg(lambda v: ", ".join(dict.fromkeys(v)))
     frame = pd.DataFrame(
@@ -140,21 +140,21 @@ def run_table(results: Results) -> Table:
 
 
 def environment() -> Environment:
-    """The templates, with the formats that they use."""
-    made = Environment(
+    """The Jinja environment of the report's templates, with their filters."""
+    templates = Environment(
         loader=PackageLoader("analysis", "templates"),
         autoescape=select_autoescape(["html.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"latex": render.latex, "md": render.markdown, "shown": shown}
-    made.filters |= {"to_latex": render.to_latex, "to_markdown": render.to_markdown}
-    made.filters |= {"text_columns": render.text_columns}
-    return made
+    templates.filters |= {"latex": render.latex, "md": render.markdown, "effect_text": effect_text}
+    templates.filters |= {"to_latex": render.to_latex, "to_markdown": render.to_markdown}
+    templates.filters |= {"text_columns": render.text_columns}
+    return templates
 
 
 def show(results: Results, names: Sequence[str]) -> None:
-    """Print the claims, or artefacts by name, as tables."""
+    """Print artefacts by name, or the `claims`, as tables. Raises `ValueError` for an unknown name."""
     console, paper, modules = Console(), paper_numbers(), artefacts()
     for name in names:
         if name == "claims":
@@ -165,11 +165,11 @@ def show(results: Results, names: Sequence[str]) -> None:
         if not len(results.of("runs", modules[name].SWEEPS)):
             console.print(f"{modules[name].TITLE}: no finished run")
             continue
-        for made in modules[name].exhibits(results, paper):
-            if isinstance(made, Table) and not is_empty(made):
-                console.print(render.to_terminal(made, modules[name].TITLE))
-            elif isinstance(made, Plot) and not is_empty(made):
-                console.print(f"{made.name}: {len(made.panels)} panels, {made.caption}")
+        for exhibit in modules[name].exhibits(results, paper):
+            if isinstance(exhibit, Table) and not is_empty(exhibit):
+                console.print(render.to_terminal(exhibit, modules[name].TITLE))
+            elif isinstance(exhibit, Plot) and not is_empty(exhibit):
+                console.print(f"{exhibit.name}: {len(exhibit.panels)} panels, {exhibit.caption}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,8 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="append", default=[], metavar="NAME", help="print an artefact, or claims")
     arguments = parser.parse_intermixed_args(argv)
     path = arguments.out / RESULTS
-    quiet()  # what a run trained with is built again, to count its FLOPs
-    torch.set_num_threads(1)  # its forwards are small; beside a study, threads would wait for each other
+    quiet()  # counting a run's FLOPs builds its model, which prints
+    torch.set_num_threads(1)  # small forwards; next to a running study, more threads would only wait for each other
     try:
         if not arguments.committed:
             earlier = Earlier(Results.load(path)) if arguments.add else None

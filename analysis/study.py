@@ -1,11 +1,12 @@
-"""Do what is missing of sweeps: `python -m analysis.study sweeps/*.yaml [--jobs 2] [override ...]`.
+"""Run what is missing of sweeps: `python -m analysis.study sweeps/*.yaml [--jobs 2] [override ...]`.
 
-Trains the runs that are not there and measures what the sweeps evaluate of them. Overrides go to every point, such as
-`lr=5e-4`; `scale=smoke` chooses the scale, `tokens=N` replaces its budget, `seed=0,1,2` its seeds.
+Trains the missing runs and makes the missing evaluations of the sweeps. Overrides, such as `lr=5e-4`, apply to every
+point; `scale=smoke` chooses the scale, `tokens=N` replaces its budget and `seed=0,1,2` its seeds.
 
-Restartable at any point: a finished run is never trained again, an interrupted one goes on from its checkpoint, and no
-measurement is made twice. The first seed of everything comes first. A run that another process works on is come back
-to, so any number of studies may share a runs folder. `--with results.json` leaves out what a report's results hold.
+A study can be restarted at any time: a finished run is never trained again, an interrupted one resumes from its
+checkpoint, and no measurement is repeated. All points of the first seed come before those of the second. A run that
+another process works on is tried again later, so several studies may share a runs folder. `--with results.json` skips
+what a report's results already hold.
 """
 
 from __future__ import annotations
@@ -32,37 +33,39 @@ from dlm.runs.storage import write_atomically
 
 Command = Callable[[Point], Work]
 POLL_SECONDS = 0.1
-BUSY_SECONDS = 120.0  # after which a run is tried again whose holder may have died
+BUSY_SECONDS = 120.0  # until a leased run is tried again, since its holder may have died
 TRAIN, MEASURE = "train", "measure"
 
 
 @dataclass(frozen=True)
 class Held:
-    """A point whose run another process works on, and when that was seen."""
+    """A point whose run is leased by another process, and the time that was noticed (monotonic seconds)."""
 
     point: Point
     since: float = field(default_factory=time.monotonic)
 
     def may_be_free(self, runs_dir: Path) -> bool:
-        """Whether its holder has left, or may have died: a lease on another machine only expires while it is watched,
-        by who asks for it."""
+        """Whether the lease is released, or `BUSY_SECONDS` have passed.
+
+        The holder may have died on another machine; its lease only expires while another process tries to acquire it.
+        """
         return not is_marked(runs_dir / self.point.run) or time.monotonic() - self.since > BUSY_SECONDS
 
 
 @dataclass(frozen=True)
 class Commands:
-    """What a job does: the `train` of a point, and the `measure` of what is missing of it."""
+    """Job bodies for a point: `train` its run, and `measure` its missing evaluations."""
 
     train: Command
     measure: Command
 
 
 def commands(runs_dir: Path, threads: int) -> Commands:
-    """The commands that train and measure a point with their share of the machine's cores."""
-    own = [f"runs_dir={runs_dir}", f"trainer.volatile.threads={threads}", "trainer.volatile.progress_bar=false"]
+    """The commands that train and measure a point, each with `threads` threads."""
+    of_job = [f"runs_dir={runs_dir}", f"trainer.volatile.threads={threads}", "trainer.volatile.progress_bar=false"]
 
     def train(point: Point) -> Work:
-        return partial(run_module, "dlm.train", [*own, *point.overrides])
+        return partial(run_module, "dlm.train", [*of_job, *point.overrides])
 
     def measure(point: Point) -> Work:
         settings = runs_dir / ".logs" / f"{point.run}.measure.json"
@@ -72,10 +75,12 @@ def commands(runs_dir: Path, threads: int) -> Commands:
     return Commands(train, measure)
 
 
-def everything(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list[Point]:
-    """One point per run of the sweeps and of what they need, with all that is evaluated of it; in the order in which
-    they are best done: what others need first, then seed by seed. What `earlier` results know is left out, but for the
-    runs that are needed for something that they do not know."""
+def plan_points(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list[Point]:
+    """One point per run of the sweeps and of the points they need, with the union of its evaluations.
+
+    Points that others need come first, then the rest seed by seed. What `earlier` results hold is left out, except for
+    runs that a missing point needs.
+    """
     merged: dict[str, Point] = {}
     needed: set[str] = set()
 
@@ -83,9 +88,9 @@ def everything(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list[
         for need in point.needs:
             needed.add(need.run)
             add(need)
-        known = merged.setdefault(point.run, point)
-        evaluations = {e.file: e for e in (*known.evaluations, *point.evaluations)}
-        merged[point.run] = replace(known, evaluations=tuple(evaluations.values()))
+        first = merged.setdefault(point.run, point)
+        evaluations = {e.file: e for e in (*first.evaluations, *point.evaluations)}
+        merged[point.run] = replace(first, evaluations=tuple(evaluations.values()))
 
     for sweep in sweeps:
         for point in filter(None, map((earlier or Earlier.none()).lacking, sweep.points)):
@@ -95,19 +100,19 @@ def everything(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list[
 
 
 def is_ready(point: Point, runs_dir: Path) -> bool:
-    """Whether all is there that a point needs."""
+    """Whether every run that a point needs is finished and measured."""
     return all(need.state(runs_dir) == FINISHED and not need.to_measure(runs_dir) for need in point.needs)
 
 
 class Study:
-    """Trains and measures what is missing of `points`, `jobs` side by side. Whatever ends it early ends its jobs."""
+    """Trains and measures what is missing of `points`, in up to `jobs` concurrent jobs. An exception stops all."""
 
     def __init__(self, points: Sequence[Point], runs_dir: Path, jobs: int, command: Commands):
         self.runs_dir, self.jobs, self.command = runs_dir, jobs, command
-        state = {p.run: p.state(runs_dir) for p in points}
-        self.finished = {run for run, said in state.items() if said == FINISHED}
-        self.to_train = {p.run: p for p in points if state[p.run] not in (FINISHED, DIVERGED)}
-        self.to_measure = {p.run: p for p in points if state[p.run] != DIVERGED and p.to_measure(runs_dir)}
+        states = {p.run: p.state(runs_dir) for p in points}
+        self.finished = {run for run, state in states.items() if state == FINISHED}
+        self.to_train = {p.run: p for p in points if states[p.run] not in (FINISHED, DIVERGED)}
+        self.to_measure = {p.run: p for p in points if states[p.run] != DIVERGED and p.to_measure(runs_dir)}
         self.progress = Progress([*self.to_train.values()], [*self.to_measure.values()], runs_dir, jobs)
         self.running: list[Job] = []
         self.held: list[Held] = []
@@ -116,30 +121,30 @@ class Study:
         print(self.progress.line([]), flush=True)
 
     def run(self) -> list[Point]:
-        """The points that failed, or that need one that failed."""
+        """Run all jobs. Returns the points that failed, and those never started because a point they need failed."""
         try:
             changed = True  # whether something may have become startable
             while changed or self.running or self.held:
                 if changed:
-                    self.begin()
-                changed = self.end() + self.release() > 0
+                    self.start_jobs()
+                changed = self.reap_jobs() + self.requeue_released() > 0
                 if not changed:
                     time.sleep(POLL_SECONDS)
         finally:
             stop(self.running)
-        for point in (*self.to_train.values(), *self.to_measure.values()):  # nothing that they need will come
+        for point in (*self.to_train.values(), *self.to_measure.values()):  # a point they need failed
             print(f"left out {title(point)}: it needs what failed", flush=True)
             self.failed[point.run] = point
         return list(self.failed.values())
 
     def startable(self) -> Iterator[tuple[str, Point]]:
-        """What can be begun now, runs that are finished being measured first."""
+        """(kind, point) of the jobs that can start: measuring finished runs first, then training."""
         ready = self.finished - {job.point.run for job in self.running}
         yield from ((MEASURE, p) for p in self.to_measure.values() if p.run in ready)
         yield from ((TRAIN, p) for p in self.to_train.values() if is_ready(p, self.runs_dir))
 
-    def begin(self) -> None:
-        """Start as many jobs as there is room for."""
+    def start_jobs(self) -> None:
+        """Start ready points until `jobs` jobs are running."""
         logs = self.runs_dir / ".logs"
         logs.mkdir(parents=True, exist_ok=True)
         for kind, point in [*islice(self.startable(), self.jobs - len(self.running))]:
@@ -147,8 +152,8 @@ class Study:
             make = self.command.train if kind == TRAIN else self.command.measure
             self.running.append(Job.start(kind, point, make(point), logs / f"{point.run}.{kind}.log"))
 
-    def end(self) -> int:
-        """Take note of the jobs that have ended; how many."""
+    def reap_jobs(self) -> int:
+        """Record the outcomes of ended jobs; returns how many ended."""
         ended = [job for job in self.running if job.has_ended]
         for job in ended:
             self.running.remove(job)
@@ -160,13 +165,13 @@ class Study:
                 self.failed[job.point.run] = job.point
                 self.to_measure.pop(job.point.run, None)
             elif job.kind == TRAIN:
-                self.trained(job.point)
+                self.record_trained(job.point)
             self.progress.done(job.kind, job.point, job.seconds, job.failed)
             print(self.progress.line([(j.kind, j.point, j.seconds) for j in self.running]), flush=True)
         return len(ended)
 
-    def trained(self, point: Point) -> None:
-        """Take note of what a run has come to. One that diverged has come to its end, but nothing is measured of it."""
+    def record_trained(self, point: Point) -> None:
+        """Record the state of a run after training. A diverged run is not measured."""
         state = point.state(self.runs_dir)
         if state == FINISHED:
             self.finished.add(point.run)
@@ -174,28 +179,28 @@ class Study:
             print(f"{title(point)} diverged: nothing is measured of it", flush=True)
             self.to_measure.pop(point.run, None)
 
-    def release(self) -> int:
-        """Put back what another process worked on, after all that is to be trained; how many."""
-        free = [h for h in self.held if h.may_be_free(self.runs_dir)]
-        self.held = [h for h in self.held if h not in free]
-        self.to_train |= {h.point.run: h.point for h in free}
-        return len(free)
+    def requeue_released(self) -> int:
+        """Requeue runs whose lease was released, after the other runs to train; returns how many."""
+        released = [h for h in self.held if h.may_be_free(self.runs_dir)]
+        self.held = [h for h in self.held if h not in released]
+        self.to_train |= {h.point.run: h.point for h in released}
+        return len(released)
 
 
 def show(points: Sequence[Point], runs_dir: Path) -> None:
-    """What a study would find and do."""
+    """Print the state of every point and the remaining work, without starting anything."""
     for point in points:
         print(f"{point.state(runs_dir)}: {title(point)}: {' '.join(point.overrides)}")
         if missing := point.to_measure(runs_dir):
             print(f"    to measure: {len(missing)} of {len(point.evaluations)}")
-    trained = [p for p in points if p.state(runs_dir) == FINISHED]
-    tokens = sum(p.config["tokens"] for p in points if p not in trained)
+    finished = [p for p in points if p.state(runs_dir) == FINISHED]
+    tokens = sum(p.config["tokens"] for p in points if p not in finished)
     evaluations = sum(len(p.to_measure(runs_dir)) for p in points)
-    print(f"{len(points) - len(trained)} of {len(points)} runs to train, {tokens:,} tokens; {evaluations} evaluations")
+    print(f"{len(points) - len(finished)} of {len(points)} runs to train, {tokens:,} tokens; {evaluations} evaluations")
 
 
 def interrupt(*_: object) -> None:
-    """SIGTERM as Ctrl-C, so that it stops the jobs, too."""
+    """Treat SIGTERM like Ctrl-C, so that it stops the jobs as well."""
     raise KeyboardInterrupt
 
 
@@ -223,7 +228,7 @@ def main() -> int:
             raise ValueError("no sweep is named: give a YAML in sweeps/, or all of them (sweeps/*.yaml)")
         overrides = [a for a in arguments.arguments if not a.endswith(".yaml")]
         earlier = Earlier(Results.load(arguments.earlier)) if arguments.earlier else None
-        points = everything((load_sweep(path, overrides) for path in sweeps), earlier)
+        points = plan_points((load_sweep(path, overrides) for path in sweeps), earlier)
         if arguments.dry_run:
             show(points, arguments.runs)
             return 0

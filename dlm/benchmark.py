@@ -21,7 +21,10 @@ from rich.console import Console
 
 from dlm.bench.base import Bench, Workbench, cast, require_at_least
 from dlm.bench.peer import Dllm
+from dlm.config.arguments import call
 from dlm.config.build import choices, make
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Benchmark
 from dlm.console import command
 from dlm.evaluation.timing import clock_of
 from dlm.model.parent import DTYPES
@@ -64,6 +67,7 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
 
 def checked(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
     """Refuse bad values before the model is loaded: the benchmark, the device, and where the record goes."""
+    require_kinds(cfg, Benchmark)
     bench = make(cfg.bench)
     make(cfg.masking)
     require_at_least(1, repeats=cfg.repeats)
@@ -166,4 +170,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

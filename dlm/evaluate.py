@@ -5,6 +5,9 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
+from dlm.config.arguments import call
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Evaluate
 from dlm.console import command
 from dlm.evaluation.suite import evaluate_again
 from dlm.evaluation.summary import show
@@ -15,11 +18,12 @@ from dlm.runs.run import Run
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 @command
 def main(cfg: DictConfig) -> None:
-    run = Run.load(cfg.run, cfg.runs_dir)
+    require_kinds(cfg, Evaluate)
+    run = Run.load(str(cfg.run), cfg.runs_dir)
     with lease(run.folder):
         evaluate_again(run, cfg.evaluation)
     show(run)
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

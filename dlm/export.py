@@ -9,30 +9,42 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from jaxtyping import Bool, Int
 from omegaconf import DictConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from dlm.attention.base import AttentionPattern
+from dlm.config.arguments import call
 from dlm.config.build import make
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Export
 from dlm.console import command
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
 from dlm.exported.model_card import model_card
+from dlm.model.eos import eos_ids
 from dlm.model.parent import layer_types
+from dlm.model.positions import num_positions
 from dlm.runs.run import Run
 from dlm.trainable.gate import has_gated
 from dlm.types import Rows
 
 MODULE = "modeling_block_diffusion"
+GENERATION = "generation_config.json"
 CLASS = "BlockDiffusionForCausalLM"
-TEMPLATE_PARENT = "Qwen3ForCausalLM"  # the class that stands for the parent's in the template
+TEMPLATE = "Qwen3ForCausalLM", "Qwen3Config"  # the classes that stand for the parent's in the template
+CONFIG, MODEL_TYPE = "BlockDiffusionConfig", "block_diffusion_"  # before the parent's own type
+NEAR, NO_LIMIT = 2048, 32_768  # positions whose pairs are all compared; of a row where the model sets no limit
+PAIRS = 2**23  # compared at a time
 
 
 def export(run: Run, to: str | Path, threshold: float | None = None) -> Path:
@@ -57,8 +69,8 @@ def export(run: Run, to: str | Path, threshold: float | None = None) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(source, temporary, copy_function=shutil.copyfile)
-        write_code(temporary, type(parent).__name__)
-        write_configs(temporary, settings)
+        write_code(temporary, parent)
+        write_configs(temporary, settings, MODEL_TYPE + parent.config.model_type)
         (temporary / "README.md").write_text(model_card(run, settings, target.name), encoding="utf-8")
         temporary.replace(target)
     except OSError as error:
@@ -74,6 +86,8 @@ def empty_model(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
+        if (folder / GENERATION).exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ValueError(
             f"the model in {str(folder)!r} cannot be exported: its class must be part of transformers "
@@ -88,8 +102,9 @@ def diffusion_settings(
     """What the exported decoding reads from its config.json, with the values of a run's config."""
     pattern = make(config.attention)
     name = type(pattern).__module__.rpartition(".")[2]
-    check_decode_mask(pattern, name)
+    check_decode_mask(pattern, name, num_positions(model.config) or NO_LIMIT)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = eos_ids(model, tokenizer)
     return {
         "attention_pattern": name,
         "attention_windows": layer_types(model),
@@ -100,7 +115,7 @@ def diffusion_settings(
         "noisy_stream": pattern.noisy_stream,
         "token_shift": config.token_shift,
         "mask_token_id": tokenizer.mask_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
     } | commit_rule(config.decoding, threshold)
 
 
@@ -116,47 +131,74 @@ def commit_rule(decoding: DictConfig, threshold: float | None) -> dict[str, floa
     return {name: getattr(decoder, name, None) for name in ("threshold", "tokens_per_step")}
 
 
-def check_decode_mask(pattern: AttentionPattern, name: str) -> None:
+def check_decode_mask(pattern: AttentionPattern, name: str, length: int) -> None:
     """Refuse a pattern whose mask in decoding is not the one that the exported code makes: own and earlier blocks, or
-    everything where nothing is cached."""
-    size, blocks = pattern.block_size, 4
-    position = (torch.arange(blocks)[:, None] * size + torch.tensor([0, size // 2, size - 1])).flatten()
-    current = position >= (blocks - 1) * size  # the block that is being denoised
-    clean = torch.full_like(current, not pattern.noisy_stream)
-    if pattern.clean_stream and pattern.noisy_stream:
-        clean = ~current
-    rows = Rows(clean, torch.zeros_like(position), position)
-    exported = position // size <= position[:, None] // size
-    if not pattern.cacheable:
-        exported = torch.ones_like(exported)
-    if not torch.equal(pattern.visible(rows[:, None], rows[None]), exported):
-        raise ValueError(f"attention={name} cannot be exported: dlm/exported/{MODULE}.py does not know its mask")
-
-
-def write_code(folder: Path, parent_class: str) -> None:
-    """The modelling code, its parent class filled in."""
-    template = resources.files("dlm.exported").joinpath(f"{MODULE}.py").read_text(encoding="utf-8")
-    (folder / f"{MODULE}.py").write_text(template.replace(TEMPLATE_PARENT, parent_class), encoding="utf-8")
-
-
-def write_configs(folder: Path, settings: dict[str, Any]) -> None:
-    """The settings into config.json, and the EOS that decoding stops at into generation_config.json."""
-    code = {"architectures": [CLASS], "auto_map": {"AutoModelForCausalLM": f"{MODULE}.{CLASS}"}, "use_cache": True}
-    for name, values in (
-        ("config.json", settings | code),
-        ("generation_config.json", {"eos_token_id": settings["eos_token_id"]}),
+    everything where nothing is cached. Compared are all pairs of the first `NEAR` positions of a row of `length`
+    tokens, and its last block with the whole row, where the longest window shows."""
+    row = torch.arange(length)
+    for rows, columns in (
+        (row[:NEAR], row[:NEAR]),
+        (row[(length - 1) // pattern.block_size * pattern.block_size :], row),
     ):
-        path = folder / name
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        path.write_text(json.dumps(kept | values, indent=2) + "\n", encoding="utf-8")
+        for some in rows.split(max(1, PAIRS // length)):
+            for differs in differences(pattern, some[:, None], columns[None]):
+                if differs.any():
+                    n, column = differs.nonzero()[0].tolist()
+                    raise ValueError(
+                        f"attention={name} cannot be exported: dlm/exported/{MODULE}.py does not know its mask, which "
+                        f"is another where position {int(some[n])} sees position {column}, or does not"
+                    )
+
+
+def differences(
+    pattern: AttentionPattern, q: Int[Tensor, "Q 1"], k: Int[Tensor, "1 K"]
+) -> Iterator[Bool[Tensor, "Q K"]]:
+    """Where a pattern differs from the exported mask, for every kind of pair of rows that decoding meets: finished
+    tokens are in the clean stream if there is one, those of the current block in the noisy one."""
+    q_block, k_block = q // pattern.block_size, k // pattern.block_size
+    exported = k_block <= q_block if pattern.cacheable else torch.ones_like(q + k, dtype=torch.bool)
+    if pattern.clean_stream and pattern.noisy_stream:
+        met = {(True, True): exported | True, (False, True): k_block < q_block}
+        met |= {(False, False): k_block == q_block, (True, False): k_block > q_block}
+    else:
+        met = {(not pattern.noisy_stream,) * 2: exported | True}
+    for clean, meet in met.items():
+        one, other = (
+            Rows(torch.full_like(p, c, dtype=torch.bool), p * 0, p) for p, c in zip((q, k), clean, strict=True)
+        )
+        yield (pattern.visible(one, other) != exported) & meet
+
+
+def write_code(folder: Path, parent: PreTrainedModel) -> None:
+    """The modelling code, its parent's classes filled in."""
+    text = resources.files("dlm.exported").joinpath(f"{MODULE}.py").read_text(encoding="utf-8")
+    for name, own in zip(TEMPLATE, (type(parent), type(parent.config)), strict=True):
+        text = text.replace(name, own.__name__)
+    (folder / f"{MODULE}.py").write_text(text, encoding="utf-8")
+
+
+def write_configs(folder: Path, settings: dict[str, Any], model_type: str) -> None:
+    """The settings into config.json, and how decoding is done by default into generation_config.json: of the parent's
+    only the special tokens, since it decodes otherwise. The type is one that transformers do not know, so that nobody
+    takes the folder for a model of the parent's class, which would decode autoregressively."""
+    auto_map = {"AutoConfig": f"{MODULE}.{CONFIG}", "AutoModelForCausalLM": f"{MODULE}.{CLASS}"}
+    code = {"model_type": model_type, "architectures": [CLASS], "auto_map": auto_map, "use_cache": True}
+    config, generation = folder / "config.json", folder / GENERATION
+    kept = json.loads(config.read_text(encoding="utf-8"))
+    special = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
+    special = {name: value for name, value in special.items() if name in ("bos_token_id", "pad_token_id")}
+    special |= {"eos_token_id": settings["eos_token_id"], "do_sample": False}
+    for path, values in ((config, kept | settings | code), (generation, special)):
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
 @command
 def main(cfg: DictConfig) -> None:
-    folder = export(Run.load(cfg.run, cfg.runs_dir), cfg.to, cfg.threshold)
+    require_kinds(cfg, Export)
+    folder = export(Run.load(str(cfg.run), cfg.runs_dir), cfg.to, cfg.threshold)
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -7,7 +7,6 @@ them; at the end every token carries the number and the colour of the forward th
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -22,15 +21,20 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.config.arguments import call, quoted
+from dlm.config.build import make
+from dlm.config.finished import FinishedRun
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Generate
 from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
-from dlm.decoding.canvas import Canvas, Generation
+from dlm.decoding.canvas import Canvas, Generation, room
 from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser
+from dlm.model.eos import eos_ids
 from dlm.model.packed_linears import PackedLinears
-from dlm.model.parent import load_parent
+from dlm.model.positions import require_positions
 from dlm.runs.run import Run
 from dlm.types import generator
 
@@ -60,28 +64,34 @@ class Speaker:
     tokenizer: PreTrainedTokenizerBase
     decoder: Decoder
 
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        return eos_ids(self.denoiser.model, self.tokenizer)
+
     def encode(self, prompt: str, max_new_tokens: int) -> list[int]:
         """The tokens of a prompt, with BOS where training had it; `ValueError` where it cannot be continued."""
         bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
         ids = bos + self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if self.denoiser.mask_id in ids:
+            raise ValueError(
+                f"prompt {prompt!r} holds the mask token {self.tokenizer.mask_token!r}, which stands for no text: "
+                "leave it out"
+            )
         if not ids and self.denoiser.token_shift:
             raise ValueError(
                 f"prompt {prompt!r} is empty, and the {self.name} scores every token from the one before it: give "
                 "some text to continue"
             )
-        limit = getattr(self.denoiser.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit and len(ids) + max_new_tokens > limit:
-            raise ValueError(
-                f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} "
-                "positions: shorten the prompt or lower max_new_tokens"
-            )
+        row = room(len(ids) + max_new_tokens, self.denoiser.pattern.block_size, self.decoder.sliding)
+        what = f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens}, {row} up to the end of a block,"
+        require_positions(self.denoiser.model, row, what, "shorten the prompt or lower max_new_tokens")
         return ids
 
     def answer(
         self, ids: list[int], max_new_tokens: int, stops: list[str], seed: int, on_frame: OnFrame | None = None
     ) -> Answer:
         """Continue the prompt `ids`; `stops` end it early. The time is that of decoding, without that of `on_frame`."""
-        eos_id = self.tokenizer.eos_token_id
 
         def stopped(tokens: list[int]) -> bool:
             text = self.tokenizer.decode(tokens)
@@ -95,13 +105,13 @@ class Speaker:
             on_frame(canvas, now - begin - drawing)
             drawing += time.perf_counter() - now
 
-        self.decoder.generate(self.denoiser, [ids], 1, eos_id, generator=generator(seed))  # the first one is slow
+        self.decoder.generate(self.denoiser, [ids], 1, self.ends, generator=generator(seed))  # the first one is slow
         begin = time.perf_counter()
         (made,) = self.decoder.generate(
             self.denoiser,
             [ids],
             max_new_tokens,
-            eos_id,
+            self.ends,
             generator=generator(seed),
             stop=stopped if stops else None,
             on_step=on_step if on_frame else None,
@@ -138,9 +148,9 @@ def rates(tokens: int, nfe: int, seconds: float) -> str:
     return f"{tokens} tokens in {nfe} forwards (NFE): TPF {tokens / nfe:.2f}, {tokens / seconds:.0f} tokens/s"
 
 
-def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, name: str, seconds: float) -> Text:
-    """The canvas of a single prompt after a forward, up to EOS: what this forward committed is marked, masked positions
-    are grey boxes. Below it the count so far."""
+def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, ends: list[int], name: str, seconds: float) -> Text:
+    """The canvas of a single prompt after a forward, up to one of `ends`: what this forward committed is marked, masked
+    positions are grey boxes. Below it the count so far."""
     begin, nfe = int(canvas.prompt_length[0]), int(canvas.nfe[0])
     text = Text(name.ljust(INDENT)).append(printable(tokenizer.decode(canvas.x[0, :begin])), "dim")
     committed = 0
@@ -150,7 +160,7 @@ def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, name: str, seconds
             continue
         token, committed = int(canvas.x[0, slot]), committed + 1
         text.append(piece(tokenizer, token), NEW if int(canvas.step[0, slot]) == nfe else "")
-        if token == tokenizer.eos_token_id:
+        if token in ends:
             break
     return text.append(f"\n{'':{INDENT}}{rates(committed, nfe, seconds)}", "dim")
 
@@ -186,7 +196,7 @@ def watched(speaker: Speaker, ids: list[int], options: dict, console: Console, d
     with Live(console=console, auto_refresh=False, transient=True) as screen:
 
         def draw(canvas: Canvas, seconds: float) -> None:
-            lines = frame(canvas, speaker.tokenizer, speaker.name, seconds).wrap(console, console.width)
+            lines = frame(canvas, speaker.tokenizer, speaker.ends, speaker.name, seconds).wrap(console, console.width)
             screen.update(Text("\n").join(lines[-console.height :]), refresh=True)  # the end of what is too long
             time.sleep(delay)
 
@@ -209,28 +219,40 @@ def texts(value: str | ListConfig | None) -> list[str]:
     return ["" if v is None else str(v) for v in values]
 
 
+def standard_input() -> str:
+    """The text on standard input; `ValueError` for bytes that are none."""
+    sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is no text in UTF-8 ({error}): convert it, as iconv -t UTF-8 does") from error
+
+
 def check(cfg: DictConfig) -> None:
     """Refuse what is wrong whatever the model."""
+    require_kinds(cfg, Generate)
     if cfg.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {cfg.max_new_tokens} must be at least 1")
     if cfg.delay < 0:
         raise ValueError(f"delay {cfg.delay} must be at least 0 seconds")
     if cfg.live not in (True, False, "auto"):
         raise ValueError(f"live {cfg.live!r} must be true, false or auto")
+    for name in ("prompt", "stop"):
+        for text in texts(cfg[name]):
+            if any("\ud800" <= c <= "\udfff" for c in text):  # how Python holds the bytes of an argument
+                raise ValueError(f"{name} {text!r} is no text in UTF-8: convert it, as iconv -t UTF-8 does")
     if "" in texts(cfg.stop):
         raise ValueError("stop holds an empty text, which is in every answer: leave it out")
 
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run, and its parent where it is asked for."""
-    folder, asked = run.trained_model(), cfg.get("decoding") or {}
+    finished, asked = FinishedRun(run), cfg.get("decoding") or {}
     # `decoding=NAME` is a decoder; `+decoding.threshold=0.5` changes the run's.
     decoder = make(asked if "_target_" in asked else OmegaConf.merge(run.config.decoding, asked))
-    converted = load_parent(str(folder), dtype=run.config.model.get("dtype", "float32"), check=False)
-    found = [Speaker("dLM", converted_denoiser(run.config, converted), converted.tokenizer, decoder)]
+    found = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
     if cfg.parent:
-        parent = make(run.config.model, check=False)
-        found.append(Speaker("parent (AR)", ar_denoiser(parent), parent.tokenizer, Fixed(1)))
+        found.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))
     return found
 
 
@@ -239,7 +261,7 @@ def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
 def main(cfg: DictConfig) -> None:
     check(cfg)
     run = Run.newest(cfg.runs_dir) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
-    prompts = [sys.stdin.read().rstrip("\n")] if cfg.prompt == "-" else texts(cfg.prompt)
+    prompts = [standard_input()] if cfg.prompt == "-" else texts(cfg.prompt)
     heard = speakers(cfg, run)
     tokens = [[speaker.encode(prompt, cfg.max_new_tokens) for speaker in heard] for prompt in prompts]
     console = Console(force_terminal=True if cfg.live is True else None)
@@ -261,10 +283,9 @@ def literal(argument: str) -> str:
     key, _, value = argument.partition("=")
     if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
         return argument
-    value = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + (match[2] and "\\'"), value)
-    return f"{key}='{value}'".replace("${", "\\${")  # not an interpolation
+    return f"{key}={quoted(value)}"
 
 
 if __name__ == "__main__":
     sys.argv[1:] = map(literal, sys.argv[1:])
-    main()
+    call(main)

@@ -11,6 +11,9 @@ import json
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from dlm.config.arguments import call
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Measure
 from dlm.console import command
 from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
@@ -20,7 +23,8 @@ from dlm.runs.run import Run, measurement_file
 @hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
 @command
 def main(cfg: DictConfig) -> None:
-    run = Run.load(cfg.run, cfg.runs_dir)
+    require_kinds(cfg, Measure)
+    run = Run.load(str(cfg.run), cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)
     found = measure(Subject(run), settings)
     print(json.dumps(found["result"], indent=1))
@@ -28,4 +32,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

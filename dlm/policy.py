@@ -8,7 +8,6 @@ not fitted to. The result lies in the run's folder, `measurements/policy-<digest
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from dlm.config.arguments import call
+from dlm.config.finished import FinishedRun
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Policy
 from dlm.console import command
 from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
-from dlm.measurement.base import Subject
-from dlm.measurement.store import fingerprint
+from dlm.evaluation.items import items_version
 from dlm.model.denoiser import Denoiser
+from dlm.model.eos import eos_ids
+from dlm.runs.digest import FILE_DIGITS, digest, weights_fingerprint
 from dlm.runs.run import Run, environment
 from dlm.runs.storage import read_json
 from dlm.types import generator
@@ -76,7 +80,9 @@ class Recorder(Fixed):
         return super().select(confidence, rank)
 
 
-def observe(denoiser: Denoiser, prompts: list[list[int]], max_new_tokens: int, eos_id: int | None) -> Predictions:
+def observe(
+    denoiser: Denoiser, prompts: list[list[int]], max_new_tokens: int, eos_id: int | list[int] | None
+) -> Predictions:
     """Every prediction that is made in the decoding of the prompts; those behind the end of an answer do not count."""
     size, found = denoiser.pattern.block_size, ([], [], [])
     for number, prompt in enumerate(prompts):
@@ -148,23 +154,23 @@ def quality(classifier: Classifier, seen: Predictions) -> dict[str, Any]:
 
 
 def learn(run: Run, settings: dict[str, Any]) -> Path:
-    """Fit a run's policy, unless its weights have one with these settings already, and return its file."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    path, subject = run.folder / "measurements" / f"policy-{digest}.json", Subject(run)
-    weights = fingerprint(run)
-    if path.exists() and read_json(path)["weights"] == weights:
+    """Fit a run's policy, unless its weights have one with these settings and items already, and return its file."""
+    path = run.folder / "measurements" / f"policy-{digest(settings, FILE_DIGITS)}.json"
+    finished = FinishedRun(run)
+    key = {"weights": weights_fingerprint(finished.folder), "items": items_version()}
+    if path.exists() and key.items() <= read_json(path).items():
         return path
     examples = tasks.evaluation_set("val", settings["items_per_family"])
     fitted, held_out = split(len(examples), settings["held_out"], settings["seed"])
-    tokenizer = subject.converted.tokenizer
+    tokenizer = finished.converted.tokenizer
     prompts = prompt_ids(tokenizer, examples)
-    seen = observe(subject.dlm, prompts, settings["max_new_tokens"], tokenizer.eos_token_id)
+    seen = observe(finished.dlm, prompts, settings["max_new_tokens"], eos_ids(finished.dlm.model, tokenizer))
     classifier = fit(seen.of(fitted))
     path.parent.mkdir(exist_ok=True)
     classifier.save(
         path,
         run=run.id,
-        weights=weights,
+        **key,
         settings=settings,
         fitted=quality(classifier, seen.of(fitted)),
         held_out=quality(classifier, seen.of(held_out)),
@@ -176,6 +182,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="policy")
 @command
 def main(cfg: DictConfig) -> None:
+    require_kinds(cfg, Policy)
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
     path = learn(Run.load(str(cfg.run), cfg.runs_dir), settings)
     print(json.dumps(read_json(path)["held_out"], indent=1))
@@ -183,4 +190,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -12,7 +12,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from dlm.config.arguments import call
 from dlm.config.build import Experiment, build
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Replay
 from dlm.console import command
 from dlm.conversion.pieces import loss_of
 from dlm.runs.run import Run
@@ -70,6 +73,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="replay")
 @command
 def main(cfg: DictConfig) -> None:
+    require_kinds(cfg, Replay)
     found = replay(Run.load(str(cfg.run), cfg.runs_dir))
     table = Table(title=f"step {found['step']}, loss {', '.join(f'{loss:.4g}' for loss in found['loss'])}")
     table.add_column("modules whose output is not finite")
@@ -79,4 +83,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

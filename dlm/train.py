@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import traceback
+from functools import partial
 from typing import Any
 
 import hydra
@@ -16,8 +17,11 @@ import torch
 from omegaconf import DictConfig
 
 from dlm.config import multirun
+from dlm.config.arguments import call
 from dlm.config.build import choices, num_processes
+from dlm.config.inputs import inputs_of, require_same
 from dlm.config.kinds import require_kinds
+from dlm.config.settings import Keep, Train
 from dlm.console import command, is_sweep
 from dlm.evaluation.suite import evaluate_again, evaluate_run, is_evaluated
 from dlm.evaluation.summary import show
@@ -33,6 +37,7 @@ from dlm.trainer.processes import Follower, is_follower
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record.
     Raises `Busy` where another process works on the run."""
+    require_kinds(cfg, Keep)
     with sigterm_as_ctrl_c():  # not as a decorator, which parallel launchers cannot pickle
         return follow(cfg) if is_follower(cfg) else done_or_trained(cfg)
 
@@ -57,6 +62,8 @@ def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
     """`train`, without its care for signals."""
     run = Run.create(cfg, choices())
     done = run.status == "finished" and not cfg.force
+    if not cfg.force and (done or run.checkpoint.exists() or run.model_folder.exists()):
+        require_same(run, cfg)
     if done and is_evaluated(run, cfg.evaluation):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
@@ -85,7 +92,7 @@ def work(cfg: DictConfig, run: Run) -> None:
         for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
         run.update(pieces=1)
-    run.update(status="running", error=None, started=time.time(), **environment())
+    run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **environment())
     if not run.model_folder.exists():  # the last thing that training writes
         fit_in_pieces(cfg, run)
     run.update(evaluation=evaluate_run(run, cfg.evaluation))
@@ -112,7 +119,7 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
 def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
     """`fit`, and again from the last checkpoint in twice as many pieces whenever the device runs out of memory; a
     resumed run goes on in as many as it had. `ValueError` where single rows do not fit, either."""
-    require_kinds(cfg)
+    require_kinds(cfg, Train)
     rows, pieces = cfg.data.batch_size, max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1))
     while True:
         run.update(pieces=pieces)
@@ -159,4 +166,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    multirun.run(main)
+    call(partial(multirun.run, main))

@@ -21,6 +21,7 @@ CHECKED = [
 ]
 install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 
+import shutil
 import signal
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ from dlm.attention.block_noisy import BlockNoisy
 from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
+from dlm.runs.run import Run
 from dlm.types import Batch, Rows, generator
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would the runs that the tests interrupt.
@@ -197,3 +199,19 @@ def logits_in_bfloat16():
     logits = 2 * torch.randn(1, 200, 500, generator=generator(0))
     logits[..., 7] = torch.linspace(8, 25, 200)
     return logits.bfloat16()
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory) -> Run:
+    """The folder that a finished training leaves, with the embedded parent for its result. Not to be changed."""
+    run = Run.create(config(f"runs_dir={tmp_path_factory.mktemp('runs')}"), {})
+    shutil.copytree(ROOT / "dlm" / "assets" / "tiny", run.model_folder)
+    run.seal("model")
+    run.update(status="finished", parent={"source": "tiny", "fingerprint": "abe774858db02fc7"})
+    return run
+
+
+@pytest.fixture
+def finished_run(whole_run, tmp_path) -> Run:
+    """A copy of it, in a runs folder of its own."""
+    return Run(shutil.copytree(whole_run.folder, tmp_path / "runs" / whole_run.id))

@@ -12,10 +12,10 @@ from analysis.artefacts.contested_factorial import effect_table, factorial
 from analysis.artefacts.figure12_position_loss import periodic_share
 from analysis.artefacts.shift_by_budget import block_losses, crossing, gain_by_position
 from analysis.artefacts.table2_masking import parallel
-from analysis.evidence.compare import accuracy_effect, at_shared_cost, by_point, inner_best, own
+from analysis.evidence.compare import accuracy_effect, at_shared_cost, by_point, final_evaluation, inner_best
 from analysis.evidence.equal_flops import at_equal_flops, training_curves
 from analysis.evidence.stats import NO_RUNS, UNDECIDED, Effect
-from analysis.pages.claims import Claim, evaluate_claims, paper_numbers, read
+from analysis.pages.claims import Claim, evaluate_claims, paper_numbers, read_yaml
 from analysis.pages.exhibits import Plot, Table
 from analysis.pages.plots import lines
 from analysis.report import is_empty
@@ -135,7 +135,7 @@ def test_a_cause_is_shown_only_where_a_claim_disagrees():
 
 
 def test_every_cause_is_of_a_claim():
-    assert set(read("causes.yaml")) <= set(CLAIMS)
+    assert set(read_yaml("causes.yaml")) <= set(CLAIMS)
 
 
 def test_a_tie_is_undecided():
@@ -169,7 +169,7 @@ def test_an_accuracy_effect_is_the_paired_difference_in_points():
     for seed in range(3):
         for point, accuracy in (("f", 0.4), ("g", 0.8)):
             study.own(study.point("table1_attention", point, seed), accuracy)
-    rows = own(study.results.of("evaluations", "table1_attention"))
+    rows = final_evaluation(study.results.of("evaluations", "table1_attention"))
     effect = accuracy_effect(rows[rows["point"] == "g"], rows[rows["point"] == "f"], "g − f")
     assert effect.value == pytest.approx(40) and effect.items == ITEMS and effect.seeds == 3
     half = 1.96 * 100 * np.sqrt(0.4 * 0.6 / ITEMS)  # over items alone: the seeds agree
@@ -306,7 +306,7 @@ def test_the_best_inner_value_is_held_against_both_ends():
     for seed in range(3):
         for lr, accuracy in ((1e-4, 0.3), (1e-3, 0.7), (3e-3, 0.6), (1e-2, 0.75)):
             study.own(study.point("table7_lr", f"{lr}", seed, lr=lr), accuracy)
-    low, high = inner_best(own(study.results.of("evaluations", "table7_lr")), "lr", "table7_lr")
+    low, high = inner_best(final_evaluation(study.results.of("evaluations", "table7_lr")), "lr", "table7_lr")
     assert (low.what, low.verdict) == ("0.001 − 0.0001", "agrees")
     assert (high.what, high.value) == ("0.001 − 0.01", pytest.approx(-100 * (68 - 63) / ITEMS))
 
@@ -315,7 +315,7 @@ def test_two_values_have_no_inner_one():
     study = Study()
     for lr in (1e-4, 1e-3):
         study.own(study.point("table7_lr", f"{lr}", lr=lr), 0.5)
-    effects = inner_best(own(study.results.of("evaluations", "table7_lr")), "lr", "table7_lr")
+    effects = inner_best(final_evaluation(study.results.of("evaluations", "table7_lr")), "lr", "table7_lr")
     assert [e.verdict for e in effects] == [NO_RUNS] * 2 and "three values of lr" in effects[0].why
 
 
@@ -454,7 +454,7 @@ def test_a_target_of_tokens_per_forward_that_one_scheme_misses_is_not_compared()
 
 
 def test_the_fastest_setting_is_held_against_the_papers_nearest(results):
-    effects = {e.what: e.printed for e in MODULES["table2_masking"].positional_masking_helps(results, PAPER)}
+    effects = {e.what: e.in_paper for e in MODULES["table2_masking"].positional_masking_helps(results, PAPER)}
     assert effects == {
         "half-life 0.1 − uniform, TPF 1": "+1.75",
         "half-life 0.1 − uniform, TPF ≈ 5.6": "+4.38",
@@ -465,7 +465,7 @@ def test_the_fastest_setting_is_held_against_the_papers_nearest(results):
 
 def test_the_papers_sweet_spot_is_that_of_its_own_grid(results):
     """Read off it by hand: 38.4, 25.1 and 32.0; 60.3, 42.0 and 58.6."""
-    printed = [e.printed for e in MODULES["figure3_block_size"].block_size_sweet_spot(results, PAPER)]
+    printed = [e.in_paper for e in MODULES["figure3_block_size"].block_size_sweet_spot(results, PAPER)]
     assert printed == ["16 − 4: +13.3 (4B: 64 − 4: +18.3)", "16 − 128: +6.4 (4B: 64 − 128: +1.7)"]
 
 

@@ -1,5 +1,6 @@
 """Data: disjoint splits, right answers, rows that are a pure function of (seed, index), and packing."""
 
+import json
 import random
 
 import pytest
@@ -11,7 +12,9 @@ from dlm.attention.bidir import Bidir
 from dlm.attention.block import Block
 from dlm.config.build import make
 from dlm.data import prose, tasks
-from dlm.data.packing import Document, PackedRows, Windows, collate, pack
+from dlm.data.module import Text
+from dlm.data.packing import MIN_ROOM, Document, PackedRows, TaskSource, Windows, collate, pack
+from dlm.data.text import encode
 from dlm.evaluation.likelihood import windows
 from dlm.model.parent import resolve
 
@@ -145,6 +148,19 @@ def test_rows_hold_whole_documents_of_whole_blocks(tokenizer, pattern):
                 assert (answer.diff() >= 0).all() and answer[-1] == 1
 
 
+def test_a_source_that_weighs_nothing_is_not_seen_at_all(tokenizer):
+    """Of the prose every token may be masked, so that a document of it has no context."""
+
+    def share_of_prose(*overrides):
+        rows = prepared(tokenizer, *overrides).train_rows
+        batch = collate([rows[i] for i in range(32)])
+        documents = [(row, n) for row in range(32) for n in batch.document[row].unique().tolist() if n >= 0]
+        return sum(batch.maskable[r][batch.document[r] == n].all().item() for r, n in documents) / len(documents)
+
+    assert share_of_prose("data.mixture.prose=0") == 0 < share_of_prose("data.mixture.prose=1e-9")
+    assert share_of_prose("data.mixture.tasks=0") == 1
+
+
 class OftenTooLong:
     """A source of one document that fits a row in one of four draws."""
 
@@ -210,7 +226,10 @@ def test_text_files_are_read_split_and_tokenised(tmp_path, tokenizer, suffix):
         ("empty.txt", "", "is empty: name a file that holds text"),
         ("blank.jsonl", '{"text": " "}\n{"text": ""}', "holds 0 non-empty documents"),
         ("other.jsonl", '{"body": "x"}\n{"body": "y"}', "'text' is not a column"),
-        ("numbers.jsonl", '{"text": 1}\n{"text": 2}', "does not hold text"),
+        ("numbers.jsonl", '{"text": 1}\n{"text": 2}', "does not hold text in document 1, but 1:"),
+        ("null.jsonl", '{"text": "a"}\n{"text": null}\n{"text": "c"}', "does not hold text in document 2, but nothing"),
+        ("lacking.jsonl", '{"text": "a", "n": 1}\n{"n": 2}', "does not hold text in document 2, but nothing"),
+        ("one.txt", "one\nline after the other", "blank lines part the documents of a .txt file"),
         ("picture.png", "x", "is not text: '.png' is not one of"),
         ("broken.jsonl", '{"text": ', "could not be read as text"),
     ],
@@ -219,6 +238,61 @@ def test_an_empty_or_non_text_dataset_is_refused(tmp_path, tokenizer, name, cont
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         prepared(tokenizer, "data=text", f"data.path={tmp_path / name}")
+
+
+def test_a_text_of_the_word_NA_is_text(tmp_path, tokenizer):
+    (tmp_path / "words.csv").write_text("text\nNA\nnull\n\nNaN\n")
+    data = make(config("data=text", f"data.path={tmp_path / 'words.csv'}").data)
+    assert data.documents == {1: "NA", 2: "null", 3: "NaN"}
+
+
+def test_characters_never_become_a_special_token(tmp_path, tokenizer):
+    """A document may spell any of them; the only special tokens are the ends of documents."""
+    spelt = "before <mask> and <eos> and <pad> after"
+    (tmp_path / "corpus.jsonl").write_text("\n".join([json.dumps({"text": spelt})] * 4))
+    data = prepared(tokenizer, "data=text", f"data.path={tmp_path / 'corpus.jsonl'}", "data.length=32")
+    for source in (data.sources(split, tokenizer)["text"] for split in ("train", "val")):
+        for *ids, end in source.texts:
+            assert not set(ids) & set(tokenizer.all_special_ids) and end == tokenizer.eos_token_id
+            assert tokenizer.decode(ids) == spelt
+    assert encode(ByT5Tokenizer(), ["a</s>"]) == [[100, *(ord(c) + 3 for c in "</s>"), 1]]  # one in Python
+
+
+def test_text_without_special_tokens_is_encoded_as_ever(tokenizer):
+    texts = [*prose.chapters("test")[:3], *(e.prompt for e in tasks.evaluation_set("test", 3))]
+    assert encode(tokenizer, texts) == tokenizer(texts)["input_ids"] and encode(tokenizer, []) == []
+
+
+def test_a_mask_that_is_an_ordinary_token_is_refused_with_the_document_that_holds_it(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
+    tokenizer.mask_token = "Q"
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in ("a", "", "b", "Quite", "d")))
+    with pytest.raises(ValueError, match=r"document 4 of data.path '.*' holds the mask token 'Q' .* model.mask_token"):
+        prepared(tokenizer, "data=text", f"data.path={path}")
+    with pytest.raises(ValueError, match="the task 'reverse:.*Q.* holds the mask token 'Q'"):
+        [TaskSource("train", tokenizer, ["reverse"]).draw(random.Random(i), 64) for i in range(100)]
+    tokenizer.mask_token = "."
+    with pytest.raises(ValueError, match="chapter 1 of the train prose holds the mask token '.'"):
+        prepared(tokenizer)
+
+
+def test_a_corpus_is_read_once_and_its_text_is_let_go(tmp_path, tokenizer, monkeypatch):
+    path, reads, column = tmp_path / "corpus.txt", [], Text.column
+    path.write_text("\n\n".join(f"paragraph {i}" for i in range(40)))
+    monkeypatch.setattr(Text, "column", lambda self: reads.append(self.path) or column(self))
+    data = prepared(tokenizer, "data=text", f"data.path={path}")
+    assert reads == [str(path)] and "documents" not in vars(data)
+
+
+def test_windows_draw_what_lengths_as_weights_would_draw(tokenizer):
+    texts = [list(range(3, 3 + n)) for n in (5, 1, 40, 17, 2)]
+    source, ours, plain = Windows(texts, eos_id=0), random.Random(5), random.Random(5)
+    ended = [[*ids, 0] for ids in texts]
+    for _ in range(500):
+        ids = plain.choices(ended, [len(ids) for ids in ended])[0]
+        start = plain.randrange(max(1, len(ids) - MIN_ROOM))
+        assert source.draw(ours, 8).ids == ids[start : start + 8]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from dlm.config.build import make
+from dlm.decoding.approximate import DualCache
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
@@ -212,6 +213,12 @@ def test_sampling_follows_the_generator_and_top_p_cuts_the_tail():
     assert set(token.unique().tolist()) == {0, 1}  # 0.5 alone is short of 0.6
     assert token.double().mean() == pytest.approx(0.3 / 0.8, abs=0.04)
     torch.testing.assert_close(confidence, torch.tensor([0.5, 0.3])[token])
+
+
+def test_a_prompt_that_holds_the_mask_is_refused_with_its_number(llama):
+    for decoder in (Fixed(1), DualCache(0.9)):  # the engine's loop, and one of its own
+        with pytest.raises(ValueError, match=f"prompt 2 holds the mask token .id {MASK_ID}"):
+            decoder.generate(denoiser(llama, "bidir", 4, False), [[5, 6], [7, MASK_ID]], NEW, EOS_ID)
 
 
 def test_an_empty_prompt_is_refused_with_the_shift_and_continued_without(llama):

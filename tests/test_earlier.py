@@ -8,11 +8,11 @@ from fabricated_runs import SWEEP, fabricate, found, write_sweep
 
 from analysis.plan.sweep import load_sweep
 from analysis.report import main
-from analysis.study import everything
+from analysis.study import plan_points
 from analysis.tables.collect import collect
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import COLUMNS, Results
-from dlm.runs.run import digest
+from dlm.runs.digest import digest
 
 MASKED = {"result": {"block_size": 2, "probability": [0.25, 0.75], "by_hidden": []}}
 CHILD = """
@@ -94,17 +94,17 @@ def test_of_a_measurement_with_several_names_each_keeps_its_own_rows(sweeps, who
 def test_a_study_makes_only_what_earlier_results_do_not_know(sweeps, whole, tmp_path):
     sweep = load_sweep(sweeps / f"{SWEEP}.yaml", ["seed=0,1"])
     known = found(sweeps)["g"].run
-    left = everything([sweep], Earlier(whole))
+    left = plan_points([sweep], Earlier(whole))
     assert {p.run for p in left} == {p.run for p in sweep.points} - {known} and len(left) == len(sweep.points) - 1
     unmeasured = Results(**{n: getattr(whole, n) for n in COLUMNS} | {"positions": Results.of_rows({}).positions})
-    again = {p.run: p for p in everything([sweep], Earlier(unmeasured))}
+    again = {p.run: p for p in plan_points([sweep], Earlier(unmeasured))}
     assert {e.file for e in again[known].evaluations} == {e.file for e in found(sweeps)["g"].evaluations}
 
 
 def test_what_another_point_needs_is_trained_though_it_is_known_and_not_measured_again(sweeps, whole):
     (sweeps / "child.yaml").write_text(CHILD.replace("SWEEP", SWEEP))
     child = load_sweep(sweeps / "child.yaml", ["seed=0"])
-    first, second = everything([child], Earlier(whole))
+    first, second = plan_points([child], Earlier(whole))
     assert first.run == found(sweeps)["g"].run and first.evaluations == () and second.name == "child"
 
 
@@ -125,7 +125,7 @@ def test_a_run_that_diverged_is_not_trained_again_and_stays_listed(sweeps, tmp_p
     results = collect(sweeps, tmp_path, ["seed=0"])
     shutil.rmtree(run.folder)
     earlier = Earlier(results)
-    assert run.id not in {p.run for p in everything([load_sweep(sweeps / f"{SWEEP}.yaml", ["seed=0"])], earlier)}
+    assert run.id not in {p.run for p in plan_points([load_sweep(sweeps / f"{SWEEP}.yaml", ["seed=0"])], earlier)}
     again = collect(sweeps, tmp_path, ["seed=0"], earlier)
     assert saved(again, tmp_path / "a.json") == saved(results, tmp_path / "b.json")
 

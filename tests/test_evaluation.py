@@ -14,11 +14,13 @@ from torch.nn.functional import cross_entropy
 from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
 from dlm.config.build import ar_denoiser
+from dlm.config.finished import FinishedRun
 from dlm.data import prose, tasks
 from dlm.data.tasks import Example
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation import cloze, throughput
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
+from dlm.evaluation.interval import wilson
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.suite import calibrate
 from dlm.evaluation.summary import label
@@ -146,6 +148,18 @@ def test_accuracy_by_hand():
     assert found["families"]["a"]["accuracy"] == 0.5 and found["families"]["b"]["tpf"] == 2.0
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 90])
+def test_the_interval_of_a_fraction_holds_every_probability_that_a_score_test_does_not_reject(n):
+    z = 1.959963984540054
+    for successes in range(n + 1):
+        low, high = wilson(successes, n)
+        assert 0 <= low <= successes / n <= high <= 1 and high - low > 0.01
+        roots = np.roots([n + z**2, -(2 * successes + z**2), successes**2 / n])  # of (k - np)² = z² n p (1 - p)
+        assert [low, high] == pytest.approx(sorted(roots.real), abs=1e-12)
+    with pytest.raises(ValueError, match="must not be greater than n"):
+        wilson(n + 1, n)
+
+
 def test_a_trace_summary_by_hand():
     """Prompt of 3, blocks of 4: the answer fills position 3 of block 0 and positions 0-2 of block 1."""
     results = pd.DataFrame([{"prompt_tokens": 3, "step": [1, 4, 2, 3], "confidence": [0.9, 0.5, 0.7, 0.6]}])
@@ -228,6 +242,6 @@ def test_the_parents_card_repeats_its_record(parent, tmp_path):
         machine={"cpus": 2},
         versions=dict.fromkeys(("python", "torch", "transformers", "lightning"), "1"),
     )
-    text = card(run)
+    text = card(FinishedRun(run))
     assert "1,115,520 parameters" in text and "| **all** | 96.1% | 95.0% – 97.0% | 18 |" in text
     assert "37 minutes" in text and f"Perplexity {np.exp(2):.2f}" in text and text.count("| 96.1% |") == 10

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from conftest import EOS_ID, ROOT, config, logits_in_bfloat16
+from conftest import EOS_ID, PATTERNS, ROOT, config, logits_in_bfloat16
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
 
 from dlm.attention.block import Block
 from dlm.config.build import converted_denoiser
@@ -74,7 +74,7 @@ job = json.load(sys.stdin)
 torch.set_num_threads(1)
 found = {}
 for folder in job["folders"]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     inputs = tokenizer(job["prompts"], padding=True, return_tensors="pt")
     found[folder] = []
@@ -176,9 +176,29 @@ def test_the_exported_weights_and_tokenizer_are_the_runs_own(runs, tmp_path):
     folder = export(runs["block"], tmp_path / "out")
     before, after = load_file(runs["block"].model_folder / "model.safetensors"), load_file(folder / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    again = load_parent(str(folder), check=False)  # without trust_remote_code: the parent's class
+    again = load_parent(str(folder), check=False, trust_remote_code=True)
     assert all(torch.equal(weight, before.get(n, weight)) for n, weight in again.model.state_dict().items())
     assert again.mask_id == json.loads((folder / "config.json").read_text())["mask_token_id"]
+
+
+def test_an_exported_folder_is_no_autoregressive_model(runs, tmp_path):
+    """Without its code it would decode as the parent does, and nobody would notice."""
+    folder = export(runs["gemma3"], tmp_path / "out")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "block_diffusion_gemma3_text"
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    with pytest.raises(ValueError, match=r"to run the code that comes with it, set model\.trust_remote_code=true"):
+        load_parent(str(folder), check=False)
+
+
+def test_a_mixture_of_experts_is_exported_with_its_experts(tmp_path):
+    """Their weights are merged on loading, by the type of the config."""
+    experts = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    parent = new_parent(SHAPE | experts, TINY, 0)
+    folder = export(make_run(tmp_path / "run", parent), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(model(input_ids=ids).logits, parent.model.eval()(input_ids=ids).logits)
 
 
 def test_an_exported_model_that_is_saved_and_loaded_again_is_the_same(runs, tmp_path):
@@ -239,9 +259,43 @@ def test_a_pattern_whose_decode_mask_the_exported_code_does_not_know_is_refused(
         def allowed(self, q, k):
             return super().allowed(q, k) & (self.block(q) - self.block(k) < 2)
 
-    check_decode_mask(Block(8), "block")
+    check_decode_mask(Block(8), "block", 256)
     with pytest.raises(ValueError, match="attention=nearsighted cannot be exported"):
-        check_decode_mask(Nearsighted(8), "nearsighted")
+        check_decode_mask(Nearsighted(8), "nearsighted", 256)
+
+
+class Sink(Block):
+    """The last `window` blocks and the first `sink` tokens."""
+
+    def __init__(self, block_size, window, sink):
+        super().__init__(block_size)
+        self.window, self.sink = window, sink
+
+    def allowed(self, q, k):
+        near = self.block(q) - self.block(k) < self.window
+        return super().allowed(q, k) & (near | (k.position < self.sink))
+
+
+@pytest.mark.parametrize("length", [256, 32_768])
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 30])
+@pytest.mark.parametrize("sink", [0, 4, 8])
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_a_window_is_refused_wherever_it_hides_something_of_the_longest_row(size, sink, window, length):
+    with pytest.raises(ValueError, match="attention=sink cannot be exported"):
+        check_decode_mask(Sink(size, window, sink), "sink", length)
+    check_decode_mask(Sink(size, length // size, sink), "sink", length)  # it spans the row
+    with pytest.raises(ValueError, match=f"where position {length - size} sees position {sink if sink < size else 0}"):
+        check_decode_mask(Sink(size, length // size - 1, sink % size), "sink", length)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_which_patterns_can_be_exported(pattern):
+    made = PATTERNS[pattern](block_size=8)
+    if pattern in ("block_causal", "block_token_causal"):  # finer than their blocks
+        with pytest.raises(ValueError, match="cannot be exported"):
+            check_decode_mask(made, pattern, 1024)
+    else:
+        check_decode_mask(made, pattern, 1024)
 
 
 class Half(Threshold):
@@ -302,11 +356,12 @@ def test_the_exported_generate_names_bad_settings(runs, tmp_path):
     for wrong, message in (
         ({"threshold": 0.5, "tokens_per_step": 2}, "give either threshold or tokens_per_step"),
         ({"max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"),
+        ({"input_ids": torch.tensor([[5, 2]])}, r"input_ids hold the mask token \(id 2\)"),
         ({"temperature": -1.0}, "temperature -1.0 must be >= 0"),
         ({"stop_strings": "x"}, "give tokenizer= as well"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.generate(ids, **wrong)
+            model.generate(**({"input_ids": ids} | wrong))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -317,6 +372,105 @@ def test_the_exported_rule_samples_in_bfloat16_as_from_the_same_logits_in_float3
         for found in zip(*(exported_rule(temperature).sample(x) for x in (logits, logits.float())), strict=True)
     )
     assert torch.equal(token[0], token[1]) and torch.equal(confidence[0], confidence[1])
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+    """A folder, and its model as a stranger loads it."""
+    folder = export(runs["block"], tmp_path_factory.mktemp("some") / "out", threshold=0.3)
+    return folder, AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"do_sample": False, "temperature": 0.9, "top_k": 50, "top_p": 0.5, "min_p": 0.1},
+        {
+            "use_cache": True,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "repetition_penalty": 1.0,
+            "length_penalty": 2.0,
+        },
+        {"logits_processor": [], "stopping_criteria": None, "streamer": None, "output_scores": False, "min_length": 0},
+        {"token_type_ids": torch.zeros(1, 5), "synced_gpus": False},
+        {"generation_config": GenerationConfig(max_new_tokens=12)},
+        {"generation_config": GenerationConfig(max_length=17, do_sample=False)},
+        {"max_length": 17},
+        {"max_length": 9, "max_new_tokens": 12},
+    ],
+)
+def test_what_means_nothing_in_block_diffusion_changes_nothing(said, exported):
+    expected = exported[1].generate(IDS, max_new_tokens=12)
+    words = said if "max_length" in said or "generation_config" in said else said | {"max_new_tokens": 12}
+    assert torch.equal(exported[1].generate(inputs=IDS, **words), expected)
+
+
+def test_what_means_something_is_done(exported):
+    model = exported[1]
+    plain = model.generate(IDS, max_new_tokens=12)
+
+    def drawn(**said):
+        return model.generate(IDS, max_new_tokens=12, generator=generator(3), **said)
+
+    assert torch.equal(drawn(do_sample=True), drawn(temperature=1.0)) and not torch.equal(drawn(do_sample=True), plain)
+    assert torch.equal(drawn(do_sample=True, top_k=1), plain)
+    configured = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9)
+    assert torch.equal(drawn(generation_config=configured), drawn(temperature=0.7, top_p=0.9))
+    ended = model.generate(IDS, max_new_tokens=12, eos_token_id=[int(plain[0, 8])])
+    assert ended[0, -1] == plain[0, 8] and ended.shape[1] <= 9
+    two = torch.tensor([[5, 6, 7, 8, 9], [1, 1, 1, 3, 4]])
+    lengths = [model.generate(row[row != 1][None], max_new_tokens=12).shape[1] - int((row != 1).sum()) for row in two]
+    both = model.generate(two, (two != 1).long(), max_new_tokens=12, pad_token_id=33)[:, 5:]
+    assert both.shape[1] == max(lengths)
+    assert all(set(row[n:].tolist()) <= {33} for row, n in zip(both, lengths, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"num_beams": 4}, "num_beams=4 is not to be had in block diffusion: leave it out"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty=1.2 is not"),
+        ({"min_new_tokens": 1}, "min_new_tokens=1 is not"),
+        ({"do_sample": True, "min_p": 0.1}, "min_p=0.1 is not"),
+        ({"generation_config": GenerationConfig(no_repeat_ngram_size=2)}, "no_repeat_ngram_size=2 is not"),
+        ({"streamer": print}, "streamer=.* is not"),
+        ({"output_scores": True}, "output_scores=True is not"),
+        ({"max_new_tokenz": 3}, "max_new_tokenz=3 is not"),
+        ({"inputs": IDS}, "give the prompts as input_ids, or as inputs"),
+        ({"max_length": 5}, "max_new_tokens 0 must be at least 1"),
+        (
+            {"max_new_tokens": 1020},
+            "a prompt of 5 and max_new_tokens 1020 need 1032 positions in whole blocks, and the",
+        ),
+    ],
+)
+def test_what_would_change_the_tokens_and_is_not_there_is_refused_by_name(said, message, exported):
+    with pytest.raises(ValueError, match=message):
+        exported[1].generate(IDS, **said)
+
+
+def test_a_text_generation_pipeline_gives_what_generate_gives(exported):
+    folder, model = exported
+    pipe = pipeline("text-generation", model=str(folder), trust_remote_code=True, device="cpu")
+    ids = pipe.tokenizer(PROMPTS[0], return_tensors="pt").input_ids
+    expected = pipe.tokenizer.decode(model.generate(ids, max_new_tokens=12)[0], skip_special_tokens=True)
+    for said in ({"max_new_tokens": 12}, {"max_new_tokens": 12, "do_sample": False, "return_full_text": True}):
+        assert pipe(PROMPTS[0], **said)[0]["generated_text"] == expected
+    assert len(pipe(PROMPTS, max_new_tokens=4, do_sample=True, temperature=0.7, batch_size=2)) == len(PROMPTS)
+
+
+def test_an_export_ends_where_the_parent_ends_and_keeps_nothing_of_how_it_sampled(tmp_path):
+    parent = load_parent(TINY, check=False)
+    parent.model.generation_config = GenerationConfig(
+        eos_token_id=[7, 0], pad_token_id=1, do_sample=True, temperature=0.6, top_k=20, max_length=40
+    )
+    folder = export(make_run(tmp_path / "run", parent), tmp_path / "out")
+    kept = {"eos_token_id": [0, 7], "pad_token_id": 1, "do_sample": False}
+    assert json.loads((folder / "generation_config.json").read_text()) == kept
 
 
 def exported_rule(temperature):

@@ -15,8 +15,9 @@ from dlm.replay import load, replay
 from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer import fit as training
-from dlm.trainer.finite import FiniteGuard, NotFinite
+from dlm.trainer.finite import FiniteGuard, NotFinite, norms_of
 from dlm.trainer.metrics import MetricTable
+from dlm.types import generator
 
 EVERY_STEP = "trainer.volatile.checkpoint_every=1"
 
@@ -178,3 +179,11 @@ def test_a_loss_that_training_made_worse_is_marked_as_diverged(losses, diverged,
 def test_an_unknown_reaction_is_refused_before_any_compute(small):
     with pytest.raises(ValueError, match="trainer.on_nonfinite 'ignore' is unknown: choose stop or skip"):
         train(small("trainer.on_nonfinite=ignore"))
+
+
+def test_the_norms_of_gradients_are_those_of_the_public_function_one_by_one():
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (3, 50, 7)]
+    for n, p in enumerate(parameters[:2]):
+        p.grad = torch.randn(p.shape, generator=generator(n))
+    expected = [torch.nn.utils.get_total_norm([p.grad]) for p in parameters[:2]]
+    assert all(map(torch.equal, norms_of(parameters), expected)) and len(norms_of(parameters)) == 2

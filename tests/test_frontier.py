@@ -11,7 +11,7 @@ from analysis.artefacts import contested_factorial, frontier
 from analysis.artefacts import recipes as recipes_artefact
 from analysis.artefacts.contested_factorial import crossings
 from analysis.artefacts.frontier import decodings, optimal, pareto_points
-from analysis.evidence.compare import own
+from analysis.evidence.compare import final_evaluation
 from analysis.pages.exhibits import Plot, Table
 from analysis.tables.results import LATER, Results
 
@@ -190,7 +190,7 @@ def test_results_from_before_there_were_rows_and_shares_can_still_be_shown(tmp_p
 
 
 def contested_rows(results):
-    rows = own(results.of("evaluations", contested_factorial.SWEEP))
+    rows = final_evaluation(results.of("evaluations", contested_factorial.SWEEP))
     auxiliary = rows["auxiliary_name"]
     return rows.assign(auxiliary_name=auxiliary.where(auxiliary.notna(), "none"))
 

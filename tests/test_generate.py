@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CONF, ROOT, config
+from conftest import CONF, EOS_ID, ROOT, config
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 
@@ -94,7 +94,7 @@ def test_a_frame_marks_exactly_what_its_forward_committed_and_boxes_what_is_mask
     speaker, seen = dlm(parent), []
 
     def look(canvas, seconds):
-        drawn = frame(canvas, parent.tokenizer, "dLM", seconds)
+        drawn = frame(canvas, parent.tokenizer, [EOS_ID], "dLM", seconds)
         begin = int(canvas.prompt_length[0])
         tokens = canvas.x[0, begin : begin + NEW_TOKENS].tolist()
         shown = slice(begin, begin + (tokens + [0]).index(0) + 1)  # up to EOS
@@ -196,6 +196,17 @@ def test_the_command_answers_with_the_newest_run_without_escape_codes_when_piped
     assert sum("forwards (NFE): TPF " in line for line in lines) == 2
 
 
+def test_bytes_on_standard_input_that_are_no_text_are_refused(runs_dir):
+    done = subprocess.run(
+        [sys.executable, "-m", "dlm.generate", f"runs_dir={runs_dir}", "prompt=-"],
+        capture_output=True,
+        cwd=ROOT,
+        input=b"caf\xe9\n",
+    )
+    assert done.returncode == 1 and done.stdout == b""
+    assert done.stderr.startswith(b"error: standard input is no text in UTF-8 (") and done.stderr.count(b"\n") == 1
+
+
 def test_several_prompts_each_get_an_answer_under_changed_decoding(command, parent, runs_dir):
     code, out, err = command('prompt=["sum:1,2=",A]', "+decoding.threshold=0.0", "parent=false", "max_new_tokens=20")
     assert (code, err) == (0, "")
@@ -234,13 +245,18 @@ def test_live_draws_the_frames_on_a_terminal(command):
         (["max_new_tokens=0"], "max_new_tokens 0 must be at least 1"),
         (
             ["max_new_tokens=2000"],
-            "prompt's 10 tokens and max_new_tokens 2000 exceed the model's 1024 positions",
+            "prompt's 10 tokens and max_new_tokens 2000, 2016 up to the end of a block, exceeds the model's 1024",
         ),
         (["prompt="], "prompt '' is empty, and the dLM scores every token from the one before it"),
         (["decoding=threshold", "decoding.threshold=-1"], "decoding.threshold -1 must be >= 0"),
         (["delay=-1"], "delay -1 must be at least 0 seconds"),
         (["live=maybe"], "live 'maybe' must be true, false or auto"),
         (["stop="], "stop holds an empty text"),
+        (["prompt=[{role:user,content:hi}]"], "prompt [{'role': 'user', 'content': 'hi'}] must be a text or"),
+        (["prompt=caf\udce9"], "prompt 'caf\\udce9' is no text in UTF-8"),
+        (["prompt=a<mask>b"], "prompt 'a<mask>b' holds the mask token '<mask>'"),
+        (["delay=inf"], "delay inf must be a finite number: set delay=VALUE"),
+        (["seed=0.5"], "seed 0.5 must be a whole number of at least 0: set seed=VALUE"),
     ],
 )
 def test_bad_input_is_one_clear_line(command, arguments, message):

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import FINISHED, load_sweep
-from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, everything
+from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, plan_points
 from dlm.runs.lease import NAME
 from dlm.runs.run import Run
 
@@ -40,7 +40,7 @@ def begun(printed: str) -> list[tuple[str, str]]:
 
 
 def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(linked_sweeps, tmp_path, capsys):
-    points = everything([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    points = plan_points([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     assert Study(points, tmp_path, 2, pretend(tmp_path)).run() == []
     order = begun(capsys.readouterr().out)
     learned = next(p for p in points if p.name == "learned")
@@ -56,7 +56,7 @@ def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(linked
 
 
 def test_a_failing_job_stops_what_needs_it_and_nothing_else(linked_sweeps, tmp_path, capsys):
-    points = everything([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    points = plan_points([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     failed = Study(points, tmp_path, 2, pretend(tmp_path, failing={"old"})).run()
     assert {p.name for p in failed} == {"old", "child"}
     printed = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_a_failing_job_stops_what_needs_it_and_nothing_else(linked_sweeps, tmp_p
 
 
 def test_a_run_that_diverged_is_not_measured_nor_trained_again_and_fails_no_study(linked_sweeps, tmp_path, capsys):
-    points = everything([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    points = plan_points([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     alone = [next(p for p in points if p.evaluations)]
     assert Study(alone, tmp_path, 1, pretend(tmp_path, diverging={alone[0].name})).run() == []
     printed = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_run_that_another_process_works_on_is_come_back_to_and_is_not_failed(
     linked_sweeps, tmp_path, capsys, monkeypatch
 ):
     """Also what needs it waits: it is not left out."""
-    points = everything([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
+    points = plan_points([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     plain = pretend(tmp_path)
     old = next(point for point in points if point.name == "old")
     asked = []

@@ -11,6 +11,7 @@ from torch import nn
 
 from dlm.decoding.engine import generate
 from dlm.decoding.threshold import Threshold
+from dlm.model import packed_linears
 from dlm.model.packed_linears import PackedLinears
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28]]

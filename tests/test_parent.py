@@ -2,20 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import EOS_ID, MASK_ID, SHAPE, config, denoiser, random_batch, tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dlm.attention import block_sparse
+from dlm.attention.block import Block
 from dlm.config.build import converted_denoiser, make
 from dlm.conversion.prepare import prepare
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
 from dlm.masking.uniform import Uniform
+from dlm.model.denoiser import Denoiser
 from dlm.model.parent import (
     add_mask_token,
     as_parent,
@@ -27,7 +30,7 @@ from dlm.model.probe import check_convertible
 from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainable.lora import Lora
-from dlm.types import generator
+from dlm.types import Noised, generator
 
 TINY = "dlm/assets/tiny"
 WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}
@@ -106,6 +109,38 @@ def test_a_convertible_model_in_our_hands_gives_its_own_likelihood(name):
     logits[..., MASK_ID] = -torch.inf
     theirs = -logits.log_softmax(-1)[:, :-1].gather(-1, batch.x0[:, 1:, None]).flatten()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def saved(folder, tokenizer, name, **values):
+    """The folder of a random model that has the embedded parent's tokenizer."""
+    random_model(name, vocab_size=len(tokenizer), **values).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("asked", ["block_sparse", "sdpa"])
+@torch.no_grad()
+def test_a_parent_without_a_fused_attention_is_loaded_with_eager_and_its_masks_are_exact(
+    asked, tokenizer, tmp_path, capsys
+):
+    """Gemma 2 caps its scores, which no kernel behind SDPA does. No logit hears of a masked token or a later block."""
+    parent = load_parent(saved(tmp_path, tokenizer, "gemma2", **CONVERTIBLE["gemma2"]), attn_implementation=asked)
+    assert f"model.attn_implementation={asked} is not to be had for this architecture: eager" in capsys.readouterr().err
+    assert parent.model.config._attn_implementation == "eager" and len(parent.layer_types) == 2
+    scorer = Denoiser(parent.model.double(), Block(4), parent.mask_id, False, parent.layer_types)
+    batch = random_batch(1, 16)
+    masked = torch.zeros_like(batch.maskable)
+    masked[0, [5, 6]] = True
+
+    def logits(changed, token):
+        x0 = torch.where(changed, token, batch.x0)
+        noised = Noised(torch.where(masked, scorer.mask_id, x0), masked, masked.float())
+        return scorer(scorer.inputs(replace(batch, x0=x0), noised)[0]).softmax(-1)
+
+    before, hidden = logits(masked & ~masked, 7), masked | (batch.position >= 8)
+    torch.testing.assert_close(logits(hidden, 7), before, rtol=1e-12, atol=1e-12)
+    visible = batch.position == 4
+    assert (logits(visible, 7) - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -207,6 +242,52 @@ def test_code_that_comes_with_a_model_is_not_run(folder):
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="could not be loaded as a causal LM"):
         load_parent(str(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_naming_the_tensor(value, folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4:6] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"2 of 65536 values of its tensor model.layers.1.mlp.up_proj.weight are not f"
+    ):
+        load_parent(str(folder))
+
+
+def test_weights_that_are_too_large_for_the_type_are_refused_in_it_alone(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = 1e5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    load_parent(str(folder), check=False)
+    with pytest.raises(ValueError, match=r"tensor model.norm.weight are not finite in float16. Load it in a wider mo"):
+        load_parent(str(folder), dtype="float16")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_that_were_added_to_the_tokenizer_alone_get_rows_and_it_is_said(tied, tokenizer, capsys):
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.mask_token = None
+    tokenizer.add_special_tokens({"mask_token": "<new mask>"})
+    model = random_model("llama", vocab_size=1024, tie_word_embeddings=tied)
+    before = model.get_input_embeddings().weight.detach().clone()
+    parent = as_parent(model, tokenizer, "here", None, check=False)
+    assert (
+        "3 tokens that were added to the tokenizer of 'here' (<new mask>, <one>, <two>, …)" in capsys.readouterr().err
+    )
+    assert parent.mask_id == 1026 and len(tokenizer) == 1027
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert layer.weight.shape[0] == 1027 and torch.equal(layer.weight[1024], layer.weight[1026])
+    after = model.get_input_embeddings().weight
+    assert torch.equal(after[:1024], before)
+    torch.testing.assert_close(after[1025], before.mean(0))
+    ids = tokenizer("A<two>B<one>", return_tensors="pt").input_ids
+    assert 1025 in ids and model(input_ids=ids).logits.isfinite().all()
+
+
+def test_the_tokenizer_of_another_model_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="has token ids up to 1023, and the model's embedding 900 rows: it is another"):
+        as_parent(random_model("llama", vocab_size=900), tokenizer, "here", None, check=False)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty"])

@@ -19,7 +19,7 @@ from analysis.pages.exhibits import Table, cell
 from analysis.pages.plots import lines
 from analysis.pages.provenance import quantity
 from analysis.report import main, render_report
-from analysis.tables.results import COLUMNS, Results, abbreviated, spelt_out
+from analysis.tables.results import COLUMNS, Results, decode_texts, encode_texts
 
 VOID = {"meta", "br", "img", "link", "use", "path"}
 
@@ -83,8 +83,8 @@ def test_the_report_is_made_again_byte_for_byte(whole, tmp_path):
     "column", [["a", None, "a", "a"], ["a", "b"], [1, "a", "a", "a"], [None, None], [], [0.5, None]]
 )
 def test_texts_that_come_again_are_written_once_and_read_as_they_were(column):
-    short = abbreviated(column)
-    assert spelt_out(short) == column
+    short = encode_texts(column)
+    assert decode_texts(short) == column
     assert isinstance(short, dict) == (column == ["a", None, "a", "a"])
 
 

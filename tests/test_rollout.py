@@ -16,7 +16,7 @@ from dlm.types import Noised, generator
 
 def trajectory(threshold=0.9) -> Trajectory:
     rollout = Trajectory(Threshold(threshold), batch_size=8)
-    rollout.eos_id = EOS_ID
+    rollout.eos_id, rollout.ends = EOS_ID, [EOS_ID]
     return rollout
 
 
@@ -97,7 +97,7 @@ def test_decoding_in_a_trajectory_leaves_the_versions_of_compiled_layers_to_trai
 @pytest.mark.parametrize("name", options("rollout"))
 def test_a_rollout_leaves_mode_and_gradients_alone_and_the_same_seed_gives_the_same(llama, name):
     rollout, scorer = make(config(f"rollout={name}").rollout), denoiser(llama, "block", 4, False)
-    rollout.eos_id = EOS_ID
+    rollout.eos_id, rollout.ends = EOS_ID, [EOS_ID]
     batch = random_batch(2, 16)
     noised = drawn(scorer, batch)
     scorer.train()

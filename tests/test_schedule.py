@@ -1,5 +1,7 @@
 """Numbers and block sizes over the course of training."""
 
+import itertools
+
 import pytest
 from conftest import config, options
 
@@ -21,6 +23,15 @@ def test_a_schedule_is_linear_between_its_points_and_constant_outside():
     for bad in ({}, {1.5: 1.0}):
         with pytest.raises(ValueError, match=r"points of progress in \[0, 1\]"):
             Schedule(bad)
+
+
+def test_between_two_points_a_schedule_moves_by_the_share_of_the_way():
+    progress, value = (0.1, 0.35, 0.9), (0.3, -2.0, 1.0)
+    schedule = Schedule(dict(zip(progress, value, strict=True)))
+    for (p, q), (a, b) in zip(itertools.pairwise(progress), itertools.pairwise(value), strict=True):
+        for share in (0.0, 0.125, 1 / 3, 0.9, 1.0):
+            assert schedule(p + share * (q - p)) == pytest.approx(a + share * (b - a), rel=1e-14, abs=1e-14)
+    assert type(schedule(0.5)) is float
 
 
 def test_any_number_of_the_objective_can_be_scheduled():

@@ -14,8 +14,8 @@ from analysis.evidence.stats import (
     Effect,
     estimate,
     over_seeds,
-    overall,
-    paired,
+    overall_verdict,
+    paired_interval,
 )
 from analysis.tables.results import pack, unpack
 
@@ -50,12 +50,12 @@ def test_what_was_not_measured_has_no_estimate():
 
 def test_without_spread_over_items_the_paired_interval_is_students_over_seeds():
     differences = np.array([[0.1] * 50, [0.2] * 50, [0.4] * 50])
-    assert paired(differences, resamples=200_000) == pytest.approx(over_seeds([0.1, 0.2, 0.4]), abs=0.01)
+    assert paired_interval(differences, resamples=200_000) == pytest.approx(over_seeds([0.1, 0.2, 0.4]), abs=0.01)
 
 
 def test_with_one_seed_the_paired_interval_is_the_bootstrap_over_items():
     differences = (correct(0.8, 400).astype(float) - correct(0.5, 400).astype(float))[None]
-    mean, low, high = paired(differences, resamples=20_000)
+    mean, low, high = paired_interval(differences, resamples=20_000)
     half = 1.96 * differences.std() / 20
     assert mean == pytest.approx(0.3) and (low, high) == pytest.approx((mean - half, mean + half), abs=0.005)
 
@@ -63,7 +63,7 @@ def test_with_one_seed_the_paired_interval_is_the_bootstrap_over_items():
 def test_pairing_by_item_counts_only_items_that_differ():
     """Two models that are right on the same half of the items differ by nothing, and it is known exactly."""
     same = correct(0.5)
-    assert paired(np.zeros((3, len(same)))) == (0, 0, 0)
+    assert paired_interval(np.zeros((3, len(same)))) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.05])
@@ -74,7 +74,7 @@ def test_a_difference_that_is_not_there_is_called_real_in_about_one_case_of_twen
     for trial in range(300):
         chance = np.clip(0.6 + spread * rng.standard_normal((2, 3, 1)), 0, 1)
         first, second = rng.random((2, 3, 200)) < chance
-        low, high = paired(first.astype(float) - second.astype(float), resamples=500, seed=trial)[1:]
+        low, high = paired_interval(first.astype(float) - second.astype(float), resamples=500, seed=trial)[1:]
         wrong += low > 0 or high < 0
     assert wrong / 300 < 0.08
 
@@ -83,7 +83,7 @@ def test_a_difference_that_is_not_there_is_called_real_in_about_one_case_of_twen
 def test_a_planted_difference_is_found_with_its_sign(sign, verdict):
     rng = np.random.default_rng(1)
     first, second = rng.random((3, 300)) < 0.5 + 0.1 * sign, rng.random((3, 300)) < 0.5 - 0.1 * sign
-    value, low, high = paired(first.astype(float) - second.astype(float))
+    value, low, high = paired_interval(first.astype(float) - second.astype(float))
     assert Effect("x", value, low, high, seeds=3).verdict == verdict
 
 
@@ -117,11 +117,11 @@ def effects(*verdicts):
 
 
 def test_a_claim_of_several_comparisons_agrees_where_all_do_and_disagrees_where_one_does():
-    assert overall(effects(AGREES, AGREES)) == AGREES
-    assert overall(effects(AGREES, DISAGREES, NO_RUNS)) == DISAGREES
-    assert overall(effects(AGREES, UNDECIDED)) == UNDECIDED
-    assert overall(effects(AGREES, NO_RUNS, UNDECIDED)) == NO_RUNS
-    assert overall([]) == NO_RUNS
+    assert overall_verdict(effects(AGREES, AGREES)) == AGREES
+    assert overall_verdict(effects(AGREES, DISAGREES, NO_RUNS)) == DISAGREES
+    assert overall_verdict(effects(AGREES, UNDECIDED)) == UNDECIDED
+    assert overall_verdict(effects(AGREES, NO_RUNS, UNDECIDED)) == NO_RUNS
+    assert overall_verdict([]) == NO_RUNS
 
 
 @pytest.mark.parametrize("items", [0, 1, 7, 8, 9, 360])

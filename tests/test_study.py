@@ -11,10 +11,10 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from study_sweeps import ONE, by_name, finish
 
-from analysis.plan.compose import compose_by_hydra, composed, resolved
+from analysis.plan.compose import compose_by_hydra, compose_config, resolve_config
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import FINISHED, load_sweep
-from analysis.study import Commands, Study, everything
+from analysis.study import Commands, Study, plan_points
 from dlm.runs.run import Run, run_id
 
 TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
@@ -48,7 +48,7 @@ def test_what_is_measured_of_a_run_answers_the_items_that_the_run_answered(scale
 
 def test_runs_from_before_there_were_scales_keep_their_ids():
     """C7: the main job of the README, and the rows of the first report."""
-    assert run_id(resolved("train", "main job", [])) == "8d66ebc58be8"
+    assert run_id(resolve_config("train", "main job", [])) == "8d66ebc58be8"
     found = {name: p.run for name, p in by_name(load_sweep(TABLE1, ["tokens=1_000_000", "seed=0"])).items()}
     assert (found["b"], found["e"], found["g"]) == ("6742b2886ab8", "26aee76e2991", "f07d55075bcd")
 
@@ -69,13 +69,13 @@ OVERRIDES = [
 @pytest.mark.parametrize("overrides", OVERRIDES)
 def test_values_on_top_of_a_composed_config_make_the_config_that_hydra_makes(overrides):
     expected = compose_by_hydra("train", tuple(overrides))
-    assert OmegaConf.to_container(composed("train", tuple(overrides))) == OmegaConf.to_container(expected)
+    assert OmegaConf.to_container(compose_config("train", tuple(overrides))) == OmegaConf.to_container(expected)
 
 
 def test_a_config_with_a_seed_of_its_own_leaves_that_of_the_others_alone():
-    plain = resolved("train", "plain", [])
-    assert resolved("train", "seeded", ["seed=3"]) == plain | {"seed": 3} and plain["seed"] != 3
-    assert resolved("train", "plain", []) == plain
+    plain = resolve_config("train", "plain", [])
+    assert resolve_config("train", "seeded", ["seed=3"]) == plain | {"seed": 3} and plain["seed"] != 3
+    assert resolve_config("train", "plain", []) == plain
 
 
 def test_a_plan_asks_hydra_once_for_every_choice_of_options_however_many_points_it_has(tmp_path, monkeypatch):
@@ -85,8 +85,8 @@ def test_a_plan_asks_hydra_once_for_every_choice_of_options_however_many_points_
     path.write_text(f"title: large\nshared: [logger=csv]\ngrid: {{attention: [bidir, block], lr: [{rates}]}}")
     asked, by_hydra = [], compose_by_hydra.__wrapped__
     monkeypatch.setattr("analysis.plan.compose.compose_by_hydra", cache(lambda *a: asked.append(a) or by_hydra(*a)))
-    composed.cache_clear()
-    points = everything([load_sweep(path, ["seed=0,1"])])
+    compose_config.cache_clear()
+    points = plan_points([load_sweep(path, ["seed=0,1"])])
     assert len(points) == len({p.run for p in points}) == 100
     assert sum(name == "train" for name, _ in asked) <= 3  # the scale, and two patterns
     for point in points:
@@ -248,7 +248,7 @@ def test_a_sweep_that_does_not_fit_is_named_with_the_reason(text, message, linke
 
 def test_everything_is_each_run_once_with_all_that_is_evaluated_of_it_and_what_it_needs_first(linked_sweeps):
     sweeps = [load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0,1"]) for name in ("two", "one")]
-    points = everything(sweeps)
+    points = plan_points(sweeps)
     # A parent; per seed the four of one, learned and child.
     assert len({p.run for p in points}) == len(points) == 1 + 2 * 6
     order = [p.run for p in points]
@@ -261,7 +261,7 @@ def test_everything_is_each_run_once_with_all_that_is_evaluated_of_it_and_what_i
 
 
 def test_the_time_to_go_is_the_work_left_at_the_rates_seen(linked_sweeps, tmp_path):
-    points = everything([load_sweep(linked_sweeps / "one.yaml", ["seed=0", "tokens=1000"])])
+    points = plan_points([load_sweep(linked_sweeps / "one.yaml", ["seed=0", "tokens=1000"])])
     a, b = points[:2]
     finish(tmp_path, a)
     progress = Progress(points[1:], points, tmp_path, jobs=2)
@@ -278,7 +278,7 @@ def test_the_time_to_go_is_the_work_left_at_the_rates_seen(linked_sweeps, tmp_pa
 
 
 def test_before_any_job_ends_the_rate_of_training_is_that_of_the_runs_that_are_there(linked_sweeps, tmp_path):
-    points = everything([load_sweep(linked_sweeps / "one.yaml", ["seed=0", "tokens=1000"])])
+    points = plan_points([load_sweep(linked_sweeps / "one.yaml", ["seed=0", "tokens=1000"])])
     finish(tmp_path, points[0])  # 0.2 s per token
     assert Progress(points[1:], [], tmp_path, jobs=1).seconds_left([]) == pytest.approx(3 * 1000 * 0.2)
     assert Progress(points[1:], [], tmp_path / "empty", jobs=1).seconds_left([]) is None

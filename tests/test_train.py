@@ -19,8 +19,9 @@ from dlm.conversion.module import Conversion
 from dlm.data import prose
 from dlm.evaluation.suite import evaluate_run
 from dlm.evaluation.summary import report
-from dlm.runs.run import Run
+from dlm.runs.run import Run, headline
 from dlm.train import train
+from dlm.trainer.loggers import loggers
 
 # Four optimizer steps on the embedded parent, without evaluation.
 SMALL = (
@@ -163,6 +164,22 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, c
     assert resumed["record"]["drift"] == straight["record"]["drift"]
 
 
+@pytest.mark.parametrize("extra", [(), ("trainer.precision=bf16-mixed", "trainable=lora", "trainable.dropout=0.5")])
+def test_the_result_is_validated_whenever_the_last_scheduled_validation_was(extra, runs_dir):
+    """And neither its weights nor its metrics differ from those of a run whose schedule ends with a validation."""
+    at_end, before = (train(small(runs_dir / str(n), f"trainer.volatile.val_every={n}", *extra)) for n in (1, 3))
+    rows = metrics(runs_dir / "1", at_end).set_index("step")
+    assert before["record"]["train"]["val/nelbo"] == rows["val/nelbo"][2]
+    assert before["record"]["train"]["val/nelbo_final"] == rows["val/nelbo"][3] != rows["val/nelbo"][2]
+    assert at_end["record"]["train"]["val/nelbo_final"] == at_end["record"]["train"]["val/nelbo"]
+    assert headline(before["record"])["val NELBO"] == rows["val/nelbo"][3]
+    kept = metrics(runs_dir / "3", before).set_index("step")
+    assert kept["val/nelbo"].dropna().index.to_list() == [2]
+    pd.testing.assert_frame_equal(kept.drop(columns="val/nelbo"), rows.drop(columns="val/nelbo"), check_exact=True)
+    expected, found = weights(runs_dir / "1", at_end), weights(runs_dir / "3", before)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
 def test_the_same_config_and_seed_give_the_same_numbers_and_another_seed_does_not(runs_dir):
     first, again = (train(small(runs_dir / folder)) for folder in ("a", "b"))
     other = train(small(runs_dir / "a", "seed=1"))
@@ -217,6 +234,24 @@ def test_the_wandb_run_is_offline_without_a_key_is_named_like_ours_and_is_closed
     assert wandb.run is None
 
 
+def test_the_variables_of_wandb_say_what_the_config_leaves_open(runs_dir, monkeypatch):
+    made = []
+    monkeypatch.setattr("dlm.trainer.loggers.WandbLogger", lambda **settings: made.append(settings))
+    run = Run.create(small(runs_dir), {})
+    for overrides, expected in (((), "theirs"), (("logger.project=ours",), "ours")):
+        monkeypatch.setenv("WANDB_PROJECT", "theirs")
+        monkeypatch.setenv("WANDB_DIR", str(runs_dir / "elsewhere"))
+        loggers(small(runs_dir, "logger=wandb", *overrides).logger, run)
+        assert made[-1]["project"] == expected and made[-1]["save_dir"] == str(runs_dir / "elsewhere")
+    monkeypatch.delenv("WANDB_PROJECT")
+    monkeypatch.delenv("WANDB_DIR")
+    loggers(small(runs_dir, "logger=wandb").logger, run)
+    assert made[-1]["project"] == "dlm" and made[-1]["save_dir"] == str(run.folder)
+    monkeypatch.setenv("WANDB_MODE", "banana")
+    with pytest.raises(ValueError, match="WANDB_MODE 'banana' in the environment is unknown: choose one of online"):
+        loggers(small(runs_dir, "logger=wandb").logger, run)
+
+
 BAD = {
     "block_size=7": "block_size 7 must divide data.length 64: choose one of 1, 2, 4, 8, 16, 32, 64",
     "block_size=0": "block_size 0 must be at least 1",
@@ -250,6 +285,11 @@ BAD = {
     "trainable=lora trainable.rank=0": "trainable.rank 0 must be at least 1",
     "decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
     "decoding.top_p=0": "decoding.top_p 0",
+    "data=text data.path=[a.jsonl,b.jsonl]": "data.path ['a.jsonl', 'b.jsonl'] must be a name: set data.path=VALUE",
+    "data.mixture.prose=much": "data.mixture {'tasks': 0.7, 'prose': 'much'} must be a mapping to a finite number",
+    "masking.half_life=nan": "masking.half_life nan must be a finite number: set masking.half_life=VALUE",
+    "optimizer.betas=[0.9]": "optimizer.betas [0.9] must be a list of a finite number and a finite number",
+    "schedule={masking.t_max:1}": "schedule {'masking.t_max': 1} must be a mapping to a mapping",
 }
 
 
@@ -261,6 +301,13 @@ def test_bad_input_is_named_with_its_remedy_before_any_training(overrides, runs_
     failed = [Run(p.parent) for p in runs_dir.glob("*/run.json")]
     assert [run.status for run in failed] == ["failed"] and BAD[overrides] in failed[0].record["error"]
     assert not failed[0].model_folder.exists()
+
+
+@pytest.mark.parametrize("override", ["evaluation.batch_size=1.5", "force=1", "retry=maybe", "logger.wandb=yes please"])
+def test_what_is_no_part_of_a_run_is_refused_before_there_is_one(override, runs_dir):
+    with pytest.raises(ValueError, match=rf"^{override.partition('=')[0]} .* must be "):
+        train(small(runs_dir, "evaluation=full", override))
+    assert not runs_dir.exists()
 
 
 def test_an_unknown_pattern_lists_the_options():

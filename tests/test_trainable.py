@@ -19,8 +19,8 @@ from dlm.decoding.fixed import Fixed
 from dlm.export import export
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.measurement.store import fingerprint
 from dlm.model.parent import load_parent
+from dlm.runs.digest import weights_fingerprint
 from dlm.runs.run import Run, run_id
 from dlm.train import train
 from dlm.trainable.frozen_embeddings import FrozenEmbeddings
@@ -299,11 +299,12 @@ def test_a_gated_run_leaves_its_parent_as_it_was_and_is_loaded_with_its_gate(run
 
 
 def test_the_seal_and_the_fingerprint_of_a_gated_run_cover_its_adapters(run):
-    before, path = fingerprint(run), run.model_folder / "gated_lora" / "adapters.safetensors"
+    before, path = weights_fingerprint(run.model_folder), run.model_folder / "gated_lora" / "adapters.safetensors"
     weights = load_file(path)
     next(iter(weights.values())).add_(1)
     save_file(weights, path)
-    assert fingerprint(run) != before and run.damaged("model/") == ["model/gated_lora/adapters.safetensors"]
+    assert weights_fingerprint(run.model_folder) != before
+    assert run.damaged("model/") == ["model/gated_lora/adapters.safetensors"]
 
 
 def test_a_gated_run_is_a_parent_and_goes_on_as_one(run, runs_dir):  # noqa: F811

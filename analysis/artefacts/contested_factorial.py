@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.evidence.compare import by_point, outcomes, own, require_same_items
-from analysis.evidence.stats import Effect, paired
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.evidence.compare import by_point, final_evaluation, outcomes, require_same_items
+from analysis.evidence.stats import Effect, paired_interval
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.findings import decision
 from analysis.pages.plots import bars
 from analysis.tables.results import Results
@@ -19,12 +19,12 @@ PLACE = 230
 TITLE = "Beyond the paper: the contested choices, crossed"
 SWEEPS = ("contested_factorial",)
 SWEEP = SWEEPS[0]
-# Choices of a run that a sweep may cross; those that take two values in it are its factors, and the second value is the
-# one that an effect is of.
+# Options that a sweep may cross. Those with exactly two values in it are its factors; an effect is that of the second
+# value over the first.
 CHOICES = ("attention_name", "auxiliary_name", "token_shift", "loss_name", "masking_name", "trainable_name")
-FIRST = ("block", "none")  # values that come first, whatever the alphabet says
-# An AR loss needs a clean stream that is causal token by token, so that not everything can be crossed with everything:
-# three crossings of what is contested about the clean stream, each with the token shift and the loss weight.
+FIRST = ("block", "none")  # sorted before all other values
+# An AR loss needs a clean stream that is causal token by token, so a full factorial does not exist. Instead there are
+# three crossings, each of one contested choice about the clean stream with the token shift and the loss weight.
 CROSSINGS = {
     "clean or noisy context": ("attention_name", {"block", "block_noisy"}, {"none"}),
     "causality of the clean stream": ("attention_name", {"block", "block_token_causal"}, {"none"}),
@@ -38,37 +38,37 @@ EFFECTS = (
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = own(results.of("evaluations", SWEEP))
+    rows = final_evaluation(results.of("evaluations", SWEEP))
     rows = rows.assign(auxiliary_name=rows["auxiliary_name"].where(rows["auxiliary_name"].notna(), "none"))
-    shown = named("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
-    found = crossings(rows)
-    made: list[Exhibit] = []
-    if found:
-        figures = tuple(drawn(name, effects) for name, effects in found.items())
-        made.append(Plot("contested_factorial", figures, EFFECTS, "Main effects and interactions on accuracy"))
-        made.append(Table(effect_table(found), EFFECTS))
-    return [*made, Table(by_point(rows, shown), CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2})]
+    measures = headings("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
+    effects_of = crossings(rows)
+    summaries: list[Exhibit] = []
+    if effects_of:
+        figures = tuple(effect_plot(name, effects) for name, effects in effects_of.items())
+        summaries.append(Plot("contested_factorial", figures, EFFECTS, "Main effects and interactions on accuracy"))
+        summaries.append(Table(effect_table(effects_of), EFFECTS))
+    return [*summaries, Table(by_point(rows, measures), CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2})]
 
 
 def crossings(rows: pd.DataFrame) -> dict[str, list[Effect]]:
-    """The effects of every crossing whose own choice was run both ways."""
-    made = {}
+    """Name → effects of every crossing whose contested choice has runs of both values."""
+    effects_of = {}
     for name, (choice, attention, auxiliary) in CROSSINGS.items():
-        chosen = rows[rows["attention_name"].isin(attention) & rows["auxiliary_name"].isin(auxiliary)]
-        effects = factorial(chosen)
-        if effects and choice in factors(chosen):
-            made[name] = effects
-    return made
+        crossed = rows[rows["attention_name"].isin(attention) & rows["auxiliary_name"].isin(auxiliary)]
+        effects = factorial(crossed)
+        if effects and choice in factors(crossed):
+            effects_of[name] = effects
+    return effects_of
 
 
-def drawn(name: str, effects: list[Effect]) -> Figure:
+def effect_plot(name: str, effects: list[Effect]) -> Figure:
     return bars([e.what for e in effects], [(e.value, e.low, e.high) for e in effects], name, "points of accuracy")
 
 
-def effect_table(found: dict[str, list[Effect]]) -> pd.DataFrame:
-    """All effects with what can be said of them."""
+def effect_table(effects_of: dict[str, list[Effect]]) -> pd.DataFrame:
+    """One row per effect of every crossing, with its interval and whether it is decided."""
     rows = []
-    for name, effects in found.items():
+    for name, effects in effects_of.items():
         for e in effects:
             interval = f"{e.low:+.1f} to {e.high:+.1f}".replace("-", "−") if np.isfinite(e.low) else "–"
             rows.append({"crossed": name, "of": e.what, "points": e.value, "95 %": interval, "found": decision(e)})
@@ -76,23 +76,25 @@ def effect_table(found: dict[str, list[Effect]]) -> pd.DataFrame:
 
 
 def factors(rows: pd.DataFrame) -> dict[str, tuple]:
-    """The choices that take exactly two values, with these."""
+    """Option → its values, for the options with exactly two values."""
 
     def order(value) -> tuple:
         return value not in FIRST, str(value)
 
-    found = {c: tuple(sorted(rows[c].dropna().unique(), key=order)) for c in CHOICES if c in rows}
-    return {name: values for name, values in found.items() if len(values) == 2}
+    values_of = {c: tuple(sorted(rows[c].dropna().unique(), key=order)) for c in CHOICES if c in rows}
+    return {name: values for name, values in values_of.items() if len(values) == 2}
 
 
 def factorial(rows: pd.DataFrame) -> list[Effect]:
-    """All main effects and interactions of two, in points of accuracy: contrasts of the cells, per seed and item. Of
-    the seeds that have every cell; none where no seed has."""
-    crossed = factors(rows)
-    if not crossed:
+    """All main effects and two-way interactions in points of accuracy, as contrasts of the cells per seed and item.
+
+    Uses the seeds that have every cell; empty without such a seed.
+    """
+    factor_values = factors(rows)
+    if not factor_values:
         return []
-    cells = {values: outcomes(group) for values, group in rows.groupby(list(crossed))}
-    seeds = sorted(set.intersection(*map(set, cells.values()))) if len(cells) == 2 ** len(crossed) else []
+    cells = {values: outcomes(group) for values, group in rows.groupby(list(factor_values))}
+    seeds = sorted(set.intersection(*map(set, cells.values()))) if len(cells) == 2 ** len(factor_values) else []
     if not seeds:
         return []
     require_same_items("the choices crossed", *([cell[seed] for cell in cells.values()] for seed in seeds))
@@ -103,11 +105,11 @@ def factorial(rows: pd.DataFrame) -> list[Effect]:
         f"{c.removesuffix('_name').replace('_', ' ')} ({b})": np.array(
             [1 if values[i] == b else -1 for values in cells]
         )
-        for i, (c, (_, b)) in enumerate(crossed.items())
+        for i, (c, (_, b)) in enumerate(factor_values.items())
     }
     pairs = {f"{a.split(' (')[0]} × {b.split(' (')[0]}": signs[a] * signs[b] for a, b in combinations(signs, 2)}
-    made = []
+    effects = []
     for what, sign in (signs | pairs).items():
-        value, low, high = (100 * x for x in paired(2 * np.einsum("sci,c->si", answers, sign) / len(sign)))
-        made.append(Effect(what, value, low, high, len(seeds), answers.shape[2], runs=tuple(rows["run"])))
-    return made
+        value, low, high = (100 * x for x in paired_interval(2 * np.einsum("sci,c->si", answers, sign) / len(sign)))
+        effects.append(Effect(what, value, low, high, len(seeds), answers.shape[2], runs=tuple(rows["run"])))
+    return effects

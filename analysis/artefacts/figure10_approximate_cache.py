@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.evidence.compare import by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier
 from analysis.tables.results import Results
 
@@ -17,19 +17,18 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = results.of("evaluations", SWEEP)
     rows = rows[rows["evaluation"].isin(["plain", "approximate"])].sort_values(["point", "decoder", "threshold"])
     rows = rows.assign(line=rows["label"] + ", " + rows["decoder"].astype(str))
-    shown = named("accuracy", "tpf", "nfe", "tokens_per_second")
-    table = by_point(rows, shown, ("line", "setting")).rename(columns={"line": "model and decoding"})
+    measures = headings("accuracy", "tpf", "nfe", "tokens_per_second")
+    table = by_point(rows, measures, ("line", "setting")).rename(columns={"line": "model and decoding"})
     panels = (
         frontier(rows, "tokens_per_second", "line", "setting", "", "tokens/s"),
         frontier(rows, "nfe", "line", "setting", "", "forwards per answer (NFE)"),
     )
-    said = (
+    caption = (
         "A forward of an approximate cache may read one block or the whole canvas, so that NFE alone does not tell its "
+        "cost; tokens/s does."
     )
-    said += "cost; tokens/s does."
+    alt = "Accuracy against throughput with exact and approximate caches"
     return [
-        Plot(
-            "figure10_approximate_cache", panels, said, "Accuracy against throughput with exact and approximate caches"
-        ),
+        Plot("figure10_approximate_cache", panels, caption, alt),
         Table(table, CELLS, {"TPF": 2, "tokens/s": 0}),
     ]

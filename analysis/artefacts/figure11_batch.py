@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence.compare import by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier
 from analysis.tables.results import PARENT, Results
 
@@ -21,12 +21,12 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = rows.sort_values(["batch_size", "model", "nfe"])
     rows = rows.assign(model=["AR parent" if m == PARENT else "dLM" for m in rows["model"]])
     rows = rows.assign(line=[f"{m}, batch {b:g}" for m, b in zip(rows["model"], rows["batch_size"], strict=True)])
-    shown = named("accuracy", "tpf", "nfe", "tokens_per_second")
-    table = by_point(rows, shown, ("batch_size", "model", "threshold")).rename(columns={"batch_size": "batch"})
+    measures = headings("accuracy", "tpf", "nfe", "tokens_per_second")
+    table = by_point(rows, measures, ("batch_size", "model", "threshold")).rename(columns={"batch_size": "batch"})
     panel = frontier(rows, "tokens_per_second", "line", "threshold", "", "tokens/s")
-    said = "Tokens per second of the whole batch; each line is a model at a batch size through its thresholds."
+    caption = "Tokens per second of the whole batch; each line is a model at a batch size through its thresholds."
     return [
-        Plot("figure11_batch", (panel,), said, "Accuracy against throughput by batch size"),
+        Plot("figure11_batch", (panel,), caption, "Accuracy against throughput by batch size"),
         Table(
             table.sort_values(["batch", "model"], kind="stable"),
             f"The AR parent is one model, measured beside every run: its answers do not differ by seed. {CELLS}",
@@ -42,6 +42,6 @@ def speedup(rows: pd.DataFrame) -> pd.DataFrame:
     if rate.empty or not {"AR parent", "dLM"} <= set(rate.index.get_level_values("model")):
         return pd.DataFrame()
     dlm, parent = (rate.xs(model, level="model") for model in ("dLM", "AR parent"))
-    faster = dlm.unstack().div(parent.groupby("batch_size").mean(), axis=0)
-    faster.columns = [f"threshold {t:g}" for t in faster.columns]
-    return faster.rename_axis("batch").reset_index().astype({"batch": int})
+    ratio = dlm.unstack().div(parent.groupby("batch_size").mean(), axis=0)
+    ratio.columns = [f"threshold {t:g}" for t in ratio.columns]
+    return ratio.rename_axis("batch").reset_index().astype({"batch": int})

@@ -11,24 +11,24 @@ PLACE = 20
 TITLE = "Figure 2e: weight drift by attention pattern"
 SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
-FULL = ("c", "b", "d", "f", "g")  # full training at the one budget, from the pattern that the paper finds to move most
+FULL = ("c", "b", "d", "f", "g")  # full training at one budget, starting with the pattern that drifts most in the paper
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     drift = results.of("drift", SWEEP)
     drift = drift[drift["point"].isin(FULL)] if len(drift) else drift
     drift = drift.assign(line=drift["point"] + "  " + drift["label"])
-    said = (
+    caption = (
         "‖ΔW‖ / ‖W‖ per layer, averaged over its weights; lines: mean over seeds, bands: their range. The paper plots "
+        "an average difference that it does not define; the table has two more measures."
     )
-    said += "an average difference that it does not define; the table has two more measures."
     return [
-        Plot("figure2e_drift", drift_panels(drift, "line"), said, "Weight change per layer for attention and FFN"),
+        Plot("figure2e_drift", drift_panels(drift, "line"), caption, "Weight change per layer for attention and FFN"),
         Table(drift_table(drift, "line"), "Mean over the layers; in small: interval over seeds.", 4),
     ]
 
 
 def block_drifts_less(results: Results, paper: dict) -> list[Effect]:
     drift = results.of("drift", SWEEP)
-    wanted = ("c", "g", "attention"), ("c", "g", "ffn"), ("d", "f", "ffn")
-    return [drift_effect(drift, SWEEP, more, less, kind) for more, less, kind in wanted]
+    pairs = ("c", "g", "attention"), ("c", "g", "ffn"), ("d", "f", "ffn")
+    return [drift_effect(drift, SWEEP, more, less, kind) for more, less, kind in pairs]

@@ -20,12 +20,12 @@ SWEEP = SWEEPS[0]
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     drift = results.of("drift", SWEEP).sort_values("block_size")
     drift = drift.assign(line=[f"block {v:g}" for v in drift["block_size"]])
-    said = "‖ΔW‖ / ‖W‖ per layer, averaged over its weights; lines: mean over seeds, bands: their range."
+    caption = "‖ΔW‖ / ‖W‖ per layer, averaged over its weights; lines: mean over seeds, bands: their range."
     return [
         Plot(
             "figure4_drift_by_block_size",
             drift_panels(drift, "line"),
-            said,
+            caption,
             "Weight change per layer by training block size",
         ),
         Table(drift_table(drift, "line"), "Mean over the layers; in small: interval over seeds.", 4),
@@ -33,18 +33,18 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 
 def drift_grows_with_block_size(results: Results, paper: dict) -> list[Effect]:
-    """The slope of the logarithm of the change over the logarithm (to base 2) of the block size."""
+    """The slope of the log relative weight change over log2 of the training block, per kind of weight."""
     drift = results.of("drift", SWEEP)
-    made = []
+    effects = []
     for kind, name in KINDS.items():
-        chosen = drift[drift["kind"] == kind] if len(drift) else drift
-        slopes = per_doubling(chosen)
+        of_kind = drift[drift["kind"] == kind] if len(drift) else drift
+        slopes = per_doubling(of_kind)
         what = f"log of the change per doubling of the block, {name}"
-        made.append(scalar_effect(what, slopes, chosen["run"], "{:+.3f}", "grows", f"{SWEEP} at two block sizes"))
-    return made
+        effects.append(scalar_effect(what, slopes, of_kind["run"], "{:+.3f}", "grows", f"{SWEEP} at two block sizes"))
+    return effects
 
 
 def per_doubling(drift: pd.DataFrame) -> pd.Series:
-    """By seed, the slope of the logarithm of the change over the logarithm (to base 2) of the training block."""
+    """Seed → slope of the log relative weight change over log2 of the training block."""
     logs = drift.assign(log=np.log(drift["relative"].astype(float)))
     return slope_by_seed(logs, "block_size", "log", np.log2)

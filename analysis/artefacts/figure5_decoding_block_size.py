@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.evidence.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, swept
+from analysis.evidence.compare import at_shared_cost, by_point, scalar_effect, slope_by_seed, sweep_evaluation
 from analysis.evidence.stats import Effect
-from analysis.pages.claims import shown
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.claims import effect_text
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier
 from analysis.tables.results import Results
 
@@ -20,7 +20,7 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = by_block(results)
-    measures = named("accuracy", "tpf", "nfe")
+    measures = headings("accuracy", "tpf", "nfe")
     table = by_point(rows, measures, ("eval_block_size", "threshold")).rename(columns={"eval_block_size": "block"})
     rows = rows.assign(line=[f"block {v:g}" for v in rows["eval_block_size"]])
     panel = frontier(rows, "nfe", "line", "threshold", "", "forwards per answer (NFE)")
@@ -44,23 +44,25 @@ BY_SIDE = (
 
 
 def by_side(rows: pd.DataFrame) -> pd.DataFrame:
-    """The slope of the claim, apart for blocks that training has seen and for larger ones."""
+    """The slope of the claim, separately for decoding blocks up to the training block and from it on."""
     columns = ["blocks", "per doubling", "from"]
     sizes, trained = rows["eval_block_size"], rows["block_size"]
     effects = [
         scalar_effect(what, per_doubling(rows[side], 0), rows.loc[side, "run"], "{:+.1f} points")
         for what, side in (("up to that of training", sizes <= trained), ("from it on", sizes >= trained))
     ]
-    return pd.DataFrame([[e.what, shown(e), e.why] for e in effects if e.seeds], columns=columns)
+    return pd.DataFrame([[e.what, effect_text(e), e.why] for e in effects if e.seeds], columns=columns)
 
 
 def by_block(results: Results) -> pd.DataFrame:
-    rows = swept(results.of("evaluations", SWEEP), "forwards")
+    """Rows of every run at every evaluation block size and threshold."""
+    rows = sweep_evaluation(results.of("evaluations", SWEEP), "forwards")
     return rows.sort_values(["eval_block_size", "threshold"])
 
 
 def large_eval_blocks_at_low_nfe(results: Results, paper: dict) -> list[Effect]:
-    """Points of accuracy per doubling of the block, at the fewest and at the most forwards that all blocks reach."""
+    """Points of accuracy per doubling of the evaluation block, at the fewest and the most forwards that all blocks
+    reach."""
     rows = by_block(results)
     low, high = (per_doubling(rows, end) for end in (0, 1))
     runs, missing = rows["run"], f"{SWEEP} at two evaluation blocks with overlapping NFE"
@@ -72,7 +74,7 @@ def large_eval_blocks_at_low_nfe(results: Results, paper: dict) -> list[Effect]:
 
 
 def per_doubling(rows: pd.DataFrame, end: int) -> pd.Series:
-    """By seed, points of accuracy per doubling of the block, at the lowest (or highest) NFE that all blocks of all
-    seeds reach."""
+    """Seed → points of accuracy per doubling of the evaluation block, at the lowest (`end` 0) or highest (1) NFE that
+    all blocks of all seeds reach."""
     _, at_level = at_shared_cost(rows, "nfe", "eval_block_size", end)
     return 100 * slope_by_seed(at_level, "eval_block_size", "accuracy", np.log2)

@@ -12,11 +12,13 @@ SWEEPS = ("table2_masking", "learned_masking")
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    found = results.of("positions", SWEEPS)
-    found = found[found["quantity"] == "masked"].drop_duplicates(["masking_name", "position"])
-    if found.empty:
+    rows = results.of("positions", SWEEPS)
+    rows = rows[rows["quantity"] == "masked"].drop_duplicates(["masking_name", "position"])
+    if rows.empty:
         return []
-    figure = lines(found, "position", "value", "masking_name", "", "position in the block", "probability to be hidden")
-    said = f"Mean over the noise levels of training, from {found['n'].min():,.0f} blocks drawn with the scheme itself: "
-    said += "a property of the scheme, not of a trained model."
-    return [Plot("figure7_masking", (figure,), said, "Masking probability over position in the block by scheme")]
+    figure = lines(rows, "position", "value", "masking_name", "", "position in the block", "probability to be hidden")
+    caption = (
+        f"Mean over the noise levels of training, from {rows['n'].min():,.0f} blocks drawn with the scheme itself: a "
+        "property of the scheme, not of a trained model."
+    )
+    return [Plot("figure7_masking", (figure,), caption, "Masking probability over position in the block by scheme")]

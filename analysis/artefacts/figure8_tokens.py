@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.evidence.compare import at_shared_cost, by_point, own, scalar_effect, slope_by_seed, swept
+from analysis.evidence.compare import (
+    at_shared_cost,
+    by_point,
+    final_evaluation,
+    scalar_effect,
+    slope_by_seed,
+    sweep_evaluation,
+)
 from analysis.evidence.stats import Effect
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier, lines
 from analysis.tables.results import Results
 
@@ -18,8 +25,8 @@ SWEEP = SWEEPS[0]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = by_budget(swept(results.of("evaluations", SWEEP), "forwards"))
-    one = by_budget(own(results.of("evaluations", SWEEP)))
+    rows = by_budget(sweep_evaluation(results.of("evaluations", SWEEP), "forwards"))
+    one = by_budget(final_evaluation(results.of("evaluations", SWEEP)))
     panels = (
         lines(one.assign(line="cloze"), "tokens", "cloze", "line", "(a)", "training tokens", "cloze, %", 100, log=True),
         lines(
@@ -27,34 +34,36 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         ),
         frontier(rows, "nfe", "budget", "threshold", "(b–d)", "forwards per answer (NFE)"),
     )
-    likelihoods = by_point(one, named("accuracy", "cloze", "bits_per_byte"), ("budget",))
-    table = by_point(rows, named("accuracy", "tpf", "nfe"), ("budget", "threshold"))
-    said = "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is "
-    said += "25 %. (b–d) Accuracy against forwards, one line per budget through its decoding settings."
+    likelihoods = by_point(one, headings("accuracy", "cloze", "bits_per_byte"), ("budget",))
+    table = by_point(rows, headings("accuracy", "tpf", "nfe"), ("budget", "threshold"))
+    caption = (
+        "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is "
+        "25 %. (b–d) Accuracy against forwards, one line per budget through its decoding settings."
+    )
     return [
-        Plot("figure8_tokens", panels, said, "Likelihood and accuracy by training tokens"),
+        Plot("figure8_tokens", panels, caption, "Likelihood and accuracy by training tokens"),
         Table(likelihoods, f"At one token per step. {CELLS}", {"bits/byte": 3}),
         Table(table, CELLS, {"TPF": 2, "threshold": 2}),
     ]
 
 
 def by_budget(rows: pd.DataFrame) -> pd.DataFrame:
-    """In order of the tokens that a run was trained on, and these as `budget`."""
+    """The rows sorted by training tokens, with these as the text `budget`."""
     rows = rows.sort_values(["tokens", "seed"])
     return rows.assign(budget=[f"{v / 1e6:.3g} M tokens" for v in rows["tokens"]])
 
 
 def training_improves_parallelism(results: Results, paper: dict) -> list[Effect]:
-    """Slopes per doubling of the tokens: of the likelihood task, and of accuracy at the fewest forwards that every
-    budget reaches."""
+    """Slopes per doubling of the training tokens: of the cloze, and of accuracy at the fewest forwards all budgets
+    reach."""
     rows = results.of("evaluations", SWEEP)
-    one, fast = own(rows), swept(rows, "forwards")
+    one, fast = final_evaluation(rows), sweep_evaluation(rows, "forwards")
     level, at_level = at_shared_cost(fast, "nfe", "tokens", 0)
     at = f"at {level:.1f} forwards" if len(at_level) else "at few forwards"
-    missing, shown = f"{SWEEP} at two budgets", "{:+.1f} points"
+    missing, points = f"{SWEEP} at two budgets", "{:+.1f} points"
     return [
-        scalar_effect(what, 100 * slope_by_seed(chosen, "tokens", measure, np.log2), used, shown, "grows", missing)
-        for what, chosen, measure, used in (
+        scalar_effect(what, 100 * slope_by_seed(curve, "tokens", measure, np.log2), runs, points, "grows", missing)
+        for what, curve, measure, runs in (
             ("cloze per doubling of the tokens", one, "cloze", one["run"]),
             (f"accuracy {at} per doubling of the tokens", at_level, "accuracy", fast["run"]),
         )

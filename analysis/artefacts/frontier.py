@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from analysis.artefacts.recipes import AR, CONTROL, CONTROLS, SWEEPS, described
+from analysis.artefacts.recipes import AR, CONTROL, CONTROLS, SWEEPS, with_kind
 from analysis.evidence.compare import by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
-from analysis.pages.findings import coverage, findings, lead, measured, ranked
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
+from analysis.pages.findings import coverage, findings, lead_text, rank_groups, score_text
 from analysis.pages.plots import trade_off
 from analysis.tables.results import PARENT, Results
 
 PLACE = 260
 TITLE = "Beyond the paper: accuracy against forwards and speed"
-# What decodes a model token by token or with drafts, by the evaluation that asks for it.
+# Evaluation of an AR baseline → its way of decoding: token by token, or with drafts by lookup.
 WAYS = {"parent": "ar", "parent_lookup": "lookup"}
 ORACLE, BASELINE = "oracle", "baseline"
 KEYS = ("label", "decoding", "setting")
@@ -26,19 +28,19 @@ DIGITS = {"TPF": 2, "tokens/row": 2, "tokens/s": 0}
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = decodings(results)
-    usable, there = rows[rows["decoding"] != ORACLE], coverage(results, SWEEPS)
+    usable, runs_text = rows[rows["decoding"] != ORACLE], coverage(results, SWEEPS)
     points, ceiling = pareto_points(usable), pareto_points(rows[rows["decoding"] == ORACLE])
     panels = (
         trade_off(points, "NFE", "best_nfe", "accuracy and forwards", "forwards per answer (NFE)"),
         trade_off(points, "tokens/s", "best_speed", "accuracy and speed", "tokens/s, batch 1"),
     )
-    columns = ["label", "decoding", "setting", "optimal", *named(*MEASURES).values()]
-    shown = points[columns].rename(columns={"label": "model"})
+    columns = ["label", "decoding", "setting", "optimal", *headings(*MEASURES).values()]
+    table = points[columns].rename(columns={"label": "model"})
     return [
-        findings(sentences(usable), f"{there} Each model in every way of decoding, the oracle apart."),
+        findings(sentences(usable), f"{runs_text} Each model in every way of decoding, the oracle apart."),
         Plot("frontier", panels, SAID, "Accuracy against forwards and tokens per second of recipes and decoding modes"),
-        Table(shown, f"Every point. {there} {CELLS} {OPTIMAL}", DIGITS),
-        *([] if ceiling.empty else of_the_oracle(ceiling)),
+        Table(table, f"Every point. {runs_text} {CELLS} {OPTIMAL}", DIGITS),
+        *([] if ceiling.empty else oracle_exhibits(ceiling)),
     ]
 
 
@@ -58,8 +60,8 @@ APART = (
 )
 
 
-def of_the_oracle(ceiling: pd.DataFrame) -> list[Exhibit]:
-    """Its figure and table, where it was measured."""
+def oracle_exhibits(ceiling: pd.DataFrame) -> list[Exhibit]:
+    """Figure and table of the oracle's points."""
     figure = trade_off(ceiling, "NFE", "best_nfe", "the oracle", "forwards per answer (NFE)")
     table = ceiling[["label", "accuracy %", "TPF", "NFE"]].rename(columns={"label": "model"})
     return [
@@ -69,11 +71,13 @@ def of_the_oracle(ceiling: pd.DataFrame) -> list[Exhibit]:
 
 
 def decodings(results: Results) -> pd.DataFrame:
-    """The rows of all ways of decoding. The AR parent was measured beside a run of every seed, with the same result."""
+    """Rows of all ways of decoding, with `label`, `kind` and `decoding`. The AR parent has an equal row per seed."""
     rows = results.of("evaluations", SWEEPS)
-    rows = described(rows[rows["nfe"].notna() & (rows["evaluation"] != "")])
-    by_threshold = (rows["point"] == CONTROLS[0]) & (rows["evaluation"] == "threshold")  # which an AR model has not
-    rows = rows[~by_threshold | (rows["threshold"].astype(float) >= 1)]
+    rows = with_kind(rows[rows["nfe"].notna() & (rows["evaluation"] != "")])
+    is_ar_by_threshold = (rows["point"] == CONTROLS[0]) & (
+        rows["evaluation"] == "threshold"
+    )  # an AR model has no threshold below 1
+    rows = rows[~is_ar_by_threshold | (rows["threshold"].astype(float) >= 1)]
     is_parent, is_control = rows["model"] == PARENT, rows["point"] == CONTROLS[0]
     ways = [WAYS.get(e, e) for e in rows["evaluation"].mask(is_control & (rows["evaluation"] == "threshold"), "parent")]
     kind = rows["kind"].mask(is_parent | is_control, BASELINE)
@@ -82,24 +86,26 @@ def decodings(results: Results) -> pd.DataFrame:
 
 def pareto_points(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per model, decoding and setting: estimates, `name`, whether it is a `baseline`, and whether it is optimal
-    in forwards (`best_nfe`) and in tokens per second (`best_speed`)."""
-    once = rows[(rows["model"] != PARENT) | ~rows.duplicated(["parent", *KEYS])]
-    made = by_point(once, named(*MEASURES), KEYS)
+    (Pareto) in forwards (`best_nfe`) and in tokens per second (`best_speed`)."""
+    distinct = rows[(rows["model"] != PARENT) | ~rows.duplicated(["parent", *KEYS])]
+    points = by_point(distinct, headings(*MEASURES), KEYS)
     kinds = rows.drop_duplicates("label").set_index("label")["kind"]
-    baseline = made["label"].map(kinds).eq(BASELINE)
-    accuracy = means(made["accuracy %"])
-    best_nfe, best_speed = optimal(means(made["NFE"]), accuracy), optimal(-means(made["tokens/s"]), accuracy)
-    said = np.array(["", "NFE", "speed", "NFE, speed"], dtype=object)[best_nfe + 2 * best_speed]
-    names = [f"{label}, {decoding}" for label, decoding in zip(made["label"], made["decoding"], strict=True)]
-    return made.assign(name=names, baseline=baseline, best_nfe=best_nfe, best_speed=best_speed, optimal=said)
+    baseline = points["label"].map(kinds).eq(BASELINE)
+    accuracy = means(points["accuracy %"])
+    best_nfe, best_speed = optimal(means(points["NFE"]), accuracy), optimal(-means(points["tokens/s"]), accuracy)
+    axes = np.array(["", "NFE", "speed", "NFE, speed"], dtype=object)[best_nfe + 2 * best_speed]
+    names = [f"{label}, {decoding}" for label, decoding in zip(points["label"], points["decoding"], strict=True)]
+    return points.assign(name=names, baseline=baseline, best_nfe=best_nfe, best_speed=best_speed, optimal=axes)
 
 
 def means(column: pd.Series) -> Float[np.ndarray, " n"]:
+    """The means of a column of estimates, NaN for None."""
     return np.array([np.nan if value is None else value.mean for value in column], dtype=float)
 
 
 def optimal(cost: Float[np.ndarray, " n"], value: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which points no other one beats in cost or value without losing in the other; one without a cost is none."""
+    """Which points are Pareto-optimal: no other is better in cost or value and no worse in the other. NaN is never
+    optimal."""
     as_good = (cost[None] <= cost[:, None]) & (value[None] >= value[:, None])
     better = (cost[None] < cost[:, None]) | (value[None] > value[:, None])
     return ~(as_good & better).any(1) & ~np.isnan(cost) & ~np.isnan(value)
@@ -115,34 +121,41 @@ def sentences(rows: pd.DataFrame) -> list[str]:
     forwards, speed = ar["nfe"].mean(), ar["tokens_per_second"].astype(float).mean()
     groups = [group for _, group in rows.groupby(list(KEYS), sort=False)]
     converted = [g for g in groups if g["kind"].iloc[0] not in (BASELINE, CONTROL)]
-    looked_up = [g for g in groups if g["label"].iloc[0] == AR and g["decoding"].iloc[0] == "lookup"]
-    made = [
-        best_within(f"With {what} (NFE ≤ {share * forwards:.1f})", converted, ar, looked_up, within)
+    lookup = [g for g in groups if g["label"].iloc[0] == AR and g["decoding"].iloc[0] == "lookup"]
+    texts = [
+        best_within(f"With {what} (NFE ≤ {share * forwards:.1f})", converted, ar, lookup, within)
         for what, share in BUDGETS.items()
         for within in [lambda g, most=share * forwards: g["nfe"].mean() <= most]
     ]
-    made += [
-        best_within(f"At least {what} ({times * speed:.0f} tokens/s)", converted, ar, looked_up, within)
+    texts += [
+        best_within(f"At least {what} ({times * speed:.0f} tokens/s)", converted, ar, lookup, within)
         for what, times in SPEEDS.items()
         for within in [lambda g, least=times * speed: g["tokens_per_second"].astype(float).mean() >= least]
     ]
-    return made
+    return texts
 
 
-def best_within(what: str, groups: list[pd.DataFrame], ar: pd.DataFrame, looked_up: list[pd.DataFrame], within) -> str:
-    """The most accurate of the groups within a budget, its lead over the next model, and over the baselines."""
-    inside = [g for g in groups if within(g)]
-    if not inside:
+def best_within(
+    what: str,
+    groups: list[pd.DataFrame],
+    ar: pd.DataFrame,
+    lookup: list[pd.DataFrame],
+    within: Callable[[pd.DataFrame], bool],
+) -> str:
+    """The most accurate of the groups within a budget, and its leads over the next model and the baselines."""
+    candidates = [g for g in groups if within(g)]
+    if not candidates:
         return f"{what}: no recipe."
-    order = ranked(pd.concat(inside), KEYS)
+    order = rank_groups(pd.concat(candidates), KEYS)
     best = order[0]
     others = [g for g in order[1:] if g["label"].iloc[0] != best["label"].iloc[0]]
     rivals = [(g, title(g)) for g in others[:1]] + [(ar, AR)]
-    rivals += [(g, f"{AR} with lookup at NFE {g['nfe'].mean():.1f}") for g in looked_up]
-    leads = "; ".join(lead(best, rival, name) for rival, name in rivals)
-    return f"{what}: {title(best)} is the most accurate recipe, {measured(best)}; {leads}."
+    rivals += [(g, f"{AR} with lookup at NFE {g['nfe'].mean():.1f}") for g in lookup]
+    leads = "; ".join(lead_text(best, rival, name) for rival, name in rivals)
+    return f"{what}: {title(best)} is the most accurate recipe, {score_text(best)}; {leads}."
 
 
 def title(rows: pd.DataFrame) -> str:
+    """A group's label with its decoding setting."""
     label, decoding, setting = (rows[key].iloc[0] for key in KEYS)
     return f"{label} ({setting})" if decoding in ("threshold", setting) else f"{label} ({decoding}, {setting})"

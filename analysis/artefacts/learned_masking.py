@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.artefacts.table2_masking import REACHED, parallel
 from analysis.evidence.compare import accuracy_effect, by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
 from analysis.tables.results import Results
 
 PLACE = 220
@@ -17,22 +17,24 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = parallel(results.of("evaluations", SWEEP))
-    shown = named("accuracy", "tpf", "nfe")
-    table = by_point(rows, shown, ("label", "setting")).rename(columns={"label": "masking"})
+    measures = headings("accuracy", "tpf", "nfe")
+    table = by_point(rows, measures, ("label", "setting")).rename(columns={"label": "masking"})
     return [
         Table(table, f"Of the targets of tokens per forward, {REACHED} {CELLS}", {"TPF": 2}),
-        Table(against(rows), "Learned masking minus the others in points of accuracy; interval over seeds and items."),
+        Table(
+            differences(rows), "Learned masking minus the others in points of accuracy; interval over seeds and items."
+        ),
     ]
 
 
-def against(rows: pd.DataFrame) -> pd.DataFrame:
-    """The paired difference of learned masking to every other scheme, at every setting."""
-    made = []
+def differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy of learned masking minus that of every other scheme, paired, at every setting."""
+    table = []
     for setting, group in rows.groupby("setting", sort=False):
         learned = group[group["point"] == "learned"]
         for label, other in group[group["point"] != "learned"].groupby("label", sort=False):
             effect = accuracy_effect(learned, other, label)
             if effect.seeds:
                 interval = f"{effect.value:+.1f} ({effect.low:+.1f} to {effect.high:+.1f})"
-                made.append({"setting": setting, "learned −": label, "points": interval, "from": effect.why})
-    return pd.DataFrame(made)
+                table.append({"setting": setting, "learned −": label, "points": interval, "from": effect.why})
+    return pd.DataFrame(table)

@@ -7,10 +7,10 @@ from itertools import chain
 import pandas as pd
 
 from analysis.artefacts import figure4_drift_by_block_size, figure5_decoding_block_size
-from analysis.evidence.compare import accuracy_effect, by_point, own, scalar_effect, swept
+from analysis.evidence.compare import accuracy_effect, by_point, final_evaluation, scalar_effect, sweep_evaluation
 from analysis.evidence.stats import Effect
-from analysis.pages.claims import shown
-from analysis.pages.exhibits import CELLS, Exhibit, Table, named
+from analysis.pages.claims import effect_text
+from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
 from analysis.tables.results import Results
 
 PLACE = 235
@@ -24,82 +24,83 @@ CAPTION = (
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = own(of_blocks(results, "evaluations")).sort_values(["block_size", "tokens"])
-    measures = named("accuracy", "tpf", "nfe", "bits_per_byte")
+    rows = final_evaluation(of_blocks(results, "evaluations")).sort_values(["block_size", "tokens"])
+    measures = headings("accuracy", "tpf", "nfe", "bits_per_byte")
     table = by_point(rows, measures, ("block_size", "tokens")).rename(columns={"block_size": "training block"})
-    said = f"At one token per step, decoded with the training block. {CELLS}"
+    caption = f"At one token per step, decoded with the training block. {CELLS}"
     return [
         Table(comparisons(results), CAPTION),
-        Table(table, said, {"TPF": 2, "bits/byte": 3, "tokens": 0}),
+        Table(table, caption, {"TPF": 2, "bits/byte": 3, "tokens": 0}),
     ]
 
 
 def of_blocks(results: Results, table: str) -> pd.DataFrame:
-    """Rows of a table for the runs by training block, at both budgets and of the blocks that both have."""
+    """Rows of a table for the runs at both budgets, restricted to training blocks that both have."""
     more, base = results.of(table, MORE), results.of(table, BLOCKS)
-    both = set(more["block_size"]) & set(base["block_size"])
+    shared = set(more["block_size"]) & set(base["block_size"])
     rows = pd.concat([more, base])
-    return rows[rows["block_size"].isin(both)]
+    return rows[rows["block_size"].isin(shared)]
 
 
 def comparisons(results: Results) -> pd.DataFrame:
-    """A row for each comparison, a column for each budget."""
-    made = chain.from_iterable(c(results) for c in (small_blocks, positional, decoding_blocks, ffn_drift))
-    frame = pd.DataFrame([{"comparison": e.what, "tokens": t, "effect": of_seeds(e)} for t, e in made if e.seeds])
+    """One row per comparison, one column per budget."""
+    effects = chain.from_iterable(c(results) for c in (small_blocks, positional, decoding_blocks, ffn_drift))
+    frame = pd.DataFrame([{"comparison": e.what, "tokens": t, "effect": with_seeds(e)} for t, e in effects if e.seeds])
     if frame.empty:
         return frame
     wide = frame.pivot(index="comparison", columns="tokens", values="effect").reindex(frame["comparison"].unique())
     return wide.rename(columns=lambda tokens: f"{tokens:,.0f} tokens").fillna("–").reset_index()
 
 
-def of_seeds(effect: Effect) -> str:
-    return f"{shown(effect)}; {effect.seeds} seed{'s' if effect.seeds > 1 else ''}"
+def with_seeds(effect: Effect) -> str:
+    """An effect with its number of seeds."""
+    return f"{effect_text(effect)}; {effect.seeds} seed{'s' if effect.seeds > 1 else ''}"
 
 
-def budgets(rows: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
-    """The budgets and their rows."""
+def by_budget(rows: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
+    """(training tokens, rows) of every budget."""
     return list(rows.groupby("tokens")) if len(rows) else []
 
 
 def small_blocks(results: Results) -> list[tuple[float, Effect]]:
-    """The second-smallest training block against the smallest, of the claim that there is a best one between."""
-    made = []
-    for tokens, rows in budgets(own(of_blocks(results, "evaluations"))):
+    """The second-smallest training block against the smallest, from the claim of a best block in between."""
+    effects = []
+    for tokens, rows in by_budget(final_evaluation(of_blocks(results, "evaluations"))):
         sizes = sorted(rows["block_size"].unique())[:2]
         if len(sizes) == 2:
             small, larger = (rows[rows["block_size"] == size] for size in sizes)
-            made.append((tokens, accuracy_effect(larger, small, f"training block {sizes[1]:g} − {sizes[0]:g}")))
-    return made
+            effects.append((tokens, accuracy_effect(larger, small, f"training block {sizes[1]:g} − {sizes[0]:g}")))
+    return effects
 
 
 def positional(results: Results) -> list[tuple[float, Effect]]:
     """Positional masking, the ladder's last two rungs, against uniform masking with the same block."""
-    ladder = own(results.of("evaluations", LADDER))
+    ladder = final_evaluation(results.of("evaluations", LADDER))
     rungs = ladder[ladder["masking_name"].astype(str).str.startswith("position")]
-    uniform = own(of_blocks(results, "evaluations"))
-    made = []
-    for tokens, rows in budgets(rungs):
+    uniform = final_evaluation(of_blocks(results, "evaluations"))
+    effects = []
+    for tokens, rows in by_budget(rungs):
         same = uniform[(uniform["tokens"] == tokens) & uniform["block_size"].isin(rows["block_size"])]
-        made.append((tokens, accuracy_effect(rows, same, "half-life 0.1 − uniform, TPF 1")))
-    return made
+        effects.append((tokens, accuracy_effect(rows, same, "half-life 0.1 − uniform, TPF 1")))
+    return effects
 
 
 def decoding_blocks(results: Results) -> list[tuple[float, Effect]]:
-    """The slope of accuracy over the block of decoding, at the fewest forwards that all blocks reach."""
-    made = []
-    for tokens, rows in budgets(swept(of_blocks(results, "evaluations"), "forwards")):
+    """The slope of accuracy over the decoding block, at the fewest forwards that all blocks reach."""
+    effects = []
+    for tokens, rows in by_budget(sweep_evaluation(of_blocks(results, "evaluations"), "forwards")):
         slopes = figure5_decoding_block_size.per_doubling(rows, 0)
         what = "per doubling of the decoding block, at the fewest forwards"
-        made.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.1f} points")))
-    return made
+        effects.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.1f} points")))
+    return effects
 
 
 def ffn_drift(results: Results) -> list[tuple[float, Effect]]:
-    """The slope of the logarithm of the FFN weights' change over the training block."""
+    """The slope of the log relative change of the FFN weights over the training block."""
     drift = of_blocks(results, "drift")
-    made = []
-    for tokens, rows in budgets(drift[drift["kind"] == "ffn"]):
+    effects = []
+    for tokens, rows in by_budget(drift[drift["kind"] == "ffn"]):
         slopes = figure4_drift_by_block_size.per_doubling(rows)
         what = "log of the change per doubling of the training block, FFN"
-        made.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.3f}")))
-    return made
+        effects.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.3f}")))
+    return effects

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point, own, parent_row, scalar_effect, swept
-from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, of_runs_at_equal_flops, training_curves
+from analysis.evidence.compare import by_point, final_evaluation, parent_row, scalar_effect, sweep_evaluation
+from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, runs_at_equal_flops, training_curves
 from analysis.evidence.stats import Effect
-from analysis.pages.claims import shown
-from analysis.pages.exhibits import CELLS, Exhibit, Table, named
-from analysis.pages.findings import coverage, decision, findings, lead, measured, ranked
+from analysis.pages.claims import effect_text
+from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
+from analysis.pages.findings import coverage, decision, findings, lead_text, rank_groups, score_text
 from analysis.tables.results import Results
 from dlm.evaluation.generation import DEGENERATE
 
@@ -24,12 +24,12 @@ DIGITS = {"TPF": 2, "tokens/row": 2, "bits/byte": 3, "TFLOP": 2, "tokens": 0}
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = results.of("evaluations", SWEEPS)
-    one = whole_cost(described(own(rows)), results)
-    parallel = described(swept(rows, "threshold"))
-    there = coverage(results, SWEEPS)
+    one = whole_cost(with_kind(final_evaluation(rows)), results)
+    parallel = with_kind(sweep_evaluation(rows, "threshold"))
+    runs_text = coverage(results, SWEEPS)
     return [
-        findings(sentences(results, one, parallel, swept(rows, "parent").assign(label=AR)), there),
-        Table(recipe_table(results, one), f"At one token per step. {there} {CELLS} {LEGEND}", DIGITS),
+        findings(sentences(results, one, parallel, sweep_evaluation(rows, "parent").assign(label=AR)), runs_text),
+        Table(recipe_table(results, one), f"At one token per step. {runs_text} {CELLS} {LEGEND}", DIGITS),
         Table(by_threshold(parallel), f"By the confidence τ that commits a token. {CELLS}", digits(parallel)),
         Table(costs(results, one), EQUAL, {"tokens": 0, "TFLOP": 2, "NELBO": 3, "NELBO, equal FLOPs": 3}),
     ]
@@ -44,8 +44,8 @@ LEGEND = (
 EQUAL = f"What training cost, and the validation NELBO (nats/token) {AT_EQUAL_FLOPS}"
 
 
-def described(rows: pd.DataFrame) -> pd.DataFrame:
-    """With the `kind` of each row."""
+def with_kind(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their `kind`: recipe, control or second stage."""
     kinds = [
         STAGE if sweep == SECOND else CONTROL if point in CONTROLS else RECIPE
         for sweep, point in zip(rows["sweep"], rows["point"], strict=True)
@@ -54,120 +54,126 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole_cost(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """With the tokens and FLOPs of training as the sums over a run and those that it continues."""
+    """The rows with `tokens` and `train_flops` summed over a run and those it continues; NaN if one is missing."""
     runs = results.runs.drop_duplicates("run").set_index("run")
 
     def total(run: str, column: str) -> float:
         if run not in runs.index:
-            return float("nan")  # a run that was not collected
-        before = runs["continues"][run]
-        return float(runs[column][run]) + (0.0 if pd.isna(before) else total(before, column))
+            return float("nan")
+        previous = runs["continues"][run]
+        return float(runs[column][run]) + (0.0 if pd.isna(previous) else total(previous, column))
 
     return rows.assign(**{c: [total(run, c) for run in rows["run"]] for c in ("tokens", "train_flops")})
 
 
 def recipe_table(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """The AR parent, and a row for every recipe."""
-    measures = named("accuracy", "tpf", "nfe", "tokens_per_row", *DEGENERATE, "cloze", "bits_per_byte")
-    trained = by_point(rows, measures | {"tokens": "tokens"} | named("train_flops"), ("kind", "label"))
+    """One row for the AR parent and one per recipe."""
+    measures = headings("accuracy", "tpf", "nfe", "tokens_per_row", *DEGENERATE, "cloze", "bits_per_byte")
+    trained = by_point(rows, measures | {"tokens": "tokens"} | headings("train_flops"), ("kind", "label"))
     parent = parent_row(results, SWEEPS).assign(kind="", label=AR)
     return pd.concat([f for f in (by_point(parent, measures, ("kind", "label")), trained) if len(f)] or [trained])
 
 
 def by_threshold(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for every recipe, with accuracy, TPF and NFE at every threshold below 1."""
-    made = by_point(rows.drop_duplicates(["label", "seed"]), {}, ("kind", "label"))
+    """One row per recipe, with accuracy, TPF and NFE at every threshold below 1."""
+    table = by_point(rows.drop_duplicates(["label", "seed"]), {}, ("kind", "label"))
     for threshold, group in by_falling_threshold(rows):
-        names = {m: f"{text}, τ {threshold:g}" for m, text in named("accuracy", "tpf", "nfe").items()}
-        made = made.merge(by_point(group, names, ("kind", "label")), on=["kind", "label"], how="left")
-    return made
+        names = {m: f"{text}, τ {threshold:g}" for m, text in headings("accuracy", "tpf", "nfe").items()}
+        table = table.merge(by_point(group, names, ("kind", "label")), on=["kind", "label"], how="left")
+    return table
 
 
-def by_falling_threshold(rows: pd.DataFrame):
-    """(threshold, rows) of those that commit more than one token."""
+def by_falling_threshold(rows: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
+    """(threshold, rows) for thresholds below 1, which can commit several tokens per step, highest first."""
     below = rows[rows["threshold"].astype(float) < 1]
     return sorted(below.groupby("threshold"), key=lambda item: -item[0])
 
 
 def digits(rows: pd.DataFrame) -> dict[str, int]:
+    """The decimals of `by_threshold`'s columns."""
     return {f"TPF, τ {threshold:g}": 2 for threshold, _ in by_falling_threshold(rows)}
 
 
 def costs(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """Training cost of every recipe, and its bound at equal FLOPs."""
-    names = {"tokens": "tokens"} | named("train_flops") | {"val_nelbo": "NELBO"}
-    made = by_point(rows, names, ("kind", "label"))
+    """Training cost of every recipe, and its validation NELBO at the end and at equal FLOPs."""
+    names = {"tokens": "tokens"} | headings("train_flops") | {"val_nelbo": "NELBO"}
+    table = by_point(rows, names, ("kind", "label"))
     equal = at_equal_flops(labelled_curves(results))
-    return made.assign(**{"NELBO, equal FLOPs": [equal.get(label) for label in made["label"]]})
+    return table.assign(**{"NELBO, equal FLOPs": [equal.get(label) for label in table["label"]]})
 
 
 def labelled_curves(results: Results) -> pd.DataFrame:
-    """The training curves of the recipes of one stage, named by their labels."""
+    """The training curves of the one-stage recipes, with their labels as `point`."""
     curves = training_curves(results, FIRST)
     curves = curves[~curves["point"].isin(CONTROLS)]
     return curves.assign(point=curves["label"])
 
 
 def sentences(results: Results, one: pd.DataFrame, parallel: pd.DataFrame, parent: pd.DataFrame) -> list[str]:
-    """The best recipes of one stage: at equal tokens by the setting of decoding, and at equal FLOPs."""
+    """The best one-stage recipes: at equal tokens for every decoding setting, and at equal FLOPs."""
     recipes = one[one["kind"] == RECIPE]
-    made = [*best_of("one token per step", recipes), *against_controls(one, parent), *cheaper(recipes)]
+    texts = [*best_of("one token per step", recipes), *against_controls(one, parent), *cheaper(recipes)]
     for threshold, rows in by_falling_threshold(parallel[parallel["kind"] == RECIPE]):
-        made += best_of(f"τ {threshold:g}", rows)
-    return made if recipes.empty else [*made, *best_at_equal_flops(of_runs_at_equal_flops(labelled_curves(results)))]
+        texts += best_of(f"τ {threshold:g}", rows)
+    return texts if recipes.empty else [*texts, *best_at_equal_flops(runs_at_equal_flops(labelled_curves(results)))]
 
 
 def best_of(setting: str, rows: pd.DataFrame) -> list[str]:
     """The most accurate recipe, and its lead over the next."""
-    order = ranked(rows)
+    order = rank_groups(rows)
     if not order:
         return []
     best = order[0]
-    text = f"At equal tokens, {setting}: {name(best)} is the most accurate of {len(order)}, {measured(best)}"
-    return [f"{text}; {lead(best, order[1], name(order[1]))}." if len(order) > 1 else f"{text}; alone."]
+    text = f"At equal tokens, {setting}: {name(best)} is the most accurate of {len(order)}, {score_text(best)}"
+    return [f"{text}; {lead_text(best, order[1], name(order[1]))}." if len(order) > 1 else f"{text}; alone."]
 
 
 def against_controls(one: pd.DataFrame, parent: pd.DataFrame) -> list[str]:
     """The most accurate recipe against the AR parent, more AR training, and random weights."""
-    best = (ranked(one[one["kind"] == RECIPE]) or [None])[0]
-    controls = ranked(parent) + ranked(one[one["kind"] == CONTROL])
-    return [] if best is None else [f"{name(best)}, one token per step: {lead(best, c, name(c))}." for c in controls]
+    best = (rank_groups(one[one["kind"] == RECIPE]) or [None])[0]
+    controls = rank_groups(parent) + rank_groups(one[one["kind"] == CONTROL])
+    return (
+        [] if best is None else [f"{name(best)}, one token per step: {lead_text(best, c, name(c))}." for c in controls]
+    )
 
 
 def cheaper(rows: pd.DataFrame) -> list[str]:
-    """The recipe that cost least of those that are not told apart from the most accurate one."""
-    known = rows.dropna(subset=["train_flops"])
-    order = ranked(known)
+    """The cheapest recipe whose difference from the most accurate one is undecided."""
+    with_cost = rows.dropna(subset=["train_flops"])
+    order = rank_groups(with_cost)
     if len(order) < 2:
         return []
     best = order[0]
     cost = best["train_flops"].mean()
-    level = [g for g in order[1:] if g["train_flops"].mean() < cost and lead(best, g, "").endswith("undecided")]
-    if not level:
+    rivals = [g for g in order[1:] if g["train_flops"].mean() < cost and lead_text(best, g, "").endswith("undecided")]
+    if not rivals:
         return [f"No recipe that cost fewer FLOPs than {name(best)} comes near enough to be undecided against it."]
-    least = min(level, key=lambda g: g["train_flops"].mean())
-    share = 100 * least["train_flops"].mean() / cost
-    return [f"With {share:.0f} % of its FLOPs, {name(least)} has {measured(least)}; {lead(best, least, 'it')}."]
+    cheapest = min(rivals, key=lambda g: g["train_flops"].mean())
+    share = 100 * cheapest["train_flops"].mean() / cost
+    lead = lead_text(best, cheapest, "it")
+    return [f"With {share:.0f} % of its FLOPs, {name(cheapest)} has {score_text(cheapest)}; {lead}."]
 
 
 def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
-    """The recipe with the lowest bound at equal FLOPs, and how much lower than the next's it is: accuracy is measured
-    only at the end of training."""
+    """The recipe with the lowest NELBO at equal FLOPs, and its lead over the next. Accuracy is measured only at the end
+    of training, so it cannot be compared there."""
     order = list(equal["value"].groupby(level="point").mean().sort_values().index) if len(equal) else []
     if len(order) < 2:
         return ["At equal FLOPs: not known, fewer than two recipes were validated before the cheapest one's FLOPs."]
     best = equal.xs(order[0], level="point")
-    leads = [lead_in_bound(best, equal.xs(point, level="point")) for point in order[1:]]
-    apart = sum(effect.low > 0 for effect in leads)
+    leads = [nelbo_lead(best, equal.xs(point, level="point")) for point in order[1:]]
+    num_decided = sum(effect.low > 0 for effect in leads)
     text = f"At equal FLOPs ({equal['flops'].iloc[0] / 1e12:.3g} TFLOP): {order[0]} has the lowest validation NELBO"
-    text += f" of {len(order)}, {best['value'].mean():.3f} nats/token; {order[1]} has {shown(leads[0])} more:"
-    return [f"{text} {decision(leads[0])}. It is told apart from {apart} of the other {len(leads)}."]
+    text += f" of {len(order)}, {best['value'].mean():.3f} nats/token; {order[1]} has {effect_text(leads[0])} more:"
+    return [f"{text} {decision(leads[0])}. It is told apart from {num_decided} of the other {len(leads)}."]
 
 
-def lead_in_bound(best: pd.DataFrame, other: pd.DataFrame) -> Effect:
-    used = [*best["run"], *other["run"]]
-    return scalar_effect("", other["value"] - best["value"], used, "{:+.3f} nats/token")
+def nelbo_lead(best: pd.DataFrame, other: pd.DataFrame) -> Effect:
+    """By how much the NELBO of `best` is lower, in nats per token, over seeds."""
+    runs = [*best["run"], *other["run"]]
+    return scalar_effect("", other["value"] - best["value"], runs, "{:+.3f} nats/token")
 
 
 def name(rows: pd.DataFrame) -> str:
+    """The label of a group of rows."""
     return rows["label"].iloc[0]

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pandas as pd
 
-from analysis.evidence.compare import accuracy_effect, by_point, own, scalar_effect
+from analysis.evidence.compare import accuracy_effect, by_point, final_evaluation, scalar_effect
 from analysis.evidence.stats import AGREES, DISAGREES, UNDECIDED, Effect, estimate
-from analysis.pages.claims import shown
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.claims import effect_text
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import lines
 from analysis.tables.results import DLM, Results
 
@@ -18,14 +18,14 @@ TITLE = "Beyond the paper: token shift and budget"
 BY_ACCURACY = ("shift_by_budget", "shift_by_setting", "shift_by_position")
 BY_POSITION = ("figure12_position_loss", "shift_by_position")
 SWEEPS = (*BY_ACCURACY, "figure12_position_loss")
-ARMS = ("with the shift", "without")  # in every panel in these colours
+ARMS = ("with the shift", "without")  # fixes their colours in all panels
 IN_BLOCK = "position in the block"
 SETTING = ["size", "attention_name", "block_size", "lr"]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = described(own(results.of("evaluations", BY_ACCURACY)).drop_duplicates("run"))
-    measures = named("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
+    rows = with_setting(final_evaluation(results.of("evaluations", BY_ACCURACY)).drop_duplicates("run"))
+    measures = headings("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
     losses = block_losses(results)
     panels = [
         lines(group, "tokens", "accuracy", "shift", name, "training tokens", "accuracy, %", 100, log=True, order=ARMS)
@@ -62,65 +62,71 @@ FIRST = (
 
 
 def block_losses(results: Results) -> pd.DataFrame:
-    found = results.of("positions", BY_POSITION)
-    return named_shift(found[(found["quantity"] == "loss") & (found["model"] == DLM)])
+    """`value`: the loss (nats) of a masked token by `position` in the block, per run of the dLM, with its `shift`."""
+    losses = results.of("positions", BY_POSITION)
+    return with_shift(losses[(losses["quantity"] == "loss") & (losses["model"] == DLM)])
 
 
-def gain_by_position(found: pd.DataFrame) -> pd.DataFrame:
-    """What the shift saves at every position of the block and in their mean, in nats per masked token: a row each, a
-    column for every budget. Estimates over the seeds that have both."""
-    values = found.pivot_table(index=["tokens", "position", "seed"], columns="token_shift", values="value")
+def gain_by_position(losses: pd.DataFrame) -> pd.DataFrame:
+    """The loss that the shift saves, in nats per masked token, as estimates over the seeds that have both.
+
+    One row per position in the block and one for their mean; one column per budget.
+    """
+    values = losses.pivot_table(index=["tokens", "position", "seed"], columns="token_shift", values="value")
     if set(values) != {True, False}:
         return pd.DataFrame(columns=["position"])
     gain = (values[False] - values[True]).rename("gain").dropna().reset_index()
     mean = gain.groupby(["tokens", "seed"], as_index=False)["gain"].mean().assign(position="mean")
     gain = pd.concat([gain, mean])
-    found = {at: estimate(rows, "gain") for at, rows in gain.groupby(["position", "tokens"], sort=False)}
+    estimates = {at: estimate(rows, "gain") for at, rows in gain.groupby(["position", "tokens"], sort=False)}
     positions, budgets = (gain[c].unique() for c in ("position", "tokens"))
-    columns = {f"nats at {t:,.0f} tokens": [found.get((p, t)) for p in positions] for t in budgets}
+    columns = {f"nats at {t:,.0f} tokens": [estimates.get((p, t)) for p in positions] for t in budgets}
     return pd.DataFrame({"position": [str(p) for p in positions]} | columns)
 
 
-def named_shift(rows: pd.DataFrame) -> pd.DataFrame:
+def with_shift(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their token shift as text, one of `ARMS`."""
     return rows.assign(shift=[ARMS[not shift] for shift in rows["token_shift"]])
 
 
-def described(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with `setting_name`, what a curve has in common, and `shift`."""
+def with_setting(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `shift` and `setting_name`, the values of `SETTING` that the runs of a curve share."""
     sizes = [f"{v / 1e6:.3g}M" for v in rows["parameters"]]
-    rows = named_shift(rows).assign(size=sizes).sort_values([*SETTING, "tokens"])
+    rows = with_shift(rows).assign(size=sizes).sort_values([*SETTING, "tokens"])
     names = [f"{size}, {a}, block {b:g}, lr {lr:g}" for size, a, b, lr in rows[SETTING].itertuples(index=False)]
     return rows.assign(setting_name=names)
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per curve and budget, what the shift is worth in accuracy and in the bound, and between which budgets the sign of
-    either changes."""
+    """One row per curve and budget: the gain of the shift in accuracy and in bits per byte, and where each changes its
+    sign."""
     columns = ["conversion", "tokens", "accuracy", "bits/byte saved", "accuracy crosses at", "bits/byte crosses at"]
-    made = []
+    table = []
     for name, group in rows.groupby("setting_name", sort=False):
         effects = {}
-        for tokens, at in group.groupby("tokens"):
-            shifted = at["token_shift"].astype(bool)
-            pair = at[shifted], at[~shifted]
+        for tokens, at_budget in group.groupby("tokens"):
+            shifted = at_budget["token_shift"].astype(bool)
+            pair = at_budget[shifted], at_budget[~shifted]
             effect = accuracy_effect(*pair, name)
             if effect.seeds:
                 effects[tokens] = effect, bound_effect(*pair, name)
         crossings = [crossing({tokens: both[i] for tokens, both in effects.items()}) for i in (0, 1)]
         for tokens, both in effects.items():
-            made.append([name, f"{tokens:,.0f}", *map(shown, both), *crossings])
-    return pd.DataFrame(made, columns=columns)
+            table.append([name, f"{tokens:,.0f}", *map(effect_text, both), *crossings])
+    return pd.DataFrame(table, columns=columns)
 
 
 def bound_effect(shifted: pd.DataFrame, plain: pd.DataFrame, what: str) -> Effect:
-    """The bits per byte that the shift saves, paired by seed."""
+    """Bits per byte that the shift saves, paired by seed."""
     bits = [rows.set_index("seed")["bits_per_byte"] for rows in (plain, shifted)]
     return scalar_effect(what, bits[0] - bits[1], [*shifted["run"], *plain["run"]], "{:+.3f}")
 
 
 def crossing(effects: dict[float, Effect]) -> str:
-    """Where the gain reaches 0, interpolated over the logarithm of the tokens; said to be undecided unless it is told
-    apart from 0 with one sign before and the other after. A dash where nothing was measured."""
+    """The tokens at which the gain reaches 0, interpolated over log tokens, as text; – without any effect.
+
+    It is `undecided` unless the gain is decided with one sign at a budget before, and with the other at one after.
+    """
     tokens = sorted(t for t, effect in effects.items() if effect.seeds)
     if not tokens:
         return "–"
@@ -136,7 +142,7 @@ def crossing(effects: dict[float, Effect]) -> str:
 
 
 def signs(before: float) -> tuple[str, str]:
-    """The verdicts on a gain before and after it changes its sign, where both are decided."""
+    """The verdicts on a decided gain before and after it changes its sign, which `before` has."""
     return (AGREES, DISAGREES) if before > 0 else (DISAGREES, AGREES)
 
 

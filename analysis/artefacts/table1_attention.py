@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point, compare, own, parent_row
+from analysis.evidence.compare import by_point, compare, final_evaluation, parent_row
 from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
 from analysis.evidence.stats import Effect
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import lines
 from analysis.tables.domains import DOMAINS
 from analysis.tables.results import Results
@@ -18,7 +18,7 @@ PLACE = 10
 TITLE = "Table 1, and the LoRA rows of Table 8: attention, clean context, token shift"
 SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
-MEASURES = named("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte")
+MEASURES = headings("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte")
 DIGITS = {"TPF": 2, "bits/byte": 3, "paper %": 2, "kept %": 0, "paper kept %": 0}
 COSTS = {"NELBO": 3, "tokens": 0, "TFLOP": 2, "NELBO, equal FLOPs": 3}
 
@@ -30,15 +30,15 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         lines(curves, "tokens", "value", "point", "at equal tokens", "training tokens", "validation NELBO, nats/token"),
         lines(curves, "flops", "value", "point", "at equal FLOPs", "training FLOPs", "validation NELBO, nats/token"),
     )
-    said = (
+    caption = (
         "Validation NELBO (always with uniform masking) over training. A step with clean context reads up to 2 L rows "
+        "for L tokens, so equal tokens are not equal work. Lines: mean over seeds; bands: their range."
     )
-    said += "for L tokens, so equal tokens are not equal work. Lines: mean over seeds; bands: their range."
     return [
         Table(accuracies(results, paper["table1_attention"]), f"At one token per step. {CELLS} {LEGEND}", DIGITS),
         Table(parallel(rows), f"Several tokens per forward, thresholds chosen on validation items. {CELLS}", DIGITS),
-        Table(work(results, curves), EQUAL, COSTS),
-        Plot("table1_attention", panels, said, "Validation NELBO over training tokens and over training FLOPs"),
+        Table(training_cost(results, curves), EQUAL, COSTS),
+        Plot("table1_attention", panels, caption, "Validation NELBO over training tokens and over training FLOPs"),
     ]
 
 
@@ -56,26 +56,26 @@ EQUAL = f"What training cost, and the validation NELBO (nats/token) {AT_EQUAL_FL
 
 
 def accuracies(results: Results, paper: dict) -> pd.DataFrame:
-    """The paper's table with ours beside it; a row without runs has only the paper's numbers."""
-    measured = by_point(own(results.of("evaluations", SWEEP)), MEASURES).set_index("point")
+    """The paper's table next to ours; a row without runs has only the paper's numbers."""
+    converted = by_point(final_evaluation(results.of("evaluations", SWEEP)), MEASURES).set_index("point")
     parent = by_point(parent_row(results, SWEEP).assign(point="a", label="AR parent"), MEASURES).set_index("point")
-    found = pd.concat([frame for frame in (parent, measured) if len(frame)]) if len(measured) else measured
+    by_row = pd.concat([frame for frame in (parent, converted) if len(frame)]) if len(converted) else converted
     labels = {"a": "AR parent"} | dict(results.points.query("sweep == @SWEEP")[["point", "label"]].values.tolist())
-    made = []
-    for point, printed in printed_rows(paper).items():
-        ours: dict[str, Any] = {shown: found[shown].get(point) for shown in MEASURES.values()}
-        reference = found["accuracy %"].get("a")
+    table = []
+    for point, in_paper in paper_rows(paper).items():
+        ours: dict[str, Any] = {heading: by_row[heading].get(point) for heading in MEASURES.values()}
+        reference = by_row["accuracy %"].get("a")
         value = ours["accuracy %"]
         kept = 100 * value.mean / reference.mean if value and reference and reference.mean else None
         label = labels.get(point, "")
-        made.append(
-            {"row": point, "conversion": label, "KV cache": printed.pop("cache")} | ours | {"kept %": kept} | printed
+        table.append(
+            {"row": point, "conversion": label, "KV cache": in_paper.pop("cache")} | ours | {"kept %": kept} | in_paper
         )
-    return pd.DataFrame(made)[ORDER]
+    return pd.DataFrame(table)[ORDER]
 
 
-def printed_rows(paper: dict) -> dict[str, dict[str, Any]]:
-    """The paper's numbers by row, its tasks as ours are grouped."""
+def paper_rows(paper: dict) -> dict[str, dict[str, Any]]:
+    """Row → the paper's numbers, its tasks averaged by our domains."""
     rows = {r[0]: dict(zip(paper["columns"], r, strict=True)) for r in paper["rows"]}
     parent = rows["a"]["avg"]
     return {
@@ -91,30 +91,31 @@ def printed_rows(paper: dict) -> dict[str, dict[str, Any]]:
 
 
 def parallel(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every point at every setting."""
-    shown = named("accuracy", "tpf", "nfe", "threshold")
-    shown |= {"tokens_per_second": "tokens/s"}
-    return by_point(own(rows, None), shown, ("point", "label", "setting"))
+    """One row per point and decoding setting."""
+    measures = headings("accuracy", "tpf", "nfe", "threshold")
+    measures |= {"tokens_per_second": "tokens/s"}
+    return by_point(final_evaluation(rows, None), measures, ("point", "label", "setting"))
 
 
-def work(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
-    """Training cost of every point, and how good it is at equal tokens and at equal FLOPs."""
+def training_cost(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
+    """Training cost of every point, and its validation NELBO at the end of training and at equal FLOPs."""
     runs = results.of("runs", SWEEP)
     runs = runs.assign(minutes=runs["train_seconds"].astype(float) / 60)
-    shown = {"tokens": "tokens", "train_flops": "TFLOP", "minutes": "minutes", "val_nelbo": "NELBO"}
-    made = by_point(runs, shown)
+    measures = {"tokens": "tokens", "train_flops": "TFLOP", "minutes": "minutes", "val_nelbo": "NELBO"}
+    table = by_point(runs, measures)
     equal = at_equal_flops(curves)
-    return made.assign(**{"NELBO, equal FLOPs": [equal.get(point) for point in made["point"]]})
+    return table.assign(**{"NELBO, equal FLOPs": [equal.get(point) for point in table["point"]]})
 
 
-def average(paper: dict, better: str, worse: str) -> str:
-    """The paper's difference, as printed."""
+def paper_difference(paper: dict, better: str, worse: str) -> str:
+    """The difference of two rows' averages in the paper, as text."""
     rows = {r[0]: r[-1] for r in paper["table1_attention"]["rows"]}
     return f"{rows[better] - rows[worse]:+.2f}"
 
 
-def pairs(results: Results, paper: dict, *wanted: tuple[str, str, str]) -> list[Effect]:
-    return [compare(results, SWEEP, b, w, f"{b} − {w}: {what}", average(paper, b, w)) for b, w, what in wanted]
+def pairs(results: Results, paper: dict, *points: tuple[str, str, str]) -> list[Effect]:
+    """An effect for every (better, worse, description), with the paper's difference."""
+    return [compare(results, SWEEP, b, w, f"{b} − {w}: {what}", paper_difference(paper, b, w)) for b, w, what in points]
 
 
 def block_beats_bidir(results: Results, paper: dict) -> list[Effect]:
@@ -128,8 +129,8 @@ def block_beats_bidir(results: Results, paper: dict) -> list[Effect]:
 
 
 def clean_context_helps(results: Results, paper: dict) -> list[Effect]:
-    wanted = ("f", "d", "clean context against noisy context"), ("f", "e", "… against twice the tokens")
-    return pairs(results, paper, *wanted)
+    points = ("f", "d", "clean context against noisy context"), ("f", "e", "… against twice the tokens")
+    return pairs(results, paper, *points)
 
 
 def no_token_shift_helps(results: Results, paper: dict) -> list[Effect]:

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.evidence.compare import by_point
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, named, printed
+from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings, paper_table
 from analysis.pages.plots import finish, frontier, panel
 from analysis.tables.results import DLM, PARENT, Results
 
@@ -19,8 +19,10 @@ DIGITS = {"TPF": 2, "threshold": 2, "tokens/s": 0, "bits/byte": 3, "parameters":
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = family(results)
-    shown = named("accuracy", "tpf", "nfe", "tokens_per_second", "code", "maths", "symbols", "cloze", "bits_per_byte")
-    table = by_point(rows, shown, ("type", "name", "threshold")).rename(columns={"name": "model"})
+    measures = headings(
+        "accuracy", "tpf", "nfe", "tokens_per_second", "code", "maths", "symbols", "cloze", "bits_per_byte"
+    )
+    table = by_point(rows, measures, ("type", "name", "threshold")).rename(columns={"name": "model"})
     theirs = pd.DataFrame(paper["table3_family"]["rows"], columns=paper["table3_family"]["columns"])
     ours = frontier(rows, "tokens_per_second", "name", "threshold", "here", "tokens/s, batch 1")
     return [
@@ -29,7 +31,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
             f"Tokens/s at batch 1 on the machine of the run. The parents differ in more than their size. {CELLS}",
             DIGITS,
         ),
-        printed(paper["table3_family"], "12 tasks, accuracy %; tokens/s on one H100 at batch 1"),
+        paper_table(paper["table3_family"], "12 tasks, accuracy %; tokens/s on one H100 at batch 1"),
         Plot("figure9_frontier", (ours,), SAID, "Accuracy against tokens per second"),
         Plot("figure9_frontier_paper", (frontier_of_paper(theirs),), PAPERS, "The same of the paper's models"),
     ]
@@ -40,7 +42,7 @@ SAID = "Figure 9: accuracy against throughput; a dLM's points are its decoding s
 
 
 def family(results: Results, batch: int = 1) -> pd.DataFrame:
-    """Every dLM at every threshold, and its parent once for all its runs; likelihood as each run measured it."""
+    """Rows of every dLM at every threshold and of each parent once, with the likelihoods of the final evaluation."""
     rows = results.of("evaluations", SWEEP)
     likelihood = rows[rows["evaluation"] == ""].drop_duplicates(["run", "model"])
     likelihood = likelihood[["run", "model", *(c for c in rows.columns if c.startswith(("cloze", "bits_per_byte")))]]
@@ -54,6 +56,7 @@ def family(results: Results, batch: int = 1) -> pd.DataFrame:
 
 
 def size(parameters: float) -> str:
+    """A number of parameters as text, in millions or billions."""
     return f"{parameters / 1e6:.3g}M" if parameters < 1e9 else f"{parameters / 1e9:.3g}B"
 
 
@@ -61,7 +64,7 @@ def frontier_of_paper(family: pd.DataFrame) -> Figure:
     """The paper's Figure 9 from the numbers of its Table 3."""
     figure, axes = panel("paper", "tokens/s, H100, batch 1", "average accuracy, %")
     for kind, marker, colour in (("ar", "s", "#d9762b"), ("dlm", "o", "#2f7fc1")):
-        chosen = family[family["type"] == kind]
-        axes.scatter(chosen["tps"], chosen["avg"], marker=marker, color=colour, s=18, label=kind)
+        models = family[family["type"] == kind]
+        axes.scatter(models["tps"], models["avg"], marker=marker, color=colour, s=18, label=kind)
     finish(figure, axes, 2)
     return figure

@@ -17,7 +17,7 @@ SWEEP = SWEEPS[0]
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     scores = results.of("scores", SWEEP)
-    # The parent has one row a run, with the same score in all runs: once is enough.
+    # The parent has the same scores in every run; keep one.
     parent = scores[scores["model"] == PARENT].drop_duplicates("task").assign(label="AR parent")
     scores = pd.concat([parent, scores[scores["model"] == DLM]])
     percent = [c for c in ("score", "score_low", "score_high") if c in scores]
@@ -25,15 +25,15 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     table = by_point(scores, {"score": "score"}, ("task", "label"))
     order = list(dict.fromkeys(table["label"]))
     wide = table.pivot(index="task", columns="label", values="score")[order].reset_index() if len(table) else table
-    printed = pd.DataFrame(list(paper["table4_embedding"].items()), columns=["model", "average score"])
+    in_paper = pd.DataFrame(list(paper["table4_embedding"].items()), columns=["model", "average score"])
     return [
         Table(wide, f"Score × 100 per task of the embedded suite. {CELLS}", 1),
-        Table(printed, "The paper's: 15 datasets of MTEB, zero-shot.", 2),
+        Table(in_paper, "The paper's: 15 datasets of MTEB, zero-shot.", 2),
     ]
 
 
 def dlm_embeds_better(results: Results, paper: dict) -> list[Effect]:
-    """Of the recipe without the token shift, which is the paper's."""
+    """For the recipe without token shift, the paper's."""
     scores = results.of("scores", SWEEP)
     scores = scores[scores["point"] == "base"]
     mean = scores.groupby(["seed", "model"])["score"].mean().unstack()

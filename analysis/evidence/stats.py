@@ -1,7 +1,7 @@
-"""Means with their intervals, paired differences, and when a claim is decided.
+"""Means with intervals, paired differences, and the verdict on a claim.
 
-An interval is at 95 %. Of a mean over seeds it is Student's t; of a single run it is the run's own over its items
-(Wilson for proportions), and `Estimate.over` says which.
+Intervals are at 95 %. For a mean over seeds they are Student's t; for a single run, over its items (Wilson for
+proportions). `Estimate.over` names which.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ AGREES, DISAGREES, UNDECIDED, NO_RUNS = "agrees", "disagrees", "undecided", "no 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval; `n` items, each measured with `seeds` seeds. `low` and `high` are NaN where nothing is
-    known of the spread."""
+    """A mean with its interval from `low` to `high`, NaN if the spread is unknown.
+
+    `n` is the number of items per seed (None if not over items); `over` is what the interval is over: "seeds", "items",
+    or "" for none.
+    """
 
     mean: float
     low: float = math.nan
@@ -35,7 +38,7 @@ class Estimate:
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and Student's interval of the mean over seeds: NaN for one seed, no width for equal values."""
+    """(mean, low, high) with Student's interval of the mean: NaN ends for one seed, zero width for equal values."""
     x = np.asarray(values, dtype=float)
     mean = float(x.mean())
     if len(x) < 2:
@@ -45,8 +48,10 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def estimate(rows: pd.DataFrame, measure: str, scale: float = 1.0) -> Estimate | None:
-    """A measure over the rows of one point, one row a seed; None where it was not measured. A proportion (`scale` 100)
-    stays within 0 to 100."""
+    """Estimate a measure over the rows of one point, one row per seed; None if it was not measured.
+
+    All values are multiplied by `scale`. The interval of a proportion (`scale` 100) is clipped to 0 to 100.
+    """
     rows = rows.dropna(subset=[measure]) if measure in rows else rows.head(0)
     if rows.empty:
         return None
@@ -63,30 +68,35 @@ def estimate(rows: pd.DataFrame, measure: str, scale: float = 1.0) -> Estimate |
     return Estimate(scale * mean, scale * low, scale * high, len(rows), items, over)
 
 
-def paired(
+def paired_interval(
     differences: Float[np.ndarray, "seeds items"], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The mean of paired differences with its interval over seeds and items.
+    """(mean, low, high) of paired differences, with an interval over seeds and items.
 
-    Items are drawn by the bootstrap, all seeds of an item together, because their answers are not independent. The
-    seeds' part is Student's t: with three seeds a bootstrap over them calls one in four differences real that are not
-    (all three have the same sign by chance). Without spread over items this is `over_seeds`, with one seed the
+    Items are resampled by the paired bootstrap (Koehn 2004, "Statistical significance tests for machine translation
+    evaluation"; percentile interval, Efron and Tibshirani 1993, chapter 13), all seeds of an item together, because
+    their answers are not independent; `scipy.stats.bootstrap` resamples along one axis only. The variation over seeds
+    is Student's t: a bootstrap over three seeds would declare one in four null differences real (all three have the
+    same sign by chance). Without spread over items the result is that of `over_seeds`; with one seed it is the
     bootstrap over items alone.
     """
     seeds, items = differences.shape
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(items, np.full(items, 1 / items), size=resamples) @ differences.mean(0) / items
+    means = rng.multinomial(items, np.full(items, 1 / items), size=resamples) @ differences.mean(0) / items
     if seeds > 1:
         error = differences.mean(1).std(ddof=1) / math.sqrt(seeds)
-        drawn = drawn + error * rng.standard_t(seeds - 1, size=resamples)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        means = means + error * rng.standard_t(seeds - 1, size=resamples)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(differences.mean()), float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One comparison behind a claim. The claim expects `value` to lie above 0; `shown` says how to print it (a format
-    of `value`), `printed` what the paper prints. `missing` names what has to be run where there is nothing."""
+    """One comparison behind a claim, which expects `value` to lie above 0.
+
+    `number_format` is the format of `value`, with its unit; `in_paper` the paper's result as printed there. `runs` are
+    the ids compared; `missing` names the runs to make if there is nothing to compare.
+    """
 
     what: str
     value: float = math.nan
@@ -94,14 +104,14 @@ class Effect:
     high: float = math.nan
     seeds: int = 0
     items: int | None = None
-    shown: str = "{:+.1f} points"
-    printed: str = ""
+    number_format: str = "{:+.1f} points"
+    in_paper: str = ""
     runs: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """Undecided where the interval holds 0, is not known, or rests on fewer seeds than a claim needs."""
+        """Undecided if the interval contains 0, is unknown, or rests on fewer than `SEEDS_NEEDED` seeds."""
         if not self.seeds:
             return NO_RUNS
         if self.seeds < SEEDS_NEEDED or not (self.low > 0 or self.high < 0):
@@ -110,18 +120,18 @@ class Effect:
 
     @property
     def why(self) -> str:
-        """What the verdict rests on, in words."""
+        """The evidence behind the verdict: seeds, items, and why it is undecided."""
         if not self.seeds:
             return "to run: " + ", ".join(self.missing) if self.missing else "nothing measured"
-        said = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}" + (f" × {self.items} items" if self.items else "")
+        basis = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}" + (f" × {self.items} items" if self.items else "")
         if self.seeds < SEEDS_NEEDED:
             leaning = " over items it agrees," if self.low > 0 else " over items it disagrees," if self.high < 0 else ""
-            return f"{said};{leaning} a verdict needs {SEEDS_NEEDED} seeds"
-        return said if self.verdict != UNDECIDED else f"{said}; the interval holds 0"
+            return f"{basis};{leaning} a verdict needs {SEEDS_NEEDED} seeds"
+        return basis if self.verdict != UNDECIDED else f"{basis}; the interval holds 0"
 
 
-def overall(effects: Sequence[Effect]) -> str:
-    """A claim of several comparisons: it disagrees where one does, agrees where all do."""
+def overall_verdict(effects: Sequence[Effect]) -> str:
+    """The verdict over several comparisons: disagrees if any does, agrees if all do."""
     verdicts = [e.verdict for e in effects]
     for verdict in (DISAGREES, NO_RUNS, UNDECIDED):
         if verdict in verdicts or not verdicts:

@@ -1,4 +1,4 @@
-"""The paper's claims, each held against our runs: agrees, disagrees, undecided, or no runs."""
+"""The paper's claims, each tested on our runs: agrees, disagrees, undecided, or no runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis.evidence.stats import DISAGREES, Effect, overall
+from analysis.evidence.stats import DISAGREES, Effect, overall_verdict
 from analysis.pages.exhibits import Table
 from analysis.tables.results import Results
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, what was found, and the verdict over all its comparisons."""
+    """A claim of the paper with its comparisons on our runs. `tested` is the tested cause of a disagreement."""
 
     id: str
     artefact: str
@@ -28,27 +28,27 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        return overall(self.effects)
+        return overall_verdict(self.effects)
 
     @property
     def cause(self) -> str:
-        """Why our result is another than the paper's, as far as it was tested; nothing where it is not."""
+        """The likely cause of a disagreement with the paper, as far as it was tested; "" without one."""
         return self.tested if self.verdict == DISAGREES else ""
 
 
 def paper_numbers() -> dict[str, Any]:
-    """What the paper prints, from `analysis/paper.yaml`."""
-    return read("paper.yaml")
+    """The paper's numbers, settings and claims, from `analysis/paper.yaml`."""
+    return read_yaml("paper.yaml")
 
 
-def read(name: str) -> dict[str, Any]:
-    """A YAML of this package."""
+def read_yaml(name: str) -> dict[str, Any]:
+    """The content of a YAML file in `analysis/`; {} if it is empty."""
     return yaml.safe_load(resources.files("analysis").joinpath(name).read_text(encoding="utf-8")) or {}
 
 
 def evaluate_claims(results: Results, paper: dict[str, Any], modules: Mapping[str, ModuleType]) -> list[Claim]:
-    """Every claim of the paper, by the function of its artefact that has its id as its name."""
-    causes = read("causes.yaml")
+    """Evaluate every claim of the paper with the function of its artefact's module that is named like its id."""
+    causes = read_yaml("causes.yaml")
     return [
         Claim(c["id"], c["from"], c["text"], tuple(decide(results, paper)), causes.get(c["id"], ""))
         for c in paper["claims"]
@@ -56,25 +56,25 @@ def evaluate_claims(results: Results, paper: dict[str, Any], modules: Mapping[st
     ]
 
 
-def shown(effect: Effect) -> str:
-    """An effect with its interval: `+9.5 points (+3.1 to +15.8)`."""
+def effect_text(effect: Effect) -> str:
+    """An effect with its interval, `+9.5 points (+3.1 to +15.8)`; – without a value."""
     if not effect.seeds:
         return "–"
-    unit = effect.shown[effect.shown.index("}") + 1 :]
-    bare = effect.shown.removesuffix(unit)
+    unit = effect.number_format[effect.number_format.index("}") + 1 :]
+    bare = effect.number_format.removesuffix(unit)
     interval = "" if pd.isna(effect.low) else f" ({bare.format(effect.low)} to {bare.format(effect.high)})"
-    return (effect.shown.format(effect.value) + interval).replace("-", "−")
+    return (effect.number_format.format(effect.value) + interval).replace("-", "−")
 
 
 def claim_table(claims: list[Claim]) -> Table:
-    """Claims and their comparisons, a row each, for Markdown, LaTeX and the terminal."""
+    """One row per comparison of every claim, for Markdown, LaTeX and the terminal."""
     rows = [
         {
             "claim": claim.text if first else "",
             "verdict": claim.verdict if first else "",
             "comparison": effect.what,
-            "here (95 %)": shown(effect),
-            "paper": effect.printed,
+            "here (95 %)": effect_text(effect),
+            "paper": effect.in_paper,
             "found": effect.verdict,
             "from": effect.why,
         }

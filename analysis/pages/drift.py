@@ -1,4 +1,4 @@
-"""Weight drift per layer: panels, a table and effects, for every artefact that shows it."""
+"""Weight drift per layer as panels, a table and effects, shared by the artefacts on drift."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def drift_panels(drift: pd.DataFrame, by: str, order: Sequence[Any] | None = Non
 
 
 def drift_table(drift: pd.DataFrame, by: str) -> pd.DataFrame:
-    """All measures, averaged over the layers of a run, per value of `by` and kind."""
+    """All measures per value of `by` and kind of weight, averaged over the layers of a run."""
     inside = drift[drift["kind"].isin(list(KINDS))] if len(drift) else drift
     inside = inside.assign(kind=inside["kind"].map(KINDS))
     per_run = inside.groupby([by, "kind", "run", "seed"], as_index=False, sort=False)[list(MEASURES)].mean()
     return by_point(per_run, MEASURES, (by, "kind")).rename(columns={by: ""})
 
 
-def per_seed(drift: pd.DataFrame, kind: str) -> pd.Series:
-    """The logarithm of the relative change of every seed, averaged over its layers."""
-    chosen = drift[drift["kind"] == kind]
-    return np.log(chosen["relative"].astype(float)).groupby(chosen["seed"]).mean()
+def log_drift(drift: pd.DataFrame, kind: str) -> pd.Series:
+    """Seed → log of the relative change of the weights of a kind, averaged over layers."""
+    of_kind = drift[drift["kind"] == kind]
+    return np.log(of_kind["relative"].astype(float)).groupby(of_kind["seed"]).mean()
 
 
 def drift_effect(drift: pd.DataFrame, sweep: str, more: str, less: str, kind: str) -> Effect:
-    """By how much `more` moves the weights further than `less`: the difference of the logarithms (averaged over the
-    layers), so above 0 where the claim holds."""
+    """The log ratio of the relative weight changes of two points, averaged over layers: above 0 if `more` drifts more
+    than `less`."""
     what = f"log of the change, {more} − {less}, {KINDS[kind]}"
     sides = [drift[drift["point"] == point] if len(drift) else drift for point in (more, less)]
-    lacking = ", ".join(f"{sweep} {p}" for p, side in zip((more, less), sides, strict=True) if side.empty)
-    if lacking:
-        return Effect(what, missing=(lacking,))
-    first, second = (per_seed(side, kind) for side in sides)
+    missing = ", ".join(f"{sweep} {p}" for p, side in zip((more, less), sides, strict=True) if side.empty)
+    if missing:
+        return Effect(what, missing=(missing,))
+    first, second = (log_drift(side, kind) for side in sides)
     runs = pd.concat(sides)["run"].tolist()
     return scalar_effect(what, (first - second).dropna(), runs, "{:+.2f}", "further")

@@ -1,6 +1,6 @@
-"""What an artefact shows: tables and plots, as values; and a table's cells as text.
+"""The tables and plots of an artefact as values, and the text of a table's cells.
 
-`analysis.pages.render` says how they look in the terminal, in HTML, Markdown and LaTeX, the same for every artefact.
+`analysis.pages.render` renders them alike for every artefact in the terminal, HTML, Markdown and LaTeX.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.stats import Estimate
 
-# How a table names what is measured of a run.
+# Measure → its column heading in tables.
 MEASURES = {
     "accuracy": "accuracy %",
     "code": "code %",
@@ -34,15 +34,15 @@ MEASURES = {
 }
 
 
-def named(*measures: str) -> dict[str, str]:
-    """Measures and their columns' names, in this order, as `analysis.evidence.compare.by_point` takes them."""
+def headings(*measures: str) -> dict[str, str]:
+    """Measure → column heading, in this order, for `analysis.evidence.compare.by_point`."""
     return {measure: MEASURES[measure] for measure in measures}
 
 
 @dataclass(frozen=True)
 class Table:
-    """`frame` has text, numbers, booleans and `Estimate`s in its cells, its columns' names are what is printed.
-    `digits` after the point: of all numbers, or by column."""
+    """A table whose cells are text, numbers, booleans or `Estimate`s. The columns of `frame` are the printed headings;
+    `digits` are those after the decimal point, for all numbers or by column."""
 
     frame: pd.DataFrame
     caption: str
@@ -54,7 +54,7 @@ class Table:
 
     @property
     def cells(self) -> list[list[Cell]]:
-        """The table's rows."""
+        """The cells of every row."""
         columns = list(self.frame.columns)
         rows = self.frame.itertuples(index=False, name=None)  # each column with its own type: 8, not 8.0
         return [[self.cell(v, c) for v, c in zip(row, columns, strict=True)] for row in rows]
@@ -62,7 +62,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """One or more panels, each a figure of its own so that a narrow page can stack them. `name` names the files."""
+    """One or more panels, each its own figure so that a narrow page can stack them. `name` is the stem of the files."""
 
     name: str
     panels: tuple[Figure, ...]
@@ -75,7 +75,7 @@ Exhibit = Table | Plot
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text, and in small what it rests on."""
+    """A cell's text, with its interval and counts in small type."""
 
     text: str
     small: str = ""
@@ -83,12 +83,12 @@ class Cell:
 
     @property
     def line(self) -> str:
-        """Both in one line."""
+        """Text and small print on one line."""
         return f"{self.text} ({self.small})" if self.small else self.text
 
 
 def cell(value: Any, digits: int = 1) -> Cell:
-    """The text of a value; "–" where there is none."""
+    """Format a value; "–" if missing."""
     if isinstance(value, Estimate):
         return Cell(number(value.mean, digits), spread(value, digits))
     if isinstance(value, str):
@@ -101,18 +101,19 @@ def cell(value: Any, digits: int = 1) -> Cell:
 
 
 def number(value: float, digits: int) -> str:
+    """Format a number with `digits` decimals, thousands separators and a true minus; "–" for NaN."""
     return "–" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def spread(value: Estimate, digits: int) -> str:
-    """The interval, where it has a width at these digits, and the counts: `58.1 to 67.9; 3 × 360`, seeds × items."""
+    """The interval (omitted if it rounds to zero width) and counts: `58.1 to 67.9; 3 × 360`, seeds × items."""
     low, high = number(value.low, digits), number(value.high, digits)
     interval = "" if low == high else f"{low} to {high}"
     counted = f"{value.seeds} × {value.n:,}" if value.n else f"{value.seeds} seed{'s' if value.seeds > 1 else ''}"
     return "; ".join(part for part in (interval, counted) if part)
 
 
-DIGITS = 1  # after the point, where nothing else is said
+DIGITS = 1  # decimals by default
 CELLS = (
     "In small: the 95 % interval, over seeds (Student's t) where there are several, over items for one seed (Wilson "
     "for proportions); then seeds × items."
@@ -123,7 +124,7 @@ NAMES |= {"gsm8k": "GSM8K", "minerva_math": "Minerva Math", "avg": "average", "l
 NAMES |= {"tpf": "TPF", "tps": "tokens/s", "mmlu": "MMLU"}
 
 
-def printed(section: dict[str, Any], said: str, digits: int | dict[str, int] = 2) -> Table:
-    """A table of the paper as it prints it, from its section in `analysis/paper.yaml`."""
+def paper_table(section: dict[str, Any], caption: str, digits: int | dict[str, int] = 2) -> Table:
+    """A table as printed in the paper, from its section in `analysis/paper.yaml`."""
     frame = pd.DataFrame(section["rows"], columns=[NAMES.get(c, c) for c in section["columns"]])
-    return Table(frame, f"The paper's: {said}.", digits)
+    return Table(frame, f"The paper's: {caption}.", digits)

@@ -1,5 +1,4 @@
-"""Sentences that state what was found, made from the tables: who is ahead, at what cost, by how much, and whether that
-is decided. None is written by hand."""
+"""Sentences generated from the tables: which model leads, at what cost, by how much, and whether that is decided."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import pandas as pd
 
 from analysis.evidence.compare import accuracy_effect
 from analysis.evidence.stats import SEEDS_NEEDED, Effect
-from analysis.pages.claims import shown
+from analysis.pages.claims import effect_text
 from analysis.pages.exhibits import Table
 from analysis.tables.results import FINISHED, Results
 
@@ -20,25 +19,25 @@ RULE = (
 )
 
 
-def ranked(rows: pd.DataFrame, by: Sequence[str] = ("label",)) -> list[pd.DataFrame]:
-    """The rows of each group, the highest mean accuracy first; of equals, the one with fewer forwards."""
+def rank_groups(rows: pd.DataFrame, by: Sequence[str] = ("label",)) -> list[pd.DataFrame]:
+    """The rows of each group, by falling mean accuracy; ties go to fewer forwards."""
     groups = [group for _, group in rows.dropna(subset=["accuracy"]).groupby(list(by), sort=False, dropna=False)]
     return sorted(groups, key=lambda g: (-round(g["accuracy"].mean(), 9), g["nfe"].mean()))
 
 
-def measured(rows: pd.DataFrame) -> str:
-    """What a group is, its accuracy and its forwards: `80.0 % at NFE 7.0`."""
+def score_text(rows: pd.DataFrame) -> str:
+    """A group's mean accuracy and forwards: `80.0 % at NFE 7.0`."""
     return f"{100 * rows['accuracy'].mean():.1f} % at NFE {rows['nfe'].mean():.1f}"
 
 
-def lead(better: pd.DataFrame, worse: pd.DataFrame, name: str) -> str:
-    """By how much one group is ahead of another: `+3.2 points (−1.0 to +7.4) against SDAR: undecided`."""
+def lead_text(better: pd.DataFrame, worse: pd.DataFrame, name: str) -> str:
+    """The lead of one group over another: `+3.2 points (−1.0 to +7.4) against SDAR: undecided`."""
     effect = accuracy_effect(better, worse, "")
-    return f"{shown(effect)} against {name}: {decision(effect)}"
+    return f"{effect_text(effect)} against {name}: {decision(effect)}"
 
 
 def decision(effect: Effect) -> str:
-    """Whether an effect is told apart from 0, and what that rests on where it is little."""
+    """Whether an effect differs from 0, with the number of seeds if fewer than `SEEDS_NEEDED`."""
     if not effect.seeds:
         return "nothing to compare"
     if not (effect.low > 0 or effect.high < 0):
@@ -48,17 +47,17 @@ def decision(effect: Effect) -> str:
 
 
 def findings(sentences: Sequence[str], note: str) -> Table:
-    """The sentences as a table; `note` says what they rest on."""
+    """The sentences as a table; `note` states their basis."""
     return Table(pd.DataFrame({"found": list(sentences)}), f"{note} {RULE}")
 
 
 def coverage(results: Results, sweeps: Sequence[str]) -> str:
-    """How many of the points of sweeps are there, and which are not, in words."""
+    """How many points of the sweeps have a finished run, and which have not, as text."""
     points = results.points[results.points["sweep"].isin(sweeps)]
     done = points[points["state"] == FINISHED]
-    lacking = points[points["state"] != FINISHED]
+    missing = points[points["state"] != FINISHED]
     text = f"From {len(done)} of {len(points)} runs."
-    if len(lacking):
-        names = ", ".join(dict.fromkeys(lacking["label"]))
+    if len(missing):
+        names = ", ".join(dict.fromkeys(missing["label"]))
         text += f" Without a finished run of every seed: {names}."
     return text

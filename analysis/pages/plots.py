@@ -1,4 +1,4 @@
-"""The few kinds of panels that the artefacts are drawn with. Each makes one figure of the width of a phone."""
+"""The kinds of panels that artefacts use. Each function returns one figure, as wide as a phone's screen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from analysis.pages.render import STYLE
 
 SIZE = (4.4, 3.5)
-# Colour and marker together, so that a line is known without its colour; mid-tones that show on light and on dark.
+# A line has its own colour and marker, to be told apart without colour; mid-tones show on light and dark pages.
 COLOURS = ("#2f7fc1", "#d9762b", "#2f9e6e", "#c4529a", "#8a6fd1", "#b8951f", "#4aa3b5", "#d1495b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -42,14 +42,17 @@ def lines(
     log: bool = False,
     order: Sequence[Any] | None = None,
 ) -> Figure:
-    """One line per value of `by`: the mean of `y` over the rows with the same `x`, with the range over seeds."""
+    """One line per value of `by`: the mean of `y` over the rows with the same `x`, with a band for their range.
+
+    `order` fixes the values of `by` and their colours; `log` is a logarithmic (base 2) x-axis.
+    """
     figure, axes = panel(title, xlabel or x, ylabel or y)
-    there = list(rows[by].dropna().unique())
-    names = there if order is None else [name for name in order if name in there]
+    present = list(rows[by].dropna().unique())
+    names = present if order is None else [name for name in order if name in present]
     for name in names:
-        i = (order or names).index(name)  # of an order, each has its colour whoever else is there
-        chosen = rows[(rows[by] == name)].dropna(subset=[x, y])
-        line = chosen.groupby(x)[y].agg(["mean", "min", "max"]) * scale
+        i = (order or names).index(name)  # with an order, a name keeps its colour if others are absent
+        of_name = rows[(rows[by] == name)].dropna(subset=[x, y])
+        line = of_name.groupby(x)[y].agg(["mean", "min", "max"]) * scale
         draw(axes, i, line.index, line["mean"], str(name))
         axes.fill_between(line.index, line["min"], line["max"], color=colour(i), alpha=0.15, linewidth=0)
     finish(figure, axes, len(names), log)
@@ -59,25 +62,27 @@ def lines(
 def frontier(
     rows: pd.DataFrame, x: str, by: str, setting: str, title: str = "", xlabel: str = "", ylabel: str = "accuracy, %"
 ) -> Figure:
-    """Accuracy against a cost: one line per value of `by` through its settings, each the mean over seeds."""
+    """Accuracy against the cost `x`: one line per value of `by` through the means over seeds of its settings."""
     figure, axes = panel(title, xlabel or x, ylabel)
     names = list(rows[by].dropna().unique())
     for i, name in enumerate(names):
-        chosen = rows[rows[by] == name]
-        line = chosen.groupby(setting, dropna=False)[[x, "accuracy"]].mean().sort_values(x).dropna()
+        of_name = rows[rows[by] == name]
+        line = of_name.groupby(setting, dropna=False)[[x, "accuracy"]].mean().sort_values(x).dropna()
         draw(axes, i, line[x], 100 * line["accuracy"], str(name))
     finish(figure, axes, len(names))
     return figure
 
 
 def trade_off(points: pd.DataFrame, x: str, best: str, title: str, xlabel: str) -> Figure:
-    """Accuracy against the cost or speed `x`: one line per `name` through its points, which hold estimates. Lines with
-    a point that is `best` (filled) are in colour, as are `baseline`s, the others grey."""
+    """Accuracy against the cost or speed `x`: one line per `name` through its points, whose values are `Estimate`s.
+
+    Lines with a `best` point (drawn filled) and baselines are coloured, the others grey; `best` is a boolean column.
+    """
     figure, axes = panel(title, xlabel, "accuracy, %", (4.4, 4.6))
     points = points[points[x].notna()]
-    places = points.assign(x=[v.mean for v in points[x]], y=[v.mean for v in points["accuracy %"]])
+    means = points.assign(x=[v.mean for v in points[x]], y=[v.mean for v in points["accuracy %"]])
     named = 0
-    for name, line in places.sort_values("x").groupby("name", sort=False):
+    for name, line in means.sort_values("x").groupby("name", sort=False):
         if not (line[best].any() or line["baseline"].any()):
             axes.plot(line["x"], line["y"], marker=".", markersize=3, linewidth=0.6, color="#808890", alpha=0.5)
             continue
@@ -93,7 +98,7 @@ def trade_off(points: pd.DataFrame, x: str, best: str, title: str, xlabel: str) 
 
 
 def heat_map(values: pd.DataFrame, title: str, xlabel: str, ylabel: str, digits: int = 1) -> Figure:
-    """`values` as colours with their numbers; a cell without a value stays empty."""
+    """`values` as coloured cells with their numbers; NaN cells stay empty."""
     figure, axes = panel(title, xlabel, ylabel, (4.4, 0.42 * len(values) + 1.2))
     grid = values.to_numpy(dtype=float)
     low, high = np.nanmin(grid), np.nanmax(grid)
@@ -110,7 +115,7 @@ def heat_map(values: pd.DataFrame, title: str, xlabel: str, ylabel: str, digits:
 
 
 def bars(labels: Sequence[str], effects: Sequence[tuple[float, float, float]], title: str, xlabel: str) -> Figure:
-    """Effects with their intervals around a line at 0, the first on top."""
+    """Effects (mean, low, high) as points with intervals around a line at 0, the first on top."""
     figure, axes = panel(title, xlabel, "", (4.4, 0.34 * len(labels) + 1.0))
     for i, (mean, low, high) in enumerate(effects):
         axes.plot([low, high], [i, i], color=colour(0), linewidth=1.6)
@@ -123,15 +128,17 @@ def bars(labels: Sequence[str], effects: Sequence[tuple[float, float, float]], t
 
 
 def draw(axes: Axes, i: int, x: Any, y: Any, label: str) -> None:
+    """Draw the line number `i` of a panel in its colour and marker."""
     axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], markersize=4.5, color=colour(i), label=label)
 
 
 def colour(i: int) -> str:
+    """The colour of line number `i`; colours repeat."""
     return COLOURS[i % len(COLOURS)]
 
 
 def finish(figure: Figure, axes: Axes, names: int, log: bool = False) -> None:
-    """The legend, and ticks at the values of a logarithmic axis."""
+    """Add the legend (unless `names`, the number of its entries, is 0) and the ticks of the x-axis."""
     if log:
         axes.set_xscale("log", base=2)
         ticks = sorted({float(v) for line in axes.lines for v in line.get_xdata()})
@@ -146,5 +153,5 @@ def finish(figure: Figure, axes: Axes, names: int, log: bool = False) -> None:
 
 
 def short(value: float) -> str:
-    """Three digits: 251k for 250,880, and 2M for 2,000,896."""
+    """A number with three significant digits: 251k for 250,880, 2M for 2,000,896."""
     return EngFormatter(sep="")(float(f"{value:.3g}"))

@@ -1,4 +1,4 @@
-"""What was run: how much, on what, with which code, and what a reader has to know before comparing."""
+"""Provenance of the results: amount of training, machine, code, failed runs, and caveats for the reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.tables.results import Results
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
-# What a setting says of the runs of an artefact: column → name.
+# Columns of the runs in an artefact's setting → their names there.
 VARIED = {
     "parameters": "parameters",
     "tokens": "tokens",
@@ -22,57 +22,57 @@ VARIED = {
 }
 
 
-def ran(results: Results, sweeps: Iterable[str]) -> list[tuple[str, str]]:
-    """(what, how much) of the distinct runs of sweeps."""
+def training_facts(results: Results, sweeps: Iterable[str]) -> list[tuple[str, str]]:
+    """(name, value) facts about the distinct runs of sweeps; empty without runs."""
     runs = results.of("runs", list(sweeps)).drop_duplicates("run")
     if runs.empty:
         return []
     flops = runs["train_flops"].astype(float)
     unknown = f", of {flops.notna().sum()} runs" if flops.isna().any() else ""
-    said = [
+    facts = [
         ("runs", f"{len(runs)}"),
         ("seeds", ", ".join(f"{s}" for s in sorted(runs["seed"].unique()))),
         ("training tokens", f"{runs['tokens'].sum():,}"),
         ("training FLOPs", quantity(flops.sum(), "FLOP") + unknown),
         ("training time", f"{runs['train_seconds'].sum() / 3600:.2f} h, on a machine that may have done other things"),
     ]
-    return [*said, ("machine", listed(runs["machine"]))]
+    return [*facts, ("machine", join_texts(runs["machine"]))]
 
 
-def code(results: Results) -> list[tuple[str, str]]:
-    """(what, which) of the code that made the runs."""
-    return [(name, listed(results.runs[name])) for name in ("commit", "versions")] if len(results.runs) else []
+def code_facts(results: Results) -> list[tuple[str, str]]:
+    """(name, value) facts about the code that made the runs."""
+    return [(name, join_texts(results.runs[name])) for name in ("commit", "versions")] if len(results.runs) else []
 
 
-def setting(results: Results, sweeps: Iterable[str]) -> str:
-    """Our setting in one line: what the runs of an artefact have in common, and between what the rest varies."""
+def setting_text(results: Results, sweeps: Iterable[str]) -> str:
+    """Our setting in one line: the distinct values of every column of `VARIED` over the runs of the sweeps."""
     runs = results.of("runs", list(sweeps)).drop_duplicates("run")
-    said = [f"{name} {values(runs[c])}" for c, name in VARIED.items() if c in runs and runs[c].notna().any()]
-    return "; ".join(said)
+    parts = [f"{name} {join_values(runs[c])}" for c, name in VARIED.items() if c in runs and runs[c].notna().any()]
+    return "; ".join(parts)
 
 
-def values(column: pd.Series) -> str:
-    """The distinct values of a column, in order."""
-    found = column.dropna().unique()
-    return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in sorted(found.tolist()))
+def join_values(column: pd.Series) -> str:
+    """The distinct values of a column, sorted and joined by commas."""
+    distinct = column.dropna().unique()
+    return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in sorted(distinct.tolist()))
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A number with its SI prefix: 6.37 TFLOP."""
+    """A number with its SI prefix and unit: 6.37 TFLOP; "–" if missing."""
     if value is None or pd.isna(value):
         return "–"
     power = min(max(int(np.floor(np.log10(value)) // 3), 0), len(PREFIXES) - 1) if value > 0 else 0
     return f"{value / 1000**power:.3g} {PREFIXES[power]}{unit}"
 
 
-def listed(column: pd.Series) -> str:
-    """The distinct texts of a column, at most five of them."""
-    found = list(dict.fromkeys(column.dropna()))
-    return "; ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+def join_texts(column: pd.Series) -> str:
+    """The distinct texts of a column, joined by semicolons; at most five, then the number of the others."""
+    distinct = list(dict.fromkeys(column.dropna()))
+    return "; ".join(map(str, distinct[:5])) + (f" and {len(distinct) - 5} more" if len(distinct) > 5 else "")
 
 
-def failed(results: Results) -> list[dict[str, str]]:
-    """The runs that failed, with the last line of what they said."""
+def failed_runs(results: Results) -> list[dict[str, str]]:
+    """`run`, `point` and `error` (its last line) of every failed run."""
     rows = results.points[results.points["state"] == "failed"].drop_duplicates("run")
     return [
         {
@@ -85,21 +85,21 @@ def failed(results: Results) -> list[dict[str, str]]:
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader has to know before comparing the rows."""
-    said, runs = [], results.runs
+    """Caveats for comparing rows: several parents or versions of the code, a single seed."""
+    caveats, runs = [], results.runs
     if runs.empty:
-        return said
+        return caveats
     if "source" in runs:
-        drawn = runs["source"].str.startswith("random ")  # weights that a shape and a seed decide
+        is_random = runs["source"].str.startswith("random ")  # weights determined by shape and seed
         shape = runs["source"] + " of " + runs["parameters"].astype(str) + ", seed " + runs["seed"].astype(str)
-        parents = runs["parent"].groupby(runs["source"].where(~drawn, shape)).nunique()
+        parents = runs["parent"].groupby(runs["source"].where(~is_random, shape)).nunique()
         for source in parents[parents > 1].index:
-            said.append(f"The runs from {source} converted {parents[source]} different weights: train all again.")
+            caveats.append(f"The runs from {source} converted {parents[source]} different weights: train all again.")
     commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []
     if len(commits) > 1:
-        said.append(f"The runs were made by {len(commits)} versions of the code: {', '.join(commits)}.")
+        caveats.append(f"The runs were made by {len(commits)} versions of the code: {', '.join(commits)}.")
     seeds = runs["seed"].nunique()
     if seeds == 1:
         only = runs["seed"].iloc[0]
-        said.append(f"One seed ({only}): intervals are over items, and what another seed would change is unknown.")
-    return said
+        caveats.append(f"One seed ({only}): intervals are over items, and what another seed would change is unknown.")
+    return caveats

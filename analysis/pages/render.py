@@ -1,4 +1,4 @@
-"""Exhibits as terminal tables, Markdown, LaTeX, SVG and PDF. HTML is made by the report's template."""
+"""Renders exhibits as terminal tables, Markdown, LaTeX, SVG and PDF. The report's template renders HTML."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 
 from analysis.pages.exhibits import Cell, Plot, Table
+from dlm.markdown import table as markdown_table
 from dlm.runs.storage import write_atomically
 
 matplotlib.use("Agg")
-INK = "#1c2024"  # what is drawn in it takes the colour of the page's text
+INK = "#1c2024"  # replaced by the colour of the page's text in SVGs
 DARK_INK = "#e6e8ea"
 STYLE = {
     "svg.fonttype": "none",
@@ -45,7 +46,7 @@ LATEX = str.maketrans(
 
 
 def latex(text: str) -> str:
-    """Text with LaTeX's special characters escaped; what it has no sign for is left out."""
+    """Escape text for LaTeX. Characters outside ASCII without an entry in `LATEX` are dropped."""
     return "".join(c for c in str(text).translate(LATEX) if ord(c) < 128)
 
 
@@ -60,11 +61,11 @@ def to_markdown(table: Table) -> str:
     head = [markdown(c) for c in table.frame.columns]
     align = [":--" if text else "--:" for text in text_columns(table)]
     body = [[markdown(c.line) for c in row] for row in table.cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, align, *body))
+    return markdown_table(head, body, align)
 
 
 def to_latex(table: Table) -> str:
-    """A tabular (booktabs), intervals in small type."""
+    """A booktabs tabular with intervals in small type."""
     body = [[latex_cell(c) for c in row] for row in table.cells]
     frame = pd.DataFrame(body, columns=[latex(c) for c in table.frame.columns])
     align = "".join("l" if text else "r" for text in text_columns(table))
@@ -77,44 +78,46 @@ def latex_cell(cell: Cell) -> str:
 
 
 def to_terminal(table: Table, title: str = "") -> RichTable:
-    """A table of `rich`, its intervals under the values."""
-    made = RichTable(title=title or None, caption=table.caption, title_justify="left", caption_justify="left")
+    """A `rich` table with intervals under the values."""
+    terminal = RichTable(title=title or None, caption=table.caption, title_justify="left", caption_justify="left")
     for name, text in zip(table.frame.columns, text_columns(table), strict=True):
-        made.add_column(str(name), justify="left" if text else "right")
+        terminal.add_column(str(name), justify="left" if text else "right")
     for row in table.cells:
-        made.add_row(*(c.text + (f"\n{c.small}" if c.small else "") for c in row))
-    return made
+        terminal.add_row(*(c.text + (f"\n{c.small}" if c.small else "") for c in row))
+    return terminal
 
 
 def text_columns(table: Table) -> list[bool]:
-    """Whether each column is text, and so aligned to the left."""
+    """Whether each column holds text, which is aligned left."""
     rows = table.cells
     return [any(row[i].is_text for row in rows) for i in range(len(table.frame.columns))]
 
 
 def svg(figure: Figure, salt: str) -> str:
-    """A figure as SVG for a page: the same bytes every time, no size but its shape, its ink the page's text colour.
-    `salt` keeps its ids apart from those of other figures of the page."""
+    """Render a figure as inline SVG, deterministically, with an aspect ratio but no size, in the page's text colour.
+
+    `salt` makes its ids differ from those of other figures on the page.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    made = buffer.getvalue()
-    made = made[made.index("<svg") :].replace(INK, "currentColor")
-    head, body = made.split(">", 1)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    head, body = text.split(">", 1)
     return re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
 
 
 def standalone(inline: str) -> str:
-    """The SVG of `svg` as a file of its own, which follows the reader's light or dark mode."""
+    """Turn inline SVG into the content of a standalone file that follows the reader's light or dark mode."""
     style = f"<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:{DARK_INK}}}}}</style>"
     head = inline.index(">") + 1
     return inline[:head] + style + inline[head:]
 
 
 def save_plot(plot: Plot, folder: Path) -> list[str]:
-    """Write every panel as `name-1.svg` and `.pdf` and return the SVGs for a page."""
+    """Write every panel to `folder` as `name-1.svg` and `name-1.pdf`; returns the inline SVGs."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    inline_svgs = []
     for i, figure in enumerate(plot.panels, 1):
         name = f"{plot.name}-{i}"
         inline = svg(figure, name)
@@ -123,5 +126,5 @@ def save_plot(plot: Plot, folder: Path) -> list[str]:
         with matplotlib.rc_context(STYLE):
             figure.savefig(temporary, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
         temporary.replace(folder / f"{name}.pdf")
-        made.append(inline)
-    return made
+        inline_svgs.append(inline)
+    return inline_svgs

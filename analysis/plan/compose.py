@@ -1,4 +1,4 @@
-"""The configs of a study's points, composed as the commands themselves would, but each choice of options once."""
+"""Composes the configs of a study's points exactly as the commands would, but each choice of options only once."""
 
 from __future__ import annotations
 
@@ -18,39 +18,46 @@ import dlm
 CONF = Path(dlm.__path__[0]).parent / "conf"
 
 
-def resolved(name: str, what: str, overrides: list[str]) -> dict[str, Any]:
-    """The config `name` with its overrides, as the command of that name would make it."""
+def resolve_config(name: str, subject: str, overrides: list[str]) -> dict[str, Any]:
+    """Compose and resolve the config `name` as the command of that name would.
+
+    Raises `ValueError`, naming `subject` (the point or evaluation concerned) and the overrides, if composing fails.
+    """
     seeds = [o.partition("=")[2] for o in overrides if o.startswith("seed=")]
     try:
-        config = composed(name, tuple(o for o in overrides if not o.startswith("seed=")))
+        config = compose_config(name, tuple(o for o in overrides if not o.startswith("seed=")))
         if not seeds:
             return OmegaConf.to_container(config, resolve=True)
-        composed_with = config.seed
+        default_seed = config.seed
         try:
             config.seed = int(seeds[-1])  # in place: a copy for every seed would cost three quarters of a large plan
             return OmegaConf.to_container(config, resolve=True)
         finally:
-            config.seed = composed_with
+            config.seed = default_seed
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{what} ({' '.join(overrides)}) cannot be composed: {reason}") from error
+        raise ValueError(f"{subject} ({' '.join(overrides)}) cannot be composed: {reason}") from error
 
 
 @cache
-def composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
-    """A config before it is resolved; made once for all seeds and all sweeps that share a point. Hydra composes what
-    the options of groups make (0.1 s) once for all values that go on top."""
+def compose_config(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """Compose an unresolved config, cached across seeds and across sweeps that share a point.
+
+    Hydra takes 0.1 s per composition, so it composes each choice of group options once; value overrides are then
+    applied to a copy. Callers must restore whatever they change in the returned config.
+    """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    if any(o.type is not OverrideType.CHANGE for o in parsed):  # keys added or deleted
+    if any(o.type is not OverrideType.CHANGE for o in parsed):  # the overrides add or delete keys
         return compose_by_hydra(name, overrides)
-    on_top = [o for o in parsed if not (CONF / o.key_or_group).is_dir()]
-    config = compose_by_hydra(name, tuple(o.input_line for o in parsed if o not in on_top)).copy()
-    for override in on_top:  # as Hydra does
+    values = [o for o in parsed if not (CONF / o.key_or_group).is_dir()]
+    config = compose_by_hydra(name, tuple(o.input_line for o in parsed if o not in values)).copy()
+    for override in values:  # as Hydra applies them
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     return config
 
 
 @cache
 def compose_by_hydra(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """Compose the unresolved config `name` from `conf/`, cached."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose(name, list(overrides))

@@ -1,7 +1,7 @@
-"""The jobs of a study: processes that each run a module as `python -m` would, but begin with everything imported.
+"""The jobs of a study: processes that each run a module as `python -m` would, forked after the slow imports.
 
-Importing torch, transformers and Lightning takes seconds, and a study has hundreds of jobs: one process, which
-`multiprocessing` calls the fork server, imports them once, and every job is a fork of it.
+Importing torch, transformers and Lightning takes seconds, and a study has hundreds of jobs. So one process, the fork
+server of `multiprocessing`, imports them once, and every job is a fork of it.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from pathlib import Path
 from analysis.plan.sweep import Point
 from dlm.runs.lease import BUSY
 
-# What jobs import, but for the modules that they run. None may ask for a GPU: it could not be used in a fork then.
+# Modules preloaded by the fork server. None may initialise CUDA: a forked process could not use the GPU afterwards.
 SHARED = ["dlm.trainer.fit", "dlm.measurement.store"]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(SHARED)
 GRACE_SECONDS = 30.0
 
-Work = Callable[[], None]  # what a job does; it can be pickled
+Work = Callable[[], None]  # the body of a job; picklable
 
 
 def run_module(module: str, arguments: Sequence[str]) -> None:
-    """`python -m module arguments`."""
+    """Run `python -m module arguments` in this process."""
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @dataclass
 class Job:
-    """A point in training or being measured: a process, and the file with what it prints."""
+    """A process that trains or measures a point, and the `log` file that receives its output."""
 
     kind: str
     point: Point
@@ -69,41 +69,45 @@ class Job:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it ended because another process works on its run."""
+        """Whether it ended because another process holds the run's lease."""
         return self.process.exitcode == BUSY
 
     def outcome(self) -> str:
-        """`done in 60 s`, or the last line of the log and where it is."""
+        """`done in 60 s`; for a failure, the last line of the log and its path."""
         if not self.failed:
             return f"done in {self.seconds:.0f} s"
         if self.is_busy:
-            return "is BUSY: another process works on it; it is come back to"
+            return "is BUSY: another process works on it; it will be tried again"
         lines = self.log.read_text(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-        return f"FAILED in {self.seconds:.0f} s: {last} (all of it: {self.log})"
+        last_line = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+        return f"FAILED in {self.seconds:.0f} s: {last_line} (all of it: {self.log})"
 
 
 def begin(work: Work, log: Path) -> None:
-    """What a job's process does first. It is in a session of its own, so that Ctrl-C reaches it once, from `stop`, and
-    not from the terminal as well. It hears interrupts even if a background shell had its study ignore them, and is
-    interrupted, too, when its study is killed: nothing may train a run that the next study begins again."""
+    """Entry point of a job's process: redirect its output to `log`, set up signals, then call `work`.
+
+    The process leads its own session, so that Ctrl-C reaches it once, from `stop`, and not also from the terminal. It
+    restores the default SIGINT handler, since a background shell may have started the study with SIGINT ignored. It is
+    also interrupted when the study is killed; otherwise it would train a run that the next study starts as well.
+    """
     os.setsid()
     with log.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    multiprocessing.set_start_method(None, force=True)  # for processes of its own, as if it were no fork
+    multiprocessing.set_start_method(None, force=True)  # default start method, as under `python -m`
     threading.Thread(target=end_with_study, daemon=True).start()
     work()
 
 
 def end_with_study() -> None:
+    """Block until the study's process has ended, then interrupt this one."""
     wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def stop(jobs: Sequence[Job]) -> None:
-    """Interrupt the jobs, and wait until each has left its record as interrupted; kill one that does not end."""
+    """Interrupt the jobs and wait for them to record the interruption; kill those still alive after `GRACE_SECONDS`."""
     for job in jobs:
         print(f"stopping {title(job.point)}", flush=True)
         os.kill(job.process.pid, signal.SIGINT)
@@ -115,4 +119,5 @@ def stop(jobs: Sequence[Job]) -> None:
 
 
 def title(point: Point) -> str:
+    """How messages name a point: its name, label, seed and run id."""
     return f"{point.name} ({point.label}), seed {point.seed}, run {point.run}"

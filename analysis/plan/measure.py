@@ -1,8 +1,8 @@
-"""Measure what a study wants of one finished run: `python -m analysis.plan.measure RUN_FOLDER SETTINGS.json THREADS`.
+"""Makes a study's measurements of one finished run: `python -m analysis.plan.measure RUN_FOLDER SETTINGS.json THREADS`.
 
-The settings are a list of resolved measurements. Each is written as soon as it is made, so whatever ends this early
-loses one of them at most. Jobs side by side share the cores: more threads than these would wait for each other, and
-what is timed with one thread does not count what other jobs compute.
+The settings are a list of resolved measurement configs. Each result is written as soon as it is measured, so an
+interruption loses at most one. THREADS is this job's share of the cores: with more, concurrent jobs would wait for each
+other, and timings would include the work of other jobs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def main(folder: str, settings: str, threads: str) -> int:
     torch.set_num_threads(int(threads))
     try:
         subject = Subject(Run.load(folder, Path(folder).parent))
-        for wanted in json.loads(Path(settings).read_text(encoding="utf-8")):
-            found = measure(subject, wanted)
-            print(f"{wanted['_target_']} in {found['seconds']:.1f} s", flush=True)
+        for measurement in json.loads(Path(settings).read_text(encoding="utf-8")):
+            record = measure(subject, measurement)
+            print(f"{measurement['_target_']} in {record['seconds']:.1f} s", flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

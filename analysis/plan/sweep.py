@@ -1,16 +1,17 @@
-"""A sweep of the study: named points, each a run and what is measured of it, from a YAML in `sweeps/`.
+"""A sweep of the study: named points, each a run and its evaluations, read from a YAML in `sweeps/`.
 
-    title        what it is
-    points       name → {label, overrides of conf/train.yaml}; `times=2` among them doubles the budget
-    grid         key → values: its combinations are points, or multiply the `points`. The values of a key are a list, or
-                 name → overrides where one value takes several
-    shared       overrides of every point                                       seeds    instead of the scale's
-    only         the names of the points that there are at this scale; null: all
-    evaluations  name → {overrides of conf/measure.yaml, grid, points (default: all)}: measured of finished runs,
+    title        what the sweep compares
+    points       name → {label, overrides of conf/train.yaml}; the override `times=2` doubles the budget
+    grid         key → values. Each combination is a point, or multiplies every entry of `points`. Values are a list, or
+                 name → overrides if one value needs several
+    shared       overrides of every point
+    seeds        replaces the scale's seeds
+    only         the names of the points to include at this scale; null: all
+    evaluations  name → {overrides of conf/measure.yaml, grid, points (default: all)}: measurements of finished runs,
                  without training
 
-`${study.…}` is a value of the scale (`conf/scale/`). `key=@sweep:point` is the run of another sweep's point, and
-`key=@sweep:point/evaluation` the file that holds one of its evaluations; the point needs them first.
+`${study.…}` refers to a value of the scale (`conf/scale/`). `key=@sweep:point` refers to the run of another sweep's
+point, and `key=@sweep:point/evaluation` to the file of one of its evaluations; these are made before the point.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from analysis.plan.compose import resolved
+from analysis.plan.compose import resolve_config
 from dlm.runs.run import Run, measurement_file, run_id
 
 FINISHED, DIVERGED = "finished", "diverged"
@@ -35,8 +36,8 @@ KEYS = {"title", "points", "grid", "shared", "only", "seeds", "evaluations"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One measurement of a finished run. `name` is its section in the sweep, `values` what the section's grid varies,
-    `settings` the resolved measurement, and `file` where it lies in the run's folder."""
+    """One measurement of a finished run. `name` is its section in the sweep, `values` the section's grid values,
+    `settings` the resolved measurement config, and `file` its path relative to the run's folder."""
 
     name: str
     values: dict[str, Any]
@@ -47,8 +48,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Point:
-    """One row of an artefact with one seed; `run` is its run's id, a function of its resolved `config`. `values` are
-    those of the grid. `needs` are points that have to be there first, with the evaluations that are needed of them."""
+    """One row of an artefact with one seed. `run` is the id of its run, a function of its resolved `config`; `values`
+    are its grid values. `needs` are the points that must be finished first, each with its required evaluations."""
 
     name: str
     label: str
@@ -64,9 +65,12 @@ class Point:
         return self.config["seed"]
 
     def state(self, runs_dir: Path) -> str:
-        """`finished`, or why the run cannot be reported. Rows are comparable only where they were evaluated alike, so a
-        run that was evaluated with other settings is not finished; `dlm.train` evaluates it again. A run that diverged
-        stands for no design choice, and is reported as what it is."""
+        """`finished`, or why the run cannot be reported.
+
+        Rows are comparable only if evaluated with the same settings, so a run evaluated with others does not count as
+        finished, and `dlm.train` evaluates it again. A diverged run says nothing about a design choice and is reported
+        as `diverged`.
+        """
         run = Run(runs_dir / self.run)
         if not run.record_path.exists():
             return "not trained"
@@ -84,13 +88,13 @@ class Point:
         return FINISHED if evaluation.get("settings") == self.config["evaluation"] else "evaluated with other settings"
 
     def to_measure(self, runs_dir: Path) -> list[Evaluation]:
-        """The evaluations that its run's folder does not hold."""
+        """The evaluations whose files are missing from the run's folder."""
         return [e for e in self.evaluations if not (runs_dir / self.run / e.file).exists()]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a YAML in `sweeps/` holds. `tokens` is the budget of a point whose `times` is 1."""
+    """A loaded sweep. `tokens` is the training budget of a point whose `times` is 1."""
 
     name: str
     title: str
@@ -104,7 +108,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Variant:
-    """What is overridden, under a name; `values` are those of the grid."""
+    """A named set of overrides; `values` are its grid values."""
 
     name: str
     label: str
@@ -113,45 +117,47 @@ class Variant:
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a sweep; `overrides` go to every point. Among them `scale=NAME` chooses the scale, `tokens=N` replaces its
-    budget, which `times` multiplies, `seed=0,1,2` its seeds, and `model=NAME` is the parent where a point chooses none.
+    """Load a sweep, applying `overrides` to every point.
 
-    Raises `ValueError` where the file is not there or is no sweep, where an override does not fit, or where overrides
-    make two points the same run.
+    `scale=NAME` chooses the scale; `tokens=N` replaces the scale's budget (which `times` multiplies) and `seed=0,1,2`
+    its seeds; `model=NAME` is the parent of points that choose none.
+
+    Raises `ValueError` if the file is missing or not a sweep, if an override does not apply, or if the overrides make
+    two points the same run.
     """
     if not path.is_file():
         known = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) or "none there"
         raise ValueError(f"sweep {str(path)!r} does not exist: choose one of {known}")
-    own = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in ("tokens", "seed")}
-    parent = [o for o in overrides if o.startswith("model=")]  # of the points that do not choose one
-    others = [o for o in overrides if o.partition("=")[0] not in own and o not in parent]
-    study = resolved("train", f"sweep {path.stem}", [o for o in others if o.startswith("scale=")])["study"]
+    by_key = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in ("tokens", "seed")}
+    parent = [o for o in overrides if o.startswith("model=")]
+    others = [o for o in overrides if o.partition("=")[0] not in by_key and o not in parent]
+    study = resolve_config("train", f"sweep {path.stem}", [o for o in others if o.startswith("scale=")])["study"]
     raw = read(path, study)
-    tokens = positive("tokens", own["tokens"]) if "tokens" in own else study["tokens"]
-    seeds = own["seed"].split(",") if "seed" in own and "seeds" not in raw else raw.get("seeds", study["seeds"])
+    tokens = positive("tokens", by_key["tokens"]) if "tokens" in by_key else study["tokens"]
+    seeds = by_key["seed"].split(",") if "seed" in by_key and "seeds" not in raw else raw.get("seeds", study["seeds"])
     evaluations = [
         (section.get("points"), evaluation)
         for name, section in raw.get("evaluations", {}).items()
         for evaluation in make_evaluations(name, section, study["measure"])
     ]
-    points, everything = [], list(variants(raw.get("points", {}), raw.get("grid", {})))
-    refuse_strangers(path, raw, {variant.name for variant in everything})
-    for variant in everything if raw.get("only") is None else (v for v in everything if v.name in raw["only"]):
-        mine = tuple(e for wanted, e in evaluations if wanted is None or variant.name in wanted)
-        chosen = [*study["shared"], *parent, *raw.get("shared", []), *variant.overrides]
-        budget = with_budget(chosen, tokens)
+    points, candidates = [], list(variants(raw.get("points", {}), raw.get("grid", {})))
+    refuse_unknown_points(path, raw, {variant.name for variant in candidates})
+    for variant in candidates if raw.get("only") is None else (v for v in candidates if v.name in raw["only"]):
+        evals = tuple(e for names, e in evaluations if names is None or variant.name in names)
+        merged = [*study["shared"], *parent, *raw.get("shared", []), *variant.overrides]
+        unseeded = with_budget(merged, tokens)
         for seed in seeds:
-            merged, needs = with_references([*budget, f"seed={seed}", *others], path, overrides)
-            config = resolved("train", f"point {variant.name}", merged)
+            final, needs = with_references([*unseeded, f"seed={seed}", *others], path, overrides)
+            config = resolve_config("train", f"point {variant.name}", final)
             points.append(
-                Point(variant.name, variant.label, tuple(merged), config, run_id(config), variant.values, mine, needs)
+                Point(variant.name, variant.label, tuple(final), config, run_id(config), variant.values, evals, needs)
             )
-    refuse_twins(points, overrides)
+    refuse_equal_runs(points, overrides)
     return Sweep(path.stem, raw["title"], tokens, tuple(points))
 
 
 def read(path: Path, study: dict[str, Any]) -> dict[str, Any]:
-    """The YAML with the scale's values in it."""
+    """The sweep's YAML with the scale's values (`study`) interpolated. Raises `ValueError` if it is malformed."""
     try:
         raw = OmegaConf.to_container(OmegaConf.merge({"study": study}, OmegaConf.load(path)), resolve=True)
     except OmegaConfBaseException as error:
@@ -165,20 +171,20 @@ def read(path: Path, study: dict[str, Any]) -> dict[str, Any]:
 
 
 def variants(points: dict[str, dict], grid: dict[str, Any]) -> Iterator[Variant]:
-    """The points, multiplied by the combinations of the grid."""
-    begin = [Variant(name, p["label"], tuple(p.get("overrides", ())), {}) for name, p in points.items()]
+    """The product of `points` and the axes of `grid`; with either empty, the other alone."""
+    named = [Variant(name, p["label"], tuple(p.get("overrides", ())), {}) for name, p in points.items()]
     axes = [axis(key, values) for key, values in grid.items()]
-    for chosen in itertools.product(*([begin] if begin else []), *axes):
+    for combination in itertools.product(*([named] if named else []), *axes):
         yield Variant(
-            ", ".join(v.name for v in chosen),
-            ", ".join(v.label for v in chosen),
-            tuple(itertools.chain.from_iterable(v.overrides for v in chosen)),
-            {key: value for v in chosen for key, value in v.values.items()},
+            ", ".join(v.name for v in combination),
+            ", ".join(v.label for v in combination),
+            tuple(itertools.chain.from_iterable(v.overrides for v in combination)),
+            {key: value for v in combination for key, value in v.values.items()},
         )
 
 
 def axis(key: str, values: list | dict[str, list[str]]) -> list[Variant]:
-    """The values of a key of a grid; of a dict each name stands for its overrides."""
+    """One variant per value of a grid key. In a dict, each name stands for its list of overrides."""
     if isinstance(values, dict):
         return [Variant(f"{key}={name}", f"{key} {name}", tuple(o), {key: name}) for name, o in values.items()]
     texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
@@ -190,58 +196,63 @@ def axis(key: str, values: list | dict[str, list[str]]) -> list[Variant]:
 
 
 def make_evaluations(name: str, section: dict[str, Any], shared: list[str]) -> Iterator[Evaluation]:
-    """The evaluations of one section, with the settings that `python -m dlm.measure` makes of their overrides."""
-    begin = {name: {"label": name, "overrides": section["overrides"]}}
-    for variant in variants(begin, section.get("grid", {})):
+    """The evaluations of one section, resolved as `python -m dlm.measure` resolves their overrides."""
+    base = {name: {"label": name, "overrides": section["overrides"]}}
+    for variant in variants(base, section.get("grid", {})):
         merged = (*shared, *variant.overrides)
-        settings = resolved("measure", f"evaluation {name}", list(merged))["measurement"]
+        settings = resolve_config("measure", f"evaluation {name}", list(merged))["measurement"]
         yield Evaluation(name, variant.values, merged, settings, measurement_file(settings))
 
 
 def with_budget(overrides: list[str], tokens: int) -> list[str]:
-    """`times=N`, once or never, as a budget: the last one counts."""
+    """The overrides with every `times=N` replaced by one `tokens=`; the last `times` counts, default 1."""
     times = [float(o.partition("=")[2]) for o in overrides if o.startswith("times=")]
     rest = [o for o in overrides if not o.startswith("times=")]
     return [*rest, f"tokens={round(tokens * (times[-1] if times else 1))}"]
 
 
-def with_references(overrides: list[str], path: Path, given: Sequence[str]) -> tuple[list[str], tuple[Point, ...]]:
-    """The overrides with every `@sweep:point` replaced by what it names, and the points that it names."""
+def with_references(overrides: list[str], path: Path, shared: Sequence[str]) -> tuple[list[str], tuple[Point, ...]]:
+    """The overrides with every `@sweep:point` resolved to a run or file, and the points referred to.
+
+    `shared` are the overrides that every sweep is loaded with.
+    """
     merged, needs = [], []
     seed = next(o.partition("=")[2] for o in reversed(overrides) if o.startswith("seed="))
     for override in overrides:
         key, _, value = override.partition("=")
         if value.startswith("@"):
-            target, name = find(value[1:], path, given, int(seed))
+            target, name = find_point(value[1:], path, shared, int(seed))
             needs.append(target)
             value = f"{target.run}/{target.evaluations[0].file}" if name else target.run
         merged.append(f"{key}={value}")
     return merged, tuple(needs)
 
 
-def find(reference: str, path: Path, given: Sequence[str], seed: int) -> tuple[Point, str]:
-    """The point `sweep:point`, with the same seed where it has one, and the name of the evaluation after a slash: the
-    point is given with that evaluation alone."""
+def find_point(reference: str, path: Path, shared: Sequence[str], seed: int) -> tuple[Point, str]:
+    """The point of the reference `sweep:point[/evaluation]`, and the evaluation's name ("" if none).
+
+    Prefers the same seed, else takes the first. The point is returned with that evaluation alone, or without any.
+    """
     sweep, _, rest = reference.partition(":")
     name, _, evaluation = rest.partition("/")
-    points = [p for p in points_of(path.with_name(f"{sweep}.yaml"), tuple(given)) if p.name == name]
+    points = [p for p in points_of(path.with_name(f"{sweep}.yaml"), tuple(shared)) if p.name == name]
     if not points:
         raise ValueError(f"sweep {path.stem} refers to @{reference}, but {sweep} has no point {name!r}")
     point = next((p for p in points if p.seed == seed), points[0])
-    chosen = tuple(e for e in point.evaluations if e.name == evaluation)
-    if evaluation and not chosen:
+    evaluations = tuple(e for e in point.evaluations if e.name == evaluation)
+    if evaluation and not evaluations:
         raise ValueError(f"sweep {path.stem} refers to @{reference}, but {name} has no evaluation {evaluation!r}")
-    return replace(point, evaluations=chosen), evaluation
+    return replace(point, evaluations=evaluations), evaluation
 
 
 @cache
 def points_of(path: Path, overrides: tuple[str, ...]) -> tuple[Point, ...]:
-    """The points of a sweep that others refer to, loaded once for all of these."""
+    """The points of a sweep that others refer to, cached across references."""
     return load_sweep(path, overrides).points
 
 
 def positive(name: str, value: str) -> int:
-    """A whole number of at least 1, written 4096, 1_500_000 or 1e6."""
+    """Parse a whole number of at least 1, written 4096, 1_500_000 or 1e6. Raises `ValueError` for anything else."""
     try:
         number = float(value)
     except ValueError:
@@ -251,8 +262,8 @@ def positive(name: str, value: str) -> int:
     return int(number)
 
 
-def refuse_twins(points: list[Point], overrides: Sequence[str]) -> None:
-    """Two rows that are one run compare nothing."""
+def refuse_equal_runs(points: list[Point], overrides: Sequence[str]) -> None:
+    """Raise `ValueError` if two points are the same run, since comparing them is meaningless."""
     first: dict[str, Point] = {}
     for point in points:
         twin = first.setdefault(point.run, point)
@@ -263,12 +274,12 @@ def refuse_twins(points: list[Point], overrides: Sequence[str]) -> None:
             )
 
 
-def refuse_strangers(path: Path, raw: dict[str, Any], names: set[str]) -> None:
-    """An evaluation of a point that is not there would never be made, nor would the point."""
+def refuse_unknown_points(path: Path, raw: dict[str, Any], names: set[str]) -> None:
+    """Raise `ValueError` if `only` or an evaluation names a point outside `names`; it would silently be skipped."""
     wanted = {f"evaluation {section}": content.get("points") for section, content in raw.get("evaluations", {}).items()}
-    for what, points in (wanted | {"only": raw.get("only")}).items():
+    for source, points in (wanted | {"only": raw.get("only")}).items():
         if unknown := set(points or ()) - names:
             raise ValueError(
-                f"sweep {str(path)!r}, {what}: {', '.join(sorted(unknown))} is none of its points "
+                f"sweep {str(path)!r}, {source}: {', '.join(sorted(unknown))} is none of its points "
                 f"{', '.join(sorted(names))}"
             )

@@ -1,7 +1,8 @@
-"""The rooms of `dlm` in their layers, with who imports whom, read from the code.
+"""The rooms of `dlm` and `analysis` in their layers, with who imports whom, read from the code.
 
-A room is a package. The order of the layers is the block that begins with ```` ```layers ```` in docs/architecture.md:
-a layer a line, the bottom first. An import that goes up or sideways is an error, so the picture cannot lie.
+A room is a package. The order of the layers of `dlm` is the block that begins with ```` ```layers dlm ```` in
+docs/architecture.md: a layer a line, the bottom first. An import that goes up or sideways is an error, so the picture
+cannot lie.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from analysis.design_space import ROOT
 from analysis.site.svg import box, document, path, text
 
 PAGE = ROOT / "docs" / "architecture.md"
-FENCE = "```layers"
+FENCE = "```layers "
 COMMANDS = "commands"  # the room of all flat modules that are no room of their own
 WIDTH, HEIGHT, GAP, LAYER = 112, 26, 14, 62  # of a room, between two, and from one layer to the next, in pixels
 HUES = ("#2f7fc1", "#2f9e6e", "#8a6fd1", "#d9762b")
@@ -22,34 +23,35 @@ HUES = ("#2f7fc1", "#2f9e6e", "#8a6fd1", "#d9762b")
 Imports = dict[str, set[str]]
 
 
-def layers(page: str) -> list[list[str]]:
-    """The layers as the page has them, the bottom first; `ValueError` where it has none."""
-    _, fence, rest = page.partition(FENCE + "\n")
+def layers(page: str, package: str = "dlm") -> list[list[str]]:
+    """The layers of a package as the page has them, the bottom first; `ValueError` where it has none."""
+    _, fence, rest = page.partition(f"{FENCE}{package}\n")
     if not fence:
-        raise ValueError(f"docs/architecture.md has no block {FENCE}: write a layer a line, the bottom first")
+        raise ValueError(f"docs/architecture.md has no block {FENCE}{package}: write a layer a line, the bottom first")
     return [line.split() for line in rest.partition("```")[0].splitlines() if line.strip()]
 
 
 def room_of(module: str, rooms: set[str], root: Path = ROOT) -> str | None:
     """The room of a module such as `dlm.decoding.engine.step`: the innermost that has a name in `rooms`; None for the
     package itself. `ValueError` for a package that is no room."""
-    parts = module.split(".")[1:]
+    package, *parts = module.split(".")
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in rooms:
             return ".".join(parts[:end])
-    if parts and (root / "dlm" / parts[0]).is_dir():
-        raise ValueError(f"dlm/{parts[0]} is in no layer of docs/architecture.md: add it to the block {FENCE}")
+    if parts and (root / package / parts[0]).is_dir():
+        raise ValueError(f"{package}/{parts[0]} is in no layer of docs/architecture.md: add it to {FENCE}{package}")
     return COMMANDS if parts else None
 
 
 def imported(file: Path, root: Path = ROOT) -> Iterator[str]:
-    """The modules of `dlm` that a file imports."""
+    """The modules of the file's own package that it imports."""
+    package = file.relative_to(root).parts[0]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = [alias.name for alias in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if is_module(name, root) else node.module for name in inner]
-        yield from (name for name in names if name.split(".")[0] == "dlm")
+        yield from (name for name in names if name.split(".")[0] == package)
 
 
 def is_module(name: str, root: Path) -> bool:
@@ -57,11 +59,11 @@ def is_module(name: str, root: Path) -> bool:
     return place.is_dir() or place.with_suffix(".py").is_file()
 
 
-def imports(order: list[list[str]], root: Path = ROOT) -> Imports:
-    """The rooms that each room imports. `ValueError` where one is not below it, or is nowhere."""
+def imports(order: list[list[str]], package: str = "dlm", root: Path = ROOT) -> Imports:
+    """The rooms of a package that each of its rooms imports. `ValueError` where one is not below it, or is nowhere."""
     level = {room: i for i, layer in enumerate(order) for room in layer}
     found: Imports = {room: set() for room in level}
-    for file in sorted((root / "dlm").rglob("*.py")):
+    for file in sorted((root / package).rglob("*.py")):
         module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         own = room_of(module, set(level), root)
         for name in imported(file, root) if own else ():

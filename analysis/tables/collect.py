@@ -1,4 +1,4 @@
-"""From the runs of a study to the tables that it is reported from (`analysis.tables.results`)."""
+"""Collects the runs of a study into the tables of its report (`analysis.tables.results`)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from analysis.tables.measurements import Rows, outputs, tables_of
 from analysis.tables.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from dlm.config.targets import name_of
 from dlm.evaluation.drift import by_layer
-from dlm.runs.run import Run, digest
+from dlm.runs.digest import digest
+from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 
 VALUES = ("block_size", "token_shift", "lr", "seed")
 Z95 = 1.959964  # standard errors to either side of a 95 % interval
-FLOPS = "train_flops.json"  # beside a run; what is named flops.json counted no auxiliary losses and no rollouts
-# What reading a record, or a file beside it, raises where a field is missing or has another type.
+FLOPS = "train_flops.json"  # in a run's folder; a flops.json there counts neither auxiliary losses nor rollouts
+# Raised by reading a record, or a file beside it, with a missing or mistyped field.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError, OSError)
 
 
 def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = (), earlier: Earlier | None = None) -> Results:
-    """The tables of every point of every sweep in a folder; what the runs folder lacks is taken from `earlier` results.
+    """The tables of every point of every sweep in the folder `sweeps`, loaded with `overrides`. Runs and measurements
+    missing from `runs_dir` are taken from `earlier` results.
 
-    Raises `ValueError` where there is no sweep, or one cannot be read.
+    Raises `ValueError` if the folder holds no sweep, or one that cannot be loaded.
     """
     paths = sorted(sweeps.glob("*.yaml"))
     if not paths:
@@ -44,33 +46,36 @@ def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = (), earlier
 
 
 def add_point(rows: Rows, sweep: str, point: Point, runs_dir: Path, earlier: Earlier, seen: set[str]) -> None:
-    """What is known of a point, and of its run where no earlier point had it."""
+    """Add a point's rows to `rows`, and those of its run unless the run is in `seen` (updated in place).
+
+    A finished run whose files are malformed gets the state `unreadable` and the error; nothing is raised.
+    """
     run, state = Run(runs_dir / point.run), point.state(runs_dir)
-    made: Rows = {}
+    tables: Rows = {}
     error = None
     if is_known := state != FINISHED and earlier.state(point) is not None:
         state = earlier.state(point)
     if state == FINISHED:
         try:
-            made = measurements(sweep, point, run, earlier)
+            tables = measurements(sweep, point, run, earlier)
             if run.id not in seen:
-                own = earlier.tables_of_run(run.id) if is_known else tables_of_run(run)
-                made = {name: [*own.get(name, ()), *made[name]] for name in COLUMNS}
+                of_run = earlier.tables_of_run(run.id) if is_known else tables_of_run(run)
+                tables = {name: [*of_run.get(name, ()), *tables[name]] for name in COLUMNS}
             seen.add(run.id)
         except MALFORMED as problem:
-            made, state, error = {}, "unreadable", f"{type(problem).__name__}: {problem}"
+            tables, state, error = {}, "unreadable", f"{type(problem).__name__}: {problem}"
     elif not is_known and state not in ("not trained", "damaged"):
         error = run.record.get("error")
     rows["points"].append(
         {"sweep": sweep, "point": point.name, "label": point.label, "seed": point.seed, "run": run.id}
         | {"values": json.dumps(point.values), "state": state, "error": error and str(error).strip().split("\n")[-1]}
     )
-    for name, found in made.items():
-        rows[name] += found
+    for name, new in tables.items():
+        rows[name] += new
 
 
 def measurements(sweep: str, point: Point, run: Run, earlier: Earlier) -> Rows:
-    """What the evaluations that its sweep asks for measured."""
+    """The rows of a point's evaluations, from its run's folder, else from `earlier`."""
     rows: Rows = {name: [] for name in COLUMNS}
     for evaluation in point.evaluations:
         path = run.folder / evaluation.file
@@ -79,25 +84,25 @@ def measurements(sweep: str, point: Point, run: Run, earlier: Earlier) -> Rows:
         else:
             tables = earlier.tables_of(sweep, point, evaluation)
         ids = {"run": run.id, "for_sweep": sweep, "evaluation": evaluation.name, "file": evaluation.file}
-        for name, made in tables.items():
-            rows[name] += [ids | row for row in made]
+        for name, new in tables.items():
+            rows[name] += [ids | row for row in new]
     return rows
 
 
 def tables_of_run(run: Run) -> Rows:
-    """What every run holds, whatever sweep it is of."""
+    """The rows of a run that belong to no sweep."""
     record = run.record
     drift = by_layer(pd.read_csv(run.folder / "drift.csv")).drop(columns="numel")
     return {
         "runs": [run_row(run, record)],
-        "evaluations": list(own_evaluations(run, record)),
+        "evaluations": list(final_evaluations(run, record)),
         "drift": drift.assign(run=run.id).to_dict("records"),
         "curves": list(curves(run, record)),
     }
 
 
 def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
-    """A run's choices and cost."""
+    """A run's row of the table `runs`: its options, cost and provenance."""
     config = record["config"]
     target = {g: name_of(config[g]["_target_"]) for g in ("attention", "masking", "loss", "trainable")}
     return {
@@ -126,11 +131,12 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def half_life(masking: dict[str, Any]) -> str:
+    """The half-life of a masking config, "" if it has none."""
     return f"{masking['half_life']:g}" if "half_life" in masking else ""
 
 
 def flops(run: Run, record: dict[str, Any]) -> float | None:
-    """The FLOPs of a run's training, counted once and kept beside it."""
+    """The FLOPs of a run's training, cached in its folder; None if they cannot be counted."""
     path = run.folder / FLOPS
     if not path.exists():
         write_atomically(path, json.dumps(training_flops(record["config"], record["steps"])))
@@ -138,7 +144,7 @@ def flops(run: Run, record: dict[str, Any]) -> float | None:
 
 
 def curves(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The validation NELBO over the tokens of training."""
+    """Rows of the validation NELBO by the number of training tokens."""
     path = run.folder / "metrics.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame()
     if "val/nelbo" in table:
@@ -147,13 +153,13 @@ def curves(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"run": run.id, "tokens": tokens, "metric": "val/nelbo", "value": value}
 
 
-def own_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The evaluation that every run ends with: a row per model and decoding setting."""
+def final_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of the evaluation at the end of training, one per model and decoding setting."""
     items = pd.read_csv(run.folder / "items.csv")
     evaluation = record["evaluation"]
     for model in (PARENT, DLM):
-        measured = evaluation[model]
-        for setting in measured["generation"]:
+        scores = evaluation[model]
+        for setting in scores["generation"]:
             name = setting["name"]
             outcomes = items.loc[items["setting"] == name, "correct"] if model == DLM else ()
             yield {
@@ -167,18 +173,20 @@ def own_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]
                 "tokens_per_second": speed(evaluation, model, name),
                 **columns("accuracy", *(setting[key] for key in ("accuracy", "low", "high", "n"))),
                 **domains(setting["families"]),
-                **proportion("cloze", measured["cloze"], measured["cloze_items"]),
-                **bits_per_byte(measured["likelihood"]),
+                **proportion("cloze", scores["cloze"], scores["cloze_items"]),
+                **bits_per_byte(scores["likelihood"]),
                 "correct": pack(outcomes) if len(outcomes) else None,
             }
 
 
 def speed(evaluation: dict[str, Any], model: str, setting: str) -> float | None:
+    """Tokens per second; None if not timed."""
     return (evaluation.get("throughput") or {}).get(PARENT if model == PARENT else setting)
 
 
 def bits_per_byte(likelihood: dict[str, float]) -> dict[str, float]:
-    """The likelihood of held-out prose; its standard error is recorded in nats, and the two are proportional."""
+    """The bits per byte of held-out prose with their interval; the recorded standard error is in nats, which are
+    proportional to them."""
     value = likelihood["bits_per_byte"]
     half = Z95 * likelihood["standard_error"] * value / likelihood["nats"]
     return columns("bits_per_byte", value, value - half, value + half, likelihood["tokens"])

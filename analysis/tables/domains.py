@@ -1,12 +1,11 @@
-"""Which tasks stand for the paper's code and maths benchmarks, and accuracy over them."""
+"""Domains of tasks, which stand for the paper's code and maths benchmarks, and the accuracy over each."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from scipy.stats import binomtest
-
 from analysis.tables.results import columns
+from dlm.evaluation.interval import wilson
 
 DOMAINS = {
     "maths": ("add", "running_sum", "word_problem"),
@@ -17,14 +16,13 @@ DOMAINS = {
 
 def proportion(name: str, value: float, n: int) -> dict[str, float]:
     """A fraction of `n` with Wilson's 95 % interval."""
-    interval = binomtest(round(value * n), n).proportion_ci(method="wilson")
-    return columns(name, value, interval.low, interval.high, n)
+    return columns(name, value, *wilson(round(value * n), n), n)
 
 
 def domains(families: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The accuracy over the items of each domain's families."""
-    found: dict[str, float] = {}
+    """Accuracy over all items of each domain, from `families` (name → `accuracy`, `n`)."""
+    row: dict[str, float] = {}
     for name, members in DOMAINS.items():
         n = sum(families[f]["n"] for f in members)
-        found |= proportion(name, sum(families[f]["accuracy"] * families[f]["n"] for f in members) / n, n)
-    return found
+        row |= proportion(name, sum(families[f]["accuracy"] * families[f]["n"] for f in members) / n, n)
+    return row

@@ -1,4 +1,4 @@
-"""What training costs: the FLOPs of a run."""
+"""The FLOPs of a run's training."""
 
 from __future__ import annotations
 
@@ -19,30 +19,37 @@ from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, ModelInputs, Prepared, generator
 
 BATCHES = 8
-SCHEDULED = 20  # batches, spread over training, where block sizes or numbers change in its course
+SCHEDULED = 20  # batches, spread over training, if a schedule changes the block size or other values
 
 
 def training_flops(config: dict[str, Any], steps: int) -> float | None:
-    """The FLOPs of a run's training, from the rows and pairs that its first batches send through the network, with what
-    auxiliary losses and rollouts add: rows, forwards of a teacher, the forwards in which the student makes its own
-    batch (of the student as it begins). None for models whose layers differ, and where what the config names is gone.
+    """The FLOPs of a run's training of `steps` optimizer steps, estimated from its first batches.
 
-    The last layer's MLP is counted for all rows, so that old and new runs stay comparable; `dlm.model.last_layer`
-    leaves out 15 % of the total with clean context and four layers, and 2 % with 28 layers.
-    LoRA is counted as full training: the gradients of the frozen weights that it saves are a third of the work of these
-    weights at most."""
-    alike = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.full.Full"}}
-    of_step = step_flops(json.dumps(config | alike | {"optimizer": config["optimizer"] | {"lr": 1.0}}))
-    return None if of_step is None else of_step * steps
+    Counts the rows (positions) and attention pairs of every forward, including those of auxiliary losses, of teachers
+    and of rollouts, in which the student (at its initial weights) generates its own batch.
+
+    Returns None if the model's layers differ from each other, or if a model or file named in the config is missing.
+
+    The MLP of the last layer is counted for all rows, so that old and new runs stay comparable; `dlm.model.last_layer`
+    saves 15 % of the total with clean context and four layers, and 2 % with 28 layers.
+    LoRA is counted as full training: not computing the gradients of frozen weights saves at most a third of the work
+    of these weights.
+    """
+    irrelevant = {"seed": 0, "lr": 1.0, "tokens": 0, "trainable": {"_target_": "dlm.trainable.full.Full"}}
+    per_step = step_flops(json.dumps(config | irrelevant | {"optimizer": config["optimizer"] | {"lr": 1.0}}))
+    return None if per_step is None else per_step * steps
 
 
 @cache
 def step_flops(config: str) -> float | None:
-    """The FLOPs of one optimizer step; the same for runs that differ in seed or learning rate."""
+    """The mean FLOPs of one optimizer step, over all processes and accumulated batches; None as in `training_flops`.
+
+    `config` is JSON, so that runs that differ only in seed or learning rate share the cached result.
+    """
     cfg = OmegaConf.create(json.loads(config))
     batches = SCHEDULED if cfg.get("block_schedule") or cfg.get("schedule") else BATCHES
     if "attn_implementation" in cfg.model:
-        cfg.model.attn_implementation = "sdpa"  # whose masks say which pairs there are
+        cfg.model.attn_implementation = "sdpa"  # its dense masks state the attention pairs
     cfg.tokens = batches * tokens_of_a_step(OmegaConf.merge(cfg, {"tokens": math.inf}))
     try:
         experiment = build(cfg)
@@ -60,36 +67,36 @@ def step_flops(config: str) -> float | None:
 
 
 def batch_flops(experiment: Experiment, batch: Batch, noise: torch.Generator) -> float:
-    """The FLOPs of a batch: its forward and backward, and before them the rollout that makes it, with its chance."""
+    """The expected FLOPs of a batch: forward and backward, plus the rollout weighted by its probability."""
     conversion, denoiser = experiment.conversion, experiment.denoiser
     batch = denoiser.scorable(batch)
     noised, rollout = corrupt(denoiser, conversion.masking, batch, noise), conversion.rollout
-    as_it_is = prepared_flops(experiment, lay_out(denoiser, batch, noised, conversion.objective))
+    without_rollout = prepared_flops(experiment, lay_out(denoiser, batch, noised, conversion.objective))
     if rollout is None:
-        return as_it_is
-    chance, rollout.probability = rollout.probability, 1.0
+        return without_rollout
+    probability, rollout.probability = rollout.probability, 1.0
     with Forwards(denoiser.model) as forwards:
         batch, noised = rollout(denoiser, batch, noised, noise)
-    rollout.probability = chance
-    made = prepared_flops(experiment, lay_out(denoiser, batch, noised, conversion.objective))
+    rollout.probability = probability
+    with_rollout = prepared_flops(experiment, lay_out(denoiser, batch, noised, conversion.objective))
     shape = Shape.of(denoiser.model)
-    made += plain_forward(shape, forwards.rows, forwards.pairs, forwards.head_rows)
-    return chance * made + (1 - chance) * as_it_is
+    with_rollout += plain_forward(shape, forwards.rows, forwards.pairs, forwards.head_rows)
+    return probability * with_rollout + (1 - probability) * without_rollout
 
 
 def prepared_flops(experiment: Experiment, prepared: Prepared) -> int:
-    """The FLOPs of a prepared batch: of the student, and of what the auxiliary losses add to it."""
+    """The FLOPs of a prepared batch: the student's training step plus the forwards of the auxiliary losses."""
     denoiser, objective = experiment.denoiser, experiment.conversion.objective
-    total = plain_step(Shape.of(denoiser.model), *read(denoiser, prepared.inputs), len(prepared.inputs.scored))
+    total = plain_step(Shape.of(denoiser.model), *count_pairs(denoiser, prepared.inputs), len(prepared.inputs.scored))
     for name, term in objective.auxiliary.items():
         for forward in term.forwards(denoiser, prepared.needs[name]):
-            rows_and_pairs = (0, 0) if forward.inputs is None else read(forward.denoiser, forward.inputs)
-            total += plain_forward(Shape.of(forward.denoiser.model), *rows_and_pairs, forward.head_rows)
+            size = (0, 0) if forward.inputs is None else count_pairs(forward.denoiser, forward.inputs)
+            total += plain_forward(Shape.of(forward.denoiser.model), *size, forward.head_rows)
     return total
 
 
-def read(denoiser: Denoiser, inputs: ModelInputs) -> tuple[int, int]:
-    """The rows of a forward, and the pairs of them that see each other."""
+def count_pairs(denoiser: Denoiser, inputs: ModelInputs) -> tuple[int, int]:
+    """The number of rows of a forward, and of (query, key) pairs that the attention pattern allows."""
     rows = inputs.rows
-    seen = denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
-    return inputs.input_ids.numel(), int(seen.sum())
+    visible = denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
+    return inputs.input_ids.numel(), int(visible.sum())

@@ -1,4 +1,4 @@
-"""What `dlm.measure` found of a run, as rows of the results' tables: one function per kind of measurement."""
+"""Measurements of `dlm.measure` as rows of the results' tables: one function per kind of measurement."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dlm.evaluation.generation import DEGENERATE
 Rows = dict[str, list[dict[str, Any]]]
 
 
-def tables_of(evaluation: Evaluation, found: dict[str, Any]) -> Rows:
-    """Table name → rows, without the columns that say whose they are."""
+def tables_of(evaluation: Evaluation, measurement: dict[str, Any]) -> Rows:
+    """Table name → rows of a stored measurement, without the columns of `IDS`."""
     kind = evaluation.settings["_target_"].split(".")[-2]
-    return READERS[kind](evaluation, found["result"])
+    return READERS[kind](evaluation, measurement["result"])
 
 
 def decode(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
-    """The tasks under one way of decoding."""
+    """Accuracy, cost and degenerate outputs of the tasks with one decoder."""
     settings = evaluation.settings
     decoder = settings["decoder"]["_target_"].split(".")[-1]
-    varied = [f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in evaluation.values.items()]
+    grid_values = [f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in evaluation.values.items()]
     row = {
         "model": PARENT if settings["model"] == "ar" else DLM,
-        "setting": ", ".join(varied) or evaluation.name.replace("_", " "),
+        "setting": ", ".join(grid_values) or evaluation.name.replace("_", " "),
         "decoder": decoder,
         "threshold": result["threshold"],
         "eval_block_size": result["block_size"],
@@ -41,14 +41,14 @@ def decode(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
 
 
 def outputs(result: dict[str, Any]) -> dict[str, float]:
-    """Tokens per row and the shares of degenerate outputs, where they were measured."""
+    """Tokens per row and the shares of degenerate outputs, as far as measured."""
     shares = (proportion(name, result[name], result["n"]) for name in DEGENERATE if name in result)
-    found = {"tokens_per_row": result["tokens_per_row"]} if "tokens_per_row" in result else {}
-    return found | {key: value for share in shares for key, value in share.items()}
+    tokens = {"tokens_per_row": result["tokens_per_row"]} if "tokens_per_row" in result else {}
+    return tokens | {key: value for share in shares for key, value in share.items()}
 
 
 def trace(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
-    """When the positions of a block are committed, and one decoding."""
+    """The mean step at which each position of a block is committed, and one decoding step by step."""
     positions = [
         {"model": DLM, "quantity": "step", "position": p["position"], "value": p["step"], "n": p["n"]}
         for p in result["positions"]
@@ -59,18 +59,19 @@ def trace(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
 
 
 def position_loss(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
-    """`loss` of a masked token by position in the block; `sequence_loss`, the bound by position in the sequence."""
+    """`loss`: that of a masked token by position in the block; `sequence_loss`: the NELBO by position in the sequence,
+    both in nats."""
     rows = []
     for model, name in ((DLM, "dlm"), (PARENT, "ar")):
         for quantity, where, measure in (("loss", "block", "nll"), ("sequence_loss", "sequence", "nelbo")):
-            found = result[name][where]
-            columns = zip(found["position"], found[measure], found["n"], strict=True)
-            rows += [{"model": model, "quantity": quantity, "position": p, "value": v, "n": n} for p, v, n in columns]
+            table = result[name][where]
+            values = zip(table["position"], table[measure], table["n"], strict=True)
+            rows += [{"model": model, "quantity": quantity, "position": p, "value": v, "n": n} for p, v, n in values]
     return {"positions": rows}
 
 
 def masked(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
-    """How often the masking scheme hides each position of a block."""
+    """The probability with which the masking scheme masks each position of a block."""
     n = evaluation.settings["draws"]
     rows = [
         {"model": DLM, "quantity": "masked", "position": p, "value": value, "n": n}
@@ -80,12 +81,12 @@ def masked(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
 
 
 def embedding(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
-    """The quality of embeddings, task by task."""
+    """The score of mean-pooled embeddings by task."""
     rows = [
-        {"model": model, "task": f"{task} ({found['metric']})"}
-        | columns("score", *(found[key] for key in ("score", "low", "high", "n")))
+        {"model": model, "task": f"{task} ({score['metric']})"}
+        | columns("score", *(score[key] for key in ("score", "low", "high", "n")))
         for model, name in ((DLM, "dlm"), (PARENT, "ar"))
-        for task, found in result[name].items()
+        for task, score in result[name].items()
     ]
     return {"scores": rows}
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from dlm.attention.base import AttentionPattern
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent, load_parent
+from dlm.model.parent import Parent, load_run
 from dlm.model.trim import trim
-from dlm.runs.run import Run
 from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
 
@@ -40,7 +39,7 @@ class Teacher:
         if self.run is None:
             source = replace(parent, model=copy.deepcopy(parent.model))
         else:
-            source = load_parent(str(Run.load(self.run, self.runs_dir).trained_model()), check=False)
+            source = load_run(self.run, self.runs_dir, check=False)
         model = source.model.requires_grad_(False).eval()
         if source.mask_id != parent.mask_id or model.config.vocab_size != parent.model.config.vocab_size:
             raise ValueError(f"the teacher of run {self.run!r} has another vocabulary than the student: choose another")

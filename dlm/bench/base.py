@@ -24,6 +24,7 @@ from dlm.evaluation.timing import Clock
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
+from dlm.model.positions import require_positions
 from dlm.types import generator
 
 
@@ -81,9 +82,7 @@ class Workbench:
 
     def check_positions(self, length: int, what: str) -> None:
         """`ValueError` for a row longer than the model's positions; `what` names the option."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit and length > limit:
-            raise ValueError(f"{what} {length} exceeds the model's {limit} positions: choose at most {limit}")
+        require_positions(self.model, length, f"{what} {length}")
 
 
 class Bench(ABC):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from dlm.attention.ar import AR
+from dlm.config.kinds import require_arguments
 from dlm.config.targets import require_known
 from dlm.conversion.module import Conversion
 from dlm.conversion.objective import Objective
@@ -20,15 +21,17 @@ from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent
+from dlm.model.positions import require_positions
 from dlm.runs.renamed import PRESENT, with_targets
 from dlm.trainable.base import Trainable
 
 
 def make(node: DictConfig, **kwargs: Any) -> Any:
-    """`instantiate` of code that a config may name, by its present or an earlier name, with the `ValueError` of a
-    constructor as it was raised rather than wrapped."""
+    """`instantiate` for code that a config may name, by its present or an earlier name, and for values of the types
+    that this code takes. Raises the `ValueError` of a constructor unwrapped."""
     plain = with_targets(OmegaConf.to_container(node, resolve=True), PRESENT)
     require_known(plain)
+    require_arguments(plain, node._get_full_key(None))
     try:
         return instantiate(plain, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -73,6 +76,7 @@ def build(cfg: DictConfig) -> Experiment:
     step_tokens = tokens_of_a_step(cfg)
     num_steps = math.ceil(cfg.tokens / step_tokens)
     parent = make(cfg.model)
+    require_positions(parent.model, cfg.data.length, f"data.length {cfg.data.length}")
     for term in objective.auxiliary.values():
         term.bind(parent)
     if rollout:

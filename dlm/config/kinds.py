@@ -1,79 +1,126 @@
-"""What kind of value an option takes. Objects check their own ranges; a text where a number belongs would only be found
-amid the work, by whoever computes with it first."""
+"""Checks the type of every option before any work. Otherwise a string in place of a number would fail amid a run.
+
+The type is that of the constructor's annotation or, for options that build no object, that of the field in
+`dlm.config.settings`. Objects check their own ranges.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, NewType, Union, Unpack, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_object
+from omegaconf import MISSING, DictConfig, OmegaConf
 
-COUNT, NUMBER, SWITCH, NAME = "a whole number", "a finite number", "true or false", "a name"
-KINDS = {
-    COUNT: {
-        "block_size": None,
-        "seed": 0,
-        "data.length": None,
-        "data.batch_size": None,
-        "data.val_rows": None,
-        "masking.views": None,
-        "trainer.accumulate": 1,
-        "trainer.volatile.pieces": 1,
-        "trainer.volatile.checkpoint_every": 1,
-        "trainer.volatile.val_every": 1,
-        "trainer.volatile.log_every": 1,
-        "trainer.volatile.drift_every": 0,
-    },
-    NUMBER: {
-        "lr": None,
-        "tokens": None,
-        "masking.t_min": None,
-        "masking.t_max": None,
-        "optimizer.warmup": None,
-        "optimizer.min_lr_ratio": None,
-        "optimizer.weight_decay": 0,
-        "trainer.clip": 0,
-        "trainer.volatile.memory_gb": 0,
-    },
-    SWITCH: {
-        "token_shift": None,
-        "optimizer.fused": None,
-        "force": None,
-        "retry": None,
-        "trainer.compile": None,
-        "trainer.volatile.activation_checkpointing": None,
-        "trainer.volatile.progress_bar": None,
-    },
-    NAME: {
-        "masking.count": None,
-        "masking.score": None,
-        "loss.per": None,
-        "trainer.on_nonfinite": None,
-    },
-}
-OPTIONAL = (
-    "trainer.clip",
-    "trainer.volatile.memory_gb",
-    "trainer.volatile.activation_checkpointing",
-)  # null is a value of theirs
+Text = NewType("Text", str)  # may be empty, which a name may not
+WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a name", Text: "a text"}
+LISTS, DICTS, UNIONS = (list, tuple, Sequence, Iterable), (dict, Mapping), (Union, types.UnionType)
 
 
-def require_kinds(cfg: DictConfig) -> None:
-    """`ValueError` where an option that the config has is of another kind, or below its least value."""
-    for kind, options in KINDS.items():
-        for name, least in options.items():
-            value = OmegaConf.select(cfg, name, default=cfg)
-            if value is cfg:  # it has no such option
-                continue
-            if value is None and name in OPTIONAL:
-                continue
-            if not is_of(kind, value) or (least is not None and value < least):
-                limit = "" if least is None else f" of at least {least}"
-                raise ValueError(f"{name} {value!r} must be {kind}{limit}: set {name}=VALUE")
+@dataclass(frozen=True)
+class AtLeast:
+    """Of a number: `Annotated[int, AtLeast(1)]`."""
+
+    least: float
 
 
-def is_of(kind: str, value: object) -> bool:
-    if kind == NAME:
-        return isinstance(value, str)
-    if kind == SWITCH or isinstance(value, bool):
-        return kind == SWITCH and isinstance(value, bool)
-    return isinstance(value, int) or (kind == NUMBER and isinstance(value, float) and math.isfinite(value))
+def require_kinds(cfg: DictConfig, settings: type) -> None:
+    """`ValueError` where a value of a config is of another kind than the field of its name in the dataclass `settings`.
+    Fields that the config does not have, and values that are no field, are passed over."""
+    require_fields(OmegaConf.to_container(cfg, resolve=True), settings, "")
+
+
+def require_fields(values: dict[str, Any], settings: type, prefix: str) -> None:
+    for name, kind in get_type_hints(settings, include_extras=True).items():
+        value = values.get(name, MISSING)
+        if is_dataclass(kind) and isinstance(value, dict):
+            require_fields(value, kind, f"{prefix}{name}.")
+        elif not is_dataclass(kind):
+            require(value, kind, prefix + name)
+
+
+def require_arguments(node: Any, name: str) -> None:
+    """`ValueError` where a plain config (dicts and lists), at any depth, gives a `_target_` an argument of another kind
+    than its annotation says. `name` is the path of the config."""
+    if isinstance(node, dict):
+        kinds = argument_kinds(get_object(node["_target_"])) if "_target_" in node else {}
+        for key, value in node.items():
+            full = f"{name}.{key}" if name else key
+            require_arguments(value, full)
+            require(value, kinds.get(key, Any), full)
+    elif isinstance(node, list):
+        for value in node:
+            require_arguments(value, name)
+
+
+def argument_kinds(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of what a class or a function takes by name. `**kwargs` of a constructor are arguments of the
+    class above it; those of a function are what `Unpack[...]` says."""
+    kinds: dict[str, Any] = {}
+    for owner in target.__mro__ if inspect.isclass(target) else [target]:
+        function = vars(owner).get("__init__") if inspect.isclass(owner) else owner
+        if function is None or function is object.__init__:
+            continue
+        hints = get_type_hints(owner if is_dataclass(owner) else function, include_extras=True)
+        names = inspect.signature(function).parameters
+        kinds = {n: hints[n] for n in names if n in hints} | kinds
+        rest = [n for n, p in names.items() if p.kind is p.VAR_KEYWORD]
+        if not rest:
+            break
+        if get_origin(rest_kind := kinds.pop(rest[0], None)) is Unpack:
+            kinds |= get_type_hints(get_args(rest_kind)[0], include_extras=True)
+    return kinds
+
+
+def require(value: Any, kind: Any, name: str) -> None:
+    """`ValueError` for a value of another kind. A mandatory value that is missing is Hydra's to report."""
+    if value != MISSING and not accepts(kind, value):
+        raise ValueError(f"{name} {value!r} must be {described(kind)}: set {name}=VALUE")
+
+
+def accepts(kind: Any, value: Any) -> bool:
+    """Whether a value of a config is of a kind. An object of any class is a config with its `_target_`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return accepts(args[0], value) and value >= args[1].least
+    if origin in UNIONS:
+        return any(accepts(one, value) for one in args)
+    if kind in (Any, Text, type(None)):
+        return kind is Any or isinstance(value, str if kind is Text else kind)
+    if kind in (bool, str):
+        return isinstance(value, kind) and value != ""
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool) and math.isfinite(value)
+    if (origin or kind) in LISTS:
+        return isinstance(value, list) and accepts_items(args, value)
+    if (origin or kind) in DICTS:
+        key, item = args or (Any, Any)
+        return isinstance(value, dict) and all(accepts(key, k) and accepts(item, v) for k, v in value.items())
+    return isinstance(value, dict)
+
+
+def accepts_items(kinds: tuple[Any, ...], values: list[Any]) -> bool:
+    """Whether the values of a list are of the kinds that its annotation names: one for all, or, of a tuple, each its
+    own."""
+    each = kinds if len(kinds) > 1 and Ellipsis not in kinds else (kinds or (Any,))[:1] * len(values)
+    return len(each) == len(values) and all(map(accepts, each, values))
+
+
+def described(kind: Any) -> str:
+    """A kind in words."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return f"{described(args[0])} of at least {args[1].least:g}"
+    if origin in UNIONS:
+        return " or ".join(map(described, args))
+    if kind is type(None):
+        return "null"
+    if (origin or kind) in LISTS:
+        return f"a list of {' and '.join(map(described, args))}" if args else "a list"
+    if (origin or kind) in DICTS:
+        return "a mapping" + (f" to {described(args[1])}" if args and args[1] is not Any else "")
+    return WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}, with its _target_"

@@ -120,7 +120,11 @@ class Conversion(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         # Every process validates all rows, and finds the same.
-        self.log("val/nelbo", self.val_sum / max(self.val_count, 1), prog_bar=True, sync_dist=True)
+        self.log("val/nelbo", self.val_nelbo(), prog_bar=True, sync_dist=True)
+
+    def val_nelbo(self) -> float:
+        """Of the validation so far, in nats per maskable token."""
+        return self.val_sum / max(self.val_count, 1)
 
     def configure_optimizers(self):
         return self.optimizer_builder.build(self.denoiser, int(self.trainer.estimated_stepping_batches))

@@ -5,8 +5,9 @@ A path names a value of a config group by its place in the config. Between the g
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import Any
+
+import numpy as np
 
 
 class Schedule:
@@ -20,11 +21,7 @@ class Schedule:
 
     def __call__(self, progress: float) -> float:
         """The value at `progress`; before the first point and after the last it is constant."""
-        i = bisect_right(self.progress, progress)
-        if i == 0 or i == len(self.progress):
-            return self.value[min(i, len(self.value) - 1)]
-        share = (progress - self.progress[i - 1]) / (self.progress[i] - self.progress[i - 1])
-        return self.value[i - 1] + share * (self.value[i] - self.value[i - 1])
+        return float(np.interp(progress, self.progress, self.value))
 
 
 class Schedules:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.data import prose, tasks
 from dlm.data.packing import PackedRows, Source, TaskSource, Windows, collate
+from dlm.data.text import encode, refuse_mask
+from dlm.runs.digest import fingerprint
 
 VAL_SEED = 1_000_003
 
@@ -35,8 +39,8 @@ class RowOrder(Sampler):
 class PackedData(lightning.LightningDataModule):
     """Rows drawn from `sources(split)`, tokenised by the parent's own tokenizer.
 
-    `mixture` weighs the sources (by rows); `length` is L; validation uses `val_rows` rows of the val split, the same
-    for every run.
+    `mixture` weighs the sources (by rows; of one that weighs 0 nothing is seen at all); `length` is L; validation uses
+    `val_rows` rows of the val split, the same for every run.
     """
 
     def __init__(self, length: int, batch_size: int, val_rows: int, mixture: dict[str, float]):
@@ -50,6 +54,7 @@ class PackedData(lightning.LightningDataModule):
             raise ValueError(f"data.mixture {dict(mixture)} must hold weights >= 0 of which one is > 0")
         self.length, self.batch_size, self.val_rows = length, batch_size, val_rows
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
+        self.excluded = set(mixture) - set(self.mixture)  # what weighs 0 does not fill the ends of rows, either
 
     def prepare(
         self,
@@ -76,7 +81,7 @@ class PackedData(lightning.LightningDataModule):
         return PackedRows(
             [sources[n] for n in names],
             [self.mixture[n] for n in names],
-            next((s for s in sources.values() if isinstance(s, Windows)), None),
+            next((s for n, s in sources.items() if isinstance(s, Windows) and n not in self.excluded), None),
             self.length,
             num_rows,
             self.pad_id,
@@ -84,6 +89,12 @@ class PackedData(lightning.LightningDataModule):
             self.tail,
             seed,
         )
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the tokens that rows are drawn from; what is generated is the code's."""
+        sources = (s for rows in (self.train_rows, self.validation_rows) for s in (*rows.sources, rows.filler))
+        texts = (ids for source in sources if isinstance(source, Windows) for ids in source.texts)
+        return fingerprint(memoryview(array("q", ids)).cast("B") for ids in texts)
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -116,9 +127,11 @@ class Embedded(PackedData):
         self.families = list(families or tasks.FAMILIES)
 
     def sources(self, split, tokenizer):
+        chapters = prose.encoded(split, tokenizer)
+        refuse_mask(tokenizer, ((f"chapter {n} of the {split} prose", ids) for n, ids in enumerate(chapters, 1)))
         return {
             "tasks": TaskSource(split, tokenizer, self.families),
-            "prose": Windows(prose.encoded(split, tokenizer), tokenizer.eos_token_id),
+            "prose": Windows(chapters, tokenizer.eos_token_id),
         }
 
 
@@ -132,16 +145,38 @@ class Text(PackedData):
         super().__init__(mixture={"text": 1.0}, **kwargs)
         self.path, self.field, self.split = path, field, split
 
-    def sources(self, split, tokenizer):
-        texts = self.texts()
-        held_out = max(1, len(texts) // 20)
-        if len(texts) < 2:
-            raise ValueError(f"data.path {self.path!r} holds {len(texts)} non-empty documents; at least 2 are needed")
-        texts = texts[:-held_out] if split == "train" else texts[-held_out:]
-        return {"text": Windows(tokenizer(texts)["input_ids"], tokenizer.eos_token_id)}
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        super().prepare(*args, **kwargs)
+        self.__dict__.pop("documents", None)  # the text itself; its tokens are all that training reads
 
-    def texts(self) -> list[str]:
-        """The non-empty documents."""
+    def sources(self, split, tokenizer):
+        numbers, texts = list(self.documents), list(self.documents.values())
+        if len(texts) < 2:
+            part = "; blank lines part the documents of a .txt file" if self.path.endswith(".txt") else ""
+            raise ValueError(
+                f"data.path {self.path!r} holds {len(texts)} non-empty documents; at least 2 are needed{part}"
+            )
+        held_out = max(1, len(texts) // 20)
+        chosen = slice(None, -held_out) if split == "train" else slice(-held_out, None)
+        encoded = encode(tokenizer, texts[chosen])
+        names = (f"document {n} of data.path {self.path!r}" for n in numbers[chosen])
+        refuse_mask(tokenizer, zip(names, encoded, strict=True))
+        return {"text": Windows(encoded, tokenizer.eos_token_id)}
+
+    @cached_property
+    def documents(self) -> dict[int, str]:
+        """The non-empty documents by their number in the file, from 1."""
+        column = self.column()
+        for number, text in enumerate(column, 1):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"data.field {self.field!r} of {self.path!r} does not hold text in document {number}, but "
+                    f"{'nothing' if text is None else repr(text)[:80]}: give it text, or leave the document out"
+                )
+        return {number: text for number, text in enumerate(column, 1) if text.strip()}
+
+    def column(self) -> list[Any]:
+        """What `field` holds in every row of the dataset."""
         from datasets import load_dataset
 
         file = Path(self.path).expanduser()
@@ -150,8 +185,7 @@ class Text(PackedData):
         try:
             if file.exists():
                 kind = FORMATS[file.suffix]
-                options = {"sample_by": "paragraph"} if kind == "text" else {}
-                dataset = load_dataset(kind, data_files=str(file), split=self.split, **options)
+                dataset = load_dataset(kind, data_files=str(file), split=self.split, **OPTIONS.get(kind, {}))
             else:
                 dataset = load_dataset(self.path, split=self.split)
         except KeyError as error:
@@ -164,10 +198,11 @@ class Text(PackedData):
             ) from error
         if self.field not in dataset.column_names:
             raise ValueError(f"data.field {self.field!r} is not a column of {self.path!r}: {dataset.column_names}")
-        column = dataset[self.field]
-        if not all(isinstance(text, str) for text in column):
-            raise ValueError(f"data.field {self.field!r} of {self.path!r} does not hold text")
-        return [text for text in column if text.strip()]
+        return list(dataset[self.field])
 
 
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+OPTIONS = {
+    "text": {"sample_by": "paragraph"},
+    "csv": {"keep_default_na": False},  # the word NA is text
+}

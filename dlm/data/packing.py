@@ -6,6 +6,7 @@ row i sees what the uninterrupted run would have seen.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dlm.data import tasks
+from dlm.data.text import refuse_mask
 from dlm.types import Batch
 
 ATTEMPTS = 100  # at drawing a document that fits an empty row
@@ -129,10 +131,10 @@ class Windows(Source):
         self.texts = [ids + [eos_id] for ids in texts if ids]
         if not self.texts:
             raise ValueError("the dataset holds no text: every document is empty")
-        self.lengths = [len(ids) for ids in self.texts]
+        self.cum_lengths = list(itertools.accumulate(map(len, self.texts)))  # summed once, not at every draw
 
     def draw(self, rng: random.Random, room: int) -> Document:
-        ids = rng.choices(self.texts, self.lengths)[0]
+        ids = rng.choices(self.texts, cum_weights=self.cum_lengths)[0]
         start = rng.randrange(max(1, len(ids) - MIN_ROOM))
         window = ids[start : start + room]
         return Document(window, [True] * len(window))
@@ -142,7 +144,7 @@ class TaskSource(Source):
     """Generated tasks of one split: the prompt is context, the answer and its EOS are maskable."""
 
     def __init__(self, split: str, tokenizer, families: list[str]):
-        self.split, self.families = split, families
+        self.split, self.tokenizer, self.families = split, tokenizer, families
         self.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
         self.bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
         self.eos_id = tokenizer.eos_token_id
@@ -153,6 +155,7 @@ class TaskSource(Source):
         answer = self.encode(example.answer) + [self.eos_id]
         if len(prompt) + len(answer) > room:
             return None
+        refuse_mask(self.tokenizer, [(f"the task {example.prompt + example.answer!r}", prompt + answer)])
         return Document(prompt + answer, [False] * len(prompt) + [True] * len(answer))
 
 

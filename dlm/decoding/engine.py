@@ -25,6 +25,7 @@ from dlm.decoding.canvas import Canvas, Generation, room, whole_blocks
 from dlm.decoding.graph import Replay, compiled
 from dlm.decoding.step import Stop, step
 from dlm.model.denoiser import Denoiser
+from dlm.model.positions import require_positions
 
 OnStep = Callable[[Canvas], None]
 Begin = Callable[[Canvas, Tensor], Callable[[], None]]
@@ -52,7 +53,7 @@ def generate(
     asked at the end of each block; `on_step(canvas)` is called after every forward. `compile` compiles a step, once for
     a shape: minutes for a large model; a step that samples or has a `stop` runs as it is. Raises `ValueError` for a
     prompt that cannot be continued."""
-    eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
+    eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size, decoder.sliding)
     device, size = denoiser.model.device, denoiser.pattern.block_size
     fixed_shapes = compile or device.type != "cpu"
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths share a batch
@@ -90,12 +91,20 @@ def checked(
     max_new_tokens: int,
     eos_id: int | list[int] | None,
     batch_size: int,
+    sliding: bool,
 ) -> Int[Tensor, " E"]:
     """The EOS tokens on the model's device; `ValueError` for what cannot be decoded."""
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1")
     if denoiser.token_shift and not all(prompts):
         raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
+    for number, prompt in enumerate(prompts, 1):
+        if denoiser.mask_id in prompt:
+            raise ValueError(f"prompt {number} holds the mask token (id {denoiser.mask_id}): it stands for no text")
+    longest = max(map(len, prompts), default=0)
+    row = room(longest + max_new_tokens, denoiser.pattern.block_size, sliding)
+    what = f"a row of {row} tokens (a prompt of {longest}, max_new_tokens {max_new_tokens}, up to the end of a block)"
+    require_positions(denoiser.model, row if prompts else 0, what, "shorten the prompt or lower max_new_tokens")
     return torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=denoiser.model.device).flatten()
 
 
@@ -119,7 +128,7 @@ def in_batches(
     `spare` slots behind the longest sequence. Finished sequences leave it where `rows_leave`, else they stay: what a
     loop keeps beside the canvas has a row of each. Raises `ValueError` as `generate`.
     """
-    eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size)
+    eos_ids = checked(denoiser, prompts, max_new_tokens, eos_id, batch_size, sliding)
     training, size = denoiser.training, denoiser.pattern.block_size
     denoiser.eval()
     done: dict[int, Generation] = {}

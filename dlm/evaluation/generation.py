@@ -6,13 +6,14 @@ Accuracy alone can hide how a model fails: a dLM whose blocks are too large for 
 from __future__ import annotations
 
 import pandas as pd
-from scipy.stats import binomtest
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.packing import adds_bos
 from dlm.data.tasks import Example, check
 from dlm.decoding.base import Decoder
+from dlm.evaluation.interval import wilson
 from dlm.model.denoiser import Denoiser
+from dlm.model.eos import eos_ids
 
 DEGENERATE = ("repetitive", "empty", "endless")  # columns of degenerate outputs, see `run_tasks`
 REPEATS, LOOP = 4, 16  # an output loops if it ends in a piece repeated this often, over at least this many tokens
@@ -35,12 +36,12 @@ def run_tasks(
     """One row per example: `family, correct, tokens, nfe, rows, prompt_tokens, output`, the `step` and `confidence` of
     each token, and whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it
     has no EOS). `rows` are the input rows of all its forwards."""
-    prompts = prompt_ids(tokenizer, examples)
-    generations = decoder.generate(denoiser, prompts, max_new_tokens, tokenizer.eos_token_id, batch_size=batch_size)
+    prompts, ends = prompt_ids(tokenizer, examples), eos_ids(denoiser.model, tokenizer)
+    generations = decoder.generate(denoiser, prompts, max_new_tokens, ends, batch_size=batch_size)
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)
-        ended = tokenizer.eos_token_id in generation.tokens[-1:]
+        ended = not set(ends).isdisjoint(generation.tokens[-1:])
         text = generation.tokens[:-1] if ended else generation.tokens
         rows.append(
             {
@@ -74,22 +75,22 @@ def accuracy(results: pd.DataFrame) -> dict:
     """Exact match with its 95 % interval (Wilson), tokens per forward and per input row, and the share of degenerate
     outputs, as far as `results` has these columns; per family and over all items."""
 
-    def one(group: pd.DataFrame) -> dict:
-        interval = binomtest(int(group["correct"].sum()), len(group)).proportion_ci(method="wilson")
-        more = group.filter(items=DEGENERATE).mean().to_dict()
+    def summarize(group: pd.DataFrame) -> dict:
+        low, high = wilson(int(group["correct"].sum()), len(group))
+        optional = group.filter(items=DEGENERATE).mean().to_dict()
         if "rows" in group:
-            more["tokens_per_row"] = float(group["tokens"].sum() / group["rows"].sum())
+            optional["tokens_per_row"] = float(group["tokens"].sum() / group["rows"].sum())
         return {
             "accuracy": float(group["correct"].mean()),
-            "low": interval.low,
-            "high": interval.high,
+            "low": low,
+            "high": high,
             "n": len(group),
             "tpf": float(group["tokens"].sum() / group["nfe"].sum()),
             "nfe": float(group["nfe"].mean()),
-            **more,
+            **optional,
         }
 
-    return one(results) | {"families": {name: one(group) for name, group in results.groupby("family")}}
+    return summarize(results) | {"families": {name: summarize(group) for name, group in results.groupby("family")}}
 
 
 def trace_summary(results: pd.DataFrame, block_size: int) -> list[dict]:

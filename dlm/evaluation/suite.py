@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.config.finished import FinishedRun
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
 from dlm.decoding.fixed import Fixed
@@ -20,10 +19,14 @@ from dlm.decoding.threshold import Threshold
 from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
+from dlm.evaluation.items import items_version
 from dlm.evaluation.likelihood import likelihood, windows
+from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.throughput import interleaved
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent, load_parent
+from dlm.model.eos import eos_ids
+from dlm.model.parent import Parent
+from dlm.runs.digest import FILE_DIGITS, digest
 from dlm.runs.run import Run
 from dlm.runs.storage import read_json, write_atomically, write_json
 
@@ -34,18 +37,19 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     """Every measurement of a run, as the record holds it; {} where `evaluation=none`."""
     if not cfg.tasks_per_family:
         return {}
-    config = run.config
-    converted = load_parent(str(run.trained_model()), dtype=config.model.get("dtype", "float32"), check=False)
-    dlm = converted_denoiser(config, converted)
-    parent = make(config.model, check=False)
-    ar = ar_denoiser(parent)
+    finished = FinishedRun(run)
+    dlm, converted = finished.dlm, finished.converted
+    require_evaluable(dlm, converted.tokenizer, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens)
+    ar, parent = finished.ar, finished.parent
     fingerprint = run.record["parent"]["fingerprint"]
-    cache = run.folder.parent / ".parents" / f"{fingerprint}-{digest(cfg)}.json"
+    key = digest(parent_settings(cfg, eos_ids(parent.model, parent.tokenizer)), FILE_DIGITS)
+    cache = run.folder.parent / ".parents" / f"{fingerprint}-{key}.json"
     cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
-    measured = cached(cache)
+    version = items_version()
+    measured = cached(cache, version)
     if measured is None:
         measured = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]
-        write_json(cache, measured)
+        write_json(cache, measured | {"items": version})
     chosen = calibrate(dlm, converted, cfg)
     found, items = measure_model(dlm, converted, cfg, {ONE_TOKEN: Fixed(1)} | chosen)
     write_atomically(run.folder / "items.csv", items.drop(columns=["step", "confidence"]).to_csv(index=False))
@@ -53,6 +57,7 @@ def evaluate_run(run: Run, cfg: DictConfig) -> dict[str, Any]:
     write_atomically(run.folder / "trace.json", json.dumps(trace_summary(first, dlm.pattern.block_size)))
     return {
         "settings": OmegaConf.to_container(cfg, resolve=True),
+        "items": version,
         "parent": measured,
         "dlm": found,
         "throughput": measure_throughput(ar, dlm, parent, chosen, cfg),
@@ -65,27 +70,34 @@ def evaluate_again(run: Run, cfg: DictConfig) -> None:
     run.seal("items.csv", "trace.json")
 
 
-def cached(path: Path) -> dict[str, Any] | None:
-    """What was measured before; None where it was not, or where the file is damaged, which is said."""
+def cached(path: Path, version: str) -> dict[str, Any] | None:
+    """What was measured before. None where it was not, where it was of items of another version, or where the file is
+    damaged, which is said."""
     if not path.exists():
         return None
     try:
-        return read_json(path)
+        measured = read_json(path)
     except ValueError as error:
         print(f"{path} is damaged ({error}): measuring the parent again", file=sys.stderr)
         return None
+    return measured if measured.pop("items", None) == version else None
 
 
 def is_evaluated(run: Run, cfg: DictConfig) -> bool:
-    """Whether a run's record holds what `evaluate_run` would measure."""
+    """Whether a run's record holds what `evaluate_run` would measure. Records of earlier versions do not say of which
+    items they are, and count."""
+    if not cfg.tasks_per_family:
+        return True
     found = run.record.get("evaluation") or {}
-    return not cfg.tasks_per_family or found.get("settings") == OmegaConf.to_container(cfg, resolve=True)
+    if found.get("settings") != OmegaConf.to_container(cfg, resolve=True):
+        return False
+    return "items" not in found or found["items"] == items_version()
 
 
-def digest(cfg: DictConfig) -> str:
-    """What the parent's measurements depend on."""
+def parent_settings(cfg: DictConfig, ends: list[int]) -> dict[str, Any]:
+    """What the parent's measurements depend on beside its weights; `ends` are the tokens that end its answers."""
     used = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
-    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:8]
+    return used | ({"ends": ends} if len(ends) > 1 else {})  # a single one is the tokenizer's, and needs no key
 
 
 def measure_model(
@@ -135,8 +147,10 @@ def measure_throughput(
     prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
 
     def decode(denoiser: Denoiser, decoder: Decoder):
+        ends = eos_ids(denoiser.model, parent.tokenizer)
+
         def once() -> int:
-            made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, parent.tokenizer.eos_token_id, batch_size=1)
+            made = decoder.generate(denoiser, prompts, cfg.max_new_tokens, ends, batch_size=1)
             return sum(len(g.tokens) for g in made)
 
         return once

@@ -1,4 +1,8 @@
-"""Times of several arms, taken in turns so that the machine's load and temperature affect all alike."""
+"""Times of several arms, taken in turns so that the machine's load and temperature affect all alike.
+
+`torch.utils.benchmark.Timer` times one statement after another, so that a change of load between two of them looks like
+a difference. It has no untimed set-up before each run, no clock of another process, and no ratios per round.
+"""
 
 from __future__ import annotations
 

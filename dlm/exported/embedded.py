@@ -14,12 +14,15 @@ import hydra
 from omegaconf import DictConfig
 from transformers import AutoConfig
 
+from dlm.config.arguments import call
 from dlm.config.build import ar_denoiser
+from dlm.config.finished import FinishedRun
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Embedded
 from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
-from dlm.exported.model_card import table
-from dlm.model.parent import load_parent
+from dlm.markdown import table
 from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 
@@ -61,12 +64,12 @@ is learnt, not memorised. Four-way cloze by likelihood: {found[cloze]:.1%} of {f
 """  # noqa: E501
 
 
-def card(run: Run) -> str:
+def card(finished: FinishedRun) -> str:
     """The card of a parent run, from its record and its model."""
-    record, config, shape = run.record, run.config, AutoConfig.from_pretrained(run.model_folder)
+    record, config, shape = finished.run.record, finished.config, AutoConfig.from_pretrained(finished.folder)
     found = record["evaluation"]["dlm"]
     overall, test = found["generation"][0], Likelihood(**found["likelihood"])
-    train = likelihood_of_training_prose(run)
+    train = likelihood_of_training_prose(finished)
     rows = [
         [name, f"{g['accuracy']:.1%}", f"{g['low']:.1%} – {g['high']:.1%}", str(g["n"])]
         for name, g in (*overall["families"].items(), ("**all**", overall))
@@ -88,31 +91,34 @@ def card(run: Run) -> str:
     )
 
 
-def likelihood_of_training_prose(run: Run) -> Likelihood:
+def likelihood_of_training_prose(finished: FinishedRun) -> Likelihood:
     """The same measure as on the held-out prose, on as much of the prose that the model was trained on."""
-    parent, settings = load_parent(str(run.model_folder), check=False), run.record["evaluation"]["settings"]
+    parent, settings = finished.converted, finished.run.record["evaluation"]["settings"]
     texts = list(prose.chapters("train"))[::18]  # spread over the book, as the held-out chapters are
     rows, num_bytes = windows(texts, parent.tokenizer, settings["length"], settings["likelihood_rows"])
     return likelihood(ar_denoiser(parent), rows, num_bytes, 1, settings["batch_size"])
 
 
 def install(run: Run, to: Path) -> None:
-    """Copy a run's model to the folder `to` and write its card. `ValueError` where the weights are too large."""
-    size = (run.model_folder / "model.safetensors").stat().st_size
+    """Copy a run's model to the folder `to` and write its card. `ValueError` where the weights are too large or
+    damaged."""
+    finished = FinishedRun(run)
+    size = (finished.folder / "model.safetensors").stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"the weights of run {run.id} take {size:,} bytes; at most {MAX_BYTES:,} are committed")
-    text = card(run)
-    shutil.copytree(run.model_folder, to, dirs_exist_ok=True)
+    text = card(finished)
+    shutil.copytree(finished.folder, to, dirs_exist_ok=True)
     write_atomically(to / "README.md", text)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="embedded")
 @command
 def main(cfg: DictConfig) -> None:
-    run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(cfg.run, cfg.runs_dir)
+    require_kinds(cfg, Embedded)
+    run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
     install(run, Path(cfg.to))
     print(f"{cfg.to}: the model of run {run.id}, and its card")
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

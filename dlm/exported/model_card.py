@@ -8,13 +8,14 @@ from omegaconf import DictConfig
 
 from dlm.config.targets import name_of
 from dlm.evaluation.summary import label
+from dlm.markdown import table
 from dlm.runs.run import Run
 
 USAGE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 inputs = tokenizer("…", return_tensors="pt")
 out = model.generate(inputs.input_ids, max_new_tokens=128, return_dict_in_generate=True)
@@ -22,8 +23,11 @@ print(tokenizer.decode(out.sequences[0, inputs.input_ids.shape[1] :], skip_speci
 ```
 
 `generate` also takes `threshold` (commit every token more probable than this), `tokens_per_step` (or a fixed number),
-`temperature`, `top_p`, `generator`, `eos_token_id`, `stop_strings` with `tokenizer`, and `attention_mask`. Without
-`trust_remote_code` the weights load as the parent's class, which decodes autoregressively: that is not this model."""
+`temperature`, `top_p`, `top_k`, `do_sample`, `generator`, `eos_token_id`, `pad_token_id`, `stop_strings` with
+`tokenizer`, `attention_mask`, `max_length`, and a `generation_config` that holds any of these, so that
+`pipeline("text-generation", "{name}", trust_remote_code=True)` works. What it does not have (beams, penalties) it
+refuses by name. Without `trust_remote_code` nothing loads: the parent's class would decode autoregressively, which is
+not this model."""
 
 
 def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
@@ -77,9 +81,3 @@ def accuracy_table(evaluation: dict[str, Any]) -> str:
     ]
     header = ["", "exact match", "95 % interval", "items", "tokens/forward", "forwards/answer"]
     return table(header, rows) + "\n\nOne run, one seed; every forward of the network is counted."
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

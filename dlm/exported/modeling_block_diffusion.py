@@ -9,13 +9,63 @@ so the number of forwards (NFE) is the number of denoising steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedTokenizerBase, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers import Qwen3Config as ParentConfig
 from transformers import Qwen3ForCausalLM as Parent
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import ModelOutput
+
+# What `generate` of transformers knows and this decoding has: how it samples, how long, where it ends.
+HONOURED = {
+    "max_new_tokens",
+    "max_length",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "eos_token_id",
+    "pad_token_id",
+}
+HONOURED |= {"stop_strings", "return_dict_in_generate", "threshold", "tokens_per_step"}
+# What changes no token here: the cache is always used, there are no beams and no assistant.
+MEANINGLESS = {
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "max_cache_len",
+    "disable_compile",
+    "compile_config",
+}
+MEANINGLESS |= {"bos_token_id", "decoder_start_token_id", "token_type_ids", "early_stopping", "length_penalty"}
+MEANINGLESS |= {"renormalize_logits", "remove_invalid_values", "low_memory", "synced_gpus", "is_assistant"}
+MEANINGLESS |= {"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"}
+MEANINGLESS |= {"transformers_version", "_from_model_config", "trust_remote_code"}
+# What changes nothing at 1.
+FACTORS = {"num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty", "encoder_repetition_penalty"}
+FACTORS |= {"guidance_scale", "typical_p"}
+OF_SAMPLING = {"min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+
+
+class BlockDiffusionConfig(ParentConfig):
+    """The parent's config under a type of its own: without this code nothing can load it, as an AR model say."""
+
+    model_type = f"block_diffusion_{ParentConfig.model_type}"
+
+
+# How the parent's weights are named and merged in a checkpoint is known by its type (mixtures of experts).
+if (mapping := get_checkpoint_conversion_mapping(ParentConfig.model_type)) is not None:
+    register_checkpoint_conversion_mapping(BlockDiffusionConfig.model_type, mapping, overwrite=True)
 
 
 @dataclass
@@ -36,6 +86,7 @@ class CommitRule:
     top_p: float
     eos_ids: Tensor  # [E]
     generator: torch.Generator | None
+    top_k: int = 0  # 0: all
 
     def __post_init__(self):
         if (self.threshold is None) == (self.tokens_per_step is None):
@@ -52,6 +103,8 @@ class CommitRule:
             token = logits.argmax(-1)
             return token, probability.gather(-1, token[:, None])[:, 0]
         scaled = logits.float() / self.temperature
+        if self.top_k:
+            scaled = TopKLogitsWarper(self.top_k)(None, scaled)
         if self.top_p < 1:
             scaled = TopPLogitsWarper(self.top_p)(None, scaled)
         token = torch.multinomial(scaled.softmax(-1), 1, generator=self.generator)
@@ -88,6 +141,10 @@ class StopStrings:
         if "" in self.strings:
             raise ValueError("a stop string must not be empty: every text holds it")
 
+    @classmethod
+    def of(cls, strings: str | list[str] | None, tokenizer: PreTrainedTokenizerBase | None) -> StopStrings:
+        return cls([strings] if isinstance(strings, str) else strings or [], tokenizer)
+
     def found(self, tokens: Tensor) -> bool:
         text = self.tokenizer.decode(tokens)
         return any(string in text for string in self.strings)
@@ -99,49 +156,92 @@ class StopStrings:
         return next(n for n in range(1, len(tokens) + 1) if self.found(tokens[:n]))
 
 
+def understood(asked: dict[str, Any]) -> dict[str, Any]:
+    """Of what is asked for, in the words of transformers' `generate`, the part that decoding goes by. `ValueError` for
+    what would change the tokens and is not to be had here."""
+    greedy = asked.get("do_sample") is False or not (asked.get("do_sample") or asked.get("temperature"))
+    for name, value in asked.items():
+        idle = value is None or (not isinstance(value, Tensor) and not value) or (name in FACTORS and value == 1)
+        if not (name in HONOURED | MEANINGLESS or idle or (greedy and name in OF_SAMPLING)):
+            raise ValueError(f"{name}={value!r} is not to be had in block diffusion: leave it out")
+    found = {name: value for name, value in asked.items() if name in HONOURED and value is not None}
+    found["temperature"] = 0.0 if greedy and found.get("temperature", 0.0) >= 0 else found.get("temperature", 1.0)
+    return found
+
+
 class BlockDiffusionForCausalLM(Parent):
     """The parent with the attention and the decoding of the diffusion model that it was converted to."""
+
+    config_class = BlockDiffusionConfig
 
     @torch.no_grad()
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        max_new_tokens: int = 256,
-        threshold: float | None = None,
-        tokens_per_step: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        eos_token_id: int | list[int] | None = None,
-        stop_strings: str | list[str] | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         generator: torch.Generator | None = None,
-        return_dict_in_generate: bool = False,
+        **given: Any,
     ) -> Tensor | BlockDiffusionOutput:
-        """Continue every row of `input_ids` [B, P] (padding is where `attention_mask` is 0), one after the other.
+        """Continue every row of `input_ids` (or `inputs`) [B, P] (padding is where `attention_mask` is 0), one after
+        the other, by at most `max_new_tokens` (256), or up to `max_length`.
 
-        By default the commit rule is the one in the config and decoding is greedy. `stop_strings` are looked for with
-        `tokenizer` at the end of each block. Returns [B, T] token ids, EOS or the stop string included; with
-        `return_dict_in_generate` also the forwards they took.
+        By default the commit rule is the one in the config, and decoding is greedy: `threshold` or `tokens_per_step`
+        set another, `temperature`, `top_p`, `top_k`, `do_sample` and `generator` sample. `eos_token_id` and
+        `stop_strings`, looked for with `tokenizer` at the end of each block, end a text; `pad_token_id` fills it up. A
+        `generation_config` may hold all of these. Returns [B, T] token ids, EOS or the stop string included; with
+        `return_dict_in_generate` also the forwards they took. Raises `ValueError` for any other setting that would
+        change the tokens.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
+        if (input_ids is None) == (inputs is None):
+            raise ValueError("give the prompts as input_ids, or as inputs, [B, P]")
         if self.config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f"attn_implementation {self.config._attn_implementation!r} cannot be used: sdpa or eager")
-        if threshold is None and tokens_per_step is None:
-            threshold, tokens_per_step = self.config.threshold, self.config.tokens_per_step
-        eos = self.generation_config.eos_token_id if eos_token_id is None else eos_token_id
-        eos_ids = torch.tensor([] if eos is None else eos, dtype=torch.long, device=self.device).flatten()
-        rule = CommitRule(threshold, tokens_per_step, temperature, top_p, eos_ids, generator)
-        stop = StopStrings([stop_strings] if isinstance(stop_strings, str) else stop_strings or [], tokenizer)
-        input_ids = input_ids.to(self.device)
+        configs = [c.to_diff_dict() for c in (self.generation_config, generation_config) if c is not None]
+        asked = {name: value for config in configs for name, value in config.items()}
+        if given.get("temperature") is not None:
+            asked.pop("do_sample", None)  # a temperature says enough
+        asked = understood(asked | given | ({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}))
+        input_ids = (inputs if input_ids is None else input_ids).to(self.device)
+        rule, stop = self.commit_rule(asked, generator), StopStrings.of(asked.get("stop_strings"), tokenizer)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
         prompts = [ids[keep.bool()] for ids, keep in zip(input_ids, real, strict=True)]
+        if any(self.config.mask_token_id in prompt for prompt in prompts):
+            raise ValueError(f"input_ids hold the mask token (id {self.config.mask_token_id}): it stands for no text")
+        max_new_tokens = self.room(asked, input_ids.shape[1], max(map(len, prompts)))
         made = [self.continue_one(prompt, max_new_tokens, rule, stop) for prompt in prompts]
-        pad = next(p for p in (self.generation_config.pad_token_id, *eos_ids.tolist(), 0) if p is not None)
+        pad = next(p for p in (asked.get("pad_token_id"), *rule.eos_ids.tolist(), 0) if p is not None)
         sequences = torch.cat([input_ids, pad_sequence([new for new, _ in made], True, pad)], 1)
         nfe = torch.tensor([n for _, n in made], device=self.device)
-        return BlockDiffusionOutput(sequences=sequences, nfe=nfe) if return_dict_in_generate else sequences
+        return BlockDiffusionOutput(sequences=sequences, nfe=nfe) if asked.get("return_dict_in_generate") else sequences
+
+    def commit_rule(self, asked: dict[str, Any], generator: torch.Generator | None) -> CommitRule:
+        """The rule that is asked for, or else the one in the config."""
+        threshold, number = asked.get("threshold"), asked.get("tokens_per_step")
+        if threshold is None and number is None:
+            threshold, number = self.config.threshold, self.config.tokens_per_step
+        eos_ids = torch.tensor(asked.get("eos_token_id", []), dtype=torch.long, device=self.device).flatten()
+        sampling = asked["temperature"], asked.get("top_p", 1.0)
+        return CommitRule(threshold, number, *sampling, eos_ids, generator, asked.get("top_k", 0))
+
+    def room(self, asked: dict[str, Any], columns: int, begin: int) -> int:
+        """How many new tokens are asked for behind `columns` of prompts, the longest of `begin` tokens. `ValueError`
+        where that is none, or the block that they end in lies beyond the model's positions."""
+        new = asked.get("max_new_tokens", asked["max_length"] - columns if "max_length" in asked else 256)
+        if new < 1:
+            raise ValueError(f"max_new_tokens {new} must be at least 1 (max_length counts the prompt of {columns} too)")
+        size = self.config.block_size
+        row, limit = -(-(begin + new) // size) * size, getattr(self.config, "max_position_embeddings", None)
+        if limit is not None and row > limit:
+            raise ValueError(
+                f"a prompt of {begin} and max_new_tokens {new} need {row} positions in whole blocks, and the model has "
+                f"{limit}: shorten the prompt or lower max_new_tokens"
+            )
+        return new
 
     def continue_one(
         self, prompt: Tensor, max_new_tokens: int, rule: CommitRule, stop: StopStrings

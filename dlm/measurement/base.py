@@ -6,38 +6,14 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
-from dlm.config.build import ar_denoiser, converted_denoiser, make, make_masking
+from dlm.config.build import converted_denoiser, make_masking
+from dlm.config.finished import FinishedRun
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent, load_parent
-from dlm.runs.run import Run
 
 
-class Subject:
-    """A finished run's dLM and its AR parent. What is asked for is loaded, once."""
-
-    def __init__(self, run: Run):
-        if not run.model_folder.exists():
-            raise ValueError(f"run {run.id} is {run.status} and has no model: finish it with the command that began it")
-        self.run, self.config = run, run.config
-
-    @cached_property
-    def converted(self) -> Parent:
-        """The converted weights with their tokenizer."""
-        return load_parent(str(self.run.model_folder), dtype=self.config.model.get("dtype", "float32"), check=False)
-
-    @cached_property
-    def parent(self) -> Parent:
-        return make(self.config.model, check=False)
-
-    @cached_property
-    def ar(self) -> Denoiser:
-        """The parent, autoregressive."""
-        return ar_denoiser(self.parent)
-
-    @cached_property
-    def dlm(self) -> Denoiser:
-        return converted_denoiser(self.config, self.converted)
+class Subject(FinishedRun):
+    """A finished run, and what only measurements ask of one."""
 
     def with_block_size(self, block_size: int) -> Denoiser:
         """The dLM under its own pattern with another block size."""

@@ -13,6 +13,7 @@ from dlm.data import tasks
 from dlm.decoding.base import Decoder
 from dlm.evaluation.generation import prompt_ids, run_tasks, trace_summary
 from dlm.measurement.base import Measurement
+from dlm.model.eos import eos_ids
 
 
 class Trace(Measurement):
@@ -49,7 +50,7 @@ class Trace(Measurement):
         recorder, (prompt,) = Recorder(self.decoder), prompt_ids(tokenizer, [example])
         # With a `stop` no step is replayed as a CUDA graph, in which nothing could be recorded.
         (made,) = recorder.generate(
-            denoiser, [prompt], self.max_new_tokens, tokenizer.eos_token_id, stop=lambda tokens: False
+            denoiser, [prompt], self.max_new_tokens, eos_ids(denoiser.model, tokenizer), stop=lambda tokens: False
         )
         size = denoiser.pattern.block_size
         step_of = dict(enumerate(made.step, start=len(prompt)))

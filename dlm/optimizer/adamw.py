@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +15,13 @@ class AdamWCosine:
     """
 
     def __init__(
-        self, lr: float, min_lr_ratio: float, warmup: float, betas: Iterable[float], weight_decay: float, fused: bool
+        self,
+        lr: float,
+        min_lr_ratio: float,
+        warmup: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        fused: bool,
     ):
         if not lr > 0:
             raise ValueError(f"lr {lr} must be > 0")
@@ -24,8 +29,10 @@ class AdamWCosine:
             raise ValueError(
                 f"optimizer.min_lr_ratio {min_lr_ratio} and optimizer.warmup {warmup} must lie in [0, 1] and [0, 1)"
             )
+        if weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay {weight_decay} must be >= 0")
         self.lr, self.min_lr_ratio, self.warmup = lr, min_lr_ratio, warmup
-        self.betas, self.weight_decay, self.fused = tuple(betas), weight_decay, fused
+        self.betas, self.weight_decay, self.fused = betas, weight_decay, fused
 
     def build(self, model: torch.nn.Module, num_steps: int) -> dict[str, Any]:
         """The optimizer of the trainable parameters, and its schedule over `num_steps` optimizer steps."""

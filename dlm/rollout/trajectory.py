@@ -13,6 +13,7 @@ from torch import Tensor
 from dlm.decoding.base import Decoder
 from dlm.masking.base import serial_documents
 from dlm.model.denoiser import Denoiser
+from dlm.model.eos import eos_ids
 from dlm.rollout.base import Rollout
 from dlm.types import Batch
 
@@ -29,7 +30,7 @@ class Trajectory(Rollout):
         self.decoder, self.batch_size = decoder, batch_size
 
     def bind(self, parent):
-        self.eos_id = parent.tokenizer.eos_token_id
+        self.eos_id, self.ends = parent.tokenizer.eos_token_id, eos_ids(parent.model, parent.tokenizer)
 
     def __call__(self, denoiser, batch, noised, generator):
         x0, step = batch.x0.clone(), torch.zeros_like(batch.x0)
@@ -43,7 +44,7 @@ class Trajectory(Rollout):
             chosen = [n for n, (_, begin, end) in enumerate(places) if end - begin == size]
             with torch.compiler.set_stance("force_eager"):  # its shapes would use up the versions of compiled layers
                 made = self.decoder.generate(
-                    denoiser, [prompts[n] for n in chosen], size, self.eos_id, batch_size=self.batch_size
+                    denoiser, [prompts[n] for n in chosen], size, self.ends, batch_size=self.batch_size
                 )
             for n, generation in zip(chosen, made, strict=True):
                 row, begin, end = places[n]

@@ -118,7 +118,8 @@ def line_of(record: dict[str, Any]) -> Line:
     """One of `MALFORMED` where a field has another type."""
     chosen = {group: record.get("choices", {}).get(group) for group in GROUPS}
     chosen |= {key: record.get("config", {}).get(key) for key in VALUES}
-    bound = record.get("train", {}).get("val/nelbo")
+    train = record.get("train", {})
+    bound = train.get("val/nelbo_final", train.get("val/nelbo"))
     tasks = (record.get("evaluation") or {}).get("dlm", {}).get("generation", [])
     return Line(
         float(record.get("created", 0)),

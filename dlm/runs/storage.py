@@ -8,14 +8,16 @@ one host), which object stores mounted as folders do not promise.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import uuid
 from pathlib import Path
 from typing import Any
 
+from dlm.runs.digest import checksum, digest
+
 SEALED, CHECKSUM = "sealed", "checksum"  # two, so that no flipped bit can make a file seem to be from before checksums
+JSON_DIGITS = 16  # of the checksum in a JSON file
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -35,7 +37,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """A JSON object with its own checksum in it."""
-    write_atomically(path, json.dumps(values | {SEALED: True, CHECKSUM: checksum(values)}, indent=1))
+    write_atomically(path, json.dumps(values | {SEALED: True, CHECKSUM: digest(values, JSON_DIGITS)}, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,23 +47,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"it holds {type(values).__name__}, not an object")
     sealed, found = values.pop(SEALED, None), values.pop(CHECKSUM, None)
-    if (sealed or found) and not (sealed and found == checksum(values)):
+    if (sealed or found) and not (sealed and found == digest(values, JSON_DIGITS)):
         raise ValueError("its checksum is wrong")
     return values
 
 
-def checksum(values: dict[str, Any]) -> str:
-    """Of the values, not of how they are laid out."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def digests(folder: Path, paths: list[Path]) -> dict[str, str]:
     """The SHA-256 of files, by their path inside a folder."""
-    found = {}
-    for path in sorted(p for p in paths if p.is_file()):
-        with path.open("rb") as file:
-            found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {str(path.relative_to(folder)): checksum(path) for path in sorted(p for p in paths if p.is_file())}
 
 
 def damaged(folder: Path, expected: dict[str, str]) -> list[str]:

@@ -122,6 +122,8 @@ class FiniteGuard(Callback):
 
 def norms_of(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
     """The norm of every gradient that is there, all at once."""
+    # `torch.nn.utils.get_total_norm`, the public way to this function, makes one number of them, which cannot say which
+    # tensor is bad; called for each it would be one kernel a tensor.
     return list(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
 
 

@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 from torch._inductor.config import cpp
 
 from dlm.config.build import Experiment, build, num_processes
+from dlm.config.inputs import require_fingerprint
 from dlm.evaluation.drift import measure, save_reference, summary
+from dlm.evaluation.longest import require_evaluable
 from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
@@ -22,6 +24,7 @@ from dlm.trainable import gate
 from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
 from dlm.trainer.drift_monitor import DriftMonitor
+from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
 from dlm.trainer.loggers import Progress, loggers
@@ -32,7 +35,7 @@ from dlm.trainer.selfcheck import SelfCheck
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
 SPACE_IN_WEIGHTS = 8
-Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor]
+Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor, FinalValidation]
 
 
 def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
@@ -47,6 +50,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     if resume:
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
+    require_evaluation(cfg, experiment)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     reference = reference_of(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
@@ -57,7 +61,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
     guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
     check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
-    watches = (check, interruption, guard, table, drifting)
+    watches = (check, interruption, guard, table, drifting, FinalValidation(table))
     trainer = make_trainer(cfg, run, experiment, watches, SameStart(run, resume))
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
@@ -77,17 +81,25 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         raise KeyboardInterrupt
 
 
+def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
+    """Refuse, before training, an evaluation whose rows the model has no positions for."""
+    if cfg.evaluation.tasks_per_family:
+        rows = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
+        require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *rows)
+
+
 def existing(checkpoint: Path) -> Path | None:
     return checkpoint if checkpoint.exists() else None
 
 
 def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: Watches) -> None:
     """What training has made and measured."""
-    check, _, guard, table, _ = watches
+    check, _, guard, table, _, final = watches
+    last = {name: float(value) for name, value in trainer.callback_metrics.items()}
     drift = measure(experiment.parent.model, check.reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
-        train=table.last_validation() | {name: float(value) for name, value in trainer.callback_metrics.items()},
+        train=table.last_validation() | last | {"val/nelbo_final": final.nelbo},
         drift=summary(drift),
         peak_memory=peak_memory(),
         selfcheck_seconds=check.seconds,
@@ -102,17 +114,17 @@ def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: 
 def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
     """The parent's weights, saved for drift to be measured against; `ValueError` where a run began with others."""
     parent = experiment.parent
-    fingerprint = parent.fingerprint()
-    if resumed and (began_with := run.record["parent"]["fingerprint"]) != fingerprint:
-        raise ValueError(
-            f"run {run.id} began with a parent of fingerprint {began_with}, and {parent.source!r} has {fingerprint} "
-            "now: bring the old one back (model.revision), or begin again with force=true"
-        )
+    fingerprint, data = parent.fingerprint(), experiment.data.fingerprint()
+    if resumed:
+        began = f"run {run.id} began with"
+        require_fingerprint(f"{began} a parent", run.record["parent"]["fingerprint"], parent.source, fingerprint)
+        require_fingerprint(f"{began} data", run.record.get("data", {}).get("fingerprint"), "what is read", data)
     reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
     if not isinstance(run, Follower):
         save_reference(parent.model, reference)
     run.update(
         parent={"source": parent.source, "fingerprint": fingerprint},
+        data={"fingerprint": data},
         parameters=sum(p.numel() for p in parent.model.parameters()),
         steps=experiment.num_steps,
     )
@@ -144,7 +156,13 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers
-    plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+    try:
+        plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+    except memory.Unknown as error:  # an estimate must not stop a run that would work
+        print(f"what a step needs is not known ({error}): it is tried")
+        if volatile.activation_checkpointing:
+            memory.checkpoint_activations(denoiser.model)
+        return
     how = ", layers computed again in the backward" if plan.checkpointing else ""
     beside = f" beside {teachers / memory.GB:.2f} GB of teachers" if teachers else ""
     print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
@@ -164,7 +182,7 @@ def make_trainer(
     """The Lightning trainer of a run."""
     volatile = cfg.trainer.volatile
     val_every = min(volatile.val_every, experiment.num_steps)
-    _, interruption, _, table, _ = watches
+    _, interruption, _, table, *_ = watches
     callbacks = [
         start,
         *watches,

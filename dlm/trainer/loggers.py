@@ -15,20 +15,25 @@ from omegaconf import DictConfig
 from dlm.console import is_sweep
 from dlm.runs.run import Run
 
+MODES = ("online", "offline", "disabled", "shared")
+
 
 def loggers(cfg: DictConfig, run: Run) -> list[Logger]:
-    """One W&B run per job: its id is the run's, its group the sweep's. Offline where no key is present."""
+    """One W&B run per job: its id is the run's, its group the sweep's. Offline where no key is present. What the config
+    leaves open, the variables of wandb's own say."""
     found: list[Logger] = []
     if cfg.wandb:
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+        if mode not in MODES:
+            raise ValueError(f"WANDB_MODE {mode!r} in the environment is unknown: choose one of {', '.join(MODES)}")
         found.append(
             WandbLogger(
-                project=cfg.project,
+                project=cfg.project or os.environ.get("WANDB_PROJECT") or "dlm",
                 entity=cfg.entity,
                 group=cfg.group or sweep_name(),
                 id=run.id,
                 name=run.id,
-                save_dir=str(run.folder),
+                save_dir=os.environ.get("WANDB_DIR") or str(run.folder),
                 mode=mode,
                 job_type="train",
                 config=run.record["config"],

@@ -17,12 +17,14 @@ import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from dlm.attention import block_sparse
 from dlm.attention.masks import BandMask, band_mask
 from dlm.conversion.pieces import rows_of_piece
+from dlm.errors import one_line
 from dlm.model.denoiser import Denoiser
 from dlm.model.readout import chunk_bytes
 from dlm.trainable.gate import gate_of
@@ -35,6 +37,10 @@ LOGITS_COPIES = 5
 # Allocators leave gaps, and the temporary tensors of one operation come on top.
 SLACK = 1.1
 PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+
+
+class Unknown(Exception):
+    """What a model needs cannot be known before it runs."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ def plan(
     """Whether layers are to be computed again in the backward (activation checkpointing) for a step on `batch_size`
     rows, in so many pieces, to stay below `limit` bytes; `checkpointing` settles it beforehand.
 
-    Raises `ValueError`, naming the fewest pieces and the largest batch that fit, where the step cannot fit.
+    Raises `ValueError`, naming the fewest pieces and the largest batch that fit, where the step cannot fit, and
+    `Unknown` where nothing can be said.
     """
     ways = [False, True] if checkpointing is None else [checkpointing]
     rows = rows_of_piece(batch_size, pieces)
@@ -142,7 +149,8 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
 
 
 def traced(denoiser: Denoiser, step: Step, batch_size: int) -> tuple[int, int]:
-    """The bytes that autograd keeps of the decoder's forward, and those of the hidden states between two layers."""
+    """The bytes that autograd keeps of the decoder's forward, and those of the hidden states between two layers. Raises
+    `Unknown` where the decoder cannot be traced."""
     model = denoiser.model
     decoder, dtype = model.get_decoder(), step.activations(model)
     rows = layout(denoiser, step)
@@ -157,8 +165,11 @@ def traced(denoiser: Denoiser, step: Step, batch_size: int) -> tuple[int, int]:
     mask = mask_like(denoiser, rows, batch_size, step.device)
     masks = mask if len(denoiser.layer_types) == 1 else dict.fromkeys(denoiser.layer_types, mask)
     call = {"input_ids": ids, "position_ids": ids, "attention_mask": masks, "use_cache": False}
-    with keeping(model) as kept:
-        torch.func.functional_call(decoder, state, kwargs=call)
+    with keeping(model) as kept, AnyGroupedProduct():
+        try:
+            torch.func.functional_call(decoder, state, kwargs=call)
+        except Exception as error:  # whatever a foreign forward raises on tensors without values
+            raise Unknown(f"{type(model).__name__} does not run without values: {one_line(error)}") from error
     own = {t.untyped_storage()._cdata for t in state.values()}
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
     total = sum(nbytes for storage, nbytes in storages.items() if storage not in own)
@@ -201,6 +212,16 @@ def keeping(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     finally:
         model.config._attn_implementation = own
         model.train(training)
+
+
+class AnyGroupedProduct(TorchDispatchMode):
+    """The products of a mixture of experts on meta tensors, for which torch takes bfloat16 only."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._grouped_mm.default:
+            rows, experts = args[:2]  # [M K] and [E K N]
+            return rows.new_empty(len(rows), experts.shape[-1])
+        return func(*args, **(kwargs or {}))
 
 
 class Kept(torch.autograd.Function):

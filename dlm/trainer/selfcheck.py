@@ -23,11 +23,9 @@ from dlm.attention.ar import AR
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.step import forward
 from dlm.evaluation.drift import effective_weights
+from dlm.model.closeness import distance, tolerance
 from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, Noised
-
-# How far logits may lie apart (norm of the difference over the norm of their spread) before it is no rounding.
-TOLERANCE = {4: 1e-3, 8: 1e-3, 2: 0.1}  # by the bytes of a weight
 
 
 class SelfCheck(Callback):
@@ -94,7 +92,7 @@ def check_leak(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     end = probe.x0.shape[1] if denoiser.pattern.cacheable else probe.end
     before = probe.logits(denoiser)
     far = distance(probe.changed(slice(probe.begin, end), denoiser.mask_id).logits(denoiser), before)
-    if far > tolerance(denoiser, half):
+    if far > allowed(denoiser, half):
         raise violation(
             denoiser, f"what it predicts of a hidden token changes by {far:.2g} with that token or with later blocks: "
             "it would learn to copy"
@@ -109,7 +107,7 @@ def check_parity(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     canvas = Canvas(denoiser, [prompt], [0], probe.end - probe.begin, probe.end)
     decoding, _ = forward(denoiser, canvas)
     far = distance(decoding, training)
-    if far > tolerance(denoiser, half):
+    if far > allowed(denoiser, half):
         raise violation(denoiser, f"decoding scores a block otherwise than training, by {far:.2g}")
 
 
@@ -121,7 +119,7 @@ def is_ar_limit(denoiser: Denoiser) -> bool:
 def check_ar_limit(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     parent = Denoiser(denoiser.model, AR(), denoiser.mask_id, True, denoiser.layer_types)
     far = distance(probe.logits(denoiser), probe.logits(parent))
-    if far > tolerance(denoiser, half):
+    if far > allowed(denoiser, half):
         raise violation(
             denoiser, f"with blocks of one token it is not its parent, by {far:.2g}: NELBO < NLL is possible"
         )
@@ -147,14 +145,9 @@ def check_untouched(denoiser: Denoiser, reference: Path) -> None:
         )
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """Between logits, in units of their spread; the mask token's -inf do not count."""
-    a, b = (x.double().masked_fill(~torch.isfinite(x), 0) for x in (a, b))
-    return float((a - b).norm() / (b - b.mean()).norm().clamp_min(1e-12))
-
-
-def tolerance(denoiser: Denoiser, half: bool) -> float:
-    return TOLERANCE[2 if half else denoiser.model.dtype.itemsize]
+def allowed(denoiser: Denoiser, half: bool) -> float:
+    """How far apart logits may be; `half` where Lightning computes in 16 bits whatever the weights are in."""
+    return tolerance(torch.float16 if half else denoiser.model.dtype)
 
 
 def violation(denoiser: Denoiser, what: str) -> ValueError:

@@ -1,0 +1,179 @@
+"""The kinds of the options that no object is built from: those of the commands and of the groups `trainer`, `logger`
+and `evaluation`. A class has a field for every value of its YAML, which says what the value means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from dlm.config.kinds import AtLeast, Text
+
+Count = Annotated[int, AtLeast(1)]
+Whole = Annotated[int, AtLeast(0)]
+Positive = Annotated[float, AtLeast(0)]
+Texts = Text | int | float | bool | list[Text | int | float | bool]  # what looks like a number is a text as well
+Name = str | int  # an id may consist of digits
+
+
+@dataclass
+class Evaluation:
+    tasks_per_family: Whole
+    max_new_tokens: Count
+    thresholds: list[float]
+    tpf_targets: list[float]
+    calibration_per_family: Count
+    likelihood_rows: Count
+    likelihood_samples: Count
+    length: Count
+    cloze_items: Count
+    throughput_prompts: Whole
+    throughput_repeats: Count
+    batch_size: Count
+
+
+@dataclass
+class Logger:
+    wandb: bool
+    project: str | None
+    entity: str | None
+    group: str | None
+
+
+@dataclass
+class Volatile:
+    strategy: str
+    threads: Whole | None
+    checkpoint_every: Count
+    val_every: Count
+    log_every: Count
+    drift_every: Whole
+    progress_bar: bool
+    activation_checkpointing: bool | None
+    pieces: Count
+    memory_gb: Positive | None
+
+
+@dataclass
+class Trainer:
+    accelerator: str
+    devices: Count
+    num_nodes: Count
+    precision: str | int
+    accumulate: Count
+    clip: Positive | None
+    on_nonfinite: str
+    compile: bool
+    volatile: Volatile
+
+
+@dataclass
+class Train:
+    """What `dlm.train` makes of a run. What it does with the run is `Keep`."""
+
+    block_size: int
+    token_shift: bool
+    tokens: float
+    lr: float
+    seed: Whole
+    schedule: dict[str, dict[Any, float]] | None
+    trainer: Trainer
+
+
+@dataclass
+class Keep:
+    """What of `dlm.train` has no part in a run's identity, and is needed before there is a run."""
+
+    runs_dir: str
+    force: bool
+    retry: bool
+    logger: Logger
+    evaluation: Evaluation
+
+
+@dataclass
+class Evaluate:
+    run: Name
+    runs_dir: str
+    evaluation: Evaluation
+
+
+@dataclass
+class Generate:
+    run: Name | None
+    prompt: Texts | None
+    max_new_tokens: int
+    stop: Texts | None
+    parent: bool
+    live: bool | str
+    delay: float
+    seed: Whole
+    runs_dir: str
+
+
+@dataclass
+class Export:
+    run: Name
+    to: str
+    threshold: float | None
+    runs_dir: str
+
+
+@dataclass
+class Measure:
+    run: Name
+    runs_dir: str
+    items_per_family: Count
+    max_new_tokens: Count
+    rows: Count
+    length: Count
+    samples: Count
+    repeats: Count
+    texts: Count
+    batch_size: Count
+
+
+@dataclass
+class Policy:
+    run: Name
+    runs_dir: str
+    items_per_family: Count
+    max_new_tokens: Count
+    held_out: float
+    seed: Whole
+
+
+@dataclass
+class Replay:
+    run: Name
+    runs_dir: str
+
+
+@dataclass
+class Embedded:
+    run: Name | None
+    to: str
+    runs_dir: str
+
+
+@dataclass
+class Peer:
+    dllm: str | None
+
+
+@dataclass
+class Benchmark:
+    device: str
+    dtype: str | None
+    gate_dtype: str | None
+    token_shift: bool
+    compile: bool
+    repeats: int
+    warmup: int
+    clock: str
+    threads: int | None
+    peer: Peer
+    peak_tflops: float | None
+    peak_bandwidth_gbs: float | None
+    seed: Whole
+    runs_dir: str
+    out: str | None

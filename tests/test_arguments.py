@@ -1,0 +1,41 @@
+"""A path is what the shell says, whatever Hydra makes of its letters."""
+
+import sys
+
+import pytest
+from conftest import config
+from omegaconf import OmegaConf
+
+from dlm.config.arguments import PATHS, call, with_path_quoted
+
+NAMES = ["a=b", "a,b", "übung", "two words", "it's", "~/x", "a(b)", "#1", "a&b;c", "日本", "1", "null.txt"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_path_of_the_shell_is_the_options(name):
+    for override in ("data.path", "runs_dir", "model.path"):
+        argument = with_path_quoted(f"{override}=dir/{name}", swept=False)
+        assert OmegaConf.select(config("data=text", "data.path=x", argument), override) == f"dir/{name}"
+
+
+HYDRAS = ["data.path='a b'", "data.path=a\\,b", "runs_dir=${oc.env:X}", "lr=1,2", "model=a,b"]
+
+
+@pytest.mark.parametrize("argument", HYDRAS)
+def test_what_is_hydras_already_stays(argument):
+    assert with_path_quoted(argument, swept=False) == argument
+
+
+def test_a_sweep_over_paths_stays_one_unless_it_is_the_name_of_a_file(tmp_path):
+    both = f"data.path={tmp_path}/a,{tmp_path}/b"
+    assert with_path_quoted(both, swept=True) == both
+    (tmp_path / "a,b c").write_text("x")
+    assert with_path_quoted(f"data.path={tmp_path}/a,b c", swept=True) == f"data.path='{tmp_path}/a,b c'"
+    assert with_path_quoted("+data.path=a b", swept=True) == "+data.path='a b'"
+
+
+def test_a_command_is_called_with_its_paths_quoted(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "seed=1", "runs_dir=a b"])
+    seen = []
+    call(lambda: seen.extend(sys.argv))
+    assert seen == ["train", "seed=1", "runs_dir='a b'"] and "runs_dir" in PATHS
