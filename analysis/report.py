@@ -31,10 +31,12 @@ from analysis.pages.provenance import code_facts, failed_runs, notes, quantity, 
 from analysis.tables.collect import collect
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import FINISHED, Results
+from dlm.config.folders import shipped
 from dlm.console import quiet
 from dlm.runs.storage import write_atomically
 
 RESULTS = "results.json"
+OUT = Path("reports/ablation")
 PAGES = ("index.html", "index.md", "index.tex")
 
 
@@ -172,12 +174,17 @@ def show(results: Results, names: Sequence[str]) -> None:
                 console.print(f"{exhibit.name}: {len(exhibit.panels)} panels, {exhibit.caption}")
 
 
+def default_folder(name: str) -> Path:
+    """A folder of the working directory; where it has none, the one that comes with the package."""
+    return Path(name) if Path(name).is_dir() else shipped(name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="the overrides the study was run with, if any")
-    parser.add_argument("--sweeps", type=Path, default=Path("sweeps"), help="default: %(default)s")
+    parser.add_argument("--sweeps", type=Path, default=default_folder("sweeps"), help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("reports/ablation"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--committed", action="store_true", help="render the results.json that is in --out")
     group.add_argument("--add", action="store_true", help="add the runs to the results.json that is in --out")
@@ -197,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "made with (a study may be given fewer seeds than its report), or leave out --add"
                 )
             results.save(path)
-        results = Results.load(path)
+        read_from = default_folder(str(OUT)) / RESULTS if arguments.out == OUT else path
+        results = Results.load(read_from)
         if arguments.show:
             show(results, arguments.show)
             return 0

@@ -28,6 +28,7 @@ from analysis.plan.progress import Progress
 from analysis.plan.sweep import DIVERGED, FINISHED, Point, Sweep, load_sweep
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import Results
+from dlm.config.folders import sweep_files
 from dlm.runs.lease import is_marked
 from dlm.runs.storage import write_atomically
 
@@ -62,7 +63,7 @@ class Commands:
 
 def commands(runs_dir: Path, threads: int) -> Commands:
     """The commands that train and measure a point, each with `threads` threads."""
-    of_job = [f"runs_dir={runs_dir}", f"trainer.volatile.threads={threads}", "trainer.volatile.progress_bar=false"]
+    of_job = [f"runs_dir={runs_dir}", f"runtime.threads={threads}", "runtime.progress_bar=false"]
 
     def train(point: Point) -> Work:
         return partial(run_module, "dlm.train", [*of_job, *point.overrides])
@@ -223,7 +224,7 @@ def main() -> int:
     try:
         if arguments.jobs < 1:
             raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
-        sweeps = [Path(a) for a in arguments.arguments if a.endswith(".yaml")]
+        sweeps = [path for a in arguments.arguments if a.endswith(".yaml") for path in sweep_files(a)]
         if not sweeps:
             raise ValueError("no sweep is named: give a YAML in sweeps/, or all of them (sweeps/*.yaml)")
         overrides = [a for a in arguments.arguments if not a.endswith(".yaml")]

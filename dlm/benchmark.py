@@ -14,18 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from dlm.bench.base import Bench, Workbench, cast, require_at_least
 from dlm.bench.peer import Dllm
-from dlm.config.arguments import call
 from dlm.config.build import choices, make
+from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Benchmark
-from dlm.console import command
 from dlm.evaluation.timing import clock_of
 from dlm.model.parent import DTYPES
 from dlm.runs.run import environment
@@ -160,8 +158,7 @@ def show(record: dict[str, Any], bench: Bench, console: Console) -> None:
         console.print(table)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
-@command
+@hydra_command("benchmark")
 def main(cfg: DictConfig) -> dict[str, Any]:
     console = Console()
     path = benchmark(cfg, console if console.is_terminal else Console(width=WIDTH))
@@ -170,4 +167,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    call(main)
+    main()

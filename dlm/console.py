@@ -25,6 +25,7 @@ BENIGN = (
     ".*your dataloader is not resumable.*",  # it is: its order starts at the count that the checkpoint holds
     ".*Checkpoint directory .* exists and is not empty.*",  # the folder of a resumed run
     ".*is_gradient_checkpointing.*",
+    ".*`srun` command is available.*",  # it is on the PATH, and nobody has asked for SLURM
 )
 
 

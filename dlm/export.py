@@ -1,4 +1,4 @@
-"""A finished run as a Hugging Face folder that needs nothing of ours: `python -m dlm.export run=ID to=FOLDER`.
+"""Write a finished run as a Hugging Face folder that needs nothing of ours: `python -m dlm.export run=ID to=FOLDER`.
 
 The weights are copied as they are. `dlm/exported/modeling_block_diffusion.py` goes beside them with the parent's class
 filled in, so that `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True).generate(...)` gives the tokens
@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from jaxtyping import Bool, Int
 from omegaconf import DictConfig
@@ -22,11 +21,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from dlm.attention.base import AttentionPattern
-from dlm.config.arguments import call
-from dlm.config.build import make
+from dlm.config.build import asked_decoding, make, own_decoding
+from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Export
-from dlm.console import command
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
@@ -47,11 +45,12 @@ NEAR, NO_LIMIT = 2048, 32_768  # positions whose pairs are all compared; of a ro
 PAIRS = 2**23  # compared at a time
 
 
-def export(run: Run, to: str | Path, threshold: float | None = None) -> Path:
+def export(run: Run, to: str | Path, threshold: float | None = None, decoding: dict[str, Any] | None = None) -> Path:
     """Write the run's model to the folder `to` and return it.
 
-    `threshold` is the default of its `generate`; None keeps the run's commit rule. The folder is written beside and
-    renamed, so it is whole or not there. Raises `ValueError` where the run has no model, where `to` holds something or
+    `decoding`, the config of a decoder, is the default of its `generate`, and `threshold` is short for one by
+    threshold; with neither it is the run's own. The folder is written beside and renamed, so it is whole or not there.
+    Raises `ValueError` where the run has no model, where `to` holds something or
     cannot be written, and for what the exported decoding cannot do.
     """
     source, target = run.trained_model(), Path(to).expanduser().resolve()
@@ -62,8 +61,9 @@ def export(run: Run, to: str | Path, threshold: float | None = None) -> Path:
             f"run {run.id} was trained with gated adapters, which act only at mask tokens: a plain Hugging Face folder "
             "cannot express that. Use it with python -m dlm.generate, or train with trainable=lora"
         )
+    rule = commit_rule(run, threshold, decoding)
     parent = empty_model(source)
-    settings = diffusion_settings(run.config, source, parent, threshold)
+    settings = diffusion_settings(run.config, source, parent) | rule
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,9 +96,7 @@ def empty_model(folder: Path) -> PreTrainedModel:
     return model
 
 
-def diffusion_settings(
-    config: DictConfig, folder: Path, model: PreTrainedModel, threshold: float | None
-) -> dict[str, Any]:
+def diffusion_settings(config: DictConfig, folder: Path, model: PreTrainedModel) -> dict[str, Any]:
     """What the exported decoding reads from its config.json, with the values of a run's config."""
     pattern = make(config.attention)
     name = type(pattern).__module__.rpartition(".")[2]
@@ -116,17 +114,26 @@ def diffusion_settings(
         "token_shift": config.token_shift,
         "mask_token_id": tokenizer.mask_token_id,
         "eos_token_id": ends if len(ends) > 1 else ends[0],
-    } | commit_rule(config.decoding, threshold)
+    }
 
 
-def commit_rule(decoding: DictConfig, threshold: float | None) -> dict[str, float | int | None]:
-    """`threshold` and `tokens_per_step` of the exported decoding, one of them None: those of the run's decoder, or the
-    `threshold` that is asked for. `ValueError` for a decoder that the exported code does not have."""
-    decoder = make(decoding) if threshold is None else Threshold(threshold)
+def commit_rule(run: Run, threshold: float | None, decoding: dict[str, Any] | None) -> dict[str, float | int | None]:
+    """`threshold` and `tokens_per_step` of the exported decoding, one of them None: those of the decoder that is asked
+    for, or of the run's. `ValueError` for one that the exported code does not have."""
+    if threshold is not None and decoding:
+        raise ValueError(f"threshold {threshold} and decoding exclude each other: give decoding.threshold={threshold}")
+    chosen = decoding or own_decoding(run.config)
+    decoder = make(chosen) if threshold is None else Threshold(threshold)
     if type(decoder) not in (Threshold, Fixed):
+        whose = "decoding" if decoding else "the run's decoding"
         raise ValueError(
-            f"the run's decoding {decoding._target_} cannot be exported: give threshold=0.9, or another probability, "
+            f"{whose} {chosen['_target_']} cannot be exported: give threshold=0.9, or another probability, "
             "for the exported generate()"
+        )
+    if decoding and (decoder.temperature, decoder.top_p, decoder.sliding) != (0, 1, False):
+        raise ValueError(
+            "decoding.temperature, decoding.top_p and decoding.sliding cannot be exported: leave them out, and give a "
+            "temperature to the exported generate()"
         )
     return {name: getattr(decoder, name, None) for name in ("threshold", "tokens_per_step")}
 
@@ -192,13 +199,13 @@ def write_configs(folder: Path, settings: dict[str, Any], model_type: str) -> No
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="export")
-@command
+@hydra_command("export")
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Export)
-    folder = export(Run.load(str(cfg.run), cfg.runs_dir), cfg.to, cfg.threshold)
+    run = Run.load(str(cfg.run), cfg.runs_dir)
+    folder = export(run, cfg.to, cfg.threshold, asked_decoding(cfg, own_decoding(run.config)))
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")
 
 
 if __name__ == "__main__":
-    call(main)
+    main()

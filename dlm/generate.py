@@ -13,20 +13,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-import hydra
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config.arguments import call, quoted
-from dlm.config.build import make
+from dlm.config.arguments import quoted
+from dlm.config.build import asked_decoding, make, own_decoding
+from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Generate
-from dlm.console import command
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
 from dlm.decoding.canvas import Canvas, Generation, room
@@ -247,17 +246,24 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run, and its parent where it is asked for."""
-    finished, asked = FinishedRun(run), cfg.get("decoding") or {}
-    # `decoding=NAME` is a decoder; `+decoding.threshold=0.5` changes the run's.
-    decoder = make(asked if "_target_" in asked else OmegaConf.merge(run.config.decoding, asked))
+    finished, own = FinishedRun(run), own_decoding(run.config)
+    decoder = make(asked_decoding(cfg, own) or own)
     found = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
     if cfg.parent:
         found.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))
     return found
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="generate")
-@command
+def literal(argument: str) -> str:
+    """`prompt=any, text=` as Hydra's quoted string, so that a shell's quotes are enough. Lists and strings that are
+    quoted already stay as they are."""
+    key, _, value = argument.partition("=")
+    if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
+        return argument
+    return f"{key}={quoted(value)}"
+
+
+@hydra_command("generate", read=literal)
 def main(cfg: DictConfig) -> None:
     check(cfg)
     run = Run.newest(cfg.runs_dir) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
@@ -277,15 +283,5 @@ def main(cfg: DictConfig) -> None:
                 show(speaker, watched(speaker, ids, options, console, delay), console)
 
 
-def literal(argument: str) -> str:
-    """`prompt=any, text=` as Hydra's quoted string, so that a shell's quotes are enough. Lists and strings that are
-    quoted already stay as they are."""
-    key, _, value = argument.partition("=")
-    if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
-        return argument
-    return f"{key}={quoted(value)}"
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = map(literal, sys.argv[1:])
-    call(main)
+    main()

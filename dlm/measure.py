@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.config.arguments import call
+from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Measure
-from dlm.console import command
 from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
 from dlm.runs.run import Run, measurement_file
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
-@command
+@hydra_command("measure")
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Measure)
     run = Run.load(str(cfg.run), cfg.runs_dir)
@@ -32,4 +29,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    call(main)
+    main()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,11 +21,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from dlm.config.arguments import call
+from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Policy
-from dlm.console import command
 from dlm.data import tasks
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.policy import FEATURES, Classifier, features
@@ -179,8 +177,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
     return path
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="policy")
-@command
+@hydra_command("policy")
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Policy)
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
@@ -190,4 +187,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    call(main)
+    main()

@@ -6,17 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from dlm.config.arguments import call
 from dlm.config.build import Experiment, build
+from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Replay
-from dlm.console import command
 from dlm.conversion.pieces import loss_of
 from dlm.runs.run import Run
 from dlm.types import Movable, Prepared
@@ -70,8 +68,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="replay")
-@command
+@hydra_command("replay")
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Replay)
     found = replay(Run.load(str(cfg.run), cfg.runs_dir))
@@ -83,4 +80,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    call(main)
+    main()

@@ -1,4 +1,6 @@
-"""Convert a parent: `python -m dlm.train [option=value ...]`, or sweep with `-m option=a,b other=1,2,3`."""
+"""Convert an autoregressive model into a diffusion model: `python -m dlm.train [option=value ...]`.
+
+With `-m option=a,b other=1,2,3` it is a sweep over all combinations."""
 
 from __future__ import annotations
 
@@ -9,20 +11,18 @@ import shutil
 import sys
 import time
 import traceback
-from functools import partial
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
 from dlm.config import multirun
-from dlm.config.arguments import call
-from dlm.config.build import choices, num_processes
+from dlm.config.build import asked_decoding, choices, num_processes
+from dlm.config.command_line import hydra_command
 from dlm.config.inputs import inputs_of, require_same
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Keep, Train
-from dlm.console import command, is_sweep
+from dlm.console import is_sweep
 from dlm.evaluation.suite import evaluate_again, evaluate_run, is_evaluated
 from dlm.evaluation.summary import show
 from dlm.runs.lease import BUSY, Busy, lease
@@ -46,7 +46,7 @@ def follow(cfg: DictConfig) -> dict[str, Any]:
     """The part of a process that does not lead: training, and nothing that is written. A `ValueError` is one that all
     processes meet, and the leader's to report: Lightning kills it where another process ends badly."""
     run = Follower(Run.create(cfg, choices()).folder)
-    pieces, problem = max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1)), None
+    pieces, problem = max(cfg.runtime.pieces, run.record.get("pieces", 1)), None
     if cfg.force or not run.model_folder.exists():
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(KeyboardInterrupt, ValueError):
             try:
@@ -64,13 +64,13 @@ def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
     done = run.status == "finished" and not cfg.force
     if not cfg.force and (done or run.checkpoint.exists() or run.model_folder.exists()):
         require_same(run, cfg)
-    if done and is_evaluated(run, cfg.evaluation):
+    if done and is_evaluated(run, cfg.evaluation, asked_decoding(cfg)):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
     with sigterm_as_ctrl_c(), lease(run.folder) as claim:
         if run.status == "finished" and not cfg.force:  # perhaps since a moment ago
-            if not is_evaluated(run, cfg.evaluation):
-                evaluate_again(run, cfg.evaluation)
+            if not is_evaluated(run, cfg.evaluation, decoding := asked_decoding(cfg)):
+                evaluate_again(run, cfg.evaluation, decoding)
             return {"id": run.id, "status": "skipped", "record": run.record}
         if run.status == "failed" and not cfg.retry:
             reason = run.record["error"].strip().splitlines()[-1]
@@ -95,10 +95,10 @@ def work(cfg: DictConfig, run: Run) -> None:
     run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **environment())
     if not run.model_folder.exists():  # the last thing that training writes
         fit_in_pieces(cfg, run)
-    run.update(evaluation=evaluate_run(run, cfg.evaluation))
+    run.update(evaluation=evaluate_run(run, cfg.evaluation, asked_decoding(cfg)))
     run.seal()
     run.update(status="finished", ended=time.time())
-    close_wandb(cfg.logger, headline(run.record), failed=False)
+    close_wandb(run.id, headline(run.record), failed=False)
     shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
 
 
@@ -108,7 +108,7 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
     stopped = full or isinstance(error, KeyboardInterrupt)
     with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
         run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
-    close_wandb(cfg.logger, {}, failed=True)
+    close_wandb(run.id, {}, failed=True)
     if full:
         raise ValueError(
             f"the disk of {str(run.folder)!r} is full ({error}): free space and give the same command again, it goes "
@@ -120,7 +120,7 @@ def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
     """`fit`, and again from the last checkpoint in twice as many pieces whenever the device runs out of memory; a
     resumed run goes on in as many as it had. `ValueError` where single rows do not fit, either."""
     require_kinds(cfg, Train)
-    rows, pieces = cfg.data.batch_size, max(cfg.trainer.volatile.pieces, run.record.get("pieces", 1))
+    rows, pieces = cfg.data.batch_size, max(cfg.runtime.pieces, run.record.get("pieces", 1))
     while True:
         run.update(pieces=pieces)
         try:
@@ -139,18 +139,18 @@ def more_pieces(cfg: DictConfig, pieces: int, problem: str) -> int:
     if pieces >= cfg.data.batch_size:
         raise ValueError(
             f"a step runs out of memory even row by row ({problem}): choose a shorter data.length, "
-            "trainer.volatile.activation_checkpointing=true, trainable=lora or a smaller model"
+            "runtime.activation_checkpointing=true, trainable=lora or a smaller model"
         )
     if num_processes(cfg) > 1:  # the others wait for this one
         raise ValueError(
-            f"a step runs out of memory ({problem}): give the same command with trainer.volatile.pieces={more}, it "
+            f"a step runs out of memory ({problem}): give the same command with runtime.pieces={more}, it "
             "goes on from the last checkpoint"
         )
     return more
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-@command
+@multirun.summarized
+@hydra_command("train")
 def main(cfg: DictConfig) -> dict[str, Any]:
     try:
         result = train(cfg)
@@ -166,4 +166,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    call(partial(multirun.run, main))
+    main()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,25 +86,36 @@ class Rows(Movable):
         return digest.hexdigest()
 
 
+@runtime_checkable
+class Pattern(Protocol):
+    """What of an attention pattern the stages ask for; see `dlm.attention.base`, which is built on this module."""
+
+    block_size: int
+
+    def visible(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
+        """May row `q` see column `k`?"""
+
+
 @dataclass(frozen=True)
 class ModelInputs(Movable):
     """What the network reads. `scored[n]` is the flat index (row * S + column) of the hidden state that scores token
-    n, with the token shift already applied; `rows` describes the S columns for the attention predicate. `layout`
-    names the rows, so that masks can be used again without a look at the device; "" is no name. `read` are the rows in
-    `scored`, each once and in order; None: not known."""
+    n, with the token shift already applied; `rows` describes the S columns for the attention predicate, that of
+    `pattern`: it belongs to the step, since the block size may change from one to the next. `layout` names the rows, so
+    that masks can be used again without a look at the device; "" is no name. `read` are the rows in `scored`, each once
+    and in order; None: not known."""
 
     input_ids: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
     rows: Rows
     scored: Int[Tensor, " N"]
+    pattern: Pattern
     layout: str = ""
     read: Int[Tensor, " R"] | None = None
 
-    def settled(self, block_size: int) -> ModelInputs:
-        """With what is known of it on the CPU alone: a name for what decides its masks, its rows and the block size of
-        the pattern, and the rows that are read."""
+    def settled(self) -> ModelInputs:
+        """With what is known of it on the CPU alone: a name for its rows, and the rows that are read."""
         read = torch.zeros(self.input_ids.numel(), dtype=torch.bool).index_fill_(0, self.scored, True)
-        return replace(self, layout=f"{self.rows.layout()}/{block_size}", read=read.nonzero()[:, 0])
+        return replace(self, layout=self.rows.layout(), read=read.nonzero()[:, 0])
 
 
 @dataclass(frozen=True)

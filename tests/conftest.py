@@ -30,15 +30,13 @@ import pytest
 import study_sweeps
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 from pairwise import covering
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dlm.attention.ar import AR
-from dlm.attention.bidir import Bidir
-from dlm.attention.block import Block
-from dlm.attention.block_causal import BlockCausal
-from dlm.attention.block_noisy import BlockNoisy
-from dlm.attention.block_token_causal import BlockTokenCausal
+from dlm.attention.base import AttentionPattern
+from dlm.config.build import make
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
 from dlm.runs.run import Run
@@ -49,8 +47,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-PATTERNS = {"ar": AR, "bidir": Bidir, "block_noisy": BlockNoisy, "block": Block}
-PATTERNS |= {"block_token_causal": BlockTokenCausal, "block_causal": BlockCausal}
 VOCAB, MASK_ID, EOS_ID = 61, 60, 0
 SHAPE = {
     "vocab_size": VOCAB,
@@ -117,6 +113,28 @@ def tiny(architecture: str, dtype=torch.float64):
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype).eval()
 
 
+def options(group: str, conf: Path = CONF) -> list[str]:
+    """Every YAML of a config group."""
+    return sorted(p.stem for p in (conf / group).glob("*.yaml"))
+
+
+@cache
+def attention_yaml(name: str):
+    return OmegaConf.load(CONF / "attention" / f"{name}.yaml")
+
+
+def pattern_of(name: str, block_size: int) -> AttentionPattern:
+    """An attention pattern as its YAML makes it."""
+    return make(OmegaConf.create({"block_size": block_size, "attention": attention_yaml(name)}).attention)
+
+
+# By glob: an option that is added is held to the same contracts.
+PATTERNS = {name: get_class(attention_yaml(name)._target_) for name in options("attention")}
+WITH_SHIFT = [(n, s) for n in PATTERNS for s in (False, True) if s or not PATTERNS[n].requires_token_shift]
+CACHEABLE = [(n, s) for n, s in WITH_SHIFT if PATTERNS[n].cacheable]
+CLEAN = [name for name in PATTERNS if PATTERNS[name].clean_stream]
+
+
 @cache
 def shared(architecture: str):
     """The model that all tests of a process share."""
@@ -130,13 +148,26 @@ def model(request):
 
 
 @pytest.fixture
+def unchecked(monkeypatch):
+    """Attention patterns are not checked as they are built."""
+    monkeypatch.setattr("dlm.attention.base.check_pattern", lambda pattern: None)
+
+
+@pytest.fixture(params=["llama", pytest.param("gemma3_text", id="gemma3")])
+def full_or_sliding(request):
+    """A model without and one with sliding windows: for what depends on nothing else of an architecture."""
+    shared(request.param).zero_grad()
+    return shared(request.param)
+
+
+@pytest.fixture
 def llama():
     shared("llama").zero_grad()
     return shared("llama")
 
 
 def denoiser(model, pattern: str, block_size: int, token_shift: bool) -> Denoiser:
-    return Denoiser(model, PATTERNS[pattern](block_size=block_size), MASK_ID, token_shift, layer_types(model))
+    return Denoiser(model, pattern_of(pattern, block_size), MASK_ID, token_shift, layer_types(model))
 
 
 def random_batch(rows: int, length: int, documents: list[int] | None = None, seed: int = 0) -> Batch:
@@ -154,11 +185,6 @@ def rows_of(pattern, batch: Batch) -> Rows:
     clean = torch.full_like(batch.maskable, not pattern.noisy_stream)
     both = torch.cat([clean, ~clean], 1) if copies == 2 else clean
     return Rows(both, batch.document.repeat(1, copies), batch.position.repeat(1, copies))
-
-
-def options(group: str) -> list[str]:
-    """Every YAML of a config group."""
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
 # What an option cannot do without.

@@ -1,11 +1,7 @@
 """`dlm.train` in which the second process of a training finds a loss that is not a number in its third step."""
 
-from pathlib import Path
-
-import hydra
-
 from dlm.config import multirun
-from dlm.console import command
+from dlm.config.command_line import hydra_command
 from dlm.conversion.module import Conversion
 from dlm.train import train
 
@@ -20,11 +16,11 @@ def spoiled(self, batch, batch_idx):
 Conversion.training_step = spoiled
 
 
-@hydra.main(version_base="1.3", config_path=str(Path(__file__).parents[1] / "conf"), config_name="train")
-@command
+@multirun.summarized
+@hydra_command("train")
 def main(cfg):
     return train(cfg)
 
 
 if __name__ == "__main__":
-    multirun.run(main)
+    main()

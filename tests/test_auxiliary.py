@@ -262,13 +262,13 @@ def test_consistency_of_views_that_share_no_token_is_refused(llama):
 
 
 def test_a_teacher_takes_its_share_of_the_memory_that_a_step_may_have(capsys):
-    cfg = config("auxiliary=distill", "trainer.volatile.memory_gb=1.0", "data.batch_size=2", "tokens=4096")
+    cfg = config("auxiliary=distill", "runtime.memory_gb=1.0", "data.batch_size=2", "tokens=4096")
     experiment = build(cfg)
     weights = sum(p.nbytes for p in experiment.parent.model.parameters())
     assert experiment.conversion.objective.nbytes == weights and make_objective(config()).nbytes == 0
     fit_into_memory(cfg, experiment, pieces=1)
     left = 1 - weights / 1e9
     assert f"; {left:.2f} GB are available beside {weights / 1e9:.2f} GB of teachers" in capsys.readouterr().out
-    cfg.trainer.volatile.memory_gb = weights / 1e9
+    cfg.runtime.memory_gb = weights / 1e9
     with pytest.raises(ValueError, match="0.00 GB are available"):
         fit_into_memory(cfg, experiment, pieces=1)

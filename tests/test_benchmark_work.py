@@ -46,7 +46,7 @@ def test_needed_rows_and_pairs_are_those_of_the_predicate(llama, token_shift, vi
     masked &= batch.maskable.repeat(1, views)
     masked[0, 16:24] = False
     inputs, _ = scorer.inputs(batch, Noised(batch.x0.repeat(1, views), masked, masked.float()))
-    kept, rows = needed(scorer.pattern, inputs), inputs.rows
+    kept, rows = needed(inputs), inputs.rows
     visible = scorer.pattern.visible(rows[:, :, None], rows[:, None, :])
     scoring = inputs.scored.unique()  # views may share a clean row that scores the first token of a block
     pairs, last = (visible & kept[:, :, None]).sum(), visible.flatten(0, 1)[scoring].sum()

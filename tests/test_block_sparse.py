@@ -37,10 +37,6 @@ def layouts() -> dict[str, Batch]:
     return {"one document": random_batch(2, LENGTH), "packed": random_batch(2, LENGTH, [13, 37]), "ragged": ragged}
 
 
-def pattern_of(name):
-    return make(config(f"attention={name}", "block_size=4").attention)
-
-
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(masks, "CHUNK", 16)
@@ -54,11 +50,10 @@ def sparse_llama(llama):
 @pytest.mark.parametrize("layout", layouts())
 @pytest.mark.parametrize("name", options("attention"))
 def test_a_model_has_the_logits_and_all_gradients_of_dense_sdpa(model, name, layout, small_chunks):
-    """I7."""
+    """Bands of rows change neither logits nor gradients, for any pattern (I6)."""
     found = []
     for implementation in ("sdpa", block_sparse.NAME):
-        scorer = denoiser(copy.deepcopy(model), "block", 4, True)
-        scorer.pattern = pattern_of(name)
+        scorer = denoiser(copy.deepcopy(model), name, 4, True)
         scorer.model.set_attn_implementation(implementation)
         batch = scorer.scorable(layouts()[layout])
         noised = Uniform()(batch, scorer.pattern.units(batch), MASK_ID, generator(1))
@@ -81,7 +76,7 @@ def masks_of(scorer, inputs):
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("name", options("attention"))
 def test_attention_of_three_queries_a_key_is_dense_sdpa(name, window, layout, small_chunks):
-    pattern = pattern_of(name)
+    pattern = pattern_of(name, 4)
     rows = rows_of(pattern, layouts()[layout])
     size = rows.position.shape[1]
     torch.manual_seed(0)
@@ -120,7 +115,7 @@ def test_attention_with_a_dense_mask_is_dense_sdpa_and_repeats_no_keys(width):
 
 def test_values_of_another_width_than_the_keys_are_dense_sdpa(small_chunks):
     """Which the kernel that is called directly cannot do."""
-    pattern = pattern_of("block")
+    pattern = pattern_of("block", 4)
     rows = rows_of(pattern, layouts()["packed"])
     size = rows.position.shape[1]
     torch.manual_seed(0)
@@ -134,7 +129,7 @@ def test_values_of_another_width_than_the_keys_are_dense_sdpa(small_chunks):
 
 def test_queries_and_keys_that_autocast_left_wider_than_the_values_are_dense_sdpa(small_chunks):
     """As normalised ones are, of Qwen3."""
-    pattern = pattern_of("block")
+    pattern = pattern_of("block", 4)
     rows = rows_of(pattern, layouts()["packed"])
     size = rows.position.shape[1]
     torch.manual_seed(0)
@@ -155,7 +150,7 @@ def test_queries_and_keys_that_autocast_left_wider_than_the_values_are_dense_sdp
 @pytest.mark.parametrize("name", options("attention"))
 def test_bands_are_the_dense_mask_pair_by_pair(name, window, layout, small_chunks):
     """I6."""
-    pattern = pattern_of(name)
+    pattern = pattern_of(name, 4)
     rows = rows_of(pattern, layouts()[layout])
     mask = band_mask(pattern, rows, window)
     whole = torch.zeros(mask.shape, dtype=torch.bool)
@@ -221,7 +216,7 @@ def test_masks_are_made_once_per_layout_and_layer_type(monkeypatch):
 def test_masks_of_a_validation_in_inference_mode_are_not_those_of_training(sparse_llama):
     scorer = denoiser(sparse_llama, "block", 4, False)
     prepared = prepare(scorer, Uniform(), random_batch(1, 16), generator(0))
-    assert prepared.inputs.layout == f"{prepared.inputs.rows.layout()}/{scorer.pattern.block_size}"
+    assert prepared.inputs.layout == prepared.inputs.rows.layout()
     with torch.inference_mode():
         scorer(prepared.inputs)
     scorer(prepared.inputs).logsumexp(-1).sum().backward()
@@ -236,28 +231,28 @@ def test_a_model_keeps_its_own_causal_forward_and_passes_the_check_of_parents(mo
 def test_an_attention_that_does_not_know_bands_fails_on_them(llama, implementation):
     model = copy.deepcopy(llama)
     model.set_attn_implementation(implementation)
-    rows = rows_of(pattern_of("block"), random_batch(1, 8))
+    rows = rows_of(pattern_of("block", 4), random_batch(1, 8))
     with pytest.raises(TypeError):
-        model(input_ids=torch.ones(1, 16, dtype=torch.long), attention_mask=band_mask(pattern_of("block"), rows))
+        model(input_ids=torch.ones(1, 16, dtype=torch.long), attention_mask=band_mask(pattern_of("block", 4), rows))
 
 
 @pytest.mark.parametrize("unsupported", ["softcap", "s_aux", "position_bias"])
 def test_what_cannot_be_honoured_is_refused(unsupported):
     q = torch.randn(1, 2, 16, 8)
-    mask = band_mask(pattern_of("block"), rows_of(pattern_of("block"), random_batch(1, 8)))
+    mask = band_mask(pattern_of("block", 4), rows_of(pattern_of("block", 4), random_batch(1, 8)))
     with pytest.raises(ValueError, match=f"does not support {unsupported}"):
         block_sparse.block_sparse_attention(MODULE, q, q, q, mask, **{unsupported: 1.0})
     with pytest.raises(ValueError, match="does not fit"):
         block_sparse.block_sparse_attention(MODULE, q, torch.cat([q, q], 2), torch.cat([q, q], 2), mask)
-    rows = rows_of(pattern_of("block"), random_batch(1, 8))
-    flex = block_mask(pattern_of("block"), rows, rows)
+    rows = rows_of(pattern_of("block", 4), random_batch(1, 8))
+    flex = block_mask(pattern_of("block", 4), rows, rows)
     with pytest.raises(ValueError, match="no attention dropout on CUDA"):
         block_sparse.block_sparse_attention(MODULE, q, q, q, flex, dropout=0.1)
 
 
 def test_attention_dropout_is_honoured():
     q = torch.randn(1, 2, 16, 8)
-    mask = band_mask(pattern_of("block"), rows_of(pattern_of("block"), random_batch(1, 8)))
+    mask = band_mask(pattern_of("block", 4), rows_of(pattern_of("block", 4), random_batch(1, 8)))
     torch.manual_seed(0)
     dropped, _ = block_sparse.block_sparse_attention(MODULE, q, q, q, mask, dropout=0.99)
     assert 0.5 < (dropped == 0).float().mean() < 1
@@ -328,8 +323,7 @@ def test_on_cuda_a_model_has_the_logits_and_all_gradients_of_dense_sdpa(name):
     for implementation in ("sdpa", block_sparse.NAME):
         model = tiny("gemma3_text", torch.float32).cuda()
         model.set_attn_implementation(implementation)
-        scorer = denoiser(model, "block", 4, True)
-        scorer.pattern = pattern_of(name)
+        scorer = denoiser(model, name, 4, True)
         prepared = prepare(scorer, Uniform(), layouts()["ragged"], generator(1)).to("cuda")
         Nelbo()(scorer(prepared.inputs), prepared.scored, 100).loss.backward()
         found.append({n: p.grad for n, p in scorer.named_parameters() if p.grad is not None})

@@ -164,30 +164,20 @@ def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str,
     def steps():
         for i in range(batches):
             noise = generator(0, TRAIN_STREAM, 0, i)
-            conversion.set_progress((i + 0.5) / batches, noise)
+            denoiser = conversion.set_progress((i + 0.5) / batches, noise)
             batch = collate([data.train_rows[2 * i], data.train_rows[2 * i + 1]])
-            [prepared] = conversion.draw(batch, noise)
+            [prepared] = conversion.draw(denoiser, batch, noise)
             conversion.objective(conversion.denoiser, prepared)[0].loss.backward()
 
     done = executed(steps)
     return flops.training_flops(made, steps=batches), done
 
 
-# Each auxiliary loss with what it cannot do without.
-AUXILIARY = {
+# What an auxiliary loss or a rollout cannot do without, or is more to the point with.
+BESIDE = {
     "align": ["attention=bidir", "token_shift=true"],
     "ar": ["attention=block_token_causal"],
-    "confidence": [],
     "consistency": ["masking.views=2", "masking.complementary=false"],
-    "distill": [],
-}
-
-
-def test_every_auxiliary_and_rollout_is_counted_here():
-    assert set(AUXILIARY) == set(options("auxiliary")) and set(ROLLOUT) == set(options("rollout"))
-
-
-ROLLOUT = {
     "prediction": ["rollout.probability=1.0", "loss=mean", "masking=uniform", "masking.score=all"],
     "trajectory": ["auxiliary=distill", "loss.scale=0", "rollout.decoder.threshold=0.01"],
 }
@@ -202,8 +192,7 @@ PLAIN = {
     "overrides",
     [
         *PLAIN.values(),
-        *([f"auxiliary={name}", *needs] for name, needs in AUXILIARY.items()),
-        *([f"rollout={name}", *needs] for name, needs in ROLLOUT.items()),
+        *([f"{group}={n}", *BESIDE.get(n, [])] for group in ("auxiliary", "rollout") for n in options(group)),
     ],
     ids=" ".join,
 )

@@ -61,7 +61,7 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on_where_it_was(fault, pro
 
 @SLOW
 def test_sigterm_costs_no_step_even_where_checkpoints_are_rare(processes, straight, tmp_path):
-    rare = "trainer.volatile.checkpoint_every=1000"
+    rare = "runtime.checkpoint_every=1000"
     fault = AtCall("dlm.conversion.module:Conversion.training_step", 6, signal.SIGTERM)
     assert processes.run(tmp_path / "runs", rare, fault=fault) == 130
     # Twelve micro-batches in all, of which six are made: killed in the seventh that is left, the run would not end.

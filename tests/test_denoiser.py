@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MASK_ID, config, denoiser, options, random_batch, tiny
+from conftest import CACHEABLE, CLEAN, MASK_ID, config, denoiser, options, random_batch, tiny
+from contracts import training_is_decoding
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache
 
 from dlm.config.build import make
 from dlm.conversion.objective import Objective
@@ -16,7 +16,7 @@ from dlm.conversion.prepare import corrupt, lay_out, prepare
 from dlm.loss.base import PER
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.types import Batch, Noised, Rows, Scored, generator
+from dlm.types import Batch, Noised, Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -29,11 +29,11 @@ def score_all(scorer, batch: Batch, masked=None):
     return scorer(inputs), scored
 
 
-@pytest.mark.parametrize(("pattern", "size"), [("block", 1), ("ar", 1), ("ar", 8)])
-def test_ar_limit_gives_the_parents_likelihood(model, pattern, size):
-    """I1: block size 1 with the shift is the parent, over the vocabulary without the mask token."""
+@pytest.mark.parametrize("pattern", CLEAN)
+def test_ar_limit_gives_the_parents_likelihood(model, pattern):
+    """Block size 1 with the shift and a clean stream is the parent, over the vocabulary without the mask token (I1)."""
     batch = random_batch(2, 24)
-    got, scored = score_all(denoiser(model, pattern, size, True), batch)
+    got, scored = score_all(denoiser(model, pattern, 1, True), batch)
     logits = model(input_ids=batch.x0).logits[:, :-1]
     logits[..., MASK_ID] = -torch.inf
     expected = cross_entropy(logits.flatten(0, 1), batch.x0[:, 1:].flatten(), reduction="none")
@@ -53,7 +53,7 @@ def test_packed_documents_are_scored_as_if_alone(model):
 
 
 def test_a_block_as_long_as_the_row_is_full_bidirectional_diffusion(model):
-    """I2."""
+    """With one block, what is seen is the same as without blocks (I2)."""
     batch = random_batch(2, 16)
     masked = batch.x0 % 2 == 0
     for token_shift in (False, True):
@@ -64,46 +64,18 @@ def test_a_block_as_long_as_the_row_is_full_bidirectional_diffusion(model):
         torch.testing.assert_close(one_block, bidir, **EXACT)
 
 
-@pytest.mark.parametrize("token_shift", [False, True])
 @pytest.mark.parametrize("size", [1, 4, 8])
-def test_training_logits_equal_decoding_logits_of_every_block(model, size, token_shift):
-    """I3: [noisy ; clean] in one forward = clean prefix in a cache, then the partially masked block."""
-    scorer = denoiser(model, "block", size, token_shift)
-    length = 16
-    batch = random_batch(1, length)
-    masked = (torch.rand(1, length, generator=generator(3)) < 0.6) & (batch.position > 0)
-    training, scored = score_all(scorer, batch, masked)
-    xt = torch.where(masked, MASK_ID, batch.x0)
-    decoded = []
-    cache, previous = DynamicCache(), None
-    for start in range(0, length, size):
-        block = torch.arange(start, start + size)
-        columns = rows(torch.arange(start + size), clean=torch.arange(start + size) < start)
-
-        def forward(ids, clean, columns=columns, block=block):
-            q = rows(block, clean=torch.full((len(block),), clean))
-            return scorer.score(
-                torch.arange(len(block)),
-                ids[:, block],
-                block[None],
-                scorer.masks(q, columns),
-                past_key_values=cache,
-                use_cache=True,
-            )
-
-        noisy = forward(xt, False)
-        cache.crop(-size)
-        shifted = noisy if previous is None else torch.cat([previous, noisy])
-        decoded.append(
-            (shifted[:size] if previous is not None else torch.cat([noisy[:1], noisy])[:size]) if token_shift else noisy
-        )
-        columns = rows(torch.arange(start + size), clean=torch.ones(start + size, dtype=torch.bool))
-        previous = forward(batch.x0, True, columns)[-1:]
-    torch.testing.assert_close(training, torch.cat(decoded)[scored.index], rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize(("name", "token_shift"), CACHEABLE)
+def test_training_logits_equal_decoding_logits_of_every_block(full_or_sliding, name, token_shift, size):
+    """All streams in one forward = the finished blocks in a cache, then a partially masked block (I3)."""
+    training_is_decoding(denoiser(full_or_sliding, name, size, token_shift))
 
 
-def rows(position, clean):
-    return Rows(clean[None], torch.zeros_like(position)[None], position[None])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "token_shift"), CACHEABLE)
+def test_training_logits_equal_decoding_logits_on_every_architecture(model, name, token_shift):
+    """(I3)"""
+    training_is_decoding(denoiser(model, name, 4, token_shift))
 
 
 def test_the_first_token_of_a_block_is_scored_from_the_clean_stream(llama):

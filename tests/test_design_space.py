@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 from conftest import CONF, ROOT
 
-from analysis import design_space
-from analysis.design_space import GROUPS, PAGE, header, options, page, references, settings, with_options
+from analysis.site import design_space
+from analysis.site.design_space import GROUPS, PAGE, page, with_options
+from analysis.site.yamls import header, options, references, settings
 
 FILES = [path for group in (*GROUPS, "recipe") for path in options(group)]
 

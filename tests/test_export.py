@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
 
 from dlm.attention.block import Block
-from dlm.config.build import converted_denoiser
+from dlm.config.build import asked_decoding, converted_denoiser
 from dlm.decoding import threshold
 from dlm.decoding.engine import generate
 from dlm.decoding.fixed import Fixed
@@ -298,6 +298,9 @@ def test_which_patterns_can_be_exported(pattern):
         check_decode_mask(made, pattern, 1024)
 
 
+HALF = ("decoding=threshold", "decoding._target_=dlm.decoding.threshold.Half")
+
+
 class Half(Threshold):
     """Commits what is confident enough, but only the left half of a block: not what the exported code does."""
 
@@ -308,7 +311,7 @@ class Half(Threshold):
 def test_a_decoder_that_the_exported_code_does_not_have_needs_a_threshold(parents, tmp_path, monkeypatch):
     monkeypatch.setattr(Half, "__module__", threshold.__name__)  # a config may only name what is ours
     monkeypatch.setattr(threshold, "Half", Half, raising=False)
-    run = make_run(tmp_path / "run", parents["llama"], "decoding._target_=dlm.decoding.threshold.Half")
+    run = make_run(tmp_path / "run", parents["llama"], *HALF)
     with pytest.raises(
         ValueError, match=r"decoding dlm.decoding.threshold.Half cannot be exported: give threshold=0.9"
     ):
@@ -322,6 +325,29 @@ def test_the_runs_own_commit_rule_is_the_default(parents, tmp_path):
     run = make_run(tmp_path / "run", parents["llama"], "decoding=fixed", "decoding.tokens_per_step=3")
     config_of = json.loads((export(run, tmp_path / "out") / "config.json").read_text())
     assert (config_of["tokens_per_step"], config_of["threshold"]) == (3, None)
+
+
+def test_a_decoding_that_is_asked_for_is_the_default_of_the_exported_generate(parents, tmp_path):
+    run = make_run(tmp_path / "run", parents["llama"])
+    for name, expected in (("fixed", (1, None)), ("threshold", (None, 0.9))):
+        folder = export(run, tmp_path / name, decoding=asked_decoding(config(f"decoding={name}")))
+        config_of = json.loads((folder / "config.json").read_text())
+        assert (config_of["tokens_per_step"], config_of["threshold"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("threshold", "overrides", "problem"),
+    [
+        (None, ["decoding=soft"], "decoding dlm.decoding.soft.Soft cannot be exported"),
+        (None, ["decoding=threshold", "decoding.temperature=0.5"], "decoding.temperature, .* cannot be exported"),
+        (0.5, ["decoding=threshold"], "threshold 0.5 and decoding exclude each other"),
+    ],
+)
+def test_a_decoding_that_cannot_be_exported_is_refused(threshold, overrides, problem, parents, tmp_path):
+    run = make_run(tmp_path / "run", parents["llama"])
+    with pytest.raises(ValueError, match=problem):
+        export(run, tmp_path / "out", threshold, asked_decoding(config(*overrides)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_exports_and_says_how_to_load(runs, tmp_path):

@@ -19,7 +19,7 @@ from dlm.trainer.finite import FiniteGuard, NotFinite, norms_of
 from dlm.trainer.metrics import MetricTable
 from dlm.types import generator
 
-EVERY_STEP = "trainer.volatile.checkpoint_every=1"
+EVERY_STEP = "runtime.checkpoint_every=1"
 
 
 @pytest.fixture
@@ -90,9 +90,7 @@ def test_a_step_that_is_skipped_changes_no_weight_and_is_counted(what, fused, sm
         look(self, module)
 
     monkeypatch.setattr(FiniteGuard, "look", watched)
-    result = train(
-        small("trainer.on_nonfinite=skip", f"optimizer.fused={fused}", "trainer.volatile.checkpoint_every=9")
-    )
+    result = train(small("trainer.on_nonfinite=skip", f"optimizer.fused={fused}", "runtime.checkpoint_every=9"))
     assert result["status"] == "finished" and result["record"]["skipped_steps"] == [2]
     changed = [any(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(seen)]
     assert changed == [True, False, True, False]
@@ -110,7 +108,7 @@ def test_flags_that_are_looked_at_together_name_the_same_step(small, runs_dir, m
 
     monkeypatch.setattr(FiniteGuard, "on_train_start", as_on_a_gpu)
     with pytest.raises(NotFinite, match=r"step 2: model.norm.weight not finite"):
-        train(small("trainer.volatile.checkpoint_every=9"))
+        train(small("runtime.checkpoint_every=9"))
     kept = load(only_run(runs_dir).nonfinite)
     assert all(torch.isfinite(weight).all() for weight in kept["weights"].values())
 
@@ -128,7 +126,7 @@ def test_weights_that_are_not_finite_are_never_written(small, runs_dir, monkeypa
     assert all(torch.isfinite(w).all() for w in torch.load(run.checkpoint, weights_only=True)["state_dict"].values())
 
 
-@pytest.mark.parametrize("pieces", [(), ("trainer.volatile.pieces=2",)])
+@pytest.mark.parametrize("pieces", [(), ("runtime.pieces=2",)])
 def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(
     pieces,
     small,

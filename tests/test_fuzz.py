@@ -52,10 +52,10 @@ VALUES = {  # likely ones, beside the odd ones
     "trainer.accumulate": [1, 2],
     "trainer.clip": [1.0, "null"],
     "trainer.on_nonfinite": ["stop", "skip"],
-    "trainer.volatile.val_every": [1, 2],
-    "trainer.volatile.log_every": [1, 3],
-    "trainer.volatile.drift_every": [0, 1],
-    "trainer.volatile.checkpoint_every": [1, 5],
+    "runtime.val_every": [1, 2],
+    "runtime.log_every": [1, 3],
+    "runtime.drift_every": [0, 1],
+    "runtime.checkpoint_every": [1, 5],
 }
 GROUPS = ("attention", "masking", "loss", "decoding", "trainable")
 SMALL = (
@@ -65,7 +65,7 @@ SMALL = (
     "data.batch_size=4",
     "data.val_rows=2",
     "data.mixture={prose: 1.0}",
-    "trainer.volatile.progress_bar=false",
+    "runtime.progress_bar=false",
     "tokens=256",
 )
 

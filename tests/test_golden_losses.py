@@ -51,8 +51,8 @@ def first_step(choice: str, runs_dir: Path) -> dict[str, float]:
     conversion, rows = experiment.conversion, experiment.data.train_rows
     noise = generator(cfg.seed, TRAIN_STREAM, 0, 0)
     conversion.train()
-    conversion.set_progress(0.0, noise)
-    pieces = conversion.draw(collate([rows[i] for i in range(ROWS)]), noise)
+    batch = collate([rows[i] for i in range(ROWS)])
+    pieces = conversion.draw(conversion.set_progress(0.0, noise), batch, noise)
     output, auxiliary = loss_of(conversion.objective, conversion.denoiser, pieces)
     output.loss.backward()
     gradients = [p.grad for p in experiment.parent.model.parameters() if p.grad is not None]

@@ -80,7 +80,7 @@ def test_an_interrupted_run_does_not_go_on_with_other_content(option, outside, r
             raise KeyboardInterrupt
         return step(self, batch, batch_idx)
 
-    every = "trainer.volatile.checkpoint_every=1"
+    every = "runtime.checkpoint_every=1"
     with monkeypatch.context() as patch:
         patch.setattr(Conversion, "training_step", breaks)
         with pytest.raises(KeyboardInterrupt):

@@ -211,4 +211,4 @@ def test_measuring_jobs_share_the_cores_as_training_jobs_do(table1, tmp_path):
     (tmp_path / ".logs").mkdir()
     made = commands(tmp_path, threads=3)
     train, measure = made.train(point), made.measure(point)
-    assert "trainer.volatile.threads=3" in train.args[1] and measure.args[1][-1] == "3"
+    assert "runtime.threads=3" in train.args[1] and measure.args[1][-1] == "3"

@@ -11,6 +11,7 @@ from conftest import ROOT, config
 from crash import OVERRIDES
 
 from dlm.runs.__main__ import main
+from dlm.runs.differences import differences
 from dlm.runs.lease import lease
 from dlm.runs.run import LAYOUT, Run
 
@@ -60,6 +61,32 @@ def test_list_shows_every_run_its_state_and_what_differs(runs, tmp_path, capsys)
     assert runs[1].id in text and runs[0].id not in text
     with lease(runs[2].folder):
         assert "running" in ask(capsys, "--runs", tmp_path, "list")[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "differing"),
+    [
+        (["auxiliary=ar", "auxiliary=[ar,confidence]"], ["auxiliary.confidence"]),
+        (["optimizer.warmup=0.1", "optimizer.warmup=0.2"], ["optimizer.warmup=0.1", "optimizer.warmup=0.2"]),
+        (["model.path='a[b]c'", "model.path=d"], ["model.path=a[b]c", "model.path=d"]),
+        (["block_size=8", "block_size=16"], ["block_size=8", "block_size=16"]),
+    ],
+)
+def test_list_finds_what_differs_in_the_configs_whatever_option_it_is(
+    overrides, differing, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "300")
+    for override in overrides:
+        finished(tmp_path, override)
+    _, text = ask(capsys, "--runs", tmp_path, "list")
+    assert all(what in text for what in differing)
+    assert "attention.block_size" not in text and "runs_dir" not in text  # what follows, and what is no option
+
+
+def test_an_option_that_only_one_method_has_follows_from_the_choice_of_the_method():
+    a = {"choices": {"masking": "position"}, "config": {"masking": {"half_life": 1.0, "views": 1}, "seed": 0}}
+    b = {"choices": {"masking": "uniform"}, "config": {"masking": {}, "seed": 0}}
+    assert differences({"a": a, "b": b}) == {"a": {"masking": "position"}, "b": {"masking": "uniform"}}
 
 
 def test_show_prints_the_record_and_the_traceback_of_a_run_that_failed(runs, tmp_path, capsys):

@@ -29,7 +29,7 @@ def subject(tmp_path_factory):
     """A run of one optimizer step."""
     runs = tmp_path_factory.mktemp("runs")
     small = ("tokens=256", "block_size=4", "data.length=64", "data.batch_size=4", "data.val_rows=4", "evaluation=none")
-    result = train(config(*small, "logger=csv", "trainer.volatile.progress_bar=false", f"runs_dir={runs}"))
+    result = train(config(*small, "logger=csv", "runtime.progress_bar=false", f"runs_dir={runs}"))
     return Subject(Run.load(result["id"], runs))
 
 

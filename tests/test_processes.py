@@ -1,9 +1,11 @@
 """A training of several processes (two, on the CPU, through gloo): one run, led by the first process."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,16 +16,17 @@ from conftest import config
 from safetensors.torch import load_file
 from test_train import SMALL
 
+from dlm.console import quiet
 from dlm.replay import replay
 from dlm.runs.lease import is_marked
 from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer.checkpoints import Checkpoints
-from dlm.trainer.processes import is_follower
+from dlm.trainer.processes import cluster, is_follower
 
 # Nothing is drawn: everything is hidden, so that what two processes train on can be had from one.
 OVERRIDES = [*SMALL, "model.dtype=float64", "trainer.precision=64-true", "noise_level=full", "masking=uniform"]
-OVERRIDES += ["loss=mean", "tokens=2048", "trainer.volatile.threads=1"]
+OVERRIDES += ["loss=mean", "tokens=2048", "runtime.threads=1"]
 TWO = "trainer.devices=2"
 
 
@@ -56,7 +59,7 @@ def metrics(run: Run) -> pd.DataFrame:
 def two(tmp_path_factory) -> Run:
     """A run that two processes trained."""
     folder = tmp_path_factory.mktemp("two")
-    said = finished(start(folder, TWO, "trainer.volatile.pieces=2"))
+    said = finished(start(folder, TWO, "runtime.pieces=2"))
     assert said.count("a step needs at most") == 1  # one of them speaks
     (run,) = runs(folder)
     return run
@@ -79,7 +82,7 @@ def test_a_run_of_several_processes_is_one_whole_run(two):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(number, code, two, tmp_path):
     """Also where the first of them is killed: the other one notices, and ends."""
-    process = start(tmp_path, TWO, "trainer.volatile.pieces=2", "trainer.volatile.checkpoint_every=1")
+    process = start(tmp_path, TWO, "runtime.pieces=2", "runtime.checkpoint_every=1")
     deadline = time.monotonic() + 200
     while not [*tmp_path.glob("*/checkpoint/last.ckpt")] and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
@@ -87,13 +90,13 @@ def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(numb
     finished(process, code)
     (run,) = runs(tmp_path)
     assert run.status == ("interrupted" if number == signal.SIGTERM else "running")
-    assert "resuming run" in finished(start(tmp_path, TWO, "trainer.volatile.pieces=2"))
+    assert "resuming run" in finished(start(tmp_path, TWO, "runtime.pieces=2"))
     assert all(torch.equal(weight, weights(run)[name]) for name, weight in weights(two).items())
     pd.testing.assert_frame_equal(metrics(run), metrics(two), check_exact=True)
 
 
 def test_every_job_of_a_sweep_is_trained_by_several_processes(two, tmp_path):
-    finished(start(tmp_path, "-m", "seed=0,1", TWO, "trainer.volatile.pieces=2"))
+    finished(start(tmp_path, "-m", "seed=0,1", TWO, "runtime.pieces=2"))
     first, second = sorted(runs(tmp_path), key=lambda run: run.record["config"]["seed"])
     assert first.status == second.status == "finished" and first.id == two.id
     assert all(torch.equal(weight, weights(first)[name]) for name, weight in weights(two).items())
@@ -125,7 +128,7 @@ def test_a_process_that_follows_leaves_an_error_to_the_first_but_says_where_it_r
     meets(ValueError("all of them"))
     assert train(cfg)["status"] == "followed" and runs(tmp_path)[0].status == "new"
     meets(torch.OutOfMemoryError("only here"))
-    with pytest.raises(ValueError, match=r"only here\): give the same command with trainer.volatile.pieces=2"):
+    with pytest.raises(ValueError, match=r"only here\): give the same command with runtime.pieces=2"):
         train(cfg)
     meets(RuntimeError("only here"))
     with pytest.raises(RuntimeError):
@@ -174,3 +177,20 @@ def test_a_number_of_processes_that_is_none_is_refused(name, value, tmp_path):
     with pytest.raises(ValueError, match=rf"trainer.{name} '?{value}'? must be a whole number of at least 1"):
         train(config(f"trainer.{name}={value}", f"runs_dir={tmp_path}"))
     assert runs(tmp_path) == []
+
+
+def test_slurm_is_asked_not_to_requeue_and_a_mere_srun_on_the_path_is_not_spoken_of(monkeypatch, tmp_path):
+    srun = tmp_path / "srun"
+    srun.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quiet()
+        assert cluster() == []
+    assert not said
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    (environment,) = cluster()
+    assert environment.auto_requeue is False

@@ -27,12 +27,12 @@ VOLATILE = [
     "runs_dir=elsewhere",
     "force=true",
     "trainer.compile=true",
-    "trainer.volatile.threads=1",
-    "trainer.volatile.strategy=ddp",
-    "trainer.volatile.progress_bar=false",
+    "runtime.threads=1",
+    "runtime.strategy=ddp",
+    "runtime.progress_bar=false",
     "evaluation=none",
     "evaluation.tasks_per_family=3",
-    "decoding.threshold=0.5",
+    "decoding=fixed",
 ]
 MATTERS = [
     "seed=1",

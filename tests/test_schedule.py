@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 from conftest import config, options
 
 from dlm.auxiliary.ar import AR
@@ -85,13 +86,24 @@ def test_training_uses_the_scheduled_block_sizes_and_validation_the_last(tmp_pat
 
     def spy(self, batch, index):
         prepared = inner(self, batch, index)
-        seen[self.trainer.training].append((self.denoiser.pattern.block_size, prepared[0].inputs.layout.split("/")[1]))
+        seen[self.trainer.training].append(prepared[0].inputs.pattern.block_size)
+        assert self.denoiser.pattern.block_size == 8  # what decoding has, whatever the step
         return prepared
 
     monkeypatch.setattr(Conversion, "on_before_batch_transfer", spy)
     small = ["tokens=2048", "data.batch_size=4", "logger=csv", "evaluation=none", f"runs_dir={tmp_path}"]
-    small += ["data.val_rows=2", "trainer.volatile.progress_bar=false", "trainer.volatile.val_every=2"]
+    small += ["data.val_rows=2", "runtime.progress_bar=false", "runtime.val_every=2"]
     record = train(config(*small, "block_size=8", "block_schedule=jump", "block_schedule.shares=[1,1]"))["record"]
     assert record["status"] == "finished"
-    assert seen[True] == [(4, "4")] * 2 + [(8, "8")] * 2
-    assert set(seen[False]) == {(8, "8")}
+    assert seen[True] == [4] * 2 + [8] * 2
+    assert set(seen[False]) == {8}
+
+
+def test_the_rows_of_a_run_do_not_depend_on_the_block_size_of_the_step_that_draws_them():
+    """Documents are filled up to whole blocks of the final size, whichever step it is: row i is one of (seed, i)."""
+    sizes = ["block_size=16", "block_schedule=jump", "block_schedule.sizes=[1,16]", "data.length=64"]
+    experiment = build(config("tokens=2048", "data.batch_size=4", *sizes))
+    rows = experiment.data.train_rows
+    before = [rows[i].document for i in range(8)]
+    assert experiment.conversion.set_progress(0.0, generator(0)).pattern.block_size == 1
+    assert all(torch.equal(rows[i].document, document) for i, document in enumerate(before))

@@ -2,71 +2,107 @@
 
 import pytest
 import torch
-from conftest import PATTERNS, config, denoiser, random_batch
+from conftest import MASK_ID, WITH_SHIFT, config, denoiser, random_batch
+from faulty_patterns import LooksAhead, SeesItself, SeesItselfFromBlock2, SinkOfAnyBlock
 from test_train import SMALL, runs_dir, short_prose  # noqa: F401
 
 from dlm.attention.block import Block
 from dlm.conversion.module import Conversion
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent
+from dlm.model.parent import Parent, layer_types
 from dlm.runs.run import Run
 from dlm.train import train
-from dlm.trainer.selfcheck import Probe, check_ar_limit, check_leak, check_parity, is_ar_limit
+from dlm.trainer.selfcheck import Probe, check, check_leak, check_parity, is_ar_limit, probed
 
 
-class Leaks(Block):
-    """The noisy stream sees its own clean block, too."""
-
-    def allowed(self, q, k):
-        return super().allowed(q, k) | (~q.clean & k.clean & (self.block(q) == self.block(k)))
-
-
-class LooksAhead(Block):
-    """Blocks see the clean stream of the next block."""
-
-    def allowed(self, q, k):
-        return super().allowed(q, k) | (k.clean & (self.block(k) == self.block(q) + 1))
-
-
-@pytest.mark.parametrize("token_shift", [False, True])
 @pytest.mark.parametrize("size", [1, 4, 16])
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(("name", "token_shift"), WITH_SHIFT)
 @torch.no_grad()
-def test_every_pattern_of_ours_passes_on_every_architecture(model, name, size, token_shift):
-    if name == "ar" and (not token_shift or size != 1):
-        return
-    scorer = denoiser(model, name, size, token_shift)
-    probe = Probe.of(scorer, random_batch(1, 16).x0[0])
-    check_leak(scorer, probe, half=False)
-    check_parity(scorer, probe, half=False)
-    if is_ar_limit(scorer):
-        check_ar_limit(scorer, probe, half=False)
+def test_every_pattern_passes_in_the_first_the_second_and_the_last_block(full_or_sliding, name, token_shift, size):
+    """By glob over the options: no leak (I4), parity (I3), the AR limit (I1)."""
+    scorer = denoiser(full_or_sliding, name, size, token_shift)
+    passed = check(scorer, random_batch(1, 16).x0[0], half=False, untrained=True)
+    assert len(passed) == 2 + is_ar_limit(scorer)
 
 
-@pytest.mark.parametrize("leaking", [Leaks, LooksAhead])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "token_shift"), WITH_SHIFT)
 @torch.no_grad()
-def test_a_pattern_that_leaks_is_refused(leaking, llama):
+def test_every_pattern_passes_on_every_architecture(model, name, token_shift):
+    check(denoiser(model, name, 4, token_shift), random_batch(1, 16).x0[0], half=False, untrained=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "token_shift", "length", "blocks"),
+    [
+        (4, False, 16, [0, 1, 3]),
+        (4, False, 8, [0, 1]),
+        (16, True, 16, [0]),
+        (1, False, 16, [0, 1, 15]),
+        (1, True, 16, [1, 15]),  # position 0 is not scored
+        (4, True, 4096, [0, 1, 255]),
+        (2048, True, 4096, [0]),
+    ],
+)
+def test_which_blocks_are_probed(llama, size, token_shift, length, blocks):
+    assert probed(denoiser(llama, "block", size, token_shift), length) == blocks
+
+
+def leak_found_in(scorer, length=32) -> list[int]:
+    """The blocks in which the check of a leak fails."""
+    found = []
+    for block in range(length // scorer.pattern.block_size):
+        try:
+            check_leak(scorer, Probe.of(scorer, random_batch(1, length).x0[0], block), half=False)
+        except ValueError:
+            found.append(block)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fault", "in_blocks"),
+    [
+        (SeesItself, [0, 1, 2, 3]),
+        (LooksAhead, [0, 1, 2, 3]),  # its own block, too: by the clean block before, which sees it
+        (SinkOfAnyBlock, [0]),
+        (SeesItselfFromBlock2, [2, 3]),
+    ],
+)
+@torch.no_grad()
+def test_a_pattern_that_leaks_is_refused_and_blamed(fault, in_blocks, llama, unchecked):
+    scorer = Denoiser(llama, fault(8), MASK_ID, False, layer_types(llama))
+    assert leak_found_in(scorer) == in_blocks
+    assert set(in_blocks) & set(probed(scorer, 32))
+    said = rf"self-check: llama under the attention pattern {fault.__name__} .* to copy.* mend {fault.__name__}.allowed"
+    with pytest.raises(ValueError, match=said):
+        check(scorer, random_batch(1, 32).x0[0], half=False, untrained=True)
+
+
+@torch.no_grad()
+def test_a_parent_that_does_not_obey_its_mask_is_blamed_instead_of_the_pattern(llama, monkeypatch):
     scorer = denoiser(llama, "block", 4, False)
-    scorer.pattern = leaking(4)
-    with pytest.raises(ValueError, match="self-check: llama under the attention pattern Leaks|LooksAhead .* to copy"):
-        check_leak(scorer, Probe.of(scorer, random_batch(1, 16).x0[0]), half=False)
+    seen = Denoiser.masks
+    everything = lambda *args: torch.ones_like(seen(*args))  # noqa: E731
+    monkeypatch.setattr(Denoiser, "masks", everything)
+    with pytest.raises(ValueError, match="to copy.* the parent's forward does not obey its attention mask"):
+        check(scorer, random_batch(1, 16).x0[0], half=False, untrained=True)
 
 
 @torch.no_grad()
 def test_a_decoder_that_scores_otherwise_than_training_is_refused(llama, monkeypatch):
     scorer = denoiser(llama, "block", 4, False)
-    probe = Probe.of(scorer, random_batch(1, 16).x0[0])
+    probe = Probe.of(scorer, random_batch(1, 16).x0[0], 1, partly=True)
     monkeypatch.setattr("dlm.trainer.selfcheck.forward", lambda d, canvas: (torch.randn(2, 61), None))
-    with pytest.raises(ValueError, match="decoding scores a block otherwise than training, by"):
+    with pytest.raises(ValueError, match="decoding scores position 6 and .* otherwise than training, by"):
         check_parity(scorer, probe, half=False)
 
 
 @torch.no_grad()
 def test_a_text_of_one_token_repeated_is_a_probe_all_the_same(llama):
     scorer = denoiser(llama, "block", 4, False)
-    probe = Probe.of(scorer, torch.full((16,), 2))
-    other = probe.changed(slice(probe.begin, 16), scorer.mask_id)
-    assert (other.x0 != probe.x0)[:, probe.begin :].all() and torch.equal(other.x0[:, :6], probe.x0[:, :6])
+    probe = Probe.of(scorer, torch.full((16,), 2), 1)
+    other = probe.changed(slice(probe.begin, 12), scorer.mask_id)
+    assert (other.x0 != probe.x0)[:, probe.begin :].all() and torch.equal(other.x0[:, :4], probe.x0[:, :4])
 
 
 @pytest.fixture
@@ -74,16 +110,18 @@ def small(runs_dir):  # noqa: F811
     return lambda *overrides: config(*SMALL, f"runs_dir={runs_dir}", *overrides)
 
 
-def test_a_run_checks_itself_before_its_first_step(small, monkeypatch):
+def test_a_run_checks_itself_before_its_first_step_and_says_what_passed(small, monkeypatch, capsys):
     asked = []
     score = Denoiser.forward
     monkeypatch.setattr(Denoiser, "forward", lambda self, inputs: asked.append(self.pattern) or score(self, inputs))
     record = train(small())["record"]
-    assert len(asked) == 3  # two for the leak, one for parity
-    assert 0 < record["selfcheck_seconds"] < 5
+    assert len(asked) == 3 * 3  # in three blocks: two for the leak, one for parity
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("self-check: ")]
+    assert said == ("self-check: no leak in blocks 0, 1, 7; decoding scores as training; the weights are the parent's")
+    assert 0 < record["selfcheck_seconds"] < record["train_seconds"]
 
 
-def test_a_violation_ends_the_run_before_any_step(small, runs_dir, monkeypatch):  # noqa: F811
+def test_a_violation_ends_the_run_before_any_step(small, unchecked, monkeypatch):
     allowed = Block.allowed
     monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
     monkeypatch.setattr(Block, "allowed", lambda self, q, k: allowed(self, q, k) | k.clean)
@@ -102,7 +140,7 @@ def test_a_damaged_reference_of_drift_is_named_before_training(small, runs_dir):
 
 
 def test_a_run_does_not_go_on_with_another_parent(small, monkeypatch):
-    cfg = small("trainer.volatile.checkpoint_every=1")
+    cfg = small("runtime.checkpoint_every=1")
     step = Conversion.training_step
 
     def breaks(self, batch, batch_idx):

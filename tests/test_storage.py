@@ -16,7 +16,7 @@ from dlm.runs.storage import disk_is_full, read_json, write_json
 from dlm.train import train
 from dlm.trainer.checkpoints import LAST, PREVIOUS, damage, newest_whole
 
-EVERY_STEP = "trainer.volatile.checkpoint_every=1"
+EVERY_STEP = "runtime.checkpoint_every=1"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ SMALL = [
     "data.mixture={tasks: 1.0}",
     "evaluation=none",
     "logger=csv",
-    "trainer.volatile.progress_bar=false",
+    "runtime.progress_bar=false",
 ]
 
 
@@ -118,7 +118,11 @@ def test_all_recipes_are_one_glob_away(tmp_path, monkeypatch, capsys):
 
 def test_the_summary_of_a_sweep_fits_eighty_columns_and_cuts_no_number():
     setting = {"accuracy, 1 token/step": 0.634, "TPF, 1 token/step": 1, "accuracy, TPF≈2": 0.6, "TPF, TPF≈2": 2}
-    line = {"job": "attention=bidir block_size=128", "id": "0123456789ab", "status": "finished"}
+    line = {
+        "job": "attention=bidir block_size=128 auxiliary=[ar]",
+        "id": "0123456789ab",
+        "status": "finished",
+    }
     table = summary_table([line | {"metrics": {"val NELBO": 12.345} | setting | {"drift ffn": 0.054}}])
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table)

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.conversion.module import Conversion
 from dlm.data import prose
+from dlm.evaluation import suite
 from dlm.evaluation.suite import evaluate_run
 from dlm.evaluation.summary import report
 from dlm.runs.run import Run, headline
@@ -30,8 +31,8 @@ SMALL = (
     "data.length=64",
     "data.batch_size=4",
     "data.val_rows=4",
-    "trainer.volatile.progress_bar=false",
-    "trainer.volatile.log_every=1",
+    "runtime.progress_bar=false",
+    "runtime.log_every=1",
     "evaluation=none",
     "logger=csv",
 )
@@ -136,7 +137,7 @@ def test_every_evaluation_yaml_evaluates(option, runs_dir):
 @pytest.mark.parametrize("checkpoint_every", [1, 1000])
 @pytest.mark.parametrize("trainable", options("trainable"))
 def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, checkpoint_every, runs_dir, monkeypatch):
-    overrides = (f"trainable={trainable}", f"trainer.volatile.checkpoint_every={checkpoint_every}")
+    overrides = (f"trainable={trainable}", f"runtime.checkpoint_every={checkpoint_every}")
     overrides += ("masking=uniform", "masking.count=bernoulli", "trainer.accumulate=2", "tokens=2048")
     straight = train(small(runs_dir / "straight", *overrides))
     step = Conversion.training_step
@@ -167,7 +168,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, c
 @pytest.mark.parametrize("extra", [(), ("trainer.precision=bf16-mixed", "trainable=lora", "trainable.dropout=0.5")])
 def test_the_result_is_validated_whenever_the_last_scheduled_validation_was(extra, runs_dir):
     """And neither its weights nor its metrics differ from those of a run whose schedule ends with a validation."""
-    at_end, before = (train(small(runs_dir / str(n), f"trainer.volatile.val_every={n}", *extra)) for n in (1, 3))
+    at_end, before = (train(small(runs_dir / str(n), f"runtime.val_every={n}", *extra)) for n in (1, 3))
     rows = metrics(runs_dir / "1", at_end).set_index("step")
     assert before["record"]["train"]["val/nelbo"] == rows["val/nelbo"][2]
     assert before["record"]["train"]["val/nelbo_final"] == rows["val/nelbo"][3] != rows["val/nelbo"][2]
@@ -213,6 +214,43 @@ def test_a_finished_run_that_is_asked_for_with_another_evaluation_is_only_evalua
     again = train(small(runs_dir, *LIGHT_EVALUATION))
     assert again["status"] == "skipped" and again["record"]["evaluation"]["dlm"]["generation"]
     assert (runs_dir / first["id"] / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_decoding_that_is_asked_for_is_one_more_row_and_measured_once(runs_dir, monkeypatch):
+    usual = train(small(runs_dir, *LIGHT_EVALUATION))
+    run = Run.load(usual["id"], runs_dir)
+    before, rows = run.record["evaluation"], {"1 token/step", "TPF≈2", "TPF≈4"}
+    assert {row["name"] for row in before["dlm"]["generation"]} == rows
+    weights = (run.model_folder / "model.safetensors").stat().st_mtime_ns
+    for decoding in ("fixed", "soft"):
+        again = train(small(runs_dir, *LIGHT_EVALUATION, f"decoding={decoding}"))
+        assert (again["id"], again["status"]) == (run.id, "skipped")
+    after = run.record["evaluation"]
+    *others, fixed, soft = after["dlm"]["generation"]
+    assert others == before["dlm"]["generation"] and after["parent"] == before["parent"]
+    assert fixed["name"].startswith("fixed tokens_per_step=1") and fixed["decoding"]["tokens_per_step"] == 1
+    assert soft["decoding"]["_target_"] == "dlm.decoding.soft.Soft" and soft["name"] in after["throughput"]
+    assert fixed["accuracy"] == others[0]["accuracy"] and fixed["nfe"] == others[0]["nfe"]  # the same by another name
+    items = pd.read_csv(run.folder / "items.csv")
+    assert items.groupby("setting").size().to_dict() == dict.fromkeys([*rows, fixed["name"], soft["name"]], 9)
+    assert (run.model_folder / "model.safetensors").stat().st_mtime_ns == weights and not run.damaged()
+    assert report(run)[0].row_count == 1 + 5
+
+    monkeypatch.setattr(suite, "run_tasks", lambda *_: pytest.fail("measured again"))
+    for overrides in ((), ("decoding=fixed",), ("decoding=soft",)):
+        assert train(small(runs_dir, *LIGHT_EVALUATION, *overrides))["status"] == "skipped"
+
+
+def test_a_new_run_is_evaluated_under_the_decoding_that_is_asked_for_too(runs_dir):
+    overrides = (*LIGHT_EVALUATION, "evaluation.tpf_targets=[]", "+decoding.threshold=0.3")
+    found = train(small(runs_dir, *overrides))["record"]["evaluation"]["dlm"]["generation"]
+    assert [row.get("decoding", {}).get("threshold") for row in found] == [None, 0.3]
+
+
+def test_a_decoding_that_cannot_read_the_model_is_refused_before_training(runs_dir, monkeypatch):
+    monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
+    with pytest.raises(ValueError, match="an approximate cache is for attention that cannot be cached"):
+        train(small(runs_dir, *LIGHT_EVALUATION, "attention=block", "decoding=dual_cache"))
 
 
 def test_a_run_that_was_moved_is_evaluated_where_it_is(runs_dir, tmp_path):
@@ -273,18 +311,18 @@ BAD = {
     "tokens=many": "tokens 'many' must be a finite number",
     "seed=inf": "seed inf must be a whole number",
     "trainer.compile=maybe": "trainer.compile 'maybe' must be true or false",
-    "trainer.volatile.memory_gb=lots": "trainer.volatile.memory_gb 'lots' must be a finite number",
-    "trainer.volatile.memory_gb=0.001": "not even data.batch_size=1 does",
+    "runtime.memory_gb=lots": "runtime.memory_gb 'lots' must be a finite number",
+    "runtime.memory_gb=0.001": "not even data.batch_size=1 does",
     "seed=-1": "seed -1 must be a whole number of at least 0",
     "token_shift=1": "token_shift 1 must be true or false",
     "block_size=0.5": "block_size 0.5 must be a whole number",
     "trainer.accumulate=0": "trainer.accumulate 0 must be a whole number of at least 1",
-    "trainer.volatile.val_every=null": "trainer.volatile.val_every None must be a whole number of at least 1",
+    "runtime.val_every=null": "runtime.val_every None must be a whole number of at least 1",
     "data.batch_size=0": "data.batch_size 0",
     "data=text data.path=/nowhere.txt data.length=64 data.batch_size=4": "could not be read as text",
     "trainable=lora trainable.rank=0": "trainable.rank 0 must be at least 1",
-    "decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
-    "decoding.top_p=0": "decoding.top_p 0",
+    "decoding=threshold decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
+    "+decoding.top_p=0": "decoding.top_p 0",
     "data=text data.path=[a.jsonl,b.jsonl]": "data.path ['a.jsonl', 'b.jsonl'] must be a name: set data.path=VALUE",
     "data.mixture.prose=much": "data.mixture {'tasks': 0.7, 'prose': 'much'} must be a mapping to a finite number",
     "masking.half_life=nan": "masking.half_life nan must be a finite number: set masking.half_life=VALUE",

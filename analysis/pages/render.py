@@ -11,6 +11,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from analysis.pages.exhibits import Cell, Plot, Table
 from dlm.markdown import table as markdown_table
@@ -83,7 +84,7 @@ def to_terminal(table: Table, title: str = "") -> RichTable:
     for name, text in zip(table.frame.columns, text_columns(table), strict=True):
         terminal.add_column(str(name), justify="left" if text else "right")
     for row in table.cells:
-        terminal.add_row(*(c.text + (f"\n{c.small}" if c.small else "") for c in row))
+        terminal.add_row(*(Text(c.text + (f"\n{c.small}" if c.small else "")) for c in row))
     return terminal
 
 

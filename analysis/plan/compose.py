@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -13,9 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import dlm
-
-CONF = Path(dlm.__path__[0]).parent / "conf"
+from dlm.config.command_line import present
+from dlm.config.folders import CONF, config_folders
 
 
 def resolve_config(name: str, subject: str, overrides: list[str]) -> dict[str, Any]:
@@ -23,6 +21,7 @@ def resolve_config(name: str, subject: str, overrides: list[str]) -> dict[str, A
 
     Raises `ValueError`, naming `subject` (the point or evaluation concerned) and the overrides, if composing fails.
     """
+    overrides = [present(o) for o in overrides]
     seeds = [o.partition("=")[2] for o in overrides if o.startswith("seed=")]
     try:
         config = compose_config(name, tuple(o for o in overrides if not o.startswith("seed=")))
@@ -49,11 +48,15 @@ def compose_config(name: str, overrides: tuple[str, ...]) -> DictConfig:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     if any(o.type is not OverrideType.CHANGE for o in parsed):  # the overrides add or delete keys
         return compose_by_hydra(name, overrides)
-    values = [o for o in parsed if not (CONF / o.key_or_group).is_dir()]
+    values = [o for o in parsed if not is_group(o.key_or_group)]
     config = compose_by_hydra(name, tuple(o.input_line for o in parsed if o not in values)).copy()
     for override in values:  # as Hydra applies them
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     return config
+
+
+def is_group(name: str) -> bool:
+    return any((folder / name).is_dir() for folder in config_folders())
 
 
 @cache

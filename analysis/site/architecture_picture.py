@@ -11,8 +11,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from analysis.design_space import ROOT
 from analysis.site.svg import box, document, path, text
+from analysis.site.yamls import ROOT
 
 PAGE = ROOT / "docs" / "architecture.md"
 FENCE = "```layers "

@@ -11,7 +11,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from analysis.design_space import ROOT, flat, joined, link, table
+from analysis.site.yamls import ROOT, leaves, link, one_line
+from dlm.markdown import table
 
 CONF = ROOT / "conf"
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w@/-]+):(?P<value>[^#]*)(?:#(?P<comment>.*))?$")
@@ -44,7 +45,7 @@ def options_of(file: Path, prefix: str = "") -> Iterator[Option]:
     """The values of a YAML in their order, under `prefix`."""
     notes = comments(file)
     values = OmegaConf.to_container(OmegaConf.load(file), resolve=False) or {}
-    for path, value in flat({key: value for key, value in values.items() if key not in NOT_OPTIONS}):
+    for path, value in leaves({key: value for key, value in values.items() if key not in NOT_OPTIONS}):
         if path.split(".")[-1] != "_target_":
             yield Option(prefix + path, shown(value), notes.get(path, ""))
 
@@ -63,7 +64,7 @@ def comments(file: Path) -> dict[str, str]:
             stack = [(depth, key) for depth, key in stack if depth < len(match["indent"])]
             stack.append((len(match["indent"]), match["key"]))
             lead = "" if number == len(above) else " ".join(above).partition("Evidence:")[0]  # not the file's header
-            found[".".join(key for _, key in stack)] = joined(f"{lead} {match['comment'] or ''}")
+            found[".".join(key for _, key in stack)] = one_line(f"{lead} {match['comment'] or ''}")
         above = []
     return {path: comment for path, comment in found.items() if comment}
 
@@ -83,7 +84,7 @@ def description(file: Path) -> str:
         if not line.startswith("#"):
             break
         found.append(line.lstrip("# "))
-    return joined(re.split(r"\b(?:Evidence|Paper|Ours): ", "\n".join(found))[0])
+    return one_line(re.split(r"\b(?:Evidence|Paper|Ours): ", "\n".join(found))[0])
 
 
 def said(file: Path) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.design_space import ROOT
 from analysis.site import architecture_picture, configuration, mask_pictures
+from analysis.site.yamls import ROOT
 
 DOCS = ROOT / "docs"
 PICTURES = DOCS / "pictures"

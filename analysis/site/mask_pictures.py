@@ -14,9 +14,10 @@ from jaxtyping import Bool
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from analysis.design_space import header, options, table
 from analysis.site.svg import box, document, path, text
+from analysis.site.yamls import header, options
 from dlm.attention.base import AttentionPattern
+from dlm.markdown import table
 from dlm.types import Rows
 
 LENGTH, BLOCK = 16, 4  # tokens of the document that is drawn, and of its blocks

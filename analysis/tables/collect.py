@@ -160,6 +160,8 @@ def final_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, An
     for model in (PARENT, DLM):
         scores = evaluation[model]
         for setting in scores["generation"]:
+            if "decoding" in setting:  # asked for beside what every run is evaluated with
+                continue
             name = setting["name"]
             outcomes = items.loc[items["setting"] == name, "correct"] if model == DLM else ()
             yield {

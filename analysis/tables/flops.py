@@ -60,15 +60,16 @@ def step_flops(config: str) -> float | None:
     data, total = experiment.data, 0.0
     for i in range(batches):
         noise = generator(cfg.seed, TRAIN_STREAM, 0, i)
-        experiment.conversion.set_progress((i + 0.5) / batches, noise)
+        denoiser = experiment.conversion.set_progress((i + 0.5) / batches, noise)
         batch = collate([data.train_rows[i * data.batch_size + j] for j in range(data.batch_size)])
-        total += batch_flops(experiment, batch, noise)
+        total += batch_flops(experiment, denoiser, batch, noise)
     return total / batches * cfg.trainer.accumulate * num_processes(cfg)
 
 
-def batch_flops(experiment: Experiment, batch: Batch, noise: torch.Generator) -> float:
-    """The expected FLOPs of a batch: forward and backward, plus the rollout weighted by its probability."""
-    conversion, denoiser = experiment.conversion, experiment.denoiser
+def batch_flops(experiment: Experiment, denoiser: Denoiser, batch: Batch, noise: torch.Generator) -> float:
+    """The expected FLOPs of a batch under a denoiser with the block size of its step: forward and backward, plus the
+    rollout weighted by its probability."""
+    conversion = experiment.conversion
     batch = denoiser.scorable(batch)
     noised, rollout = corrupt(denoiser, conversion.masking, batch, noise), conversion.rollout
     without_rollout = prepared_flops(experiment, lay_out(denoiser, batch, noised, conversion.objective))
@@ -87,16 +88,16 @@ def batch_flops(experiment: Experiment, batch: Batch, noise: torch.Generator) ->
 def prepared_flops(experiment: Experiment, prepared: Prepared) -> int:
     """The FLOPs of a prepared batch: the student's training step plus the forwards of the auxiliary losses."""
     denoiser, objective = experiment.denoiser, experiment.conversion.objective
-    total = plain_step(Shape.of(denoiser.model), *count_pairs(denoiser, prepared.inputs), len(prepared.inputs.scored))
+    total = plain_step(Shape.of(denoiser.model), *count_pairs(prepared.inputs), len(prepared.inputs.scored))
     for name, term in objective.auxiliary.items():
         for forward in term.forwards(denoiser, prepared.needs[name]):
-            size = (0, 0) if forward.inputs is None else count_pairs(forward.denoiser, forward.inputs)
+            size = (0, 0) if forward.inputs is None else count_pairs(forward.inputs)
             total += plain_forward(Shape.of(forward.denoiser.model), *size, forward.head_rows)
     return total
 
 
-def count_pairs(denoiser: Denoiser, inputs: ModelInputs) -> tuple[int, int]:
+def count_pairs(inputs: ModelInputs) -> tuple[int, int]:
     """The number of rows of a forward, and of (query, key) pairs that the attention pattern allows."""
     rows = inputs.rows
-    visible = denoiser.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
+    visible = inputs.pattern.visible(rows.map(lambda t: t[:, :, None]), rows.map(lambda t: t[:, None, :]))
     return inputs.input_ids.numel(), int(visible.sum())

@@ -21,5 +21,8 @@ class AR(AttentionPattern):
     def __init__(self, block_size: int = 1):
         super().__init__(1)  # whatever the block size of the dLMs beside it, AR commits one token at a time
 
+    def at(self, block_size):
+        return self
+
     def allowed(self, q, k):
         return k.position <= q.position

@@ -6,14 +6,18 @@ report are all made from `visible`, so they agree by construction.
 
 from __future__ import annotations
 
+import inspect
 import random
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from enum import Enum
+from functools import cache
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dlm.attention.check import check_pattern
 from dlm.masking.base import Units
 from dlm.types import Batch, Rows
 
@@ -26,10 +30,30 @@ class NoisePer(Enum):
     SEQUENCE = "sequence"
 
 
-class AttentionPattern(ABC):
+class Closing(ABCMeta):
+    """The class of pattern classes: once a pattern's constructor has run, its predicate is checked, and its attributes
+    stay as they are. What it was made with is kept as `settings`, by name."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> AttentionPattern:
+        pattern = super().__call__(*args, **kwargs)
+        given = inspect.signature(cls.__init__).bind(pattern, *args, **kwargs)
+        given.apply_defaults()
+        _, *settings = given.arguments.items()
+        pattern.settings = dict(settings)
+        if "block_size" in pattern.settings:  # else it is made from another, which has been checked
+            check_pattern(pattern)
+        return pattern
+
+
+class AttentionPattern(metaclass=Closing):
     """A pattern over a noisy stream, a clean stream, or [noisy ; clean].
 
     Blocks are anchored at position 0 of the document, in training and in decoding (`block_anchor=absolute`).
+
+    A pattern is a value: it never changes, and two of one class with the same settings are equal. The same pattern with
+    blocks of another size is `at(block_size)`. To write one, subclass, set the class attributes below, and define
+    `allowed`; options of its own are arguments of its constructor beside `block_size`, kept as attributes. Whether the
+    predicate holds what the class attributes promise is checked as the pattern is built (`dlm.attention.check`).
     """
 
     noisy_stream: bool = True
@@ -52,6 +76,24 @@ class AttentionPattern(ABC):
                 raise ValueError(f"attention.noise_per {noise_per!r} is unknown: choose one of {', '.join(values)}")
             self.noise_per = NoisePer(noise_per)
         self.block_size = block_size
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "settings" in self.__dict__:
+            raise AttributeError(
+                f"{type(self).__name__}.{name} cannot be set: a pattern stays as it was made; at(block_size) gives one "
+                "with another block size"
+            )
+        super().__setattr__(name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and own(other) == own(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.block_size))
+
+    def at(self, block_size: int) -> Self:
+        """This pattern with blocks of `block_size` tokens. Raises `ValueError` where it cannot have them."""
+        return resized(self, block_size)
 
     @abstractmethod
     def allowed(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
@@ -105,6 +147,16 @@ class AttentionPattern(ABC):
             return Units(serial + starts, batch.position, sizes.gather(1, starts))
         first = starts + batch.position // self.block_size * self.block_size
         return Units(serial + first, batch.position % self.block_size, torch.full_like(first, self.block_size))
+
+
+def own(pattern: AttentionPattern) -> dict[str, Any]:
+    """What a pattern is, however it was asked for."""
+    return {name: value for name, value in vars(pattern).items() if name != "settings"}
+
+
+@cache  # one object for every size, however many steps ask for it
+def resized(pattern: AttentionPattern, block_size: int) -> AttentionPattern:
+    return type(pattern)(**(pattern.settings | {"block_size": block_size}))
 
 
 def together(q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:

@@ -49,8 +49,8 @@ class Teacher:
         """The teacher's inputs for the scored tokens, in their order (on the CPU)."""
         inputs, _ = self.denoiser.inputs(batch, noised)
         valid = (batch.position.flatten()[scored.index] > 0) | (not self.token_shift)
-        inputs = trim(self.pattern, replace(inputs, scored=torch.where(valid, inputs.scored, 0)))
-        return Lesson(inputs.settled(self.pattern.block_size), valid)
+        inputs = trim(replace(inputs, scored=torch.where(valid, inputs.scored, 0)))
+        return Lesson(inputs.settled(), valid)
 
     @property
     def nbytes(self) -> int:

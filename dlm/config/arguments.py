@@ -4,23 +4,11 @@ letters beyond ASCII in a text or a path as its own grammar."""
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 # The last names of the options that hold a path.
 PATHS = ("path", "runs_dir", "run", "to", "out", "policy", "trace", "tokenizer", "dllm")
 HYDRAS = re.compile(r"[A-Za-z0-9_./:+%*@?|\\-]*")  # what Hydra takes as it is; after a backslash, what its user escaped
-MULTIRUN = ("-m", "--multirun")
-
-
-def call(main: Callable[[], Any]) -> None:
-    """Call a Hydra main with every path of the command line in Hydra's quotes, where it needs them."""
-    arguments = sys.argv[1:]
-    swept = any(argument in MULTIRUN for argument in arguments)
-    sys.argv[1:] = [with_path_quoted(argument, swept) for argument in arguments]
-    main()
 
 
 def with_path_quoted(argument: str, swept: bool) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from dlm.attention.ar import AR
+from dlm.config.folders import CONF
 from dlm.config.kinds import require_arguments
 from dlm.config.targets import require_known
 from dlm.conversion.module import Conversion
@@ -26,18 +28,28 @@ from dlm.runs.renamed import PRESENT, with_targets
 from dlm.trainable.base import Trainable
 
 
-def make(node: DictConfig, **kwargs: Any) -> Any:
+def make(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
     """`instantiate` for code that a config may name, by its present or an earlier name, and for values of the types
     that this code takes. Raises the `ValueError` of a constructor unwrapped."""
-    plain = with_targets(OmegaConf.to_container(node, resolve=True), PRESENT)
+    is_config = OmegaConf.is_config(node)
+    plain = with_targets(OmegaConf.to_container(node, resolve=True) if is_config else node, PRESENT)
     require_known(plain)
-    require_arguments(plain, node._get_full_key(None))
+    require_arguments(plain, node._get_full_key(None) if is_config else "")
     try:
         return instantiate(plain, _convert_="all", **kwargs)
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
+
+
+def make_callbacks(nodes: DictConfig | None) -> list[Callback]:
+    """The callbacks that a config adds to a training, those that are null left out; `ValueError` for something else."""
+    made = {name: make(node) for name, node in (nodes or {}).items() if node is not None}
+    for name, callback in made.items():
+        if not isinstance(callback, Callback):
+            raise ValueError(f"callbacks.{name} {callback!r} is no callback of Lightning: give it the _target_ of one")
+    return list(made.values())
 
 
 @dataclass
@@ -61,7 +73,7 @@ def build(cfg: DictConfig) -> Experiment:
     objects = {"masking": masking, "loss": objective.loss, "auxiliary": objective.auxiliary}
     schedules = Schedules(OmegaConf.to_container(cfg.schedule, resolve=True), objects) if cfg.get("schedule") else None
     trainable, data = make(cfg.trainable), make(cfg.data)
-    make(cfg.decoding)
+    asked_decoding(cfg)
     pattern.check(cfg.data.length, cfg.token_shift)
     if masking.views > 1 and not pattern.noisy_stream:
         raise ValueError(
@@ -97,6 +109,23 @@ def make_masking(cfg: DictConfig) -> Masking:
 def make_objective(cfg: DictConfig) -> Objective:
     """What a config minimises."""
     return Objective(make(cfg.loss), {name: make(node) for name, node in (cfg.get("auxiliary") or {}).items()})
+
+
+def own_decoding(config: DictConfig) -> DictConfig:
+    """How a run is decoded where nothing else is asked for: as its config says, else by the usual threshold."""
+    return config.get("decoding") or OmegaConf.load(CONF / "decoding" / "threshold.yaml")
+
+
+def asked_decoding(cfg: DictConfig, own: DictConfig | None = None) -> dict[str, Any] | None:
+    """The resolved config of the decoder that a command asks for, None where it asks for none: `decoding=NAME` is a
+    decoder, `+decoding.threshold=0.5` changes `own` (of a run; the usual one). `ValueError` where it cannot be made."""
+    asked = cfg.get("decoding")
+    if not asked:
+        return None
+    whole = asked if "_target_" in asked else OmegaConf.merge(own or own_decoding(OmegaConf.create()), asked)
+    plain = OmegaConf.to_container(whole, resolve=True)
+    make(plain)
+    return plain
 
 
 def tokens_of_a_step(cfg: DictConfig) -> int:

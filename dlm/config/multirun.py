@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dlm.runs.run import headline
 
@@ -109,9 +111,10 @@ def summary_table(lines: list[dict[str, Any]]) -> Table:
     words = [word for line in lines for word in line["job"].split()]
     table.add_column("job", min_width=max(map(len, words), default=0))  # broken between overrides, never within
     for column in ("run", "status", *names):
-        table.add_column(column.replace(" ", "\n"), no_wrap=True)
+        table.add_column(Text(column.replace(" ", "\n")), no_wrap=True)
     for line, row in zip(lines, rows, strict=True):
-        table.add_row(line["job"], line["id"] or "", line["status"], *(row.get(name, "") for name in names))
+        own = (line["job"], line["id"] or "", line["status"], *(row.get(name, "") for name in names))
+        table.add_row(*map(Text, own))  # what stands in brackets would be taken for markup
     return table
 
 
@@ -127,12 +130,17 @@ def cells(metrics: dict[str, float]) -> dict[str, str]:
     return found
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Call a Hydra main; after a sweep, print its summary whatever happened."""
-    try:
-        main()
-    finally:
-        folder = SweepCallback.folder
-        if folder is not None and folder.exists():
-            files = sorted(folder.glob("*.json"), key=lambda p: int(p.stem))
-            Console(file=sys.stdout).print(summary_table([json.loads(f.read_text()) for f in files]))
+def summarized(main: Callable[[], Any]) -> Callable[[], None]:
+    """A command that prints the summary of its sweep after it, whatever happened."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        finally:
+            folder = SweepCallback.folder
+            if folder is not None and folder.exists():
+                files = sorted(folder.glob("*.json"), key=lambda p: int(p.stem))
+                Console(file=sys.stdout).print(summary_table([json.loads(f.read_text()) for f in files]))
+
+    return run

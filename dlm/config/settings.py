@@ -1,5 +1,5 @@
-"""The kinds of the options that no object is built from: those of the commands and of the groups `trainer`, `logger`
-and `evaluation`. A class has a field for every value of its YAML, which says what the value means."""
+"""The kinds of the options that no object is built from: those of the commands and of the groups `trainer` and
+`evaluation`. A class has a field for every value of its YAML, which says what the value means."""
 
 from __future__ import annotations
 
@@ -32,15 +32,7 @@ class Evaluation:
 
 
 @dataclass
-class Logger:
-    wandb: bool
-    project: str | None
-    entity: str | None
-    group: str | None
-
-
-@dataclass
-class Volatile:
+class Runtime:
     strategy: str
     threads: Whole | None
     checkpoint_every: Count
@@ -63,7 +55,6 @@ class Trainer:
     clip: Positive | None
     on_nonfinite: str
     compile: bool
-    volatile: Volatile
 
 
 @dataclass
@@ -77,6 +68,7 @@ class Train:
     seed: Whole
     schedule: dict[str, dict[Any, float]] | None
     trainer: Trainer
+    runtime: Runtime
 
 
 @dataclass
@@ -86,7 +78,6 @@ class Keep:
     runs_dir: str
     force: bool
     retry: bool
-    logger: Logger
     evaluation: Evaluation
 
 

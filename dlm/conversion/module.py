@@ -6,6 +6,8 @@ rollout, which is the model's own doing).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning
 import torch
 from torch import Tensor
@@ -54,9 +56,10 @@ class Conversion(lightning.LightningModule):
         super().__init__()
         self.denoiser, self.masking, self.objective, self.optimizer_builder = denoiser, masking, objective, optimizer
         self.rollout, self.schedules, self.block_schedule = rollout, schedules, block_schedule
-        self.seed, self.block_size = seed, denoiser.pattern.block_size
+        self.seed = seed
         self.val_masking = Uniform(count="ceil", t_min=0.0)
         self.micro_batches, self.pieces = 0, 1
+        self.reference: Path | None = None  # where the parent's weights lie, for callbacks that compare
 
     @property
     def progress(self) -> float:
@@ -64,7 +67,6 @@ class Conversion(lightning.LightningModule):
         return self.micro_batches / (self.trainer.max_steps * self.trainer.accumulate_grad_batches)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> list[Prepared]:
-        self.denoiser.pattern.block_size = self.block_size
         if not self.trainer.training:
             noise = generator(self.seed, VAL_STREAM, self.val_batches)
             self.val_batches += 1
@@ -72,24 +74,24 @@ class Conversion(lightning.LightningModule):
             noised = corrupt(self.denoiser, self.val_masking, batch, noise)
             return lay_out_pieces(self.denoiser, batch, noised, BOUND, self.pieces)
         noise = generator(self.seed, TRAIN_STREAM, self.global_rank, self.micro_batches)
-        self.set_progress(self.progress, noise)
+        denoiser = self.set_progress(self.progress, noise)
         self.micro_batches += 1
-        return self.draw(batch, noise)
+        return self.draw(denoiser, batch, noise)
 
-    def set_progress(self, progress: float, noise: torch.Generator) -> None:
-        """The scheduled numbers and the block size as they are so far through training."""
+    def set_progress(self, progress: float, noise: torch.Generator) -> Denoiser:
+        """Set the scheduled numbers to what they are so far through training; the denoiser with the block size of
+        then."""
         if self.schedules:
             self.schedules(progress)
-        if self.block_schedule:
-            self.denoiser.pattern.block_size = self.block_schedule(progress, noise)
+        return self.denoiser.at(self.block_schedule(progress, noise)) if self.block_schedule else self.denoiser
 
-    def draw(self, batch: Batch, noise: torch.Generator) -> list[Prepared]:
+    def draw(self, denoiser: Denoiser, batch: Batch, noise: torch.Generator) -> list[Prepared]:
         """A batch corrupted, or made by the model itself, and laid out for the objective."""
-        batch = self.denoiser.scorable(batch)
-        noised = corrupt(self.denoiser, self.masking, batch, noise)
+        batch = denoiser.scorable(batch)
+        noised = corrupt(denoiser, self.masking, batch, noise)
         if self.rollout:
-            batch, noised = self.rollout(self.denoiser, batch, noised, noise)
-        return lay_out_pieces(self.denoiser, batch, noised, self.objective, self.pieces)
+            batch, noised = self.rollout(denoiser, batch, noised, noise)
+        return lay_out_pieces(denoiser, batch, noised, self.objective, self.pieces)
 
     def transfer_batch_to_device(
         self, batch: list[Prepared], device: torch.device, dataloader_idx: int

@@ -35,6 +35,6 @@ def lay_out(denoiser: Denoiser, batch: Batch, noised: Noised, objective: Objecti
     scored = replace(scored, loss_weight=objective.loss.weights(batch, noised)[noised.in_loss])
     rows, needs = objective.needs(denoiser, batch, noised, scored)
     inputs = replace(inputs, scored=torch.cat([inputs.scored, *rows]))
-    inputs = trim(denoiser.pattern, inputs, few_shapes=denoiser.compiles).settled(denoiser.pattern.block_size)
+    inputs = trim(inputs, few_shapes=denoiser.compiles).settled()
     views = noised.xt.shape[1] // batch.x0.shape[1]
     return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views, needs)

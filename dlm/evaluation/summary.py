@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dlm.runs.run import Run
 
@@ -17,7 +18,9 @@ def report(run: Run) -> list[Table]:
     if not evaluation:
         return []
     parent, dlm, speed = evaluation["parent"], evaluation["dlm"], evaluation["throughput"]
-    table = Table(title=f"run {run.id}: {record['parent']['source']} → dLM, {record['tokens']:,} tokens")
+    # Text, wherever something stands that is not ours: rich would take brackets for markup.
+    title = Text(f"run {run.id}: {record['parent']['source']} → dLM, {record['tokens']:,} tokens")
+    table = Table(title=title)
     table.add_column("")
     table.add_column("exact match [95 %]", no_wrap=True)
     for column in ("tokens/\nforward", "forwards/\nanswer", "tokens/s\n(batch 1)"):
@@ -26,7 +29,7 @@ def report(run: Run) -> list[Table]:
         for g in result["generation"]:
             rate = speed["parent" if model == "parent" else g["name"]]
             interval = f"{g['accuracy']:.1%} [{g['low']:.1%}, {g['high']:.1%}]"
-            table.add_row(label(model, g), interval, f"{g['tpf']:.2f}", f"{g['nfe']:.1f}", f"{rate:.0f}")
+            table.add_row(Text(label(model, g)), interval, f"{g['tpf']:.2f}", f"{g['nfe']:.1f}", f"{rate:.0f}")
     table.caption = f"{dlm['generation'][0]['n']} test items; every forward is counted"
     text = Table(title="held-out prose")
     for column in ("", "nats/token", "bits/byte", f"multiple choice (n={dlm['cloze_items']})"):
@@ -46,7 +49,7 @@ def label(model: str, setting: dict[str, Any]) -> str:
     """The name of a decoding setting in a table: `dLM, TPF≈2 (τ=0.8)`, with τ the threshold."""
     if model == "parent":
         return model
-    threshold = setting["threshold"]
+    threshold = None if "decoding" in setting else setting["threshold"]  # then its name says it
     return f"{model}, {setting['name']}" + (f" (τ={threshold})" if threshold is not None else "")
 
 
@@ -56,7 +59,7 @@ def family_table(parent: dict, dlm: dict) -> Table:
     table = Table(title="exact match per family")
     table.add_column("")
     for name, _ in columns:
-        table.add_column(name)
+        table.add_column(Text(name))
     for family in dlm["generation"][0]["families"]:
         table.add_row(family, *(f"{g['families'][family]['accuracy']:.0%}" for _, g in columns))
     return table

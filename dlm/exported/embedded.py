@@ -10,16 +10,14 @@ import math
 import shutil
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 from transformers import AutoConfig
 
-from dlm.config.arguments import call
 from dlm.config.build import ar_denoiser
+from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Embedded
-from dlm.console import command
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
 from dlm.markdown import table
@@ -111,8 +109,7 @@ def install(run: Run, to: Path) -> None:
     write_atomically(to / "README.md", text)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="embedded")
-@command
+@hydra_command("embedded")
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Embedded)
     run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
@@ -121,4 +118,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    call(main)
+    main()

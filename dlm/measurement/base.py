@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
-from dlm.config.build import converted_denoiser, make_masking
+from dlm.config.build import make_masking
 from dlm.config.finished import FinishedRun
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
@@ -17,9 +17,7 @@ class Subject(FinishedRun):
 
     def with_block_size(self, block_size: int) -> Denoiser:
         """The dLM under its own pattern with another block size."""
-        config = self.config.copy()
-        config.attention.block_size = block_size
-        return converted_denoiser(config, self.converted)
+        return self.dlm.at(block_size)
 
     @cached_property
     def masking(self) -> Masking:

@@ -8,6 +8,7 @@ neither masked nor scored.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -31,6 +32,9 @@ class Denoiser(nn.Module):
     """A Hugging Face causal LM that is told which positions see which, and scores only what is asked for.
 
     `layer_types` maps the mask names that the model's forward takes to their sliding window (None: full attention).
+
+    `pattern` is what decoding and validation use. A forward for training uses the one of its `ModelInputs`, which was
+    laid out by this denoiser or by another `at` the block size of the step.
     """
 
     def __init__(
@@ -70,6 +74,12 @@ class Denoiser(nn.Module):
         if few_shapes:
             self.few_shapes, self.last_layer.mlp = True, None
 
+    def at(self, block_size: int) -> Denoiser:
+        """A view of this denoiser with blocks of another size: the same model, which is trained through either."""
+        view = copy.copy(self)
+        view.pattern, view.last_masks = self.pattern.at(block_size), (None, None)
+        return view
+
     def scorable(self, batch: Batch) -> Batch:
         """The batch without maskable tokens that nothing can score."""
         if not self.token_shift:
@@ -101,7 +111,7 @@ class Denoiser(nn.Module):
             both = self.pattern.noisy_stream and self.pattern.clean_stream
             column = torch.where(first_of_block & both, noisy_end + column % length, column) - 1
         scored = Scored(batch.x0.flatten()[token], noised.weight.flatten()[where], token)
-        return ModelInputs(ids, rows.position, rows, row * ids.shape[1] + column), scored
+        return ModelInputs(ids, rows.position, rows, row * ids.shape[1] + column, self.pattern), scored
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "N V"]:
         """Logits of the scored tokens in float32; the mask token's is -inf: it is never predicted."""
@@ -128,7 +138,7 @@ class Denoiser(nn.Module):
 
     def read(self, inputs: ModelInputs) -> Float[Tensor, "N D"]:
         """The hidden states that score the tokens."""
-        masks = self.masks(inputs.rows, inputs.rows, inputs.layout)
+        masks = self.masks(inputs.rows, inputs.rows, inputs.layout, inputs.pattern)
         with self.last_layer.reading(inputs):
             return self.hidden(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
 
@@ -138,7 +148,7 @@ class Denoiser(nn.Module):
             output = self.model.get_decoder()(
                 input_ids=inputs.input_ids,
                 position_ids=inputs.position_ids,
-                attention_mask=self.masks(inputs.rows, inputs.rows, inputs.layout),
+                attention_mask=self.masks(inputs.rows, inputs.rows, inputs.layout, inputs.pattern),
                 use_cache=False,
                 output_hidden_states=True,
             )
@@ -156,16 +166,16 @@ class Denoiser(nn.Module):
             wide[:, self.mask_id] = -torch.inf
         return wide
 
-    def masks(self, q: Rows, k: Rows, layout: str = ""):
-        """The `attention_mask` argument for rows `q` over columns `k`; for the `layout` of the forward before, its own
-        masks again."""
-        implementation = self.model.config._attn_implementation
+    def masks(self, q: Rows, k: Rows, layout: str = "", pattern: AttentionPattern | None = None):
+        """The `attention_mask` argument for rows `q` over columns `k` under a `pattern`, by default the denoiser's own;
+        for the `layout` and the pattern of the forward before, its own masks again."""
+        implementation, pattern = self.model.config._attn_implementation, pattern or self.pattern
         if not layout:
-            return attention_masks(self.pattern, q, k, self.layer_types, implementation)
+            return attention_masks(pattern, q, k, self.layer_types, implementation)
         # Autograd cannot save a tensor that was made in inference mode.
-        key = layout, implementation, q.position.device, torch.is_inference_mode_enabled()
+        key = layout, pattern, implementation, q.position.device, torch.is_inference_mode_enabled()
         if key != self.last_masks[0]:
-            self.last_masks = key, attention_masks(self.pattern, q, k, self.layer_types, implementation)
+            self.last_masks = key, attention_masks(pattern, q, k, self.layer_types, implementation)
         return self.last_masks[1]
 
     def hidden(

@@ -22,11 +22,11 @@ from dlm.types import ModelInputs, Rows
 SHAPES = 8  # torch compiles this many of a function before it gives up
 
 
-def trim(pattern: AttentionPattern, inputs: ModelInputs, few_shapes: bool = False) -> ModelInputs:
+def trim(inputs: ModelInputs, few_shapes: bool = False) -> ModelInputs:
     """The same forward on the needed rows alone (on the CPU), or unchanged where that saves nothing; logits, loss and
     gradients are those of the whole. As wide as the longest document, or, with `few_shapes`, of as many rows as before
     and one of `SHAPES` widths: for kernels that are compiled for a shape."""
-    keep = needed(pattern, inputs)
+    keep = needed(inputs)
     if not keep.any():  # nothing is masked, and a forward has at least one row
         keep[0, 0] = True
     row, column = keep.nonzero(as_tuple=True)
@@ -50,14 +50,14 @@ def trim(pattern: AttentionPattern, inputs: ModelInputs, few_shapes: bool = Fals
     where = torch.full((keep.numel(),), -1)
     where[row * keep.shape[1] + column] = target
     rows = replace(inputs.rows.map(lambda t: packed(t, 0)), document=packed(document, -1))
-    return ModelInputs(packed(inputs.input_ids, 0), rows.position, rows, where[inputs.scored])
+    return ModelInputs(packed(inputs.input_ids, 0), rows.position, rows, where[inputs.scored], inputs.pattern)
 
 
-def needed(pattern: AttentionPattern, inputs: ModelInputs) -> Bool[Tensor, "B S"]:
+def needed(inputs: ModelInputs) -> Bool[Tensor, "B S"]:
     """The rows that scored rows are, see, and see through others."""
-    cell, first = cells(pattern, inputs.rows)
+    cell, first = cells(inputs.pattern, inputs.rows)
     heads = inputs.rows.map(lambda t: t.gather(1, first))
-    sees = pattern.reaches(heads[:, :, None], heads[:, None, :])
+    sees = inputs.pattern.reaches(heads[:, :, None], heads[:, None, :])
     size = cell.shape[1]
     row = inputs.scored // size
     need = torch.zeros_like(first, dtype=torch.bool)

@@ -27,7 +27,7 @@ class Prediction(Rollout):
         training = denoiser.training
         denoiser.eval()
         inputs, _ = denoiser.inputs(batch, replace(noised, scored=None))
-        inputs = trim(denoiser.pattern, inputs, few_shapes=denoiser.compiles)
+        inputs = trim(inputs, few_shapes=denoiser.compiles)
         predicted = denoiser.predictions(inputs.to(denoiser.model.device)).cpu()
         denoiser.train(training)
         return batch, replace(noised, xt=noised.xt.masked_scatter(noised.masked, predicted))

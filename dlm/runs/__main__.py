@@ -22,7 +22,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from dlm.runs.differences import differences, options_of
 from dlm.runs.lease import is_held, lease
 from dlm.runs.run import Run, aside
 from dlm.runs.storage import read_json
@@ -30,8 +32,6 @@ from dlm.runs.storage import read_json
 # What reading a record raises where a field is missing or has another type.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 MINUTE = 60  # seconds after which what is aside belongs to a process that was killed
-GROUPS = ("model", "attention", "masking", "loss", "trainable")  # of a run's choices, the columns of `list`
-VALUES = ("block_size", "token_shift", "tokens", "lr", "seed")  # of its config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,18 +86,16 @@ def list_runs(folder: Path, wanted: str | None) -> int:
     """A row per run; of the options only those that differ among the runs."""
     found = [(run.id, *read(run)) for run in runs_in(folder)]
     lines = {name: line_of(record) for name, _, record in found}
-    values: dict[str, set[str]] = {}
-    for line in lines.values():
-        for name, value in line.options.items():
-            values.setdefault(name, set()).add(value)
-    table = Table(title=f"{len(found)} runs in {folder}")
+    differing = differences({name: record for name, status, record in found if status != "damaged"})
+    table = Table(title=Text(f"{len(found)} runs in {folder}"))
     for column in ("run", "status", "ended", "what differs", "NELBO", "accuracy"):
         table.add_column(column, no_wrap=column in ("run", "status", "ended"), min_width=len(column))
     for name, status, _ in sorted(found, key=lambda run: lines[run[0]].created):
         if wanted in (None, status):
             line = lines[name]
-            differing = " ".join(f"{option}={v}" for option, v in line.options.items() if len(values[option]) > 1)
-            table.add_row(name, status, line.ended, line.damage or differing, line.nelbo, line.accuracy)
+            what = line.damage or " ".join(f"{option}={value}" for option, value in differing[name].items())
+            # Text: what stands in brackets would be taken for markup.
+            table.add_row(*map(Text, (name, status, line.ended, what, line.nelbo, line.accuracy)))
     Console().print(table)
     return 0
 
@@ -108,7 +106,6 @@ class Line:
 
     created: float
     ended: str
-    options: dict[str, str]
     nelbo: str
     accuracy: str
     damage: str
@@ -116,15 +113,13 @@ class Line:
 
 def line_of(record: dict[str, Any]) -> Line:
     """One of `MALFORMED` where a field has another type."""
-    chosen = {group: record.get("choices", {}).get(group) for group in GROUPS}
-    chosen |= {key: record.get("config", {}).get(key) for key in VALUES}
+    options_of(record)
     train = record.get("train", {})
     bound = train.get("val/nelbo_final", train.get("val/nelbo"))
     tasks = (record.get("evaluation") or {}).get("dlm", {}).get("generation", [])
     return Line(
         float(record.get("created", 0)),
         time.strftime("%m-%d %H:%M", time.localtime(record["ended"])) if record.get("ended") else "",
-        {name: str(value) for name, value in chosen.items()} if "config" in record else {},
         "" if bound is None else f"{bound:.3f}",
         f"{tasks[0]['accuracy']:.1%}" if tasks else "",
         record.get("damage", ""),
@@ -135,7 +130,7 @@ def show(folder: Path, name: str) -> int:
     run = Run.load(name, folder)
     status, record = read(run)
     console = Console()
-    console.print(f"run {run.id}: {status}, {run.folder}")
+    console.print(f"run {run.id}: {status}, {run.folder}", markup=False)
     if record.get("error"):
         print(record["error"])
     console.print_json(json.dumps({name: value for name, value in record.items() if name != "error"}))

@@ -40,9 +40,12 @@ from dlm.runs.storage import damaged, digests, read_json, write_atomically, writ
 # Keys that cannot change the weights, by their path in the config. How a run is decoded and evaluated is not who it is:
 # a finished run that is asked for with another `evaluation` is evaluated again, not trained again.
 # `study` is what sweeps are made from. A `runs_dir`, wherever it stands, says where runs lie and not what they are.
-VOLATILE = ("logger", "force", "retry", "trainer.volatile", "evaluation", "decoding", "study")
-# But for rounding, as with trainer.volatile.threads. A compiled run from before 2026-11-27 has it in its id.
+VOLATILE = ("logger", "force", "retry", "runtime", "evaluation", "decoding", "study")
+VOLATILE += ("trainer.volatile",)  # the name of `runtime` in the configs of earlier versions
+# But for rounding, as with runtime.threads. A compiled run from before 2026-11-27 has it in its id.
 VOLATILE += ("trainer.compile",)
+# What only watches. A callback of another name may change the training, and is part of who the run is.
+VOLATILE += tuple(f"callbacks.{name}" for name in ("self_check", "drift", "progress_bar", "learning_rate"))
 # An option added later enters the id only where it is not at the value that keeps the old behaviour, so that runs from
 # before it keep their id.
 # One that is forgotten here moves the ids in tests/data/run_ids.json, and a test fails.

@@ -10,39 +10,42 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 from torch._inductor.config import cpp
 
-from dlm.config.build import Experiment, build, num_processes
+from dlm.config.build import Experiment, asked_decoding, build, make, make_callbacks, num_processes
 from dlm.config.inputs import require_fingerprint
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
+from dlm.evaluation.suite import is_wanted, require_decodable
 from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
 from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
-from dlm.trainer.drift_monitor import DriftMonitor
 from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
-from dlm.trainer.loggers import Progress, loggers
+from dlm.trainer.loggers import loggers
 from dlm.trainer.metrics import MetricTable
-from dlm.trainer.processes import Follower, SameStart, launching
+from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
 
 # What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
 # result.
 SPACE_IN_WEIGHTS = 8
-Watches = tuple[SelfCheck, Interruption, FiniteGuard, MetricTable, DriftMonitor, FinalValidation]
+
+
+AlwaysOn = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
 
 
 def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     """Train, and leave the converted model, the metrics and the drift in the run's folder."""
-    volatile = cfg.trainer.volatile
-    if volatile.threads:
-        torch.set_num_threads(volatile.threads)
+    runtime = cfg.runtime
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
     skip = skips(cfg.trainer.on_nonfinite)
     # Only the first process repairs what is damaged; it has done so before the others are started, or meets them.
@@ -51,18 +54,19 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
     require_evaluation(cfg, experiment)
+    decoding = asked_decoding(cfg)
+    if decoding and is_wanted(cfg.get("evaluation")):
+        require_decodable(experiment.denoiser, make(decoding), experiment.parent.mask_id)
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
-    reference = reference_of(cfg, run, experiment, resume is not None)
+    experiment.conversion.reference = reference_of(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
     experiment.conversion.pieces = pieces
     fit_into_memory(cfg, experiment, pieces)
     if cfg.trainer.compile:
         compile_layers(experiment.denoiser, device_of(cfg))
-    table, interruption = MetricTable(run.folder / "metrics.csv", volatile.log_every), Interruption()
-    guard = FiniteGuard(skip, volatile.log_every, run.nonfinite)
-    check, drifting = SelfCheck(reference), DriftMonitor(reference, volatile.drift_every, table)
-    watches = (check, interruption, guard, table, drifting, FinalValidation(table))
-    trainer = make_trainer(cfg, run, experiment, watches, SameStart(run, resume))
+    table, interruption = MetricTable(run.folder / "metrics.csv", runtime.log_every), Interruption()
+    guard, final = FiniteGuard(skip, runtime.log_every, run.nonfinite), FinalValidation(table)
+    trainer = make_trainer(cfg, run, experiment, (SameStart(run, resume), interruption, guard, table, final))
     begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
         with launching():
@@ -76,14 +80,14 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     finally:  # what an interrupted run has cost so far counts
         run.update(train_seconds=earlier + time.perf_counter() - begin)
     if not isinstance(run, Follower):
-        keep(run, experiment, trainer, watches)
+        keep(run, experiment, trainer, guard, final)
     if interruption.requested:  # in the last step
         raise KeyboardInterrupt
 
 
 def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
     """Refuse, before training, an evaluation whose rows the model has no positions for."""
-    if cfg.evaluation.tasks_per_family:
+    if is_wanted(cfg.get("evaluation")):
         rows = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
         require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *rows)
 
@@ -92,17 +96,19 @@ def existing(checkpoint: Path) -> Path | None:
     return checkpoint if checkpoint.exists() else None
 
 
-def keep(run: Run, experiment: Experiment, trainer: lightning.Trainer, watches: Watches) -> None:
+def keep(
+    run: Run, experiment: Experiment, trainer: lightning.Trainer, guard: FiniteGuard, final: FinalValidation
+) -> None:
     """What training has made and measured."""
-    check, _, guard, table, _, final = watches
+    table = final.table
     last = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    drift = measure(experiment.parent.model, check.reference)
+    drift = measure(experiment.parent.model, experiment.conversion.reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
         train=table.last_validation() | last | {"val/nelbo_final": final.nelbo},
         drift=summary(drift),
         peak_memory=peak_memory(),
-        selfcheck_seconds=check.seconds,
+        selfcheck_seconds=sum(check.seconds for check in trainer.callbacks if isinstance(check, SelfCheck)),
         skipped_steps=guard.skipped,
         diverged=table.diverged(),
     )
@@ -150,17 +156,17 @@ def compile_layers(denoiser: Denoiser, device: torch.device) -> None:
 
 def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
     """Say what a step needs, and compute layers again in the backward where that is what makes it fit."""
-    denoiser, volatile, device = experiment.denoiser, cfg.trainer.volatile, device_of(cfg)
+    denoiser, runtime, device = experiment.denoiser, cfg.runtime, device_of(cfg)
     views, precision = experiment.conversion.masking.views, cfg.trainer.precision
     step = memory.Step(cfg.data.length, views, precision, device, num_processes(cfg))
-    limit = memory.available(device) if volatile.memory_gb is None else int(volatile.memory_gb * memory.GB)
+    limit = memory.available(device) if runtime.memory_gb is None else int(runtime.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers
     try:
-        plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, volatile.activation_checkpointing, pieces)
+        plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, runtime.activation_checkpointing, pieces)
     except memory.Unknown as error:  # an estimate must not stop a run that would work
         print(f"what a step needs is not known ({error}): it is tried")
-        if volatile.activation_checkpointing:
+        if runtime.activation_checkpointing:
             memory.checkpoint_activations(denoiser.model)
         return
     how = ", layers computed again in the backward" if plan.checkpointing else ""
@@ -177,39 +183,37 @@ def skips(on_nonfinite: str) -> bool:
 
 
 def make_trainer(
-    cfg: DictConfig, run: Run, experiment: Experiment, watches: Watches, start: SameStart
+    cfg: DictConfig,
+    run: Run,
+    experiment: Experiment,
+    own: AlwaysOn,
 ) -> lightning.Trainer:
-    """The Lightning trainer of a run."""
-    volatile = cfg.trainer.volatile
-    val_every = min(volatile.val_every, experiment.num_steps)
-    _, interruption, _, table, *_ = watches
-    callbacks = [
-        start,
-        *watches,
-        Checkpoints(run.checkpoint, volatile.checkpoint_every, val_every, table, interruption),
-    ]
-    if volatile.progress_bar:
-        callbacks.append(Progress())
+    """The Lightning trainer of a run, with the callbacks that every run has and those of the config."""
+    runtime = cfg.runtime
+    val_every = min(runtime.val_every, experiment.num_steps)
+    _, interruption, _, table, _ = own
+    added = [c for c in make_callbacks(cfg.get("callbacks")) if runtime.progress_bar or not isinstance(c, ProgressBar)]
+    checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
     return lightning.Trainer(
         accelerator=cfg.trainer.accelerator,
         precision=cfg.trainer.precision,
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
-        strategy=volatile.strategy,
+        strategy=runtime.strategy,
         accumulate_grad_batches=cfg.trainer.accumulate,
         gradient_clip_val=cfg.trainer.clip,
         max_steps=experiment.num_steps,
         max_epochs=1,
         val_check_interval=val_every * cfg.trainer.accumulate,
         check_val_every_n_epoch=None,
-        log_every_n_steps=volatile.log_every,
+        log_every_n_steps=runtime.log_every,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        enable_progress_bar=volatile.progress_bar,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in added),  # it would add its own
         enable_model_summary=False,
-        callbacks=callbacks,
-        plugins=AtomicCheckpointIO(),
-        logger=loggers(cfg.logger, run),
+        callbacks=[*own, *added, checkpoints],
+        plugins=[AtomicCheckpointIO(), *cluster()],
+        logger=loggers(cfg.get("logger"), run),
         default_root_dir=run.folder,
     )
 

@@ -1,55 +1,71 @@
-"""Where metrics go besides the run's own table: Weights & Biases, unless it is switched off."""
+"""Where metrics go besides the run's own table: what `logger` says, Weights & Biases unless it is switched off."""
 
 from __future__ import annotations
 
+import inspect
 import netrc
 import os
-import time
+import sys
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from dlm.config.build import make
 from dlm.console import is_sweep
 from dlm.runs.run import Run
 
 MODES = ("online", "offline", "disabled", "shared")
 
 
-def loggers(cfg: DictConfig, run: Run) -> list[Logger]:
-    """One W&B run per job: its id is the run's, its group the sweep's. Offline where no key is present. What the config
-    leaves open, the variables of wandb's own say."""
-    found: list[Logger] = []
-    if cfg.wandb:
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
-        if mode not in MODES:
-            raise ValueError(f"WANDB_MODE {mode!r} in the environment is unknown: choose one of {', '.join(MODES)}")
-        found.append(
-            WandbLogger(
-                project=cfg.project or os.environ.get("WANDB_PROJECT") or "dlm",
-                entity=cfg.entity,
-                group=cfg.group or sweep_name(),
-                id=run.id,
-                name=run.id,
-                save_dir=os.environ.get("WANDB_DIR") or str(run.folder),
-                mode=mode,
-                job_type="train",
-                config=run.record["config"],
-                settings={"silent": True},
-            )
-        )
+def loggers(nodes: DictConfig | None, run: Run) -> list[Logger]:
+    """The loggers of a run, each from its node in the config. One that takes them and is not given others is given the
+    run's folder (`save_dir`), its id (`id`, `name`) and its config."""
+    own = {"save_dir": str(run.folder), "id": run.id, "name": run.id, "config": run.record["config"]}
+    found = []
+    for key, node in (nodes or {}).items():
+        if not OmegaConf.is_dict(node) or "_target_" not in node:
+            raise ValueError(f"logger.{key} {node!r} must be a node with a _target_: see conf/logger/wandb.yaml")
+        logger = make({**OmegaConf.to_container(node, resolve=True), "_partial_": True})  # what it is given is no node
+        takes = inspect.signature(logger.func).parameters
+        found.append(logger(**{name: value for name, value in own.items() if name in takes and name not in node}))
     return found
 
 
-def close_wandb(cfg: DictConfig, summary: dict[str, float], failed: bool) -> None:
-    """End the job's W&B run, so that the next job of a sweep begins its own."""
-    if not cfg.wandb:
-        return
-    import wandb  # slow to import, and only wanted here
+def weights_and_biases(
+    save_dir: str,
+    id: str,
+    name: str,
+    config: dict[str, Any],
+    project: str | None,
+    entity: str | None,
+    group: str | None,
+) -> WandbLogger:
+    """One W&B run per job: its id is the run's, its group the sweep's. Offline where no key is present. wandb's own
+    variables say what the config leaves open."""
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+    if mode not in MODES:
+        raise ValueError(f"WANDB_MODE {mode!r} in the environment is unknown: choose one of {', '.join(MODES)}")
+    return WandbLogger(
+        project=project or os.environ.get("WANDB_PROJECT") or "dlm",
+        entity=entity,
+        group=group or sweep_name(),
+        id=id,
+        name=name,
+        save_dir=os.environ.get("WANDB_DIR") or save_dir,
+        mode=mode,
+        job_type="train",
+        config=config,
+        settings={"silent": True},
+    )
 
-    if wandb.run is not None:
+
+def close_wandb(run_id: str, summary: dict[str, float], failed: bool) -> None:
+    """End the job's W&B run, so that the next job of a sweep begins its own."""
+    wandb = sys.modules.get("wandb")  # slow to import, and there where a run was begun
+    if wandb is not None and wandb.run is not None and wandb.run.id == run_id:
         wandb.run.summary.update(summary)
         wandb.finish(exit_code=int(failed))
 
@@ -67,26 +83,3 @@ def has_wandb_key() -> bool:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-class Progress(TQDMProgressBar):
-    """Steps, ETA, tokens/s and the losses."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=10)
-
-    def on_train_start(self, trainer, module) -> None:
-        super().on_train_start(trainer, module)
-        self.began, self.first = time.perf_counter(), module.micro_batches
-        self.on_train_epoch_start(trainer, module)  # a run that resumes amid its only epoch gets no such call
-
-    def on_train_epoch_start(self, trainer, module) -> None:
-        super().on_train_epoch_start(trainer, module)
-        self.train_progress_bar.set_description("training")
-
-    def get_metrics(self, trainer, module) -> dict:
-        metrics = super().get_metrics(trainer, module)
-        metrics.pop("v_num", None)
-        rows = trainer.datamodule.batch_size * (module.micro_batches - self.first) * trainer.world_size
-        rate = rows * trainer.datamodule.length / (time.perf_counter() - self.began)
-        return {"tok/s": f"{rate:.0f}"} | metrics

@@ -116,9 +116,7 @@ def plan(
     if found := fitting(rows, pieces > 1):
         return found
     need, whole, piece = estimate(denoiser, step, rows, ways[-1], pieces > 1), largest(False), largest(True)
-    same = (
-        f"trainer.volatile.pieces={math.ceil(batch_size / piece)} (the same run, piece by piece) or " if piece else ""
-    )
+    same = f"runtime.pieces={math.ceil(batch_size / piece)} (the same run, piece by piece) or " if piece else ""
     remedy = (
         f"set {same}data.batch_size={whole} trainer.accumulate={math.ceil(batch_size / whole)}"
         if whole
@@ -126,7 +124,7 @@ def plan(
     )
     raise ValueError(
         f"data.batch_size {batch_size} does not fit: a step needs about {need}, and {limit / GB:.2f} GB are "
-        f"available: {remedy} (trainer.volatile.memory_gb=N overrules what was found available)"
+        f"available: {remedy} (runtime.memory_gb=N overrules what was found available)"
     )
 
 

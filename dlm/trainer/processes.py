@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 
 from dlm.config.build import num_processes
@@ -33,6 +34,13 @@ class Follower(Run):
 
     def update(self, **values: Any) -> None:
         """Nothing."""
+
+
+def cluster() -> list[ClusterEnvironment]:
+    """Under SLURM, its environment without Lightning's own requeueing: that writes a checkpoint amid a step, which
+    nothing removes. The run is resumed from our own. (torchrun comes first, as with Lightning.)"""
+    started_by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if started_by_slurm else []
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""What every run checks of itself before its first step, on the real parent and a real text: a few forwards of at most
-three blocks. A violation ends the run with an explanation, before any compute is spent on wrong numbers.
+"""What every run checks of itself before its first step, on the real parent and a real text: a few forwards of one row,
+of its first, second and last block. A violation ends the run with an explanation, before any compute is spent on wrong
+numbers; what passed is printed in one line. (The pattern's predicate alone is checked as it is built, by
+`dlm.attention.check`.)
 
-    no leak      what scores a masked token depends neither on its clean value nor on a later block       (I4)
+    no leak      what scores a hidden token depends neither on its clean value nor on a later block       (I4)
     parity       training scores a partly masked block as decoding does, clean prefix in the cache        (I3)
     AR limit     in blocks of one token with the token shift, the parent's own likelihood: NELBO = NLL    (I1)
     no drift     before training the weights are the parent's, bit for bit                                (I11)
@@ -25,58 +27,91 @@ from dlm.decoding.step import forward
 from dlm.evaluation.drift import effective_weights
 from dlm.model.closeness import distance, tolerance
 from dlm.model.denoiser import Denoiser
-from dlm.types import Batch, Noised
+from dlm.types import Batch, ModelInputs, Noised
+
+LONGEST = 1024  # tokens of a text that are read: without a compiled kernel their attention matrix is a whole one
+OF_PARENT = (
+    "Try model.attn_implementation=eager; if that is refused as well, the parent's forward does not obey its attention "
+    "mask"
+)
 
 
 class SelfCheck(Callback):
     """Runs the checks as training begins; `seconds` is what they cost."""
 
-    def __init__(self, reference: Path):
-        self.reference, self.seconds = reference, 0.0
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
     @torch.no_grad()
     def on_train_start(self, trainer, module) -> None:
         began, denoiser = time.perf_counter(), module.denoiser
-        if trainer.global_step == 0:
-            check_untouched(denoiser, self.reference)
+        untrained = trainer.global_step == 0
+        passed = []
+        if untrained:
+            check_untouched(denoiser, module.reference)
+            passed.append("the weights are the parent's")
         row = trainer.datamodule.validation_rows[0]
         training = denoiser.training
         denoiser.eval()
         with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
-            probe = Probe.of(denoiser, row.x0)
-            half = "16" in trainer.precision
-            check_leak(denoiser, probe, half)
-            check_parity(denoiser, probe, half)
-            if trainer.global_step == 0 and is_ar_limit(denoiser):
-                check_ar_limit(denoiser, probe, half)
+            passed = check(denoiser, row.x0, "16" in trainer.precision, untrained) + passed
         denoiser.train(training)
         self.seconds = time.perf_counter() - began
+        if trainer.is_global_zero:
+            print(f"self-check: {'; '.join(passed)}")
+
+
+def check(denoiser: Denoiser, text: Int[Tensor, " L"], half: bool, untrained: bool) -> list[str]:
+    """Leak, parity and, of an `untrained` model, the AR limit, in the first, second and last block of a text; what
+    passed, in words. `half`: forwards are in 16 bits. Raises `ValueError` at the first violation."""
+    blocks = probed(denoiser, len(text))
+    for block in blocks:
+        check_leak(denoiser, Probe.of(denoiser, text, block), half)
+        check_parity(denoiser, Probe.of(denoiser, text, block, partly=True), half)
+    passed = [f"no leak in block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}", "decoding scores as training"]
+    if untrained and is_ar_limit(denoiser):
+        check_ar_limit(denoiser, Probe.of(denoiser, text, blocks[-1]), half)
+        passed.append("blocks of one token are the parent")
+    return passed
+
+
+def probed(denoiser: Denoiser, length: int) -> list[int]:
+    """The numbers of the blocks that are probed in a text of `length` tokens."""
+    size = denoiser.pattern.block_size
+    last = max(min(length, LONGEST) // size, 1) - 1
+    nothing_to_hide = {0} if size == 1 and denoiser.token_shift else set()  # position 0 is not scored then
+    return sorted({0, min(1, last), last} - nothing_to_hide)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Some tokens of text, of which those in `masked` are hidden: the second half of the first or second block."""
+    """Some tokens of text, of which those from `begin` to `end` are hidden: of one block."""
 
     x0: Int[Tensor, "1 L"]
     begin: int
     end: int
 
     @classmethod
-    def of(cls, denoiser: Denoiser, text: Int[Tensor, " L"]) -> Probe:
+    def of(cls, denoiser: Denoiser, text: Int[Tensor, " L"], block: int, partly: bool = False) -> Probe:
+        """A text up to the block after `block`, which is hidden, or `partly` its second half alone."""
         size = denoiser.pattern.block_size
-        blocks = min(3, len(text) // size)
-        block = min(1, blocks - 1)
-        return cls(text[None, : blocks * size], block * size + size // 2, (block + 1) * size)
+        begin, end = block * size + partly * (size // 2), (block + 1) * size
+        # With the shift position 0 is never scored.
+        return cls(text[None, : end + size][:, : len(text) // size * size], max(begin, int(denoiser.token_shift)), end)
 
-    def logits(self, denoiser: Denoiser) -> Float[Tensor, "N V"]:
-        """What training computes of the hidden tokens."""
+    def inputs(self, denoiser: Denoiser) -> ModelInputs:
+        """What training reads, with nothing left out."""
         x0 = self.x0
         masked = torch.zeros_like(x0, dtype=torch.bool)
         masked[:, self.begin : self.end] = True
         position = torch.arange(x0.shape[1])[None]
         batch = Batch(x0, torch.ones_like(masked), torch.zeros_like(x0), position)
-        inputs, _ = denoiser.inputs(batch, Noised(torch.where(masked, denoiser.mask_id, x0), masked, masked.float()))
-        return denoiser(inputs.to(denoiser.model.device))
+        noised = Noised(torch.where(masked, denoiser.mask_id, x0), masked, masked.float())
+        return denoiser.inputs(batch, noised)[0]
+
+    def logits(self, denoiser: Denoiser) -> Float[Tensor, "N V"]:
+        """What training computes of the hidden tokens."""
+        return denoiser(self.inputs(denoiser).to(denoiser.model.device))
 
     def changed(self, where: slice, mask_id: int) -> Probe:
         """With other tokens there: those of the text in reverse, and one further where that is the same."""
@@ -90,13 +125,27 @@ class Probe:
 
 def check_leak(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     end = probe.x0.shape[1] if denoiser.pattern.cacheable else probe.end
-    before = probe.logits(denoiser)
-    far = distance(probe.changed(slice(probe.begin, end), denoiser.mask_id).logits(denoiser), before)
+    other = probe.changed(slice(probe.begin, end), denoiser.mask_id)
+    far = distance(other.logits(denoiser), probe.logits(denoiser))
     if far > allowed(denoiser, half):
+        name = type(denoiser.pattern).__name__
+        seen = lets_through(probe.inputs(denoiser), other.inputs(denoiser))
         raise violation(
-            denoiser, f"what it predicts of a hidden token changes by {far:.2g} with that token or with later blocks: "
-            "it would learn to copy"
-        )  # fmt: skip
+            denoiser,
+            f"what it predicts of hidden position {probe.begin} and those after it changes by {far:.2g} with their "
+            "tokens or with later blocks: it would learn to copy",
+            f"The pattern lets them be seen: mend {name}.allowed" if seen else OF_PARENT,
+        )
+
+
+def lets_through(before: ModelInputs, after: ModelInputs) -> bool:
+    """Whether the pattern itself leads from a row that is scored to one whose token differs."""
+    rows, need = before.rows[0], torch.zeros(before.input_ids.shape[1], dtype=torch.bool)
+    need[before.scored] = True
+    sees = before.pattern.visible(rows[:, None], rows[None])
+    while not torch.equal(grown := need | sees[need].any(0), need):
+        need = grown
+    return bool((need & (before.input_ids != after.input_ids)[0]).any())
 
 
 def check_parity(denoiser: Denoiser, probe: Probe, half: bool) -> None:
@@ -108,7 +157,11 @@ def check_parity(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     decoding, _ = forward(denoiser, canvas)
     far = distance(decoding, training)
     if far > allowed(denoiser, half):
-        raise violation(denoiser, f"decoding scores a block otherwise than training, by {far:.2g}")
+        raise violation(
+            denoiser,
+            f"decoding scores position {probe.begin} and the rest of its block otherwise than training, by {far:.2g}",
+            f"Either training sees what decoding does not have, such as noisy earlier blocks. Or else: {OF_PARENT}",
+        )
 
 
 def is_ar_limit(denoiser: Denoiser) -> bool:
@@ -120,9 +173,8 @@ def check_ar_limit(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     parent = Denoiser(denoiser.model, AR(), denoiser.mask_id, True, denoiser.layer_types)
     far = distance(probe.logits(denoiser), probe.logits(parent))
     if far > allowed(denoiser, half):
-        raise violation(
-            denoiser, f"with blocks of one token it is not its parent, by {far:.2g}: NELBO < NLL is possible"
-        )
+        what = f"with blocks of one token it is not its parent, by {far:.2g}: NELBO < NLL is possible"
+        raise violation(denoiser, what, OF_PARENT)
 
 
 def check_untouched(denoiser: Denoiser, reference: Path) -> None:
@@ -150,10 +202,9 @@ def allowed(denoiser: Denoiser, half: bool) -> float:
     return tolerance(torch.float16 if half else denoiser.model.dtype)
 
 
-def violation(denoiser: Denoiser, what: str) -> ValueError:
-    pattern = type(denoiser.pattern).__name__
+def violation(denoiser: Denoiser, what: str, remedy: str) -> ValueError:
+    pattern, model = type(denoiser.pattern).__name__, denoiser.model.config.model_type
     return ValueError(
-        f"self-check: {denoiser.model.config.model_type} under the attention pattern {pattern} cannot be converted: "
-        f"{what}. Nothing was trained. Try model.attn_implementation=eager; if that is refused as well, the parent's "
-        "forward does not obey its attention mask"
+        f"self-check: {model} under the attention pattern {pattern} cannot be converted: {what}. Nothing was trained. "
+        f"{remedy}"
     )

@@ -1,0 +1,111 @@
+"""What is needed at run time is in the package, wherever a command is started."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import CONF, ROOT, config
+from hydra.utils import get_object
+
+from dlm.__main__ import commands
+from dlm.config import folders
+
+SOURCES = (
+    "dlm",
+    "analysis",
+    "conf",
+    "sweeps",
+    "reports/ablation",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+)
+SMALL = ("scale=smoke", "evaluation=none", "evaluation.tasks_per_family=0", "logger=csv", "tokens=512")
+SMALL += ("data.length=64", "data.batch_size=4", "data.val_rows=4")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder of programs of an environment in which the wheel is installed, beside the libraries of this one."""
+    root = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:  # a build leaves files beside what it builds
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (root / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, root / "source" / name)
+    pip, quiet = [sys.executable, "-m", "pip"], ["--quiet", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", *quiet, "--no-build-isolation", "-w", root, root / "source"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "env"], check=True)
+    (wheel,) = root.glob("dlm-*.whl")
+    subprocess.run([*pip, "--python", root / "env" / "bin" / "python", "install", *quiet, wheel], check=True)
+    (packages,) = (root / "env" / "lib").glob("python*/site-packages")
+    libraries = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "libraries.pth").write_text("\n".join(libraries))  # their own .pth files, such as ours, do not count
+    return root / "env" / "bin"
+
+
+def started(folder: Path, *command: object) -> str:
+    """What a command prints that is started in a folder; AssertionError where it fails."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_and_renders_from_an_empty_folder(installed, tmp_path):
+    said = started(tmp_path, installed / "python", "-c", "import dlm; print(dlm.__path__[0])")
+    assert said.startswith(str(installed.parent))
+    started(tmp_path, installed / "dlm-train", *SMALL)
+    (record,) = tmp_path.glob("runs/*/run.json")
+    assert '"finished"' in record.read_text()
+    assert "to train" in started(tmp_path, installed / "dlm-study", "sweeps/*.yaml", "scale=smoke", "--dry-run")
+    assert "Table 7" in started(tmp_path, installed / "dlm-report", "--committed", "--show", "table7_lr")
+    assert "finished" in started(tmp_path, installed / "dlm-runs", "list")
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_config_and_sweep(installed):
+    (shipped,) = installed.parent.glob("lib/python*/site-packages/dlm/shipped")
+    for name in ("conf", "sweeps"):
+        ours = {path.relative_to(ROOT): path.read_bytes() for path in (ROOT / name).rglob("*.yaml")}
+        assert ours == {path.relative_to(shipped): path.read_bytes() for path in (shipped / name).rglob("*.yaml")}
+
+
+def test_the_working_directory_s_own_configs_add_to_the_package_s_and_win(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    text = (CONF / "loss" / "mean.yaml").read_text()
+    (tmp_path / "conf" / "loss" / "mine.yaml").write_text(text)
+    (tmp_path / "conf" / "loss" / "nelbo.yaml").write_text(text)
+    mean = config("loss=mean").loss
+    assert config("loss=mine").loss == mean == config("loss=nelbo").loss
+    assert config("loss=cart").loss != mean
+
+
+def test_sweeps_of_the_package_are_found_from_anywhere_and_those_of_the_working_directory_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folders.sweep_files("sweeps/*.yaml") == sorted((ROOT / "sweeps").glob("*.yaml"))
+    assert folders.sweep_files("table7_lr.yaml") == [ROOT / "sweeps" / "table7_lr.yaml"]
+    (tmp_path / "table7_lr.yaml").touch()
+    assert folders.sweep_files("table7_lr.yaml") == [Path("table7_lr.yaml")]
+    assert folders.sweep_files("nowhere.yaml") == [Path("nowhere.yaml")]  # whoever reads it says so
+
+
+def test_every_command_is_listed_with_what_it_does():
+    found = dict(commands())
+    described = {path.stem for path in (ROOT / "dlm").glob("*.py") if 'if __name__ == "__main__"' in path.read_text()}
+    assert {f"python -m dlm.{name}" for name in described - {"__main__"}} | {"python -m dlm.runs"} <= found.keys()
+    assert all(10 < len(what) < 80 and "python" not in what for what in found.values())
+
+
+def test_every_command_of_dlm_is_a_program_of_the_installed_package():
+    programs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    ours = {command.split()[-1].removeprefix("dlm.") for command, _ in commands() if " dlm." in command}
+    assert {f"dlm-{name}" for name in ours} <= programs.keys()
+    assert all(callable(get_object(target.replace(":", "."))) for target in programs.values())

@@ -1,0 +1,35 @@
+"""A scale goes with every option of every other group, and switches nothing on that was switched off."""
+
+import pytest
+from conftest import CONF, config, options
+from omegaconf import OmegaConf
+
+from dlm.evaluation.suite import is_wanted
+
+DEFAULTS = OmegaConf.load(CONF / "train.yaml").defaults
+GROUPS = sorted({group for entry in DEFAULTS if OmegaConf.is_dict(entry) for group in entry} - {"scale"})
+SETTINGS = set(OmegaConf.load(CONF / "evaluation" / "full.yaml"))
+
+
+def rounds() -> list[list[str]]:
+    """Choices that together name every option of every group: one list for each position in the longest group."""
+    choices = {group: options(group) for group in GROUPS}
+    longest = max(map(len, choices.values()))
+    return [[f"{group}={names[i % len(names)]}" for group, names in choices.items()] for i in range(longest)]
+
+
+@pytest.mark.parametrize("scale", options("scale"))
+@pytest.mark.parametrize("number", range(len(rounds())))
+def test_every_scale_composes_with_every_option_of_another_group(scale, number):
+    choices = rounds()[number]
+    cfg = config(f"scale={scale}", *choices)
+    OmegaConf.to_container(cfg, resolve=True)
+    assert is_wanted(cfg.get("evaluation")) == ("evaluation=full" in choices)
+    assert not is_wanted(cfg.get("evaluation")) or set(cfg.evaluation) == SETTINGS
+
+
+@pytest.mark.parametrize("scale", options("scale"))
+@pytest.mark.parametrize("off", ["evaluation=none", "~evaluation"])
+@pytest.mark.parametrize("others", [[], ["pretrain=embedded"]], ids=str)
+def test_no_scale_switches_an_evaluation_on_again(scale, off, others):
+    assert not is_wanted(config(f"scale={scale}", off, *others).get("evaluation"))
