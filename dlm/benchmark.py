@@ -52,7 +52,7 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
             "source": workbench.parent.source,
             "parameters": sum(p.numel() for p in model.parameters()),
             "dtype": str(workbench.dtype).removeprefix("torch."),
-            "attention": {"ours": workbench.own, "others": workbench.plain},
+            "attention": {"ours": workbench.attention, "others": workbench.plain_attention},
         },
         "peer": found and found.description,
         "result": result,
@@ -135,7 +135,7 @@ def make_workbench(cfg: DictConfig, device: torch.device, found: Dllm | None = N
         compile=cfg.compile,
         peak_tflops=cfg.peak_tflops,
         peak_bandwidth_gbs=cfg.peak_bandwidth_gbs,
-        again=partial(make_workbench, cfg, device),
+        rebuild=partial(make_workbench, cfg, device),
         peer=found,
     )
 

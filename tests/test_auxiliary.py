@@ -242,15 +242,15 @@ def test_the_view_that_sees_less_learns_from_the_one_that_sees_more(llama):
     masking = Uniform(views=3)
     objective = Objective(Mean(scale=0.0), {"it": Consistency(1.0)})
     prepared = prepare(scorer, masking, batch, generator(0), objective)
-    index, weight, of = prepared.scored.index, prepared.scored.weight, prepared.needs["it"].of
+    index, weight, better = prepared.scored.index, prepared.scored.weight, prepared.needs["it"].index
     logits = scorer(prepared.inputs)
     expected = 0.0
     for n in range(len(index)):
         same = (index == index[n]).nonzero()[:, 0]
-        assert index[of[n]] == index[n] and weight[of[n]] == weight[same].max()
-        p, q = (Categorical(logits=logits[i][:MASK_ID]) for i in (of[n], n))
+        assert index[better[n]] == index[n] and weight[better[n]] == weight[same].max()
+        p, q = (Categorical(logits=logits[i][:MASK_ID]) for i in (better[n], n))
         expected = expected + kl_divergence(p, q)
-    assert (of != torch.arange(len(of))).any()
+    assert (better != torch.arange(len(better))).any()
     found = objective(scorer, prepared)[1]["it"]
     torch.testing.assert_close(found, expected / (3 * 64), **EXACT)
 

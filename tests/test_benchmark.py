@@ -309,11 +309,11 @@ def test_casting_leaves_the_rotary_frequencies_alone():
 def test_the_attention_of_an_arm_is_its_own_and_changes_nothing():
     model = tiny("llama")
     bench, _, _, losses = losses_of(model)
-    bench.own = "eager"
+    bench.attention = "eager"
     assert train.gate(bench, losses) <= TOLERANCE[torch.float64]  # ours with eager attention, naive with SDPA
-    train.ready(bench, train.OURS)
+    train.set_up(bench, train.OURS)
     assert model.config._attn_implementation == "eager"
-    use(model, bench.plain)
+    use(model, bench.plain_attention)
     assert model.config._attn_implementation == "sdpa"
 
 

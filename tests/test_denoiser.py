@@ -14,6 +14,7 @@ from dlm.config.build import make
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out, prepare
 from dlm.loss.base import PER
+from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.types import Batch, Noised, Scored, generator
 
@@ -138,6 +139,24 @@ def test_losses_by_hand():
     torch.testing.assert_close(loss_of("loss=mean", "loss.per=masked", "loss.scale=0.5"), (a + b) / 2 / 2)
     # Token 0 sees token 1 at its side and token 2 beyond: (1/2) (1/2) (1 + 1/2); token 3 the same from its side.
     torch.testing.assert_close(loss_of("loss=cart", "loss.p=0.5"), 0.375 * (a + b) / 4)
+
+
+def test_a_loss_of_its_own_per_token_is_weighted_and_the_logged_bound_stays_the_cross_entropy():
+    """Logits (ln 1, ln 3) sum to 4 before the logarithm: a z-loss adds (ln 4)^2 to every token."""
+
+    class ZLoss(Nelbo):
+        def token_loss(self, nll, logits, target):
+            return nll + logits.logsumexp(-1) ** 2
+
+    logits = torch.tensor([[1.0, 3.0], [1.0, 3.0]]).log().requires_grad_()
+    scored = Scored(torch.tensor([0, 1]), torch.tensor([2.0, 4.0]), torch.tensor([0, 3]))
+    output, plain = ZLoss()(logits, scored, 4), Nelbo()(logits, scored, 4)
+    torch.testing.assert_close(output.loss, plain.loss + (2 + 4) * math.log(4) ** 2 / 4)
+    assert torch.equal(output.nll, plain.nll) and not output.nll.requires_grad
+    output.loss.backward()
+    by_hand = torch.tensor([2.0, 4.0])[:, None] * 2 * math.log(4) * torch.tensor([0.25, 0.75]) / 4
+    (of_plain,) = torch.autograd.grad(plain.loss, logits)
+    torch.testing.assert_close(logits.grad, of_plain + by_hand)
 
 
 class Toy:

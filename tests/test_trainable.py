@@ -184,7 +184,7 @@ def test_gated_adapters_leave_every_bit_of_a_model_that_reads_no_mask(architectu
 def test_a_zero_of_either_sign_keeps_it_where_the_gate_is_shut():
     gate = gate_of(gated())
     gate.is_mask = torch.tensor([[False, True]])
-    found = torch.tensor([[[-0.0], [0.0]]]) + gate.shut(None, (), torch.tensor([[[torch.inf], [2.0]]]))
+    found = torch.tensor([[[-0.0], [0.0]]]) + gate.zero_elsewhere(None, (), torch.tensor([[[torch.inf], [2.0]]]))
     assert found.flatten().tolist() == [0.0, 2.0] and bool(found.signbit()[0, 0, 0])
 
 

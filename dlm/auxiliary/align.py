@@ -1,4 +1,4 @@
-"""Representation alignment: every layer's hidden states stay near the frozen causal parent's (REPR-ALIGN)."""
+"""Representation alignment: the hidden states of every layer stay close to the frozen causal parent's (REPR-ALIGN)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlm.auxiliary.teacher import Teacher
 
 class Align(Auxiliary):
     """1 - cos between the student's and the teacher's hidden states, averaged over the layers, at the rows that score
-    tokens: the student's see the corrupted text, the teacher's the clean one."""
+    tokens. The student reads the corrupted text, the teacher the clean one."""
 
     reads_states = True
 
@@ -34,14 +34,14 @@ class Align(Auxiliary):
     def forwards(self, denoiser, needs):
         return [Forward(self.teacher.denoiser, needs.inputs, 0)]
 
-    def of_states(self, denoiser, states, own, num_tokens, needs):
-        layers, num = self.teacher.states(needs.inputs), len(needs.valid)
-        # The embeddings differ by nature: one is of [MASK].
-        pairs = zip(states[1:], layers[1:], strict=True)
-        far = [1 - F.cosine_similarity(wide(mine[:num]), wide(its), dim=-1) for mine, its in pairs]
-        return (torch.stack(far).mean(0) * needs.valid).sum() / num_tokens
+    def of_states(self, denoiser, states, extra, num_tokens, needs):
+        teacher_states, num = self.teacher.states(needs.inputs), len(needs.valid)
+        # The embeddings are left out: the student's is that of [MASK].
+        pairs = zip(states[1:], teacher_states[1:], strict=True)
+        distances = [1 - F.cosine_similarity(wide(ours[:num]), wide(theirs), dim=-1) for ours, theirs in pairs]
+        return (torch.stack(distances).mean(0) * needs.valid).sum() / num_tokens
 
 
 def wide(states: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """In float32 at least."""
+    """The states in float32 or wider."""
     return states.to(torch.promote_types(states.dtype, torch.float32))

@@ -17,7 +17,7 @@ PER = ("token", "sequence")
 
 @dataclass(frozen=True)
 class NextTokens(Movable):
-    """What the rows of the clean stream predict, and how much each counts; None where all count alike."""
+    """The target of each of M rows of the clean stream, and its weight; None: all have weight 1."""
 
     target: Int[Tensor, " M"]
     weight: Float[Tensor, " M"] | None
@@ -25,8 +25,9 @@ class NextTokens(Movable):
 
 class AR(Auxiliary):
     """The cross-entropy of every maskable token given the clean tokens before it. `balance` multiplies it by the
-    detached ratio of the diffusion loss to it, so that `weight` is its share of the gradient's scale (I-DLM). `per` is
-    what counts alike: every token of the global batch, or every row as the mean over these tokens (MARS)."""
+    detached ratio (diffusion loss / AR loss), so that `weight` is the AR loss in units of the diffusion loss (I-DLM).
+    `per` states the average: over the tokens of the global batch (`token`), or first over those of each row
+    (`sequence`, MARS)."""
 
     def __init__(self, weight: float, balance: bool = False, per: str = "token"):
         super().__init__(weight)
@@ -37,28 +38,28 @@ class AR(Auxiliary):
     def check(self, pattern, masking):
         if not (pattern.clean_stream and pattern.noisy_stream and (pattern.clean_causal or pattern.block_size == 1)):
             raise ValueError(
-                f"auxiliary=ar scores token i+1 from clean row i, which attention={type(pattern).__name__} lets see it "
-                "or does not have: choose attention=block_token_causal or block_causal"
+                f"auxiliary=ar predicts token i+1 from clean row i, but attention={type(pattern).__name__} lets this "
+                "row see the token, or has no clean rows: choose attention=block_token_causal or block_causal"
             )
 
     def needs(self, denoiser, batch, noised, scored):
-        counted = batch.maskable & (batch.position > 0)
-        token = counted.flatten().nonzero()[:, 0]
+        is_target = batch.maskable & (batch.position > 0)
+        token = is_target.flatten().nonzero()[:, 0]
         length, width = batch.x0.shape[1], noised.xt.shape[1]
         rows = token // length * (width + length) + width + token % length - 1
-        weight = None if self.per == "token" else (width / counted.sum(1))[token // length]
+        weight = None if self.per == "token" else (width / is_target.sum(1))[token // length]
         return rows, NextTokens(batch.x0.flatten()[token], weight)
 
     def num_rows(self, needs):
         return len(needs.target)
 
-    def of_states(self, denoiser, states, own, num_tokens, needs):
-        def part(logits: Tensor, chunk: slice) -> LossOutput:
+    def of_states(self, denoiser, states, extra, num_tokens, needs):
+        def chunk_loss(logits: Float[Tensor, "C V"], chunk: slice) -> LossOutput:
             nll = F.cross_entropy(logits, needs.target[chunk], reduction="none")
             weighted = nll if needs.weight is None else needs.weight[chunk] * nll
             return LossOutput(weighted.sum() / num_tokens, nll.detach())
 
-        return denoiser.loss_of(states[-1][own], part).loss
+        return denoiser.loss_of(states[-1][extra], chunk_loss).loss
 
     def factor(self, value, diffusion):
         if not self.balanced:

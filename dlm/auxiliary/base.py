@@ -1,4 +1,4 @@
-"""A further term of the loss, computed from the forward that the diffusion loss makes anyway."""
+"""Auxiliary losses: further terms, computed from the same forward as the diffusion loss."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward without gradient that a term makes beside the student's own: what a model reads, and of how many rows
-    it computes logits. `inputs` None: logits alone, of states that are there."""
+    """A forward without gradient that a term runs in addition to the student's: the model, its `inputs`, and the number
+    of rows that it computes logits of. `inputs` None: only the head runs, on hidden states that exist already."""
 
     denoiser: Denoiser
     inputs: ModelInputs | None
@@ -29,14 +29,14 @@ OfLogits = Callable[[Float[Tensor, "M V"], slice], Float[Tensor, " M"]]
 
 
 class Auxiliary:
-    """Contract: a sum over rows divided by `num_tokens`, as the diffusion loss is, so that a global batch may be split.
+    """Contract: a sum over rows divided by `num_tokens`, like the diffusion loss, so that a global batch may be split.
 
-    A term says what it needs (`needs`, on the CPU), and is then a function of the scored tokens' logits (`of_logits`,
-    called chunk by chunk) or of hidden states (`of_states`); it has one of the two.
+    `needs` prepares the term's inputs (on the CPU). A subclass then implements one of two: `of_logits`, a function of
+    the scored tokens' logits that is called chunk by chunk, or `of_states`, a function of hidden states.
     """
 
-    reads_states: bool = False  # whether `of_states` wants every layer's
-    balanced: bool = False  # whether `factor` depends on the values it is given
+    reads_states: bool = False  # whether `of_states` needs the hidden states of every layer
+    balanced: bool = False  # whether `factor` depends on its arguments
 
     def __init__(self, weight: float):
         if weight < 0:
@@ -44,47 +44,50 @@ class Auxiliary:
         self.weight = weight
 
     def check(self, pattern: AttentionPattern, masking: Masking) -> None:
-        """Raise `ValueError` where this loss makes no sense."""
+        """Raise `ValueError` for a pattern or a masking scheme that this loss cannot be combined with."""
 
     def bind(self, parent: Parent) -> None:
-        """Take what is needed of the parent before it is trained."""
+        """Set the term up with the parent, before training starts."""
 
     def needs(
         self, denoiser: Denoiser, batch: Batch, noised: Noised, scored: Scored
     ) -> tuple[Int[Tensor, " M"] | None, Movable | None]:
-        """More rows to read (flat in [B S]), and what else is needed on the device."""
+        """The extra rows of hidden states that the term reads (flat in [B S]; None: no rows), and its other inputs,
+        which move to the device with the batch."""
         return None, None
 
     def num_rows(self, needs: Movable | None) -> int:
-        """How many rows `needs` asked for."""
+        """The number of extra rows in what `needs` returned."""
         return 0
 
     @property
     def nbytes(self) -> int:
-        """What it holds on the device all the time, in bytes."""
+        """Bytes that the term occupies on the device throughout training."""
         return 0
 
     def forwards(self, denoiser: Denoiser, needs: Movable | None) -> list[Forward]:
-        """What it costs beside the student's forward and the rows that `needs` asked for."""
+        """The forwards that the term runs in addition to the student's."""
         return []
 
     def of_logits(
         self, denoiser: Denoiser, hidden: Float[Tensor, "N D"], scored: Scored, needs: Movable | None
     ) -> OfLogits | None:
-        """A function of the logits of a chunk of the scored tokens."""
+        """A function of a chunk's logits and its slice of the scored tokens, which returns one value per token.
+        `hidden` are the last hidden states of all scored tokens."""
         return None
 
     def of_states(
         self,
         denoiser: Denoiser,
         states: list[Float[Tensor, "R D"]],
-        own: slice,
+        extra: slice,
         num_tokens: int,
         needs: Movable | None,
     ) -> Float[Tensor, ""] | None:
-        """A function of hidden states: `states[-1]` are the last ones, `own` the rows that `needs` asked for."""
+        """The term's value. `states` are hidden states after the embedding and after every layer, or only the last ones
+        (see `reads_states`): R rows, first the scored tokens', and in `extra` the term's extra rows."""
         return None
 
     def factor(self, value: Float[Tensor, ""], diffusion: Float[Tensor, ""]) -> float | Float[Tensor, ""]:
-        """What the value is multiplied by."""
+        """The factor of the term's `value` in the total loss; `diffusion` is the diffusion loss."""
         return self.weight

@@ -1,4 +1,4 @@
-"""Self-consistency of two views: where both hide a token, the view that sees less learns from the one that sees more
+"""Self-consistency of two views: for a token that both hide, the view that sees less learns from the one that sees more
 (CDLM's consistency loss, between noise levels of one text)."""
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dlm.types import Movable
 
 
 @dataclass(frozen=True)
-class Better(Movable):
-    """For every scored token the scored token that is the same one in the view that hides least of its unit; itself
-    where there is no better."""
+class BetterViews(Movable):
+    """`index[n]` is scored token n in the view that hides least of its unit: an index of scored tokens, n itself if no
+    view hides less."""
 
-    of: Int[Tensor, " N"]
+    index: Int[Tensor, " N"]
 
 
 class Consistency(Auxiliary):
@@ -34,21 +34,21 @@ class Consistency(Auxiliary):
             )
 
     def needs(self, denoiser, batch, noised, scored):
-        # The weight of a token is n / k or 1 / t: the larger, the less is hidden of its unit.
+        # The weight of a token is n / k or 1 / t, so it is largest in the view that hides least of the unit.
         order = scored.weight.argsort(stable=True)
         rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
         best = torch.zeros(batch.x0.numel(), dtype=torch.long).scatter_reduce(0, scored.index, rank, "amax")
-        return None, Better(order[best[scored.index]])
+        return None, BetterViews(order[best[scored.index]])
 
     def forwards(self, denoiser, needs):
-        return [Forward(denoiser, None, len(needs.of))]
+        return [Forward(denoiser, None, len(needs.index))]
 
     def of_logits(self, denoiser, hidden, scored, needs):
-        seen = hidden.detach()
+        detached = hidden.detach()
 
         def divergence(logits, chunk):
             with torch.no_grad():
-                target = finite(denoiser.logits(seen[needs.of[chunk]])).log_softmax(-1)
+                target = finite(denoiser.logits(detached[needs.index[chunk]])).log_softmax(-1)
             return forward(target, finite(logits).log_softmax(-1))
 
         return divergence

@@ -1,5 +1,5 @@
-"""Distillation of a frozen teacher's predictions into the scored tokens (D2F, OPDLM; the AR parent or a bidirectional
-dLM as the teacher)."""
+"""Distillation: the student learns a frozen teacher's predictions of the scored tokens (D2F, OPDLM). The teacher is the
+AR parent or a bidirectional dLM."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LogP = Float[Tensor, "M V"]
 
 
 class Distill(Auxiliary):
-    """A divergence between the teacher's and the student's distribution of every scored token, in nats, each token with
-    weight 1, or its likelihood weight (`by_weight`: D2F divides by t).
+    """The divergence between the teacher's and the student's distribution of every scored token, in nats. Each token
+    has weight 1, or its likelihood weight if `by_weight` (D2F divides by t).
 
     `divergence`: `forward` is KL(teacher || student), `reverse` KL(student || teacher), `js` Jensen-Shannon.
     """
@@ -46,27 +46,27 @@ class Distill(Auxiliary):
         return [Forward(self.teacher.denoiser, needs.inputs, len(needs.valid))]
 
     def of_logits(self, denoiser, hidden, scored, needs):
-        seen, diverge = self.teacher.hidden(needs.inputs), DIVERGENCES[self.divergence]
+        teacher_hidden, diverge = self.teacher.hidden(needs.inputs), DIVERGENCES[self.divergence]
         weight = scored.weight * needs.valid if self.by_weight else needs.valid.float()
 
         def divergence(logits, chunk):
-            target = finite(self.teacher.logits(seen[chunk])).log_softmax(-1)
+            target = finite(self.teacher.logits(teacher_hidden[chunk])).log_softmax(-1)
             return weight[chunk] * diverge(target, finite(logits).log_softmax(-1))
 
         return divergence
 
 
-def forward(target: LogP, own: LogP) -> Float[Tensor, " M"]:
-    return (target.exp() * (target - own)).sum(-1)
+def forward(teacher: LogP, student: LogP) -> Float[Tensor, " M"]:
+    return (teacher.exp() * (teacher - student)).sum(-1)
 
 
-def reverse(target: LogP, own: LogP) -> Float[Tensor, " M"]:
-    return forward(own, target)
+def reverse(teacher: LogP, student: LogP) -> Float[Tensor, " M"]:
+    return forward(student, teacher)
 
 
-def js(target: LogP, own: LogP) -> Float[Tensor, " M"]:
-    middle = torch.logaddexp(target, own) - math.log(2)
-    return (forward(target, middle) + forward(own, middle)) / 2
+def js(teacher: LogP, student: LogP) -> Float[Tensor, " M"]:
+    mixture = torch.logaddexp(teacher, student) - math.log(2)
+    return (forward(teacher, mixture) + forward(student, mixture)) / 2
 
 
 DIVERGENCES: dict[str, Callable[[LogP, LogP], Float[Tensor, " M"]]] = {f.__name__: f for f in (forward, reverse, js)}

@@ -1,4 +1,4 @@
-"""A frozen model that says what the student should predict: the parent as it began, or the model of another run."""
+"""The teacher, a frozen model whose predictions the student learns: the untrained parent or the model of a run."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
 @dataclass(frozen=True)
 class Lesson(Movable):
-    """What a teacher reads for the tokens that the student scores, and which of them it can score: an AR teacher has
-    nothing to say of a document's first token."""
+    """The teacher's inputs for the tokens that the student scores, and which of these it can score: an AR teacher
+    cannot score the first token of a document."""
 
     inputs: ModelInputs
     valid: Bool[Tensor, " N"]
 
 
 class Teacher:
-    """Scores the tokens that the student scores, each under its own attention `pattern`: the AR parent reads the clean
-    tokens before (pattern AR), a bidirectional one the same noisy tokens (D2F). `run` names a finished run whose model
-    it is; by default it is a copy of the student's start."""
+    """Scores the tokens that the student scores, under its own attention `pattern`: an AR teacher reads the clean
+    tokens before each (pattern AR), a bidirectional one the same noisy tokens (D2F). The model is that of the finished
+    `run`; by default it is a copy of the student before training."""
 
     def __init__(self, pattern: AttentionPattern, token_shift: bool, run: str | None = None, runs_dir: str = "runs"):
         self.pattern, self.token_shift, self.run, self.runs_dir = pattern, token_shift, run, runs_dir
         self.denoiser: Denoiser | None = None
 
     def bind(self, parent: Parent) -> None:
-        """Take the weights."""
+        """Load or copy the weights. `ValueError` if the teacher has another vocabulary than the student."""
         if self.run is None:
             source = replace(parent, model=copy.deepcopy(parent.model))
         else:
@@ -46,7 +46,7 @@ class Teacher:
         self.denoiser = Denoiser(model, self.pattern, source.mask_id, self.token_shift, source.layer_types)
 
     def lesson(self, batch: Batch, noised: Noised, scored: Scored) -> Lesson:
-        """What to read, for the scored tokens in their order (on the CPU)."""
+        """The teacher's inputs for the scored tokens, in their order (on the CPU)."""
         inputs, _ = self.denoiser.inputs(batch, noised)
         valid = (batch.position.flatten()[scored.index] > 0) | (not self.token_shift)
         inputs = trim(replace(inputs, scored=torch.where(valid, inputs.scored, 0)))
@@ -54,22 +54,22 @@ class Teacher:
 
     @property
     def nbytes(self) -> int:
-        """What its weights take."""
+        """Bytes of its weights."""
         return sum(p.nbytes for p in self.denoiser.model.parameters())
 
     @torch.no_grad()
     def states(self, inputs: ModelInputs) -> list[Float[Tensor, "N D"]]:
-        """Its hidden states at those tokens, of every layer."""
+        """Its hidden states of those tokens, after the embedding and after every layer."""
         self.denoiser.to(inputs.input_ids.device)
         return self.denoiser.states(inputs)
 
     @torch.no_grad()
     def hidden(self, inputs: ModelInputs) -> Float[Tensor, "N D"]:
-        """Its last hidden states at those tokens."""
+        """Its last hidden states of those tokens."""
         self.denoiser.to(inputs.input_ids.device)
         return self.denoiser.read(inputs)
 
     @torch.no_grad()
     def logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        """What its head makes of them."""
+        """Logits of some of these hidden states."""
         return self.denoiser.logits(hidden)

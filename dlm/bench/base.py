@@ -1,7 +1,7 @@
-"""What every benchmark is given, and what it gives back.
+"""The interface of a benchmark, and the workbench that it measures on.
 
-A benchmark is one Python file and one YAML: its constructor refuses bad values before any compute, `run` measures and
-returns what the JSON record holds, `tables` shows it.
+A benchmark is one Python file and one YAML. Its constructor refuses bad values before any compute, `run` measures and
+returns the result for the JSON record, and `tables` shows this result.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from dlm.types import generator
 
 @dataclass
 class Workbench:
-    """The model under test and how it is measured. Times are seconds; `peak_tflops` (1e12 FLOP/s) and
-    `peak_bandwidth_gbs` (1e9 bytes/s) are the machine's measured ceilings, None where nobody has given them. `again`
-    makes the same workbench in another process; `peer` is measured beside ours where there is one."""
+    """The model under test and how it is measured. Times are in seconds. `peak_tflops` (1e12 FLOP/s) and
+    `peak_bandwidth_gbs` (1e9 bytes/s) are the machine's measured ceilings, None if unknown. `rebuild` makes the same
+    workbench in another process; `peer` is another implementation that is measured, too, if there is one."""
 
     parent: Parent
     masking: Masking
@@ -47,13 +47,13 @@ class Workbench:
     compile: bool = False  # the layers of all arms in training (see `Denoiser.compile`), our own steps in decoding
     peak_tflops: float | None = None
     peak_bandwidth_gbs: float | None = None
-    again: Callable[[], Workbench] | None = None
+    rebuild: Callable[[], Workbench] | None = None
     peer: Dllm | None = None
 
     def __post_init__(self) -> None:
-        self.own = self.model.config._attn_implementation
-        # What a plain user of transformers has: a mask in SDPA. Models without SDPA have only eager attention.
-        self.plain = "eager" if self.own == "eager" else "sdpa"
+        self.attention = self.model.config._attn_implementation
+        # The choice of a plain user of transformers: a mask in SDPA. Models without SDPA have only eager attention.
+        self.plain_attention = "eager" if self.attention == "eager" else "sdpa"
 
     @property
     def model(self) -> PreTrainedModel:
@@ -67,13 +67,13 @@ class Workbench:
     def ids(self, rows: int, length: int) -> Int[Tensor, "B L"]:
         """Random tokens of the vocabulary without the mask token (on the CPU)."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        drawn = torch.randint(0, vocabulary - 1, (rows, length), generator=generator(self.seed, rows, length))
-        return drawn + (drawn >= self.parent.mask_id)
+        ids = torch.randint(0, vocabulary - 1, (rows, length), generator=generator(self.seed, rows, length))
+        return ids + (ids >= self.parent.mask_id)
 
     @contextmanager
     def gate(self) -> Iterator[None]:
-        """The model in the precision of the correctness gate: in bfloat16 near-ties would decide about tokens, and
-        rounding would hide an error in a gradient."""
+        """The model in the precision of the correctness gate: in bfloat16, near-ties would decide which tokens are
+        generated, and rounding would hide an error in a gradient."""
         cast(self.model, self.device, self.gate_dtype)
         try:
             yield
@@ -81,7 +81,7 @@ class Workbench:
             cast(self.model, self.device, self.dtype)
 
     def check_positions(self, length: int, what: str) -> None:
-        """Refuse a row that is longer than the model's positions."""
+        """`ValueError` for a row longer than the model's positions; `what` names the option."""
         require_positions(self.model, length, f"{what} {length}")
 
 
@@ -90,16 +90,17 @@ class Bench(ABC):
 
     @abstractmethod
     def run(self, bench: Workbench) -> dict[str, Any]:
-        """Pass the gate, measure, and return what was found, ready for JSON."""
+        """Pass the correctness gate, measure, and return the result, ready for JSON."""
 
     @abstractmethod
     def tables(self, result: dict[str, Any]) -> list[Table]:
-        """What `run` returned, in at most 100 columns."""
+        """The result of `run` as tables, at most 100 columns wide."""
 
 
 @torch.no_grad()
 def cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a model, and cast its parameters alone: rotary frequencies are buffers, and lose positions in bfloat16."""
+    """Move a model and cast its parameters, but not its buffers: in bfloat16, rotary frequencies would confuse
+    positions."""
     model.to(device)
     for parameter in model.parameters():
         parameter.grad = None
@@ -107,7 +108,7 @@ def cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> No
 
 
 def use(model: PreTrainedModel, implementation: str) -> None:
-    """Switch the attention implementation, where it is not the current one."""
+    """Switch the attention implementation of a model."""
     if model.config._attn_implementation != implementation:
         model.set_attn_implementation(implementation)
 
@@ -120,16 +121,16 @@ def require_at_least(minimum: int, **values: int) -> None:
 
 
 def require_divides(block_size: int, **lengths: int) -> None:
-    """`ValueError` where a block size does not divide a length."""
+    """`ValueError` for a length that the block size does not divide."""
     require_at_least(1, block_size=block_size)
     for name, length in lengths.items():
         if length % block_size:
-            fitting = ", ".join(str(b) for b in range(1, length + 1) if length % b == 0)
-            raise ValueError(f"block_size {block_size} must divide {name} {length}: choose one of {fitting}")
+            divisors = ", ".join(str(b) for b in range(1, length + 1) if length % b == 0)
+            raise ValueError(f"block_size {block_size} must divide {name} {length}: choose one of {divisors}")
 
 
 def require_some(**lists: list) -> None:
-    """`ValueError` for an empty list of points."""
+    """`ValueError` for an empty list."""
     for name, values in lists.items():
         if not values:
             raise ValueError(f"{name} is empty: give at least one value, as in {name}=[8]")

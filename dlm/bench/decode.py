@@ -197,7 +197,7 @@ class Decode(Bench):
 
 def ready(bench: Workbench, name: str) -> None:
     """The arm's own attention."""
-    use(bench.model, bench.own if name in (OURS, AGAIN, OURS_AR) else bench.plain)
+    use(bench.model, bench.attention if name in (OURS, AGAIN, OURS_AR) else bench.plain_attention)
 
 
 def made(bench: Workbench, name: str, engine: Engine) -> Int[Tensor, "N T"]:

@@ -1,4 +1,4 @@
-"""Nothing is timed that is not right: the same loss, the same gradients, the same tokens, or no numbers at all."""
+"""The correctness gate: implementations are timed only if their losses, gradients and tokens agree."""
 
 from __future__ import annotations
 
@@ -6,46 +6,47 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# The largest relative error, |a - b| / |b| in the 2-norm of a tensor. Rounding alone stays an order below.
+# The largest relative error, |a - b| / |b| in the 2-norm of a tensor. Rounding errors are ten times smaller.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-# A gradient that is nothing but rounding (a key's bias, say) is measured against this part of the whole gradient.
+# Some gradients (a key's bias) are pure rounding: no norm that they are divided by is below this share of the norm of
+# the whole gradient.
 FLOOR = 1e-3
 
-Step = dict[str, Tensor]  # "loss", and the gradient of every parameter by its name
+Step = dict[str, Tensor]  # "loss", and the gradient of every parameter under its name
 
 
 class GateError(ValueError):
-    """Two implementations of the same thing differ."""
+    """Two implementations of the same computation differ."""
 
 
 def require_same_step(ours: Step, other: Step, tolerance: float, whose: str = "naive") -> float:
-    """The largest relative error of loss and gradients; `GateError` where it exceeds `tolerance`. `whose` names the
-    other."""
+    """The largest relative error of loss and gradients; `GateError` if it exceeds `tolerance`. `whose` names the other
+    implementation."""
     if ours.keys() != other.keys():
         name = sorted(ours.keys() ^ other.keys())[0]
         raise GateError(f"gate failed: only one of ours and {whose} has a gradient of {name}; nothing was timed")
     floor = FLOOR * sum(float(g.double().norm() ** 2) for n, g in other.items() if n != "loss") ** 0.5
     worst = 0.0
-    for name, found in ours.items():
+    for name, actual in ours.items():
         expected = other[name]
         scale = max(float(expected.double().norm()), floor if name != "loss" else 0.0)
-        error = float((found.double() - expected.double()).norm()) / max(scale, 1e-30)
-        if not error <= tolerance:  # nan is not
+        error = float((actual.double() - expected.double()).norm()) / max(scale, 1e-30)
+        if not error <= tolerance:  # also true for nan
             what = "loss" if name == "loss" else f"gradient of {name}"
             raise GateError(
                 f"gate failed: the {what} differs between ours and {whose} by {error:.3g} (relative; at most "
-                f"{tolerance:g}): {size(found):.6g} against {size(expected):.6g} (2-norms); nothing was timed"
+                f"{tolerance:g}): {norm(actual):.6g} against {norm(expected):.6g} (2-norms); nothing was timed"
             )
         worst = max(worst, error)
     return worst
 
 
-def size(tensor: Tensor) -> float:
+def norm(tensor: Tensor) -> float:
     return float(tensor.double().norm())
 
 
-def require_same_tokens(pair: str, a: Int[Tensor, "N T"], b: Int[Tensor, "N T"]) -> None:
-    """`GateError` naming the first token that differs. `pair` names the two, `ours against naive`."""
+def require_same_tokens(pair: str, a: Int[Tensor, "B T"], b: Int[Tensor, "B T"]) -> None:
+    """`GateError`, with the first token that differs. `pair` names the two implementations."""
     if a.shape != b.shape:
         raise GateError(f"gate failed: {pair} give {tuple(a.shape)} and {tuple(b.shape)} tokens; nothing was timed")
     differs = (a != b).nonzero()

@@ -1,7 +1,7 @@
-"""Peak memory on a CPU: that of a process which does nothing else.
+"""Peak memory on a CPU, measured in a process that does nothing else. Linux only.
 
-The kernel's high-water mark of resident memory is set back right before the work, so it is all that the process holds
-meanwhile: libraries, weights, gradients, and what the work itself needs. Linux.
+The kernel's high-water mark of resident memory is reset right before the work. It therefore counts all memory that the
+process holds during the work: libraries, weights, gradients, and the work's own tensors.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ RESET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def measurable() -> bool:
+    """Whether the kernel lets a process reset its high-water mark."""
     return RESET.exists()
 
 
 def peak_resident(run: Callable[[], object]) -> int:
-    """The most bytes that were resident in this process during a call."""
+    """The largest number of bytes resident in this process during a call."""
     RESET.write_text("5")
     run()
     (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
@@ -28,6 +29,6 @@ def peak_resident(run: Callable[[], object]) -> int:
 
 
 def in_a_fresh_process(function: Callable[..., int], *args: Any) -> int:
-    """What a function returns in a new Python process. Forked, it would hold what this one has left over."""
+    """The function's result in a new Python process. A forked one would inherit the memory of this process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()

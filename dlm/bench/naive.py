@@ -1,4 +1,4 @@
-"""The plain way to do the same things, written without any of this repository's parts but the model.
+"""The naive implementation, written without any part of this repository but the model.
 
 Training: a dense mask over [noisy ; clean], logits of all 2L rows, cross-entropy on L. Decoding: a prefill, forwards of
 one block whose keys and values are cut off again, and a forward to commit each finished block.
@@ -26,7 +26,7 @@ def hf_mask(
 
     def build(window: int | None) -> Tensor:
         mask = visible if window is None else visible & ((q[:, None] - k).abs() < window)
-        if implementation == "eager":  # adds its mask
+        if implementation == "eager":  # it adds the mask to the scores
             return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
         return mask
 
@@ -35,7 +35,7 @@ def hf_mask(
 
 
 def without_mask_token(logits: Float[Tensor, "B S V"], mask_id: int) -> Float[Tensor, "B S V"]:
-    """The mask token is never predicted."""
+    """The logits, with -inf for the mask token: it is never predicted."""
     logits = logits.float()
     logits[..., mask_id] = -torch.inf
     return logits
@@ -60,7 +60,7 @@ def diffusion_loss(
     q_clean, k_clean, q_block, k_block = clean[:, None], clean[None], block[:, None], block[None]
     visible = ~q_clean & ~k_clean & (q_block == k_block)  # a noisy block sees itself,
     visible |= ~q_clean & k_clean & (k_block < q_block)  # and the clean blocks before it;
-    visible |= q_clean & k_clean & (k_block <= q_block)  # a clean one itself and those before it
+    visible |= q_clean & k_clean & (k_block <= q_block)  # a clean block sees itself and the clean blocks before it
     logits = model(
         input_ids=torch.cat([xt, x0], 1),
         position_ids=position.expand(len(x0), -1),
@@ -71,7 +71,7 @@ def diffusion_loss(
     if token_shift:  # position i - 1 scores token i; a block's first token is scored from the clean stream
         first = (position[:length] % block_size == 0)[None, :, None]
         noisy = torch.where(first, context.roll(1, 1), noisy.roll(1, 1))
-    # Not on [B V L], as is common: there a CPU sums the vocabulary in sequence, wrong by 2e-5 for 262k words.
+    # Not on [B V L], as is common: there a CPU sums over the vocabulary sequentially, an error of 2e-5 for 262k words.
     nll = F.cross_entropy(noisy.flatten(0, 1), x0.flatten(), reduction="none").view_as(x0)
     return (nll * weight * masked).sum() / x0.numel()
 
@@ -86,17 +86,18 @@ def ar_loss(model: PreTrainedModel, x0: Int[Tensor, "B L"]) -> Float[Tensor, ""]
 def decode(
     model: PreTrainedModel,
     layer_types: dict[str, int | None],
-    prompt: Int[Tensor, "N P"],
+    prompt: Int[Tensor, "B P"],
     new_tokens: int,
     mask_id: int,
     block_size: int,
     tokens_per_step: int,
     token_shift: bool,
-) -> Int[Tensor, "N T"]:
-    """`new_tokens` for every prompt; both lengths are whole blocks. n denoising steps cost a block n + 1 forwards."""
+) -> Int[Tensor, "B T"]:
+    """`new_tokens` tokens (T) after every prompt; both lengths are whole blocks. A block of n denoising steps costs n +
+    1 forwards."""
     cache = DynamicCache()
 
-    def forward(ids: Int[Tensor, "N S"], start: int) -> Float[Tensor, "N S V"]:
+    def forward(ids: Int[Tensor, "B S"], start: int) -> Float[Tensor, "B S V"]:
         q = torch.arange(start, start + ids.shape[1], device=ids.device)
         k = torch.arange(start + ids.shape[1], device=ids.device)
         visible = k // block_size <= q[:, None] // block_size
@@ -122,14 +123,14 @@ def decode(
 
 
 def commit(
-    block: Int[Tensor, "N K"], logits: Float[Tensor, "N K V"], mask_id: int, tokens_per_step: int, token_shift: bool
-) -> Int[Tensor, "N K"]:
+    block: Int[Tensor, "B K"], logits: Float[Tensor, "B K V"], mask_id: int, tokens_per_step: int, token_shift: bool
+) -> Int[Tensor, "B K"]:
     """The block with its `tokens_per_step` most confident tokens filled in."""
     confidence, token = logits.softmax(-1).max(-1)
     is_open = block == mask_id
-    order = confidence.masked_fill(~is_open, -1).argsort(dim=1, descending=True, stable=True)  # of ties the leftmost
-    chosen = order[:, :tokens_per_step]
-    keep = torch.zeros_like(is_open).scatter(1, chosen, True) & is_open
-    if token_shift:  # a first token that is left alone has its final score: only the clean context gave it
+    # Stable: of equal confidences the leftmost comes first.
+    order = confidence.masked_fill(~is_open, -1).argsort(dim=1, descending=True, stable=True)
+    keep = torch.zeros_like(is_open).scatter(1, order[:, :tokens_per_step], True) & is_open
+    if token_shift:  # if only the first token is left, its score is final: it depends on clean context only
         keep[:, 0] |= is_open[:, 0] & ~(is_open[:, 1:] & ~keep[:, 1:]).any(1)
     return torch.where(keep, token, block)

@@ -1,6 +1,7 @@
-"""dllm, the strongest peer, in an environment of its own: a process that is asked by lines of JSON, and files between.
+"""dllm, the strongest peer, in its own environment: a process that answers requests in lines of JSON, with tensors in
+files.
 
-`dlm/bench/peers/dllm_worker.py` is what runs there, and says how dllm is made to do the same work.
+That process runs `dlm/bench/peers/dllm_worker.py`, which explains how dllm is made to do the same work.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ INSTALL = (
 
 
 class Worker:
-    """A process that answers one line of JSON with another, and dies where it cannot."""
+    """A process that answers a line of JSON with another one. On an error it ends."""
 
     def __init__(self, command: list[str], env: dict[str, str], errors: Path):
         self.errors = errors
@@ -40,34 +41,36 @@ class Worker:
             )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """The answer; `ValueError` with the last line of its stderr where the process died."""
+        """The answer to a request; `ValueError` with the last line of its stderr if the process died."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         return self.answer(f"at {request['do']!r}")
 
     def answer(self, when: str) -> dict[str, Any]:
+        """The next line of the process; `when` says in the error what it was doing."""
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            said = [text for text in self.errors.read_text(errors="replace").splitlines() if text.strip()]
-            why = said[-1].strip() if said else "it said nothing"
+            lines = [line for line in self.errors.read_text(errors="replace").splitlines() if line.strip()]
+            why = lines[-1].strip() if lines else "it said nothing"
             raise ValueError(f"the process of {DLLM} ended {when} with code {code}: {why}")
         return json.loads(line)
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        with contextlib.suppress(BrokenPipeError):  # what a dead one was asked
+        with contextlib.suppress(BrokenPipeError):  # an unread request of a dead process
             self.process.stdin.close()
         self.process.stdout.close()
 
 
 class Dllm:
-    """A clone of dllm in `folder`, with its packages in `folder/.venv`. A context: its process ends with it.
+    """A clone of dllm in `folder`, with its packages in `folder/.venv`. It is a context manager: its process ends with
+    the context.
 
-    `ValueError` where there is no such clone, or its Python cannot import it. Times are those of its own process, by
-    the clock of that name.
+    `ValueError` if there is no such clone, or its Python cannot import it. `clock` names the clock by which its own
+    process measures seconds.
     """
 
     def __init__(self, folder: str, clock: str):
@@ -83,7 +86,7 @@ class Dllm:
     def __enter__(self) -> Dllm:
         self.scratch = tempfile.TemporaryDirectory(prefix="dlm-peer-")
         self.path = Path(self.scratch.name)
-        # The clone need not be installed itself; the hub and a logger's network have no part in this.
+        # PYTHONPATH: the clone itself need not be installed. The others keep it off the network.
         env = os.environ | {"PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
         self.worker = Worker([str(self.python), str(WORKER)], env, self.path / "stderr")
         try:
@@ -99,17 +102,17 @@ class Dllm:
         self.scratch.cleanup()
 
     def another(self) -> Dllm:
-        """The same, to be a process of its own."""
+        """The same clone, for a second process."""
         return Dllm(str(self.folder), self.clock)
 
     @property
     def description(self) -> dict[str, Any]:
-        """Which dllm it was, for the record."""
-        found = {"name": DLLM, "folder": str(self.folder), "commit": commit(self.folder)}
-        return found | {"versions": self.versions, "attention": self.attention}
+        """The clone and its versions, for the record."""
+        clone = {"name": DLLM, "folder": str(self.folder), "commit": commit(self.folder)}
+        return clone | {"versions": self.versions, "attention": self.attention}
 
     def load(self, model: PreTrainedModel, mask_id: int) -> None:
-        """The model as it stands, which no benchmark trains: again only where its precision is another."""
+        """Send the model. It is sent again only in another precision: no benchmark trains it."""
         parameter = next(model.parameters())
         if self.loaded == parameter.dtype:
             return
@@ -123,12 +126,12 @@ class Dllm:
     def train_on(
         self, ids: Int[Tensor, "B L"], masked: Bool[Tensor, "B L"], weight: Float[Tensor, "B L"], block_size: int
     ) -> None:
-        """The batch of the steps to come."""
+        """Send the batch of the following steps."""
         batch = self.save(ids=ids, masked=masked, weight=weight)
         self.worker.ask(do="train_on", batch=batch, block_size=block_size, scratch=str(self.path / "trainer"))
 
     def gradients(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """The loss and all gradients of a step, and the rows that it sent through network and head."""
+        """The loss and all gradients of a step, and the number of rows that its `network` and `head` computed."""
         to = self.path / "gradients.safetensors"
         rows = self.worker.ask(do="gradients", to=str(to))["rows"]
         return load_file(to), rows
@@ -138,41 +141,43 @@ class Dllm:
         return self.worker.ask(do="step")["seconds"]
 
     def peak(self) -> int:
-        """The peak memory of a step in bytes: of the whole process, or on the GPU."""
+        """The peak memory of a step in bytes: of the whole process on a CPU, allocated on a GPU."""
         return self.worker.ask(do="peak")["bytes"]
 
-    def decode_after(self, prompts: Int[Tensor, "N P"], new_tokens: int, block_size: int, tokens_per_step: int) -> None:
-        """The prompts of the decoding to come, in whole blocks, and how: `tokens_per_step` divides `block_size`."""
+    def decode_after(self, prompts: Int[Tensor, "B P"], new_tokens: int, block_size: int, tokens_per_step: int) -> None:
+        """Send the prompts (whole blocks) and the settings of the following decoding. `tokens_per_step` divides
+        `block_size`."""
         steps = block_size // tokens_per_step
         options = {"new_tokens": new_tokens, "block_size": block_size, "steps_per_block": steps}
         self.worker.ask(do="decode_after", batch=self.save(ids=prompts), **options)
 
-    def tokens(self) -> tuple[Int[Tensor, "N T"], int]:
-        """What it decodes, and in how many forwards."""
+    def tokens(self) -> tuple[Int[Tensor, "B T"], int]:
+        """The generated tokens, and the number of forwards."""
         to = self.path / "tokens.safetensors"
         forwards = self.worker.ask(do="decode", to=str(to))["forwards"]
         return load_file(to)["ids"], forwards
 
     def decode(self) -> float:
-        """The seconds of decoding all."""
+        """The seconds of decoding after all prompts."""
         return self.worker.ask(do="decode")["seconds"]
 
     def save(self, **tensors: Tensor) -> str:
+        """Write the tensors of a request to a file, and return its path."""
         path = self.path / "batch.safetensors"
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, path)
         return str(path)
 
 
 def commit(folder: Path) -> str | None:
-    """The commit of a clone; None where git knows of none."""
+    """The commit of a clone; None if git knows none."""
     with contextlib.suppress(OSError):
         command = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
-        return done.stdout.strip() or None
+        completed = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+        return completed.stdout.strip() or None
 
 
 def converted(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of transformers 5 as dllm's conversion makes it, in the spelling of transformers 4."""
+    """A config of transformers 5 as dllm's conversion would write it, with the keys of transformers 4."""
     rope = dict(config.pop("rope_parameters", None) or {})
     config |= {"model_type": f"a2d-{config['model_type']}", "architectures": None}
     config["rope_theta"] = rope.pop("rope_theta", None)

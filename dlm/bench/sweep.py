@@ -13,8 +13,8 @@ from dlm.evaluation.timing import with_range
 
 
 class Sweep(Bench):
-    """Every pair of `lengths` and `block_sizes`: a training step of `batch_size` rows of that length, and `new_tokens`
-    decoded after prompts of that length, `decode_batch_size` at a time, `tokens_per_step` in a step."""
+    """For every pair of `lengths` and `block_sizes`: a training step of `batch_size` rows of that length, and decoding
+    of `new_tokens` after prompts of that length, in batches of `decode_batch_size`, `tokens_per_step` per step."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Sweep(Bench):
         ]
 
     def run(self, bench: Workbench) -> dict[str, Any]:
-        for _, decoding in self.points:  # the longest point may be the last one
+        for _, decoding in self.points:  # before any is measured: the longest may be the last
             bench.check_positions(decoding.prompt_length + decoding.new_tokens, "length + new_tokens")
         return {"points": [{"train": t.run(bench), "decode": d.run(bench)} for t, d in self.points]}
 
@@ -67,5 +67,5 @@ class Sweep(Bench):
 
 
 def two_lines(value: dict[str, float]) -> str:
-    """The median, and the range below it: four of them fit side by side."""
+    """The median, with the range in a second line, so that four fit side by side."""
     return with_range(value).replace(" ", "\n")

@@ -1,9 +1,9 @@
 """One training step without the optimizer: ours, the naive one, and the parent's own autoregressive one.
 
-All arms have the same weights, tokens, noise and masks. Ours and naive compute the same loss; AR computes another one
-on the same tokens, and says what the parent would cost. The naive arm makes its mask in every step; ours as training
-does, once for batches that are laid out alike. A peer, where there is one, computes the same loss as ours, in a process
-of its own.
+All arms have the same weights, tokens, noise and masks. Ours and naive compute the same loss. AR computes the parent's
+loss on the same tokens, as the cost of a step without diffusion. The naive arm builds its attention mask in every step;
+ours builds it once for batches of the same layout, as in training. A peer, if there is one, computes the same loss as
+ours in its own process.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from dlm.types import Batch, Prepared, generator
 
 @dataclass(frozen=True)
 class Case:
-    """A batch as every arm reads it, on the device: `prepared` by ours, `x0`, `masked` and `weight` (a row for every
-    view) by the naive one, `clean` by AR."""
+    """The batch in the form that each arm reads, on the device: `prepared` for ours; `x0`, `masked` and `weight`, with
+    one row per view (BV rows), for naive; `clean` for AR."""
 
     denoiser: Denoiser
     batch: Batch
@@ -46,8 +46,8 @@ class Case:
 
 
 class Train(Bench):
-    """`batch_size` rows of `length` random tokens, in blocks of `block_size`. `memory`: on a CPU, the peak of each arm
-    too, in a process that does nothing else."""
+    """`batch_size` rows of `length` random tokens, in blocks of `block_size`. With `memory`, the peak memory of each
+    arm is measured on a CPU, too, in a process that does nothing else."""
 
     def __init__(self, length: int, batch_size: int, block_size: int, memory: bool):
         require_at_least(2, length=length)
@@ -62,13 +62,13 @@ class Train(Bench):
         case = self.case(bench)
         losses = self.losses(bench, case)
         with bench.gate():
-            other, rows = self.peer_step(bench, case)
-            error = gate(bench, losses, other)
+            peer_step, peer_rows = self.peer_step(bench, case)
+            error = gate(bench, losses, peer_step)
         arms = {name: self.arm(bench, name, loss) for name, loss in losses.items()}
         counts = {name: self.counts(bench, case, name, arm) for name, arm in arms.items() if name != AGAIN}
         if bench.peer:
-            counts[DLLM] = self.peer_counts(bench, case, rows)
-            self.give(bench.peer, bench, case)
+            counts[DLLM] = self.peer_counts(bench, case, peer_rows)
+            self.load(bench.peer, bench, case)
             arms[DLLM] = Elsewhere(bench.peer.step)
         times = interleaved(arms, bench.repeats, bench.warmup, bench.clock)
         times |= interleaved(
@@ -89,25 +89,25 @@ class Train(Bench):
         }
 
     def case(self, bench: Workbench) -> Case:
-        """The batch, its noise, and what each arm reads of it."""
+        """The batch with its noise, in the form that each arm reads."""
         x0 = bench.ids(self.batch_size, self.length)
         position = torch.arange(self.length).expand_as(x0).contiguous()
         batch = Batch(x0, torch.ones_like(x0, dtype=torch.bool), torch.zeros_like(x0), position)
         denoiser = bench.denoiser(self.block_size)
-        if bench.compile:  # the layers belong to the model, which all arms share
+        if bench.compile:  # for all arms: they share the model's layers
             denoiser.compile(few_shapes=bench.device.type != "cpu")
         prepared = self.prepare(bench, denoiser, batch)
-        scorable = denoiser.scorable(batch)  # the same noise once more, as it was before it was laid out
+        scorable = denoiser.scorable(batch)  # the noise of `prepared` again, before it was laid out
         units = denoiser.pattern.units(scorable)
         noised = bench.masking(scorable, units, bench.parent.mask_id, generator(bench.seed))
-        # Views of a row that share its clean stream are rows of their own to whoever cannot share it.
+        # The views of a row share its clean stream. The naive arm and the peer cannot, so each view becomes a row.
         masked, weight = (t.view(-1, self.length).to(bench.device) for t in (noised.masked, noised.weight))
         clean = x0.to(bench.device)
         rows = clean.repeat_interleave(prepared.views, 0)
         return Case(denoiser, batch, prepared.to(bench.device), rows, masked, weight, clean)
 
     def prepare(self, bench: Workbench, denoiser: Denoiser, batch: Batch) -> Prepared:
-        """What the CPU does before a step: draw the noise, leave out what nobody reads."""
+        """The work of the CPU before a step: draw the noise, drop positions that no loss depends on."""
         return prepare(denoiser, bench.masking, batch, generator(bench.seed))
 
     def losses(self, bench: Workbench, case: Case) -> dict[str, Callable[[], Float[Tensor, ""]]]:
@@ -117,21 +117,22 @@ class Train(Bench):
         def ours() -> Float[Tensor, ""]:
             return case.denoiser.loss(prepared.inputs, prepared.scored, Nelbo(), prepared.num_tokens).loss
 
-        def plain() -> Float[Tensor, ""]:
+        def naive_loss() -> Float[Tensor, ""]:
             noised = (case.x0, case.masked, case.weight, parent.mask_id)
             return naive.diffusion_loss(parent.model, parent.layer_types, *noised, self.block_size, bench.token_shift)
 
-        return {OURS: ours, NAIVE: plain, AR: lambda: naive.ar_loss(parent.model, case.clean), AGAIN: ours}
+        return {OURS: ours, NAIVE: naive_loss, AR: lambda: naive.ar_loss(parent.model, case.clean), AGAIN: ours}
 
     def arm(self, bench: Workbench, name: str, loss: Callable[[], Tensor]) -> Arm:
-        return Arm(lambda: loss().backward(), lambda: ready(bench, name))
+        """Forward and backward of an arm."""
+        return Arm(lambda: loss().backward(), lambda: set_up(bench, name))
 
     def counts(self, bench: Workbench, case: Case, name: str, arm: Arm) -> dict[str, Any]:
-        """Work and memory of one step: rows, logits, FLOP executed and useful, peak bytes on CUDA."""
+        """Work and memory of one step: rows, logits, FLOP executed and useful, peak bytes."""
         rows: dict[str, int] = {"network": 0, "head": 0}
         model, on_cuda = bench.model, bench.device.type == "cuda"
-        # Ours then has a compiled attention kernel, which a counter cannot see and would run uncompiled.
-        blind = on_cuda and name == OURS and bench.own != bench.plain
+        # Our compiled attention kernel is invisible to the counter, and would run uncompiled under it.
+        attention_is_hidden = on_cuda and name == OURS and bench.attention != bench.plain_attention
         vocabulary = model.get_output_embeddings().weight.shape[0]
 
         def count(where: str, rows_of: Callable[[Any, Any], int]) -> Callable[..., None]:
@@ -148,10 +149,10 @@ class Train(Bench):
         ]
         try:
             arm.setup()
-            if blind:
-                use(model, bench.plain)
-            with torch.compiler.set_stance("force_eager"):  # what is compiled cannot be counted
-                found = flops.executed(arm.run)
+            if attention_is_hidden:
+                use(model, bench.plain_attention)
+            with torch.compiler.set_stance("force_eager"):  # compiled operations cannot be counted
+                executed = flops.executed(arm.run)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -159,28 +160,29 @@ class Train(Bench):
             "rows_network": rows["network"],
             "rows_head": rows["head"],
             "logits_bytes": rows["head"] * vocabulary * bench.dtype.itemsize,
-            "flop_executed": found | {"attention": None} if blind else found,
+            "flop_executed": executed | {"attention": None} if attention_is_hidden else executed,
             "flop_useful": self.useful(bench, case, name),
             "peak_bytes": self.peak(bench, name, arm),
         }
 
     def peak(self, bench: Workbench, name: str, arm: Arm) -> int | None:
-        """The most memory that one step needs, weights included: allocated on a GPU, or resident in a process that does
-        nothing else."""
+        """Peak memory of one step in bytes, weights included: allocated on a GPU, or resident in a process that does
+        nothing else. None if it is not measured."""
         if bench.device.type == "cuda":
             return peak_bytes(arm)
-        return in_a_fresh_process(alone, bench.again, self, name) if self.memory else None
+        return in_a_fresh_process(peak_in_this_process, bench.rebuild, self, name) if self.memory else None
 
-    def give(self, peer: Dllm, bench: Workbench, case: Case) -> None:
-        """The model as it stands and the batch, to a peer."""
+    def load(self, peer: Dllm, bench: Workbench, case: Case) -> None:
+        """Send the model, in its current precision, and the batch to a peer."""
         peer.load(bench.model, bench.parent.mask_id)
         peer.train_on(case.x0, case.masked, case.weight, self.block_size)
 
     def peer_step(self, bench: Workbench, case: Case) -> tuple[Step | None, dict[str, int]]:
-        """The peer's loss and gradients, and the rows that it sends through network and head."""
+        """The peer's loss and gradients, and the number of rows that its `network` and `head` compute; (None, {})
+        without a peer."""
         if not bench.peer:
             return None, {}
-        self.give(bench.peer, bench, case)
+        self.load(bench.peer, bench, case)
         return bench.peer.gradients()
 
     def peer_counts(self, bench: Workbench, case: Case, rows: dict[str, int]) -> dict[str, Any]:
@@ -188,7 +190,7 @@ class Train(Bench):
         peak = None
         if self.memory or bench.device.type == "cuda":
             with bench.peer.another() as peer:
-                self.give(peer, bench, case)
+                self.load(peer, bench, case)
                 peak = peer.peak()
         vocabulary = bench.model.get_output_embeddings().weight.shape[0]
         return {
@@ -201,7 +203,7 @@ class Train(Bench):
         }
 
     def useful(self, bench: Workbench, case: Case, name: str) -> int | None:
-        """The FLOP that the arm's task needs, whatever it executes; None where there is no closed form."""
+        """The FLOP that the arm's task needs, whatever it executes; None if there is no closed form."""
         shape = flops.Shape.of(bench.model)
         windows = [w for w in bench.parent.layer_types.values() if w is not None]
         if shape is None or any(w < self.length for w in windows):
@@ -216,15 +218,15 @@ class Train(Bench):
         return [times_table(result), counts_table(result)]
 
 
-def ready(bench: Workbench, name: str) -> None:
-    """No gradients, and the arm's own attention: ours may have a kernel that takes no dense mask."""
+def set_up(bench: Workbench, name: str) -> None:
+    """Clear the gradients and select the arm's attention: our kernel may not take the dense masks of the others."""
     bench.model.zero_grad(set_to_none=True)
-    use(bench.model, bench.own if name in (OURS, AGAIN) else bench.plain)
+    use(bench.model, bench.attention if name in (OURS, AGAIN) else bench.plain_attention)
 
 
-def alone(again: Callable[[], Workbench], task: Train, name: str) -> int:
-    """The peak resident memory of an arm's step, in a process that has made nothing yet."""
-    bench = again()
+def peak_in_this_process(rebuild: Callable[[], Workbench], task: Train, name: str) -> int:
+    """The peak resident memory of an arm's step in bytes, for a process that has allocated nothing yet."""
+    bench = rebuild()
     bench.model.train()
     arm = task.arm(bench, name, task.losses(bench, task.case(bench))[name])
     arm.setup()
@@ -232,24 +234,24 @@ def alone(again: Callable[[], Workbench], task: Train, name: str) -> int:
 
 
 def gate(bench: Workbench, losses: dict[str, Callable[[], Tensor]], peer: Step | None = None) -> float:
-    """Refuse to go on unless ours, naive and a peer have the same loss and the same gradients."""
-    ours, plain = (step(bench, name, losses[name]) for name in (OURS, NAIVE))
-    others = {NAIVE: plain} | ({DLLM: peer} if peer else {})
+    """The largest relative error between ours, naive and a peer; `GateError` if losses or gradients differ."""
+    ours, naive_step = (step(bench, name, losses[name]) for name in (OURS, NAIVE))
+    others = {NAIVE: naive_step} | ({DLLM: peer} if peer else {})
     return max(require_same_step(ours, other, TOLERANCE[bench.gate_dtype], name) for name, other in others.items())
 
 
 def step(bench: Workbench, name: str, loss: Callable[[], Tensor]) -> Step:
     """The loss and all gradients of one step, on the CPU: two sets may not fit on the device."""
-    ready(bench, name)
+    set_up(bench, name)
     value = loss()
     value.backward()
-    found = {n: p.grad.cpu().clone() for n, p in bench.model.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.cpu().clone() for n, p in bench.model.named_parameters() if p.grad is not None}
     bench.model.zero_grad(set_to_none=True)
-    return {"loss": value.detach().cpu()} | found
+    return {"loss": value.detach().cpu()} | gradients
 
 
 def peak_bytes(arm: Arm) -> int:
-    """The most that was allocated on the device during one step, weights included."""
+    """The largest number of bytes allocated on the device during one step, weights included."""
     arm.setup()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -259,9 +261,9 @@ def peak_bytes(arm: Arm) -> int:
 
 
 def useful_mfu(bench: Workbench, counts: dict[str, Any], times: dict[str, list[float]]) -> dict[str, float]:
-    """Useful FLOP/s as a fraction of the peak, by arm; {} without a peak or a closed form."""
+    """Useful FLOP/s as a fraction of the machine's peak, by arm; {} without a peak or a closed form."""
     return {
-        name: found["flop_useful"] / spread(times[name])["median"] / (bench.peak_tflops * 1e12)
-        for name, found in counts.items()
-        if bench.peak_tflops and found["flop_useful"]
+        name: work["flop_useful"] / spread(times[name])["median"] / (bench.peak_tflops * 1e12)
+        for name, work in counts.items()
+        if bench.peak_tflops and work["flop_useful"]
     }

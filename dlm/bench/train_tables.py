@@ -1,4 +1,4 @@
-"""What a benchmark of training found, in at most 100 columns."""
+"""The result of a training benchmark as tables, at most 100 columns wide."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def times_table(result: dict[str, Any]) -> Table:
 
 def counts_table(result: dict[str, Any]) -> Table:
     """Work and memory."""
-    found, mfu = result["counts"], result["useful_mfu"]
-    blind = any(c["flop_executed"] and c["flop_executed"]["attention"] is None for c in found.values())
-    measured = all(c["peak_bytes"] for c in found.values())
+    counts, mfu = result["counts"], result["useful_mfu"]
+    blind = any(c["flop_executed"] and c["flop_executed"]["attention"] is None for c in counts.values())
+    measured = all(c["peak_bytes"] for c in counts.values())
     columns = ["arm", "rows", "head rows", "logits MB", "GFLOP", "useful"]
     columns += ["useful MFU"] * bool(mfu) + ["peak GB", "/ ours"] * measured
     table = Table(
@@ -51,25 +51,25 @@ def counts_table(result: dict[str, Any]) -> Table:
     )
     for column in columns:
         table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for name, c in found.items():
+    for name, c in counts.items():
         useful = "–" if c["flop_useful"] is None else f"{c['flop_useful'] / 1e9:,.2f}"
         cells = [
             name,
             f"{c['rows_network']:,}",
             f"{c['rows_head']:,}",
             f"{c['logits_bytes'] / 1e6:,.1f}",
-            executed(c["flop_executed"]),
+            executed_gflop(c["flop_executed"]),
             useful,
         ]
         cells += [f"{mfu[name]:.1%}" if name in mfu else "–"] * bool(mfu)
         if measured:
-            cells += [f"{c['peak_bytes'] / 1e9:.2f}", f"{c['peak_bytes'] / found[OURS]['peak_bytes']:.2f}"]
+            cells += [f"{c['peak_bytes'] / 1e9:.2f}", f"{c['peak_bytes'] / counts[OURS]['peak_bytes']:.2f}"]
         table.add_row(*cells)
     return table
 
 
-def executed(flop: dict[str, Any] | None) -> str:
-    """GFLOP, starred where attention is not in them; a peer's are not counted."""
+def executed_gflop(flop: dict[str, Any] | None) -> str:
+    """GFLOP, with a star if attention is not included; a dash for a peer, whose FLOP are not counted."""
     if flop is None:
         return "–"
     return f"{(flop['linear'] + (flop['attention'] or 0)) / 1e9:,.2f}" + "*" * (flop["attention"] is None)

@@ -1,4 +1,4 @@
-"""The block size over the course of training; decoding has the last one's, `block_size`."""
+"""The block size over the course of training; decoding uses `block_size`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class BlockSchedule(ABC):
-    """Contract: every size divides the row length (`sizes` are all that there can be)."""
+    """Contract: it returns only values of `sizes`, and each of them divides the row length."""
 
     sizes: list[int]
 
@@ -19,4 +19,4 @@ class BlockSchedule(ABC):
 
     @abstractmethod
     def __call__(self, progress: float, generator: torch.Generator) -> int:
-        """The block size of a batch, `progress` in [0, 1) through training."""
+        """The block size of a batch; `progress` in [0, 1) is the fraction of training that is done."""

@@ -9,7 +9,7 @@ from dlm.block_schedule.base import BlockSchedule
 
 
 class Stages(BlockSchedule):
-    """`sizes` in turn, each for its share of training; `shares` are relative, by default equal."""
+    """`sizes` one after another, each for its share of training; `shares` are relative, and equal by default."""
 
     def __init__(self, sizes: list[int], shares: list[float] | None = None):
         super().__init__(sizes)

@@ -1,9 +1,8 @@
-"""Generated tasks with one right answer: what the embedded parent can do, and what a conversion may destroy.
+"""Generated tasks with one correct answer: abilities of the embedded parent that a conversion may destroy.
 
 Mathematics (`add`, `running_sum`, `word_problem`), code (`list_eval`, `str_eval`, `brackets`) and symbols (`reverse`,
-`sort`, `count`). Letters are capitals and every digit, capital and punctuation mark is one token, so a task is about
-the operation and not about the tokenizer. A prompt belongs to exactly one split, by its hash: no prompt, and so no
-answer to one, is ever shared between splits.
+`sort`, `count`). Letters are capitals, and every digit, capital and punctuation mark is one token, so that a task
+tests the operation and not the tokenizer. The hash of a prompt decides its split: no prompt occurs in two splits.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ class Example:
 
 
 def check(example: Example, output: str) -> bool:
-    """Exact match, but for white space around the answer."""
+    """Whether an output matches the answer exactly, except for surrounding white space."""
     return output.strip() == example.answer.strip()
 
 
 def split_of(prompt: str) -> str:
-    """The split a prompt belongs to: 5 % val, 5 % test, the rest train."""
+    """The split of a prompt: 5 % are val, 5 % test, the rest train."""
     bucket = hashlib.blake2b(prompt.encode(), digest_size=4).digest()[0] % 20
     return SPLITS[bucket] if bucket < len(SPLITS) else "train"
 
@@ -83,7 +82,7 @@ def str_eval(rng: random.Random) -> tuple[str, str]:
     return f">>>{expression}\n", repr(eval(expression, {"__builtins__": {}}, {}))  # noqa: S307
 
 
-# Only expressions that were built a line above are evaluated, with no builtins but these.
+# Only expressions built one line above are evaluated, and these are their only builtins.
 BUILTINS = {"max": max, "min": min, "len": len, "sorted": sorted}
 
 
@@ -123,7 +122,7 @@ FAMILIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 
 
 def sample(family: str, split: str, rng: random.Random) -> Example:
-    """One example of `family` whose prompt belongs to `split`."""
+    """A random example of `family` whose prompt belongs to `split`."""
     while True:
         prompt, answer = FAMILIES[family](rng)
         if split_of(prompt) == split:
@@ -131,11 +130,11 @@ def sample(family: str, split: str, rng: random.Random) -> Example:
 
 
 def evaluation_set(split: str, per_family: int, seed: int = 0) -> list[Example]:
-    """`per_family` distinct examples of every family; the same ones for every run with the same arguments."""
+    """`per_family` distinct examples of every family; equal arguments give equal examples."""
     examples: dict[str, Example] = {}
     for family in FAMILIES:
-        rng, wanted = random.Random(f"{split}-{family}-{seed}"), len(examples) + per_family
-        while len(examples) < wanted:
+        rng, target = random.Random(f"{split}-{family}-{seed}"), len(examples) + per_family
+        while len(examples) < target:
             example = sample(family, split, rng)
             examples.setdefault(example.prompt, example)
     return list(examples.values())

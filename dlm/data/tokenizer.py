@@ -1,7 +1,7 @@
 """Train the embedded parent's tokenizer: `python -m dlm.data.tokenizer to=FOLDER`.
 
-Byte-level BPE on the prose and the tasks. Digits, capitals, punctuation and white space stand alone, so merges only
-happen inside lower-case words.
+Byte-level BPE on the prose and the tasks. Every digit, capital, punctuation mark and white space is a token of its own,
+so merges happen only inside lower-case words.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which threshold gives so many tokens per forward."""
+"""Calibration: the confidence threshold that reaches a target of tokens per forward."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def nearest_thresholds(
     max_new_tokens: int,
     batch_size: int,
 ) -> dict[float, float]:
-    """For each target the threshold of `decoder` whose tokens per forward come nearest on `per_family` validation items
-    (never on the test items)."""
+    """For each target, in tokens per forward, the threshold of `decoder` that comes nearest to it on `per_family`
+    validation items of each family (never on the test items)."""
     examples, reached = tasks.evaluation_set("val", per_family), {}
     for threshold in thresholds if targets else []:
         results = run_tasks(denoiser, tokenizer, examples, decoder.at(threshold), max_new_tokens, batch_size)

@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood, on cloze items made of held-out prose: which of four continuations is the real one?"""
+"""Multiple choice by likelihood, on cloze items from held-out prose: which of four continuations is the real one?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Item:
 
 
 def items(texts: list[str], tokenizer: PreTrainedTokenizerBase, num: int, seed: int = 0) -> list[Item]:
-    """`num` items; the wrong options are continuations from elsewhere in the same texts."""
+    """`num` items, the same for the same arguments. The wrong options are passages from elsewhere in the texts.
+    `ValueError` if all texts are too short."""
     rng = random.Random(seed)
     span = CONTEXT_TOKENS + OPTION_TOKENS
     encoded = [ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if len(ids) > 2 * span]
@@ -39,21 +40,21 @@ def items(texts: list[str], tokenizer: PreTrainedTokenizerBase, num: int, seed: 
         start = rng.randrange(len(ids) - span)
         return ids[start : start + span]
 
-    made = []
+    drawn = []
     for _ in range(num):
         window = cut()
         options = [window[CONTEXT_TOKENS:]] + [cut()[CONTEXT_TOKENS:] for _ in range(OPTIONS - 1)]
         order = rng.sample(range(OPTIONS), OPTIONS)
-        made.append(Item(window[:CONTEXT_TOKENS], [options[i] for i in order], order.index(0)))
-    return made
+        drawn.append(Item(window[:CONTEXT_TOKENS], [options[i] for i in order], order.index(0)))
+    return drawn
 
 
 def reveal(denoiser: Denoiser, context: list[int], option: list[int], eos_id: int) -> tuple[Batch, Noised]:
-    """The noisy rows whose masked tokens give log p(option | context), revealed from left to right.
+    """The noisy rows whose scored tokens give log p(option | context), revealed from left to right.
 
-    Token i of the option is scored with the option's earlier tokens shown and everything after hidden, which is how the
-    model would have to decode it in order; the blocks are filled up with masks as in decoding. AR scores all at once.
-    With a clean stream the steps are views of one row, which share it; without, rows of their own.
+    Token i of the option is scored with the option's earlier tokens visible and all later ones hidden, as in decoding
+    from left to right; masks fill the last block, as in decoding. AR scores all tokens at once. With a clean stream,
+    the steps are views of one row and share its clean stream; otherwise each step is a row.
     """
     ids, pattern = context + option, denoiser.pattern
     length = -(-len(ids) // pattern.block_size) * pattern.block_size
@@ -72,15 +73,15 @@ def reveal(denoiser: Denoiser, context: list[int], option: list[int], eos_id: in
 
 @torch.no_grad()
 def answers(denoiser: Denoiser, cloze: list[Item], eos_id: int, batch_size: int) -> list[int]:
-    """The index of the likeliest option of every item; about `batch_size` noisy rows at a time."""
-    made = [reveal(denoiser, item.context, option, eos_id) for item in cloze for option in item.options]
-    steps = made[0][1].xt.numel() // made[0][0].x0.shape[1]
+    """The index of the likeliest option of every item, computed about `batch_size` noisy rows at a time."""
+    revealed = [reveal(denoiser, item.context, option, eos_id) for item in cloze for option in item.options]
+    steps = revealed[0][1].xt.numel() // revealed[0][0].x0.shape[1]
     size = max(batch_size // steps, 1)  # options at a time
     training, device = denoiser.training, denoiser.model.device
     denoiser.eval()
-    found = []
-    for begin in range(0, len(made), size):
-        chunk = made[begin : begin + size]
+    log_p = []
+    for begin in range(0, len(revealed), size):
+        chunk = revealed[begin : begin + size]
         batch = Batch(
             *(torch.cat([getattr(b, n) for b, _ in chunk]) for n in ("x0", "maskable", "document", "position"))
         )
@@ -89,7 +90,7 @@ def answers(denoiser: Denoiser, cloze: list[Item], eos_id: int, batch_size: int)
         inputs = trim(inputs).settled()
         logits = denoiser(inputs.to(device))
         nll = torch.nn.functional.cross_entropy(logits, scored.target.to(device), reduction="none").double().cpu()
-        which = scored.index // (len(batch.x0) // len(chunk) * batch.x0.shape[1])
-        found.append(torch.zeros(len(chunk), dtype=torch.float64).index_add_(0, which, -nll))
+        option_of = scored.index // (len(batch.x0) // len(chunk) * batch.x0.shape[1])
+        log_p.append(torch.zeros(len(chunk), dtype=torch.float64).index_add_(0, option_of, -nll))
     denoiser.train(training)
-    return torch.cat(found).view(-1, OPTIONS).argmax(1).tolist()
+    return torch.cat(log_p).view(-1, OPTIONS).argmax(1).tolist()

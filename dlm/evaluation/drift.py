@@ -1,7 +1,7 @@
-"""How far a converted model's weights are from its parent's, tensor by tensor.
+"""Weight drift: the distance of a converted model's weights from its parent's, tensor by tensor.
 
-The parent is read lazily from a safetensors file, one tensor at a time, so there is never a second model in memory.
-Efficient-DLM plots an "average difference" per layer without defining it; three definitions are reported:
+The parent is read from a safetensors file one tensor at a time, so no second model is held in memory. Efficient-DLM
+plots an "average difference" per layer without defining it. Three definitions are reported:
 
     mean_abs    mean |W - W0|          relative    ||W - W0||_F / ||W0||_F          one_minus_cos    1 - cos(W, W0)
 """
@@ -27,7 +27,7 @@ FFN = re.compile(r"mlp|feed_forward|ffn|expert")
 
 
 def save_reference(model: PreTrainedModel, path: Path) -> None:
-    """Write the weights that drift is measured against; nothing is done where they are already there."""
+    """Write the weights that drift is measured against, unless the file exists already."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def save_reference(model: PreTrainedModel, path: Path) -> None:
 
 
 def effective_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's weights by the parent's names, low-rank updates added in; tied weights once."""
+    """The model's weights under the parent's names, with low-rank updates added; tied weights appear once."""
     adapters = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
     for name, weight in model.named_parameters():
         if "lora_" in name:
@@ -51,14 +51,14 @@ def effective_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tenso
 
 @torch.no_grad()
 def measure(model: PreTrainedModel, reference: Path) -> pd.DataFrame:
-    """One row per tensor: `tensor, layer, kind, numel` and the three measures. Exactly 0 for an untouched model.
+    """One row per tensor: `tensor, layer, kind, numel` and the three measures, exactly 0 if it is unchanged.
 
-    An embedding that was enlarged for the mask token is compared on the parent's rows.
+    An embedding that was enlarged for the mask token is compared on the parent's rows only.
     """
     rows = []
     with safe_open(reference, framework="pt") as parent:
         for name, weight in effective_weights(model):
-            before = parent.get_tensor(name).to(weight.dtype).double()  # as training began with it
+            before = parent.get_tensor(name).to(weight.dtype).double()  # as it was when training began
             after = weight.detach().cpu().double()[: before.shape[0]]
             rows.append(
                 {"tensor": name, "layer": layer_of(name), "kind": kind_of(name, model), "numel": before.numel()}
@@ -82,12 +82,12 @@ def difference(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
 
 def layer_of(name: str) -> int:
     """The index of the layer a tensor belongs to; -1 outside the layers."""
-    found = LAYER.search(name)
-    return int(found[1]) if found else -1
+    match = LAYER.search(name)
+    return int(match[1]) if match else -1
 
 
 def kind_of(name: str, model: PreTrainedModel) -> str:
-    """attention, ffn, norm, embedding, head or other."""
+    """The kind of a tensor: attention, ffn, norm, embedding, head or other."""
     owner = model.get_submodule(name.rpartition(".")[0])
     if owner is model.get_input_embeddings():
         return "embedding"
@@ -101,7 +101,7 @@ def kind_of(name: str, model: PreTrainedModel) -> str:
 
 
 def by_layer(drift: pd.DataFrame) -> pd.DataFrame:
-    """Layer x kind: every measure averaged over the entries of the tensors (weighted by their size)."""
+    """One row per layer and kind: every measure averaged over the tensors, weighted by their size."""
     weighted = (
         drift[list(MEASURES)]
         .mul(drift["numel"], axis=0)
@@ -113,6 +113,6 @@ def by_layer(drift: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(drift: pd.DataFrame) -> dict[str, float]:
-    """`attention/relative`, `ffn/mean_abs`, …: each kind's measures over all layers, weighted by size."""
+    """Each kind's measures over all layers, weighted by size: `attention/relative`, `ffn/mean_abs`, …"""
     total = by_layer(drift.assign(layer=0))
     return {f"{row.kind}/{m}": getattr(row, m) for row in total.itertuples() for m in MEASURES}

@@ -1,6 +1,6 @@
-"""Exact match on the generated tasks, with the forwards it took and the share of outputs that are no answers at all.
+"""Exact match on the generated tasks, with the number of forwards and the share of degenerate outputs.
 
-An accuracy alone can hide how a model fails: a dLM whose blocks are too large for it repeats itself or never ends.
+Accuracy alone can hide how a model fails: a dLM whose blocks are too large for it repeats itself or never ends.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dlm.evaluation.interval import wilson
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
 
-DEGENERATE = ("repetitive", "empty", "endless")  # outputs that are no answers, see `run_tasks`
-REPEATS, LOOP = 4, 16  # an output loops if its last piece stands there so often, over so many tokens at least
+DEGENERATE = ("repetitive", "empty", "endless")  # columns of degenerate outputs, see `run_tasks`
+REPEATS, LOOP = 4, 16  # an output loops if it ends in a piece repeated this often, over at least this many tokens
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> list[list[int]]:
-    """The prompts as a model reads them, with BOS where training had it."""
+    """The token ids of the prompts, with BOS if training added it."""
     bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     return [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
 
@@ -34,8 +34,9 @@ def run_tasks(
     max_new_tokens: int,
     batch_size: int,
 ) -> pd.DataFrame:
-    """One row per example: `family, correct, tokens, nfe, rows, output`, the per-position `step` and `confidence`, and
-    whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it has no EOS)."""
+    """One row per example: `family, correct, tokens, nfe, rows, prompt_tokens, output`, the `step` and `confidence` of
+    each token, and whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it
+    has no EOS). `rows` are the input rows of all its forwards."""
     prompts, ends = prompt_ids(tokenizer, examples), eos_ids(denoiser.model, tokenizer)
     generations = decoder.generate(denoiser, Request(prompts, max_new_tokens, ends, batch_size))
     rows = []
@@ -63,7 +64,7 @@ def run_tasks(
 
 
 def loops(tokens: list[int]) -> bool:
-    """Whether the end is one piece, of any length, over and over: `REPEATS` times or more, `LOOP` tokens or more."""
+    """Whether the tokens end in a piece, of any length, repeated `REPEATS` or more times over `LOOP` or more tokens."""
     for period in range(1, len(tokens) // REPEATS + 1):
         span = tokens[-max(REPEATS * period, LOOP) :]
         if len(span) >= LOOP and span[period:] == span[:-period]:
@@ -72,14 +73,14 @@ def loops(tokens: list[int]) -> bool:
 
 
 def accuracy(results: pd.DataFrame) -> dict:
-    """Exact match with its 95 % interval (Wilson), tokens per forward and per row that the forwards read, and the share
-    of outputs that are degenerate, as far as `results` say; per family and over all items."""
+    """Exact match with its 95 % interval (Wilson), tokens per forward and per input row, and the share of degenerate
+    outputs, as far as `results` has these columns; per family and over all items."""
 
-    def one(group: pd.DataFrame) -> dict:
+    def summarize(group: pd.DataFrame) -> dict:
         low, high = wilson(int(group["correct"].sum()), len(group))
-        more = group.filter(items=DEGENERATE).mean().to_dict()
+        optional = group.filter(items=DEGENERATE).mean().to_dict()
         if "rows" in group:
-            more["tokens_per_row"] = float(group["tokens"].sum() / group["rows"].sum())
+            optional["tokens_per_row"] = float(group["tokens"].sum() / group["rows"].sum())
         return {
             "accuracy": float(group["correct"].mean()),
             "low": low,
@@ -87,25 +88,25 @@ def accuracy(results: pd.DataFrame) -> dict:
             "n": len(group),
             "tpf": float(group["tokens"].sum() / group["nfe"].sum()),
             "nfe": float(group["nfe"].mean()),
-            **more,
+            **optional,
         }
 
-    return one(results) | {"families": {name: one(group) for name, group in results.groupby("family")}}
+    return summarize(results) | {"families": {name: summarize(group) for name, group in results.groupby("family")}}
 
 
 def trace_summary(results: pd.DataFrame, block_size: int) -> list[dict]:
-    """The mean step at which each position of a block was committed, counted from the block's first step, and its mean
-    confidence (Efficient-DLM, Figure 6a)."""
-    rows = []
+    """For each position of a block: the mean step that committed it, counted from the block's first step, its mean
+    confidence, and the number `n` of tokens (Efficient-DLM, Figure 6a)."""
+    traces = []
     for item in results.itertuples():
         positions = range(item.prompt_tokens, item.prompt_tokens + len(item.step))
         blocks = pd.DataFrame(
             {"block": [p // block_size for p in positions], "position": [p % block_size for p in positions]}
         ).assign(step=item.step, confidence=item.confidence)
         blocks["step"] -= blocks.groupby("block")["step"].transform("min")
-        rows.append(blocks)
+        traces.append(blocks)
     summary = (
-        pd.concat(rows)
+        pd.concat(traces)
         .groupby("position")
         .agg(step=("step", "mean"), confidence=("confidence", "mean"), n=("step", "size"))
     )

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: the parent's negative log-likelihood, the dLM's bound on it."""
+"""The likelihood of held-out text: the parent's negative log-likelihood, and the dLM's upper bound on its own."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dlm.types import Batch, generator
 
 @dataclass(frozen=True)
 class Likelihood:
-    """`nats` per token with its standard error over rows, and the same as bits per byte of text. For a dLM this is an
-    upper bound (NELBO) on what it is for the AR parent (NLL)."""
+    """The negative log-likelihood in `nats` per token, with its standard error over rows, and in bits per byte of text.
+    It is exact for AR (NLL) and an upper bound for a dLM (NELBO)."""
 
     nats: float
     standard_error: float
@@ -32,9 +32,10 @@ class Likelihood:
 
 
 def windows(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int, limit: int) -> tuple[list[Batch], int]:
-    """At most `limit` full rows cut from the beginning of each text in turn, and the bytes they score.
+    """At most `limit` full rows, cut from each text in turn, and the number of bytes of their scored tokens.
+    `ValueError` if no text has `length` tokens.
 
-    The first token of a row is context for every model: the AR parent cannot score it.
+    The first token of a row is context for every model, because the AR parent cannot score it.
     """
     rows, num_bytes = [], 0
     for text in texts:
@@ -54,11 +55,11 @@ def windows(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int, l
 def draws(
     denoiser: Denoiser, rows: list[Batch], samples: int, batch_size: int, seed: int = 0
 ) -> Iterator[tuple[Int[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]]:
-    """For every batch of every draw of the noise: which tokens were masked (flat in the [R L] of all rows), their
-    negative log-likelihood in nats, and their weight in the mean bound over the draws.
+    """For every batch of every draw of the noise: the indices of the masked tokens (flat in the [R L] of all rows),
+    their negative log-likelihoods in nats, and their weights in the bound, averaged over the draws.
 
-    Masking is uniform, `samples` draws per row; one, which is exact, where every token is always masked (AR, block
-    size 1).
+    Masking is uniform, with `samples` draws per row. With block size 1 (AR) every token is always masked, so that one
+    draw is exact.
     """
     masking = Uniform(count="ceil", t_min=0.0)
     samples = 1 if denoiser.pattern.block_size == 1 else samples
@@ -76,11 +77,11 @@ def draws(
 def likelihood(
     denoiser: Denoiser, rows: list[Batch], num_bytes: int, samples: int, batch_size: int, seed: int = 0
 ) -> Likelihood:
-    """The bound of all rows from `draws`."""
+    """The bound over all rows, from `samples` draws of the noise."""
     per_row = torch.zeros(len(rows), dtype=torch.float64)
-    for where, nll, weight in draws(denoiser, rows, samples, batch_size, seed):
-        per_row.index_add_(0, where // len(rows[0].x0), nll * weight)
+    for index, nll, weight in draws(denoiser, rows, samples, batch_size, seed):
+        per_row.index_add_(0, index // len(rows[0].x0), nll * weight)
     tokens = sum(int(row.maskable.sum()) for row in rows)
     mean = per_row.sum().item() / tokens
-    spread = per_row.std().item() / math.sqrt(len(rows)) * len(rows) / tokens if len(rows) > 1 else math.nan
-    return Likelihood(mean, spread, per_row.sum().item() / num_bytes / math.log(2), tokens)
+    standard_error = per_row.std().item() / math.sqrt(len(rows)) * len(rows) / tokens if len(rows) > 1 else math.nan
+    return Likelihood(mean, standard_error, per_row.sum().item() / num_bytes / math.log(2), tokens)

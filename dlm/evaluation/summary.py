@@ -1,4 +1,4 @@
-"""What a run found, as tables for the terminal."""
+"""The results of a run as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlm.runs.run import Run
 
 
 def report(run: Run) -> list[Table]:
-    """What a run found, as tables for the terminal."""
+    """The results of a run as tables for the terminal; [] if it was not evaluated."""
     record = run.record
     evaluation = record["evaluation"]
     if not evaluation:
@@ -25,8 +25,8 @@ def report(run: Run) -> list[Table]:
     table.add_column("exact match [95 %]", no_wrap=True)
     for column in ("tokens/\nforward", "forwards/\nanswer", "tokens/s\n(batch 1)"):
         table.add_column(column, justify="right")
-    for model, found in (("parent", parent), ("dLM", dlm)):
-        for g in found["generation"]:
+    for model, result in (("parent", parent), ("dLM", dlm)):
+        for g in result["generation"]:
             rate = speed["parent" if model == "parent" else g["name"]]
             interval = f"{g['accuracy']:.1%} [{g['low']:.1%}, {g['high']:.1%}]"
             table.add_row(Text(label(model, g)), interval, f"{g['tpf']:.2f}", f"{g['nfe']:.1f}", f"{rate:.0f}")
@@ -34,19 +34,19 @@ def report(run: Run) -> list[Table]:
     text = Table(title="held-out prose")
     for column in ("", "nats/token", "bits/byte", f"multiple choice (n={dlm['cloze_items']})"):
         text.add_column(column)
-    for name, found in (("parent, NLL", parent), ("dLM, NELBO", dlm)):
-        nats = found["likelihood"]
+    for name, result in (("parent, NLL", parent), ("dLM, NELBO", dlm)):
+        nats = result["likelihood"]
         text.add_row(
             name,
             f"{nats['nats']:.3f} ± {nats['standard_error']:.3f}",
             f"{nats['bits_per_byte']:.3f}",
-            f"{found['cloze']:.1%}",
+            f"{result['cloze']:.1%}",
         )
     return [table, family_table(parent, dlm), text, drift_table(record["drift"])]
 
 
 def label(model: str, setting: dict[str, Any]) -> str:
-    """How a decoding setting is called in a table: `dLM, TPF≈2 (τ=0.8)`, τ being the threshold."""
+    """The name of a decoding setting in a table: `dLM, TPF≈2 (τ=0.8)`, with τ the threshold."""
     if model == "parent":
         return model
     threshold = None if "decoding" in setting else setting["threshold"]  # then its name says it
@@ -77,7 +77,7 @@ def drift_table(drift: dict[str, float]) -> Table:
 
 
 def show(run: Run) -> None:
-    """Print what a run found."""
+    """Print the results of a run."""
     console = Console()
     for table in report(run):
         console.print(table)

@@ -1,4 +1,4 @@
-"""Tokens per second of several models, measured in turns in one process so that the machine's load hits all alike."""
+"""Tokens per second of several models, measured in turns in one process: the machine's load affects all alike."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dlm.evaluation.timing import interleaved as seconds_of
 
 
 def interleaved(contestants: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> dict[str, float]:
-    """The median tokens/s of each contestant; each call decodes something and returns how many tokens it made.
+    """The median tokens/s of each contestant. A call of it decodes and returns the number of generated tokens.
 
-    With one CPU thread the seconds are those that the process computes, so that what else the machine does, such as
-    another run of a study, is not counted. Otherwise they are those of the clock on the wall.
+    With one CPU thread, seconds are CPU time, which excludes other work of the machine, such as another run of a study.
+    Otherwise they are wall-clock time.
     """
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    made: dict[str, int] = {}
+    use_cpu_time = device.type == "cpu" and torch.get_num_threads() == 1
+    tokens: dict[str, int] = {}
 
     def counted(name: str, run: Callable[[], int]) -> Callable[[], None]:
         def once() -> None:
-            made[name] = run()
+            tokens[name] = run()
 
         return once
 
     arms = {name: Arm(counted(name, run)) for name, run in contestants.items()}
-    times = seconds_of(arms, repeats, 1, clock_of(device, "cpu" if alone else "wall"))
-    return {name: statistics.median(made[name] / t for t in seconds) for name, seconds in times.items()}
+    times = seconds_of(arms, repeats, 1, clock_of(device, "cpu" if use_cpu_time else "wall"))
+    return {name: statistics.median(tokens[name] / t for t in seconds) for name, seconds in times.items()}

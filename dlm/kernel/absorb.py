@@ -8,7 +8,7 @@ from dlm.kernel.base import Kernel
 
 
 class Absorb(Kernel):
-    """[MASK] everywhere, and no random numbers."""
+    """Every hidden token becomes [MASK]; no random numbers are drawn."""
 
     def __call__(self, x0, masked, mask_id, generator):
         return torch.where(masked, mask_id, x0)

@@ -1,4 +1,4 @@
-"""What stands in the place of a hidden token."""
+"""The kernel decides which token replaces a hidden one."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ class Kernel(ABC):
     def __call__(
         self, x0: Int[Tensor, "B KL"], masked: Bool[Tensor, "B KL"], mask_id: int, generator: torch.Generator
     ) -> Int[Tensor, "B KL"]:
-        """xt. Random tokens have ids below that of the mask, which comes after the vocabulary."""
+        """The corrupted tokens xt. Random tokens have ids below `mask_id`, which comes after the vocabulary."""

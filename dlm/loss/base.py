@@ -1,4 +1,4 @@
-"""What is minimised over the scored tokens: their cross-entropy, each with a weight."""
+"""The diffusion loss: a weighted sum over the scored tokens, by default of their cross-entropy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.types import Batch, LossOutput, Noised, Scored
@@ -17,15 +17,17 @@ PER = ("token", "sequence", "masked")
 class Loss(ABC):
     """Contract: a weighted sum over the scored tokens divided by `num_tokens`, the fixed number of tokens in a batch.
 
+    A subclass states the `weight` of each token and may replace its cross-entropy by another `token_loss`.
+
     A fixed divisor, not the number of tokens that happen to be masked, makes the gradient of a global batch the mean of
-    its micro-batches' gradients however it is split (accumulation, devices). What is to be averaged otherwise (`per`)
-    is a factor of each row's weights, so this holds for it, too:
+    its micro-batches' gradients however it is split (accumulation, devices). Any other average (`per`) is a factor on
+    each row's weights, so it keeps this property:
 
-        token      every token of the global batch counts alike (Nemotron-Labs-Diffusion's global averaging)
-        sequence   every row counts alike, however few of its tokens can be masked
-        masked     every row counts alike, as the mean over its scored tokens (DiffuLLaMA)
+        token      every token of the global batch has the same weight (Nemotron-Labs-Diffusion's global averaging)
+        sequence   every row has the same weight, however few of its tokens can be masked
+        masked     every row has the same weight, and its loss is the mean over its scored tokens (DiffuLLaMA)
 
-    `scale` multiplies it all: 0 leaves the auxiliary losses alone.
+    `scale` multiplies the sum: with 0 only the auxiliary losses are trained on.
     """
 
     def __init__(self, per: str = "token", scale: float = 1.0):
@@ -36,18 +38,27 @@ class Loss(ABC):
         self.per, self.scale = per, scale
 
     def __call__(self, logits: Float[Tensor, "N V"], scored: Scored, num_tokens: int) -> LossOutput:
+        """The weighted sum of `token_loss`, and the plain cross-entropy of every token."""
         nll = F.cross_entropy(logits, scored.target, reduction="none")
         weight = scored.weight if scored.loss_weight is None else scored.loss_weight
-        return LossOutput((weight * nll).sum() / num_tokens, nll.detach())
+        loss = (weight * self.token_loss(nll, logits, scored.target)).sum() / num_tokens
+        return LossOutput(loss, nll.detach())
+
+    def token_loss(
+        self, nll: Float[Tensor, " N"], logits: Float[Tensor, "N V"], target: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        """The unweighted loss of every scored token. `nll` is its cross-entropy, in nats; the mask token's logit is
+        -inf."""
+        return nll
 
     @abstractmethod
     def weight(self, batch: Batch, noised: Noised) -> Float[Tensor, "B KL"]:
         """The weight of every scored token, before `per` and `scale` (on the CPU)."""
 
     def weights(self, batch: Batch, noised: Noised) -> Float[Tensor, "B KL"]:
-        """What `loss_weight` is to be of every scored token of a batch (on the CPU)."""
+        """The weight of every scored token with `per` and `scale` applied: `Scored.loss_weight` (on the CPU)."""
         width = noised.xt.shape[1]
         scored = noised.in_loss
         maskable = batch.maskable.repeat(1, width // batch.x0.shape[1])
-        counted = {"token": torch.ones_like(scored), "sequence": maskable, "masked": scored}[self.per]
-        return self.scale * width / counted.sum(1, keepdim=True).clamp_min(1) * self.weight(batch, noised)
+        averaged = {"token": torch.ones_like(scored), "sequence": maskable, "masked": scored}[self.per]
+        return self.scale * width / averaged.sum(1, keepdim=True).clamp_min(1) * self.weight(batch, noised)

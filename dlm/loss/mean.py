@@ -1,4 +1,4 @@
-"""The unweighted loss: every scored token counts alike, so blocks with many masks count more (Fast-dLLM v2, TiDAR)."""
+"""The unweighted loss: all scored tokens weigh the same, so blocks with many masks count more (Fast-dLLM v2, TiDAR)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dlm.loss.base import Loss
 
 
 class Mean(Loss):
-    """Scored tokens with weight 1."""
+    """Every scored token has weight 1."""
 
     def weight(self, batch, noised):
         return noised.in_loss.float()

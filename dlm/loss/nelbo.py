@@ -6,7 +6,7 @@ from dlm.loss.base import Loss
 
 
 class Nelbo(Loss):
-    """With unbiased masking its expectation is an upper bound on the negative log-likelihood, per token."""
+    """With unbiased masking the expected loss is an upper bound on the negative log-likelihood, in nats per token."""
 
     def weight(self, batch, noised):
         return noised.weight

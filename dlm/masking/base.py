@@ -1,19 +1,19 @@
 """The forward process q(xt | x0): how many tokens of a noise unit are hidden, and which.
 
-A *unit* is what shares one noise level t: a block for block-wise patterns, a document for bidirectional attention, a
-single token for the AR limit (the attention pattern says which). Within a unit of n maskable tokens, `count` gives k,
-the number that are hidden:
+A *unit* is a set of tokens that share one noise level t: a block for block-wise patterns, a document for bidirectional
+attention, a single token for the AR limit (the attention pattern says which). In a unit of n maskable tokens k are
+hidden, and `count` says how k is drawn:
 
-    exact      k = max(1, round(t n)), likelihood weight n / k      (Efficient-DLM §2; k / n is the t that was realised)
-    bernoulli  k ~ Binomial(n, t), weight 1 / t                     (every token by itself: MDLM, LLaDA)
+    exact      k = max(1, round(t n)), likelihood weight n / k      (Efficient-DLM §2; k / n is the realised t)
+    bernoulli  k ~ Binomial(n, t), weight 1 / t                     (tokens are independent: MDLM, LLaDA)
     ceil       k = ceil(t n), so k is uniform on 1..n, weight n / k (the any-order form of the same bound, with the
-                                                                     least variance: what evaluation uses)
+                                                                     least variance; evaluation uses it)
 
 Several `views` of a batch share one clean stream: (views + 1) L rows instead of 2 views L. Two are complementary, each
 token hidden in one of them (Fast-dLLM v2); more are independent draws.
 
-A scheme only says which k: `priority`. Where t comes from is the noise level's (`dlm.noise_level`), and what stands in
-the place of a hidden token the kernel's (`dlm.kernel`).
+A scheme only decides which k tokens are hidden: `priority`. The noise level (`dlm.noise_level`) draws t, and the kernel
+(`dlm.kernel`) replaces the hidden tokens.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Masking(ABC):
         self.count, self.t_min, self.t_max, self.views, self.score = count, t_min, t_max, views, score
         self.complementary = complementary and views == 2
         self.noise_level, self.kernel = noise_level or UniformLevel(), kernel or Absorb()
-        # Where a first view hides a whole unit there is nothing left for its complement, nor a weight that could make
-        # up for it. Counted one by one, tokens have the weight 1 / (1 - t).
+        # A first view that hides a whole unit leaves its complement nothing to hide, and no weight makes up for that.
+        # With `bernoulli` the weight 1 / (1 - t) of every token does.
         self.unbiased = self.unbiased and not (self.complementary and count != "bernoulli")
 
     @abstractmethod
@@ -84,30 +84,31 @@ class Masking(ABC):
         length: Int[Tensor, " M"],
         generator: torch.Generator,
     ) -> Float[Tensor, " M"]:
-        """The order in which the M maskable tokens of a batch are hidden within their unit, largest first."""
+        """The order in which the M maskable tokens of a batch are hidden within their unit, largest first. `t` is the
+        noise level of a token's unit, `offset` and `length` are those of `Units`."""
 
     def __call__(self, batch: Batch, units: Units, mask_id: int, generator: torch.Generator) -> Noised:
         """Hide tokens of `batch`, in each of its views. All on the CPU, so that the step on the device never waits for
         the host."""
-        where = batch.maskable
-        present, unit = units.index[where].unique(return_inverse=True)
-        size = torch.bincount(unit, minlength=len(present))
-        noise_units = NoiseUnits(torch.zeros_like(size).scatter(0, unit, serial_documents(batch)[where]), size)
-        hidden, weight = [], []
+        maskable = batch.maskable
+        unit_ids, unit = units.index[maskable].unique(return_inverse=True)
+        size = torch.bincount(unit, minlength=len(unit_ids))
+        noise_units = NoiseUnits(torch.zeros_like(size).scatter(0, unit, serial_documents(batch)[maskable]), size)
+        hidden, weight = [], []  # of each view, over the maskable tokens
         for view in range(self.views):
             if view == 1 and self.complementary:
-                chosen, per_unit = ~hidden[0], complement(self.count, t, k, size)
+                is_hidden, unit_weight = ~hidden[0], complement_weight(self.count, t, k, size)
             else:
                 t = self.noise_level(noise_units, self.t_min, self.t_max, generator)
-                k, per_unit = COUNTS[self.count](t, size, generator)
-                priority = self.priority(t[unit], units.offset[where], units.length[where], generator)
-                chosen = rank_within(priority, unit, size) < k[unit]
-            hidden.append(chosen)
-            weight.append(per_unit[unit] * chosen)
-        masked = torch.cat([torch.zeros_like(where).masked_scatter(where, h) for h in hidden], 1)
-        weights = torch.cat([torch.zeros(where.shape).masked_scatter(where, w) for w in weight], 1)
+                k, unit_weight = COUNTS[self.count](t, size, generator)
+                priority = self.priority(t[unit], units.offset[maskable], units.length[maskable], generator)
+                is_hidden = rank_within(priority, unit, size) < k[unit]
+            hidden.append(is_hidden)
+            weight.append(unit_weight[unit] * is_hidden)
+        masked = torch.cat([torch.zeros_like(maskable).masked_scatter(maskable, h) for h in hidden], 1)
+        weights = torch.cat([torch.zeros(maskable.shape).masked_scatter(maskable, w) for w in weight], 1)
         xt = self.kernel(batch.x0.repeat(1, self.views), masked, mask_id, generator)
-        scored = where.repeat(1, self.views) if self.score == "all" else None
+        scored = maskable.repeat(1, self.views) if self.score == "all" else None
         return Noised(xt, masked, weights, scored)
 
 
@@ -117,11 +118,11 @@ def serial_documents(batch: Batch) -> Int[Tensor, "B L"]:
     return batch.document + length * torch.arange(rows)[:, None]
 
 
-def complement(
+def complement_weight(
     count: str, t: Float[Tensor, " U"], k: Int[Tensor, " U"], size: Int[Tensor, " U"]
 ) -> Float[Tensor, " U"]:
-    """The likelihood weights of the second of two complementary views, which hides what the first one shows: noise
-    level 1 - t, or n - k tokens of n."""
+    """The likelihood weight of each unit in the second of two complementary views, which hides the tokens that the
+    first one shows: noise level 1 - t, or n - k tokens of n."""
     return 1 / (1 - t).clamp_min(1e-6) if count == "bernoulli" else size / (size - k).clamp_min(1)
 
 
@@ -141,19 +142,19 @@ def gumbel(shape: torch.Size, generator: torch.Generator) -> Float[Tensor, " M"]
     return -torch.log(-torch.log(u))
 
 
-Counted = tuple[Int[Tensor, " U"], Float[Tensor, " U"]]
+CountAndWeight = tuple[Int[Tensor, " U"], Float[Tensor, " U"]]  # hidden tokens of a unit, their likelihood weight
 
 
-def exact(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> Counted:
+def exact(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> CountAndWeight:
     k = (t * size).round().long().clamp_min(1)
     return k, size / k
 
 
-def bernoulli(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> Counted:
+def bernoulli(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> CountAndWeight:
     return torch.binomial(size.float(), t, generator=generator).long(), 1 / t
 
 
-def ceil(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> Counted:
+def ceil(t: Float[Tensor, " U"], size: Int[Tensor, " U"], generator: torch.Generator) -> CountAndWeight:
     k = (t * size).ceil().long().clamp_min(1)
     return k, size / k
 

@@ -1,5 +1,5 @@
-"""Masking that shows in training what a model meets in decoding: how often each position of a block is masked at each
-noise level, as measured of an earlier dLM (`measurement=trace`; Efficient-DLM's Figure 6a instead of its Eq. 2)."""
+"""Masking as in decoding: each position of a block is hidden as often as it is still masked, at that noise level, while
+an earlier dLM decodes (`measurement=trace`; Efficient-DLM's Figure 6a instead of its Eq. 2)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dlm.masking.base import Masking
 
 
 class Learned(Masking):
-    """At noise level t the k hidden tokens of a unit are a draw without replacement in which position i has about the
-    probability p_i(t) of the trace's table: order sampling with logistic noise (Rosén 1997), priority logit p_i(t) +
+    """At noise level t, k tokens of a unit are drawn without replacement, position i with about the probability p_i(t)
+    of the trace's table. This is order sampling with logistic noise (Rosén 1997): the priority is logit p_i(t) +
     logit u. A table of another block size is read at the same relative position. Biased."""
 
     unbiased = False
@@ -22,8 +22,8 @@ class Learned(Masking):
         super().__init__(**kwargs)
         path = Path(runs_dir).expanduser() / trace
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            table = torch.tensor(found["result"]["masked"], dtype=torch.float32)
+            measurement = json.loads(path.read_text(encoding="utf-8"))
+            table = torch.tensor(measurement["result"]["masked"], dtype=torch.float32)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"masking.trace {str(path)!r} holds no decode trace ({type(error).__name__}): make one with "

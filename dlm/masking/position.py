@@ -10,7 +10,8 @@ from dlm.masking.base import Masking, gumbel
 class Position(Masking):
     """Position i of a unit of length L' has weight w_i(t) = exp(beta (1 - t) i), beta = ln 2 / (half_life L'), and k
     tokens are drawn without replacement by Gumbel-top-k. `half_life` is the fraction of the unit over which the weight
-    doubles as t -> 0: infinite is uniform, towards 0 is right to left. Biased: early tokens are under-weighted."""
+    doubles as t -> 0. An infinite one gives uniform masking, one near 0 right to left. Biased: early tokens are hidden
+    too rarely."""
 
     unbiased = False
 

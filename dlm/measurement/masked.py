@@ -1,4 +1,4 @@
-"""How often a run's masking scheme hides each position of a block (Efficient-DLM, Figure 7)."""
+"""The frequency with which a run's masking scheme hides each position of a block (Efficient-DLM, Figure 7)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlm.types import Batch, generator
 
 
 class Masked(Measurement):
-    """Draws `draws` blocks at noise levels spread evenly over those of training."""
+    """Masks `draws` blocks as in training, each at its own noise level."""
 
     def __init__(self, draws: int):
         if draws < 1:
@@ -18,7 +18,8 @@ class Masked(Measurement):
         self.draws = draws
 
     def __call__(self, subject):
-        """`probability` of each position, and the same `by_hidden`, the number of hidden positions (None: never)."""
+        """The masking `probability` of each position, and the same given the number of hidden positions: `by_hidden[k]`
+        for k of them (None: k never occurred)."""
         size = subject.config.block_size
         x0 = torch.zeros(self.draws, size, dtype=torch.long)
         offset, row = torch.arange(size).expand_as(x0), torch.arange(self.draws)[:, None].expand_as(x0)

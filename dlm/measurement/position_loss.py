@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.data import prose
@@ -27,31 +27,31 @@ class PositionLoss(Measurement):
         self.rows, self.length, self.samples, self.batch_size = rows, length, samples, batch_size
 
     def __call__(self, subject):
-        """For `dlm` and `ar`, by position in the `sequence` and (position mod the dLM's block size) in the `block`: see
-        `by_position`."""
+        """For `dlm` and `ar`, the result of `by_position` for positions in the `sequence` and in the `block` (position
+        modulo the dLM's block size)."""
         tokenizer, size = subject.converted.tokenizer, subject.dlm.pattern.block_size
         rows, _ = windows(list(prose.chapters("test")), tokenizer, self.length, self.rows)
-        found = {}
+        losses = {}
         for name in ("dlm", "ar"):
             weighted, plain, count = self.losses(getattr(subject, name), rows)
             maskable = torch.stack([row.maskable for row in rows]).double()
             sequence = torch.arange(self.length)
-            found[name] = {
+            losses[name] = {
                 "sequence": by_position(weighted, plain, count, maskable, sequence),
                 "block": by_position(weighted, plain, count, maskable, sequence % size),
             }
-        return {"block_size": size, **found}
+        return {"block_size": size, **losses}
 
     def losses(
         self, denoiser: Denoiser, rows: list[Batch]
     ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R L"], Float[Tensor, "R L"]]:
-        """Per row and position: the terms of the bound, averaged over the draws; the sum of the negative
-        log-likelihoods of the masked tokens; how often the token was masked."""
+        """Per row and position: the term of the bound, averaged over the draws; the sum of the negative log-likelihoods
+        in the draws that masked the token; the number of these draws. All in float64, losses in nats."""
         weighted, plain, count = (torch.zeros(len(rows) * self.length, dtype=torch.float64) for _ in range(3))
-        for where, nll, weight in draws(denoiser, rows, self.samples, self.batch_size):
-            weighted.index_add_(0, where, nll * weight)
-            plain.index_add_(0, where, nll)
-            count.index_add_(0, where, torch.ones_like(nll))
+        for index, nll, weight in draws(denoiser, rows, self.samples, self.batch_size):
+            weighted.index_add_(0, index, nll * weight)
+            plain.index_add_(0, index, nll)
+            count.index_add_(0, index, torch.ones_like(nll))
         return tuple(values.view(len(rows), self.length) for values in (weighted, plain, count))
 
 
@@ -60,23 +60,24 @@ def by_position(
     plain: Float[Tensor, "R L"],
     count: Float[Tensor, "R L"],
     maskable: Float[Tensor, "R L"],
-    group: Tensor,
+    group: Int[Tensor, " L"],
 ) -> dict[str, list]:
-    """Means over the tokens of each group of columns that can be scored: `nelbo`, the bound in nats per token, with its
-    `standard_error` over the `n` rows, and `nll`, the loss of a masked token as it is, whatever the noise level."""
-    found: dict[str, list] = {name: [] for name in ("position", "nelbo", "standard_error", "nll", "n")}
+    """For each group of columns, the means over its scorable tokens: `nelbo`, the bound in nats per token, with its
+    `standard_error` over `n` rows, and `nll`, the unweighted loss of a masked token. `weighted`, `plain`
+    and `count` come from `losses`; `maskable` is 1 for scorable tokens, and `group` is the group of each column."""
+    table: dict[str, list] = {name: [] for name in ("position", "nelbo", "standard_error", "nll", "n")}
     for position in group.unique().tolist():
         columns = group == position
-        scored = maskable[:, columns].sum(1)
-        rows = scored > 0
+        num_scorable = maskable[:, columns].sum(1)
+        rows = num_scorable > 0
         if not rows.any():
             continue
-        per_row = weighted[:, columns].sum(1)[rows] / scored[rows]
-        spread = per_row.std().item() / math.sqrt(len(per_row)) if len(per_row) > 1 else None
-        masked = count[:, columns].sum().item()
-        found["position"].append(position)
-        found["nelbo"].append(per_row.mean().item())
-        found["standard_error"].append(spread)
-        found["nll"].append(plain[:, columns].sum().item() / masked if masked else None)
-        found["n"].append(len(per_row))
-    return found
+        per_row = weighted[:, columns].sum(1)[rows] / num_scorable[rows]
+        standard_error = per_row.std().item() / math.sqrt(len(per_row)) if len(per_row) > 1 else None
+        num_masked = count[:, columns].sum().item()
+        table["position"].append(position)
+        table["nelbo"].append(per_row.mean().item())
+        table["standard_error"].append(standard_error)
+        table["nll"].append(plain[:, columns].sum().item() / num_masked if num_masked else None)
+        table["n"].append(len(per_row))
+    return table

@@ -22,7 +22,7 @@ from dlm.model.probe import check_convertible
 from dlm.model.vocabulary import add_rows, fit_vocabulary
 from dlm.runs.digest import fingerprint
 from dlm.runs.run import Run
-from dlm.trainable.adapters import adapter_weights, own_weights
+from dlm.trainable.adapters import adapter_weights, base_weights
 from dlm.trainable.gate import restore_gated
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Parent:
     def fingerprint(self) -> str:
         """A hash of every weight, so that a record says exactly which parent it is about: adapters that are there
         already to be trained, and do nothing yet, do not count."""
-        weights, adapters = own_weights(self.model), adapter_weights(self.model)
+        weights, adapters = base_weights(self.model), adapter_weights(self.model)
         if any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name):
             weights |= adapters
         return fingerprint(

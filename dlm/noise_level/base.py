@@ -1,4 +1,4 @@
-"""Where the noise level t of a unit comes from. A *unit* is what shares one level: a block, a document, a token."""
+"""The noise level t of each unit. A *unit* is a set of tokens that share one level: a block, a document or a token."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseUnits:
-    """The units of a batch in the order of their tokens: the `document` of each (numbered through the batch), and how
-    many maskable tokens it has."""
+    """The units of a batch in the order of their tokens: the `document` of each (numbered through the batch), and its
+    `size`, the number of its maskable tokens."""
 
     document: Int[Tensor, " U"]
     size: Int[Tensor, " U"]

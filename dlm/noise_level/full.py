@@ -8,7 +8,7 @@ from dlm.noise_level.base import NoiseLevel
 
 
 class Full(NoiseLevel):
-    """Always 1, whatever `t_min` and `t_max`. Nothing is learned of refining a block that is partly known."""
+    """Always 1, whatever `t_min` and `t_max`. The model never learns to refine a block that is partly known."""
 
     def __call__(self, units, t_min, t_max, generator):
         return torch.ones(len(units.size))

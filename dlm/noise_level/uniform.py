@@ -1,4 +1,4 @@
-"""t ~ U(t_min, t_max], clipped where a recipe trains on a band of levels only (BD3-LM, LLaDA 2.0)."""
+"""t ~ U(t_min, t_max]; some recipes train on a narrow band of levels (BD3-LM, LLaDA 2.0)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dlm.noise_level.base import NoiseLevel
 class Uniform(NoiseLevel):
     """Stratified over the units of a batch, one stratum each, for less variance.
 
-    The strata are in random order. Taken in the order of the blocks, as an "antithetic" sampler over a batch of one row
-    does, t would grow with the block's index, and late blocks would never be seen with little noise.
+    The strata are in random order. In the order of the blocks, as in an "antithetic" sampler over a batch of one row,
+    t would grow with the block's index, and the model would never see late blocks with little noise.
     """
 
     def __call__(self, units, t_min, t_max, generator):

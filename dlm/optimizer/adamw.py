@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, linear warm-up and a cosine to a floor."""
+"""AdamW with weight decay on matrices only; linear warm-up, then cosine decay to a minimum learning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 class AdamWCosine:
     """Builds the optimizer and its schedule, as Lightning's `configure_optimizers` returns them.
 
-    `warmup` is the fraction of the steps that the learning rate climbs to `lr`; it then falls to `min_lr_ratio * lr`.
+    During the fraction `warmup` of the steps the learning rate climbs to `lr`; then it falls to `min_lr_ratio * lr`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class AdamWCosine:
         self.betas, self.weight_decay, self.fused = betas, weight_decay, fused
 
     def build(self, model: torch.nn.Module, num_steps: int) -> dict[str, Any]:
-        """Parameters that are not trainable are left out."""
+        """The optimizer of the trainable parameters, and its schedule over `num_steps` optimizer steps."""
         trainable = [p for p in model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},

@@ -1,4 +1,4 @@
-"""What a model makes itself before it is trained on it: on-policy states instead of corrupted data."""
+"""Rollouts: the model is trained on states that it generated itself (on-policy) instead of corrupted data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dlm.types import Batch, Noised
 
 
 class Rollout(ABC):
-    """Contract: no gradient flows through a rollout, and it leaves the model's mode as it was. It runs on the model's
-    device and waits for it: on-policy states cannot be drawn ahead. A batch is made with `probability`, else it is left
-    as it is."""
+    """Contract: no gradient flows through a rollout, and the model's mode (training or evaluation) is restored. A
+    rollout runs on the model's device and waits for it, because on-policy states cannot be drawn ahead. With
+    `probability` it replaces a batch; otherwise the batch is unchanged."""
 
     probability: float = 1.0
 
-    def bind(self, parent: Parent) -> None:  # noqa: B027  (most need nothing)
-        """Take what is needed of the parent."""
+    def bind(self, parent: Parent) -> None:  # noqa: B027  (optional)
+        """Set the rollout up with the parent, before training starts."""
 
     @abstractmethod
     def __call__(
         self, denoiser: Denoiser, batch: Batch, noised: Noised, generator: torch.Generator
     ) -> tuple[Batch, Noised]:
-        """The batch and its corruption as the model itself has made them (both on the CPU)."""
+        """The batch and its corruption as the model generated them (both on the CPU)."""

@@ -1,5 +1,5 @@
-"""The model's own one-shot predictions in the place of the masks (DMax, on-policy uniform training): a mask-to-token
-model becomes one that mends what it wrote."""
+"""The model's own one-step predictions replace the masks (DMax, on-policy uniform training), so that it learns to
+correct its own errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dlm.rollout.base import Rollout
 
 
 class Prediction(Rollout):
-    """A batch is either kept with its masks, or, with `probability`, its masks are filled with the argmax of a forward
-    without gradient. Set `masking.score=all loss=mean`: a filled token may be right, and the loss is on all of them."""
+    """With `probability`, the masks of a batch are filled with the argmax of a forward without gradient. Set
+    `masking.score=all loss=mean`: a filled token may be correct or wrong, and the loss is on all tokens."""
 
     def __init__(self, probability: float):
         if not 0 <= probability <= 1:

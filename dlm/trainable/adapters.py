@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers of a decoder, and the weights of either kind."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers of a decoder; a model's weights with and without them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from dlm.trainable.base import linear_layers
 
 ALL = "all-linear"
-ADAPTER, BASE = "lora_", ".base_layer."  # how peft names an adapter's weights, and those of the layer that it adapts
+ADAPTER, BASE = "lora_", ".base_layer."  # in peft's names: of an adapter's weights, and of the layer that it adapts
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """`rank` and `alpha` (the update is scaled by alpha / rank) of adapters on the linear layers of the decoder whose
-    names end in one of `targets`, `[q_proj, v_proj]`, or on all of them."""
+    """Settings of the adapters. `alpha / rank` scales the update. `targets` are ends of names of the decoder's linear
+    layers, such as `[q_proj, v_proj]`, or `all-linear`."""
 
     rank: int
     alpha: float
@@ -31,18 +31,18 @@ class Adapters:
             raise ValueError(
                 f"trainable.alpha {self.alpha} must be > 0 and trainable.dropout {self.dropout} must lie in [0, 1)"
             )
-        named = isinstance(self.targets, list) and self.targets and all(isinstance(t, str) for t in self.targets)
-        if self.targets != ALL and not named:
+        are_names = isinstance(self.targets, list) and self.targets and all(isinstance(t, str) for t in self.targets)
+        if self.targets != ALL and not are_names:
             raise ValueError(f"trainable.targets {self.targets!r} must be {ALL} or a list of names of linear layers")
 
     def add(self, model: PreTrainedModel) -> peft.PeftModel:
-        """Put the adapters into the model; they change nothing yet. `ValueError` for targets that it does not have."""
+        """Add untrained adapters, which leave its outputs unchanged. `ValueError` if it lacks one of the targets."""
         layers = linear_layers(model)
         for target in [] if self.targets == ALL else self.targets:
             if not any(f".{name}".endswith(f".{target}") for name in layers):
-                known = sorted({name.rpartition(".")[2] for name in layers})
+                names = sorted({name.rpartition(".")[2] for name in layers})
                 raise ValueError(
-                    f"trainable.targets {target!r} is no linear layer of the decoder: choose some of {', '.join(known)}"
+                    f"trainable.targets {target!r} is no linear layer of the decoder: choose some of {', '.join(names)}"
                 )
         config = peft.LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.targets
@@ -50,8 +50,8 @@ class Adapters:
         return peft.get_peft_model(model, config)
 
 
-def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights that are not adapters', by the names that they have without adapters."""
+def base_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """All weights except the adapters', by their names in the model without adapters."""
     return {name.replace(BASE, "."): t for name, t in model.state_dict().items() if ADAPTER not in name}
 
 

@@ -1,4 +1,4 @@
-"""What a trainable set does with a parent, and the parts of a model that it may name."""
+"""Trainable sets: which weights of a parent are trained, and the parts of a model that they can name."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ PARTS = ("embedding", "norm", "head")
 
 
 class Trainable(ABC):
-    """Which weights are trained. It has one model at a time."""
+    """Selects the weights that are trained. An object serves one model at a time."""
 
     @abstractmethod
     def apply(self, model: PreTrainedModel, mask_id: int) -> PreTrainedModel:
-        """The model, changed in place, with `requires_grad` on exactly the trained weights. Contract: before any
-        training it computes, bit for bit, what it computed without."""
+        """The model, changed in place, with `requires_grad` on exactly the trained weights. Contract: before training,
+        its outputs are bit for bit those of the unchanged model."""
 
     def merged(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The trained model in the parent's own layout, as far as that can express it."""
+        """The trained model in the parent's own layout, as far as this layout can express it."""
         return model
 
 
 def parameters_of(model: PreTrainedModel, parts: Iterable[str]) -> set[int]:
-    """The `id` of every parameter of these parts. A tied weight is both embedding and head: it belongs to either."""
+    """The `id` of every parameter of these parts. A tied weight belongs to both the embedding and the head.
+    `ValueError` for an unknown part."""
     unknown = set(parts) - set(PARTS)
     if unknown:
         raise ValueError(f"trainable: {', '.join(sorted(unknown))} is no part of a model: choose {', '.join(PARTS)}")
@@ -39,5 +40,5 @@ def parameters_of(model: PreTrainedModel, parts: Iterable[str]) -> set[int]:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The matrices of attention and FFN: the linear layers of the decoder, by their name in it."""
+    """The linear layers of the decoder (the matrices of attention and FFN), by their names in it."""
     return {name: m for name, m in model.get_decoder().named_modules() if isinstance(m, (nn.Linear, Conv1D))}

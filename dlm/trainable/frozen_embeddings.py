@@ -1,4 +1,4 @@
-"""The layers between the embeddings move, what tokens mean does not (REPR-ALIGN, arXiv 2605.06885)."""
+"""The layers are trained; the embeddings, input and output, are frozen (REPR-ALIGN, arXiv 2605.06885)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dlm.trainable.base import Trainable, parameters_of
 
 
 class FrozenEmbeddings(Trainable):
-    """Everything is trained but the input embedding and the output head, tied or not; with `norms` the norms keep their
-    weights, too. The embedding of a new mask token stays what it begins as, the mean of the others."""
+    """Everything is trained except the input embedding and the output head, tied or not; with `norms` the norms are
+    frozen, too. The embedding of a new mask token keeps its initial value, the mean of the others."""
 
     def __init__(self, norms: bool = False):
         if not isinstance(norms, bool):

@@ -1,4 +1,4 @@
-"""All weights move."""
+"""All weights are trained."""
 
 from __future__ import annotations
 

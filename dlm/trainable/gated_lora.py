@@ -1,4 +1,4 @@
-"""A residual that makes the parent a dLM at masks and leaves it the AR model that it is elsewhere (I-DLM's R-ISD)."""
+"""Adapters that make the parent a dLM at mask tokens and leave it the AR model elsewhere (I-DLM's R-ISD)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dlm.trainable.gate import add_gated, gate_of
 
 
 class GatedLora(Trainable):
-    """LoRA that is active at mask tokens only; nothing else is trained. A parent that has such adapters already (a run
-    of this kind) goes on with them, so they must be of the same form."""
+    """LoRA that is active at mask tokens only; nothing else is trained. If the parent already has such adapters (it is
+    a run of this kind), training continues with them, so their settings must be equal."""
 
     def __init__(self, rank: int, alpha: float, dropout: float = 0.0, targets: str | list[str] = ALL):
         self.adapters = Adapters(rank, alpha, dropout, targets)

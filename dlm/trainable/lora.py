@@ -1,4 +1,4 @@
-"""Low-rank adapters beside frozen matrices."""
+"""Low-rank adapters on frozen matrices."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dlm.trainable.gate import gate_of
 
 
 class Lora(Trainable):
-    """LoRA on the linear layers of attention and FFN that `targets` names. `beside` says what stays trainable as a
-    whole: some of embedding, norm and head, or with None all that lies in no linear layer of the decoder, which is what
-    a conversion needs (Efficient-DLM, Appendix F)."""
+    """LoRA on the linear layers of attention and FFN that `targets` names. `beside` lists the parts that are trained in
+    full: some of embedding, norm and head. None trains all weights outside the decoder's linear layers, as a conversion
+    needs (Efficient-DLM, Appendix F)."""
 
     def __init__(
         self,
@@ -27,19 +27,19 @@ class Lora(Trainable):
     def apply(self, model, mask_id):
         if gate_of(model) is not None:
             raise ValueError(
-                "the parent has gated adapters, which trainable=lora would be merged with: choose trainable=gated_lora "
+                "the parent has gated adapters, which trainable=lora would merge: choose trainable=gated_lora "
                 "or trainable=full"
             )
         self.adapted = self.adapters.add(model)
         if self.beside is None:
             frozen = {id(p) for layer in linear_layers(model).values() for p in layer.parameters(recurse=False)}
-            whole = {id(p) for p in model.parameters()} - frozen
+            trained = {id(p) for p in model.parameters()} - frozen
         else:
-            whole = parameters_of(model, self.beside)
+            trained = parameters_of(model, self.beside)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(ADAPTER in name or id(parameter) in whole)
+            parameter.requires_grad_(ADAPTER in name or id(parameter) in trained)
         return model
 
     def merged(self, model):
-        """The same function in the parent's own layout. The adapters are gone afterwards."""
+        """The same function in the parent's own layout, with the adapters merged and removed."""
         return self.adapted.merge_and_unload()

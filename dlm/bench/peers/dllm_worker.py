@@ -1,16 +1,16 @@
-"""dllm (https://github.com/ZHZisZZ/dllm) as `dlm.bench.peer` asks for it. Its own environment's Python runs this file,
-which imports nothing of this repository: a line of JSON on stdin is a request, a line on stdout its answer. Whoever
-fails dies, and says why on stderr.
+"""The worker that measures dllm (https://github.com/ZHZisZZ/dllm) for `dlm.bench.peer`. The Python of dllm's
+environment runs this file, which imports nothing of this repository. A line of JSON on stdin is a request, a line on
+stdout its answer. On an error the process ends, with the reason on stderr.
 
 A training step is `BD3LMTrainer.compute_loss` with the default SDPA attention, and backward; decoding is
-`BD3LMSampler.sample`, greedy. Both are dllm's own code from end to end, but for what they are given:
+`BD3LMSampler.sample`, greedy. Both are dllm's own code from end to end; only their inputs are ours:
 
-- its two draws of `torch.rand`, the noise level and the masked positions, are our masked positions;
-- `_compute_loss_weights`, its own hook, returns our weights: it has one noise level a row, we one a block;
+- its two draws of `torch.rand`, the noise level and the masked positions, give our masked positions;
+- `_compute_loss_weights`, its own hook, returns our weights: it has one noise level per row, we one per block;
 - a hook on the head sets the mask token's logit to -inf, one column in place: we never predict it;
-- no token of the vocabulary is its padding or its end, as our benchmarks ignore both.
+- no token of the vocabulary is its padding or EOS, because our benchmarks ignore both.
 
-Two of its definitions are others, and agree where the benchmark uses it: it divides by the number of labels (here all
+Two of its definitions differ from ours but agree in this benchmark: it divides by the number of labels (here all
 tokens), and counts blocks from the left-padded start of a prompt (here whole blocks).
 """
 
@@ -44,7 +44,7 @@ PREFIX = "a2d-"  # of dllm's model types, which take any mask
 
 
 class Trainer(BD3LMTrainer):
-    """Its loss weights are those of the batch."""
+    """A trainer whose loss weights are those of the batch."""
 
     def _compute_loss_weights(self, t, inputs, *args, **kwargs):
         return inputs["weight"]
@@ -79,14 +79,14 @@ class Worker:
 
     def train_on(self, batch: str, block_size: int, scratch: str) -> dict[str, Any]:
         """`batch`: ids [B L], masked [B L], weight [B L]."""
-        given = {name: tensor.to(self.device) for name, tensor in load_file(batch).items()}
-        self.inputs = {"input_ids": given["ids"], "labels": given["ids"], "weight": given["weight"]}
-        # 0 is below any probability, 1 is not.
-        self.draws = [torch.full((len(given["ids"]),), 0.5, device=self.device), (~given["masked"]).float()]
+        tensors = {name: tensor.to(self.device) for name, tensor in load_file(batch).items()}
+        self.inputs = {"input_ids": tensors["ids"], "labels": tensors["ids"], "weight": tensors["weight"]}
+        # dllm masks a position if its draw is below the masking probability: 0 always is, 1 never.
+        self.draws = [torch.full((len(tensors["ids"]),), 0.5, device=self.device), (~tensors["masked"]).float()]
         args = BD3LMConfig(
             output_dir=scratch,
             block_size=block_size,
-            bf16=False,  # autocast: the weights have the precision that they have
+            bf16=False,  # no autocast: the precision is that of the weights
             use_cpu=self.device.type == "cpu",
             report_to="none",
             eval_strategy="no",
@@ -100,20 +100,20 @@ class Worker:
             return self.trainer.compute_loss(self.model, dict(self.inputs))
 
     def step(self) -> dict[str, Any]:
-        """The seconds of one."""
+        """The seconds of one step."""
         self.model.zero_grad(set_to_none=True)
         begin = self.now()
         self.loss().backward()
         return {"seconds": self.now() - begin}
 
     def gradients(self, to: str) -> dict[str, Any]:
-        """The loss and the gradient of every parameter, into a file."""
+        """Write the loss and the gradient of every parameter to a file."""
         self.model.zero_grad(set_to_none=True)
         self.rows.update(network=0, head=0)
         loss = self.loss()
         loss.backward()
-        found = {name: p.grad.cpu() for name, p in self.model.named_parameters() if p.grad is not None}
-        save_file({"loss": loss.detach().cpu()} | found, to)
+        gradients = {name: p.grad.cpu() for name, p in self.model.named_parameters() if p.grad is not None}
+        save_file({"loss": loss.detach().cpu()} | gradients, to)
         self.model.zero_grad(set_to_none=True)
         return {"rows": self.rows}
 
@@ -131,7 +131,7 @@ class Worker:
             return {"bytes": next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))}
 
     def decode_after(self, batch: str, new_tokens: int, block_size: int, steps_per_block: int) -> dict[str, Any]:
-        """`batch`: ids [N P]."""
+        """`batch`: ids [B P]."""
         self.model.eval()
         self.prompts = list(load_file(batch)["ids"].to(self.device))
         self.sampler = BD3LMSampler(model=self.model, tokenizer=self.names)
@@ -141,13 +141,13 @@ class Worker:
         return {}
 
     def decode(self, to: str | None = None) -> dict[str, Any]:
-        """The seconds and the forwards of decoding all; the tokens [N T] into a file where one is named."""
+        """The seconds and the forwards of decoding all; the tokens [B T] go into the file `to`, if any."""
         self.forwards = 0
         begin = self.now()
-        made = self.sampler.sample(self.prompts, self.settings)
+        sequences = self.sampler.sample(self.prompts, self.settings)
         seconds = self.now() - begin
         if to:
-            save_file({"ids": made[:, len(self.prompts[0]) :].cpu().contiguous()}, to)
+            save_file({"ids": sequences[:, len(self.prompts[0]) :].cpu().contiguous()}, to)
         return {"seconds": seconds, "forwards": self.forwards}
 
     def now(self) -> float:
@@ -157,12 +157,12 @@ class Worker:
 
 
 def check_type(folder: str) -> None:
-    """`ValueError` where dllm has no model of a checkpoint's type."""
+    """`ValueError` if dllm has no model of the checkpoint's type."""
     with open(os.path.join(folder, "config.json")) as file:
         name = json.load(file)["model_type"]
-    known = [n for n in transformers.CONFIG_MAPPING if n.startswith(PREFIX)]
-    if name not in known:
-        raise ValueError(f"dllm has no model type {name}: choose a model of {', '.join(known)}")
+    model_types = [n for n in transformers.CONFIG_MAPPING if n.startswith(PREFIX)]
+    if name not in model_types:
+        raise ValueError(f"dllm has no model type {name}: choose a model of {', '.join(model_types)}")
 
 
 def main() -> None:
