@@ -17,6 +17,7 @@ Name = str | int  # an id may consist of digits
 
 @dataclass
 class Evaluation:
+    skip: bool
     tasks_per_family: Whole
     max_new_tokens: Count
     thresholds: list[float]

@@ -28,7 +28,7 @@ def loggers(nodes: DictConfig | None, run: Run) -> list[Logger]:
     for key, node in (nodes or {}).items():
         if not OmegaConf.is_dict(node) or "_target_" not in node:
             raise ValueError(f"logger.{key} {node!r} must be a node with a _target_: see conf/logger/wandb.yaml")
-        logger = make({**OmegaConf.to_container(node, resolve=True), "_partial_": True})  # what it is given is no node
+        logger = make(node, _partial_=True)  # what it is given below is no node
         takes = inspect.signature(logger.func).parameters
         found.append(logger(**{name: value for name, value in own.items() if name in takes and name not in node}))
     return found
