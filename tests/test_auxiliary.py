@@ -36,7 +36,7 @@ def value_of(term, scorer, batch, masking=None, seed=0):
 
 @pytest.mark.parametrize("name", options("auxiliary"))
 def test_the_whole_objective_and_all_gradients_do_not_depend_on_chunks(monkeypatch, name):
-    """I7."""
+    """The loss in chunks is the loss at once, and so are all gradients (I7)."""
     model = tiny("qwen3")
     pattern, masking = USES.get(name, ("block", Uniform()))
     scorer, objective = denoiser(model, pattern, 4, False), objective_of(name, model)

@@ -149,7 +149,7 @@ def test_queries_and_keys_that_autocast_left_wider_than_the_values_are_dense_sdp
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("name", options("attention"))
 def test_bands_are_the_dense_mask_pair_by_pair(name, window, layout, small_chunks):
-    """I6."""
+    """Bands of rows and the ranges of columns that they see hold exactly the pairs of the dense mask (I6)."""
     pattern = pattern_of(name, 4)
     rows = rows_of(pattern, layouts()[layout])
     mask = band_mask(pattern, rows, window)

@@ -97,7 +97,7 @@ def test_the_limits_of_the_rules_are_one_token_and_one_block_per_forward(llama, 
 @pytest.mark.parametrize("pattern", ["bidir", "block_noisy", "block"])
 @pytest.mark.parametrize("decoder", [*RULES, Oracle()], ids=lambda d: type(d).__name__)
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shift, decoder):
-    """I5, steps and rows included."""
+    """A ragged batch gives the tokens, forwards, steps and rows of single prompts (I5)."""
     scorer = denoiser(llama, pattern, 4, token_shift)
     single = [decode(scorer, decoder, [prompt])[0] for prompt in PROMPTS]
     assert decode(scorer, decoder) == decode(scorer, decoder, batch_size=2) == single

@@ -25,7 +25,8 @@ def decode(scorer, prompts, decoder, new=NEW, eos=None, **kwargs):
 
 @pytest.mark.parametrize(("pattern", "size"), [("block", 1), ("ar", 1)])
 def test_ar_limit_is_hugging_faces_greedy_generate_token_for_token(model, pattern, size):
-    """I1. The model may not predict the mask token, so `generate` is kept from it as well."""
+    """AR decoding is Hugging Face's greedy `generate`, token for token (I1). The model may not predict the mask token,
+    so `generate` is kept from it as well."""
     rule = GenerationConfig(
         max_new_tokens=NEW, do_sample=False, suppress_tokens=[MASK_ID], eos_token_id=EOS_ID, pad_token_id=1
     )
@@ -40,7 +41,7 @@ def test_ar_limit_is_hugging_faces_greedy_generate_token_for_token(model, patter
 @pytest.mark.parametrize("pattern", ["bidir", "block_noisy", "block"])
 @pytest.mark.parametrize("decoder", [Fixed(1), Fixed(3), Threshold(0.3), Threshold(1.0)])
 def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(llama, pattern, token_shift, decoder):
-    """I5."""
+    """A ragged batch gives the tokens and the forwards of single prompts (I5)."""
     scorer = denoiser(llama, pattern, 4, token_shift)
     batched = decode(scorer, PROMPTS, decoder, eos=EOS_ID)
     single = [decode(scorer, [prompt], decoder, eos=EOS_ID)[0] for prompt in PROMPTS]
@@ -51,7 +52,8 @@ def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(llama, pa
 @pytest.mark.parametrize("token_shift", [False, True])
 @pytest.mark.parametrize("pattern", ["block_noisy", "block", "bidir"])
 def test_cached_decoding_equals_recomputing_everything(model, pattern, token_shift):
-    """I5 against a naive loop: the whole canvas through the training forward at every step, no cache."""
+    """Cached decoding gives the tokens of a naive loop (I5): the whole canvas through the training forward at every
+    step, no cache."""
     scorer = denoiser(model, pattern, 4, token_shift)
     for prompt in PROMPTS[:3]:
         got = decode(scorer, [prompt], Fixed(1), new=8)[0]

@@ -74,12 +74,12 @@ def test_training_logits_equal_decoding_logits_of_every_block(full_or_sliding, n
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "token_shift"), CACHEABLE)
 def test_training_logits_equal_decoding_logits_on_every_architecture(model, name, token_shift):
-    """(I3)"""
+    """The noisy stream scores a block as decoding does with the clean prefix in the cache (I3)."""
     training_is_decoding(denoiser(model, name, 4, token_shift))
 
 
 def test_the_first_token_of_a_block_is_scored_from_the_clean_stream(llama):
-    """C3, by hand: blocks of 4 in 8 tokens, S = 16; token i is scored by noisy row i-1, but token 4 by clean row 3."""
+    """By hand, blocks of 4 in 8 tokens, S = 16: noisy row i-1 scores token i, but clean row 3 scores token 4 (C3)."""
     batch = random_batch(1, 8)
     masked = batch.position > 0
     inputs, scored = denoiser(llama, "block", 4, True).inputs(batch, Noised(batch.x0, masked, masked.float()))
@@ -196,7 +196,7 @@ def nelbo_of_block(toy, x, block):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_nelbo_bounds_the_nll_and_equals_it_at_block_size_1(size):
-    """I9, enumerated over all 8 sequences."""
+    """NELBO bounds NLL from above, with equality in blocks of one token: enumerated over all 8 sequences (I9)."""
     toy, blocks = Toy(size), [list(range(3))[i : i + size] for i in range(0, 3, size)]
     nll = nelbo = 0.0
     for x in itertools.product(range(2), repeat=3):

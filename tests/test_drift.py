@@ -19,7 +19,7 @@ def reference(tmp_path, model):
 
 
 def test_an_untouched_model_has_drift_exactly_0(model, reference):
-    """I11."""
+    """The drift of an untouched model is exactly 0 (I11)."""
     drift = measure(model, reference)
     assert (drift[["mean_abs", "relative", "one_minus_cos"]] == 0).all(axis=None)
     assert len(drift) == len(dict(model.named_parameters()))

@@ -204,7 +204,7 @@ def test_a_mixture_of_experts_is_exported_with_its_experts(tmp_path):
 
 
 def test_an_exported_model_that_is_saved_and_loaded_again_is_the_same(runs, tmp_path):
-    """I10: export → load → save → load, weights and tokens."""
+    """Export → load → save → load keeps weights and tokens (I10)."""
     first = AutoModelForCausalLM.from_pretrained(export(runs["gemma3"], tmp_path / "out"), trust_remote_code=True)
     first.save_pretrained(tmp_path / "again")
     second = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)

@@ -45,7 +45,7 @@ def test_on_every_architecture_also_with_sliding_windows_of_attention(model):
 
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, batch_size):
-    """I5, forwards and rows included, though drafts have different lengths side by side."""
+    """Drafts of different lengths side by side give the tokens, forwards and rows of single prompts (I5)."""
     scorer, decoder = denoiser(llama, "block", 4, False), Lookup(5, 2)
     single = [decoder.generate(scorer, Request([prompt], NEW, EOS_ID))[0] for prompt in PROMPTS]
     batched = decoder.generate(scorer, Request(PROMPTS, NEW, EOS_ID, batch_size=batch_size))

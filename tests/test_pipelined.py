@@ -111,7 +111,7 @@ def naive(scorer, prompt, threshold, add_at, activate_at, eos):
 
 @pytest.mark.parametrize("setting", [(0.2, 0.25, 0.5), (0.2, 0.0, 1.0), (0.5, 0.5, 0.0)])
 def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(scorer, setting):
-    """I5."""
+    """A ragged batch gives the tokens and the forwards of single prompts (I5)."""
     decoder, eos = Pipelined(*setting), LIKED[scorer.token_shift]
     single = [decoder.generate(scorer, Request([prompt], NEW, eos))[0] for prompt in PROMPTS]
     for batch_size in (2, 8):

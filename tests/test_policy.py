@@ -209,7 +209,7 @@ def test_a_threshold_of_1_is_one_token_per_step_however_sure_the_policy_is(llama
 
 
 def test_a_batch_gives_what_single_prompts_give(llama, file):
-    """I5."""
+    """A ragged batch gives the tokens and the forwards of single prompts (I5)."""
     scorer, prompts = denoiser(llama, "block", 4, True), [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23]]
     batched = Policy(file, 0.4).generate(scorer, Request(prompts, 14, 0))
     assert batched == [Policy(file, 0.4).generate(scorer, Request([prompt], 14, 0))[0] for prompt in prompts]

@@ -38,7 +38,7 @@ def step(model, value):
 @pytest.mark.parametrize("loss", [Nelbo(), Mean()], ids=["nelbo", "mean"])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "capped"])
 def test_the_loss_and_all_gradients_in_chunks_are_those_at_once(small_chunks, architecture, loss):
-    """I7."""
+    """Computing the head and the loss in chunks changes neither the loss nor any gradient (I7)."""
     model = capped() if architecture == "capped" else tiny(architecture)
     scorer = denoiser(model, "block", 4, True)
     prepared = prepare(scorer, Uniform(), random_batch(2, 16), generator(0), Objective(loss))

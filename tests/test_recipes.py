@@ -58,7 +58,7 @@ def test_efficient_dlm_is_the_naive_bound_and_at_vanishing_half_life_hides_suffi
 
 
 def test_efficient_dlm_with_blocks_of_one_token_and_the_shift_is_the_ar_loss(batch):
-    """I1."""
+    """In blocks of one token with the shift, a model that is not trained yet is its parent (I1)."""
     made = recipe("efficient_dlm", "block_size=1", "token_shift=true")
     batch, noised = made.draw(batch)
     torch.testing.assert_close(made.loss(batch, noised)[0], ar_nlls(made.model, batch).sum() / TOKENS, **EXACT)

@@ -62,7 +62,7 @@ def test_ar_is_hugging_faces_greedy_generate_whatever_the_pattern(llama):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("token_shift", [False, True])
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, fused, token_shift):
-    """I5, steps and rows included."""
+    """A ragged batch gives the tokens, forwards, steps and rows of single prompts (I5)."""
     scorer, decoder = denoiser(llama, "block", 4, token_shift), SelfSpeculative(fused)
     single = [decoder.generate(scorer, Request([prompt], NEW, EOS_ID))[0] for prompt in PROMPTS]
     for batch_size in (2, 8):

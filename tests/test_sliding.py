@@ -122,7 +122,8 @@ def test_the_cache_is_that_of_ar_whatever_was_committed_together(model, pattern)
 @pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockTokenCausal, BlockCausal])
 @pytest.mark.parametrize("decoder", [Prefix(0.1), Threshold(0.1, sliding=True)])
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shift, decoder):
-    """I5, steps and rows included, also where sequences join a batch that has begun."""
+    """A ragged batch gives the tokens, forwards, steps and rows of single prompts, also where sequences join late
+    (I5)."""
     causal = pattern is PATTERNS["ar"]
     sliding = scorer(llama, pattern, 1 if causal else 4, token_shift or causal)
     single = [decode(sliding, decoder, [prompt])[0] for prompt in PROMPTS]

@@ -149,7 +149,7 @@ def naive(scorer, prompt, decoder, eos):
 
 @pytest.mark.parametrize("decoder", SETTINGS.values(), ids=SETTINGS.keys())
 def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(scorer, decoder):
-    """I5: blocks settle sequence by sequence."""
+    """Blocks settle sequence by sequence, so a batch gives what single prompts give (I5)."""
     eos = LIKED[scorer.token_shift]
     single = [decoder.generate(scorer, Request([prompt], NEW, eos))[0] for prompt in PROMPTS]
     for batch_size in (2, 8):

@@ -47,7 +47,7 @@ def test_what_is_measured_of_a_run_answers_the_items_that_the_run_answered(scale
 
 
 def test_runs_from_before_there_were_scales_keep_their_ids():
-    """C7: the main job of the README, and the rows of the first report."""
+    """The main job of the README and the rows of the first report keep their ids (C7)."""
     assert run_id(resolve_config("train", "main job", [])) == "8d66ebc58be8"
     found = {name: p.run for name, p in by_name(load_sweep(TABLE1, ["tokens=1_000_000", "seed=0"])).items()}
     assert (found["b"], found["e"], found["g"]) == ("6742b2886ab8", "26aee76e2991", "f07d55075bcd")
@@ -141,7 +141,7 @@ def test_recipes_that_a_second_stage_continues_are_there_at_every_scale():
 
 
 def test_contested_choices_that_were_run_before_there_were_more_keep_their_runs():
-    """C7."""
+    """An option that is added at its neutral value moves no id (C7)."""
     found = by_name(load_sweep(ROOT / "sweeps" / "contested_factorial.yaml", ["seed=0"]))
     assert found["attention=block, token_shift=true, loss=nelbo"].run == "710cc8d9e888"
     assert found["attention=block_noisy, token_shift=false, loss=mean"].run == "b2f7a9060f44" and len(found) == 16
