@@ -179,7 +179,7 @@ def test_bad_values_are_named(overrides, message):
 @pytest.mark.parametrize("name", options("masking"))
 @pytest.mark.parametrize("count", ["exact", "bernoulli", "ceil"])
 def test_two_views_partition_the_maskable_tokens(name, count):
-    """Masking frequencies have their closed form, uniform and right-to-left in the limits (I8)."""
+    """Complementary views partition the maskable tokens (I8)."""
     batch = with_prompt(random_batch(3, 32), 6)
     noised = noise(scheme(name, f"masking.count={count}", "masking.views=2"), batch)
     first, second = noised.masked.chunk(2, 1)
