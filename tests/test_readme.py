@@ -85,3 +85,7 @@ def test_the_commands_of_the_readme_train_decode_and_export(tmp_path):
     folder = tmp_path / "exported"
     run(tmp_path / "runs", "dlm.export", f"run={made.parent.name}", f"to={folder}")
     assert (folder / "config.json").exists()
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    assert len(README.splitlines()) <= 120
