@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOS_ID, PATTERNS, ROOT, Rows, denoiser
+from conftest import EOS_ID, PATTERNS, ROOT, Rows, denoiser, pattern_of
 
 from dlm.attention.masks import block_mask, dense_mask
 from dlm.decoding.engine import loop
@@ -116,7 +116,7 @@ def test_a_block_mask_of_few_rows_over_a_cache_is_the_dense_mask(pattern):
     size, slots = 8, torch.arange(300)[None]
     k = Rows(slots < 200, torch.where(slots < 208, 0, -1), slots)
     q = k[:, 200 : 200 + size]
-    mask, dense = block_mask(PATTERNS[pattern](4), q, k), dense_mask(PATTERNS[pattern](4), q, k)
+    mask, dense = block_mask(pattern_of(pattern, 4), q, k), dense_mask(pattern_of(pattern, 4), q, k)
     row, column = (t.flatten() for t in torch.meshgrid(torch.arange(size), slots[0], indexing="ij"))
     assert torch.equal(mask.mask_mod(torch.zeros_like(row), row, row, column), dense[0, 0].flatten())
     assert mask.shape == (1, 1, size, 300)

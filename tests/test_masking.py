@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, config, options, random_batch
+from conftest import MASK_ID, PATTERNS, config, options, pattern_of, random_batch
 
 from dlm.config.build import make
 from dlm.masking.learned import Learned
@@ -25,7 +25,7 @@ def scheme(name, *overrides):
 
 
 def noise(masking, batch, seed=0, pattern="block"):
-    return masking(batch, PATTERNS[pattern](block_size=BLOCK).units(batch), MASK_ID, generator(seed))
+    return masking(batch, pattern_of(pattern, BLOCK).units(batch), MASK_ID, generator(seed))
 
 
 def with_prompt(batch: Batch, length: int) -> Batch:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, config, options, random_batch
+from conftest import MASK_ID, PATTERNS, config, options, pattern_of, random_batch
 
 from dlm.config.build import make, make_masking
 from dlm.masking.uniform import Uniform
@@ -15,7 +15,7 @@ BLOCK = 4
 
 
 def noise(masking, batch, seed=0, pattern="block"):
-    return masking(batch, PATTERNS[pattern](block_size=BLOCK).units(batch), MASK_ID, generator(seed))
+    return masking(batch, pattern_of(pattern, BLOCK).units(batch), MASK_ID, generator(seed))
 
 
 @pytest.mark.parametrize("name", options("noise_level"))

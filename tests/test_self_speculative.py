@@ -4,14 +4,12 @@ import itertools
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, SHAPE, denoiser
+from conftest import EOS_ID, MASK_ID, PATTERNS, SHAPE, denoiser, pattern_of
 from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.attention.ar import AR as Causal
 from dlm.attention.block import Block
-from dlm.attention.block_causal import BlockCausal
-from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.decoding.ar import AR
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.verify import Speculation, accept
@@ -30,11 +28,11 @@ def tokens(made):
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockTokenCausal, BlockCausal])
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_greedy_self_speculation_is_ar_decoding_token_for_token(llama, pattern, token_shift, fused, size):
-    scorer = Denoiser(llama, pattern(size), MASK_ID, token_shift, layer_types(llama))
+    scorer = denoiser(llama, pattern, size, token_shift)
     expected = AR().generate(scorer, Request(PROMPTS, NEW, EOS_ID))
     made = SelfSpeculative(fused).generate(scorer, Request(PROMPTS, NEW, EOS_ID))
     assert tokens(made) == tokens(expected)
@@ -143,8 +141,8 @@ def test_windows_do_not_see_each_other_and_window_i_sees_i_tokens_of_the_draft()
     position = torch.cat([torch.arange(8), *(torch.arange(s, s + 3) for s in (6, 7, 8))])
     view = torch.cat([torch.full((8,), 6), *(torch.full((3,), s) for s in (6, 7, 8))])
     rows = Rows(clean, torch.zeros(17, dtype=torch.long), position, view)
-    for pattern in PATTERNS.values():
-        seen = Speculation(pattern(block_size=3)).visible(rows[:, None], rows[None])
+    for pattern in PATTERNS:
+        seen = Speculation(pattern_of(pattern, 3)).visible(rows[:, None], rows[None])
         for window in range(3):
             part = seen[8 + 3 * window : 11 + 3 * window]
             assert part[:, : 6 + window].all() and not part[:, 6 + window : 8].any()

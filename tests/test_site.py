@@ -1,5 +1,6 @@
 """The documentation: what is made from the code is what the code gives now, links lead somewhere, no page is lost."""
 
+import ast
 import re
 from functools import cache
 
@@ -13,7 +14,7 @@ from analysis.site.generate import generated
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 LINK = re.compile(r"\]\((?!https?:|mailto:)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
 
 
@@ -80,6 +81,29 @@ def test_a_picture_has_a_square_where_the_predicate_says_so(name):
         row, column = (int(y) - top) // cell, (int(x) - left) // cell
         drawn[row, column : column + int(width) // cell] = True
     assert torch.equal(drawn, mask_pictures.visible(pattern, rows))
+
+
+@pytest.mark.parametrize("package", ["dlm", "analysis"])
+def test_imports_run_downward_and_nobody_imports_a_command(package):
+    order = architecture_picture.layers(architecture_picture.PAGE.read_text(encoding="utf-8"), package)
+    found = architecture_picture.imports(order, package)  # refuses what goes up, sideways or to no layer
+    assert order[-1] == ["commands"] and not any("commands" in others for others in found.values())
+
+
+def test_the_product_imports_neither_its_benchmark_nor_the_study():
+    names = {file: set(mentioned(file)) for file in (ROOT / "dlm").rglob("*.py")}
+    assert not {file for file, found in names.items() if any(n.split(".")[0] == "analysis" for n in found)}
+    with_bench = {file for file, found in names.items() if any(n.startswith("dlm.bench.") for n in found)}
+    assert {file for file in with_bench if "bench" not in file.parts} == {ROOT / "dlm" / "benchmark.py"}
+
+
+def mentioned(file):
+    """Every module that a file imports, of whatever package."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
 
 
 def test_an_import_that_goes_up_or_to_a_room_without_a_layer_is_refused(tmp_path):

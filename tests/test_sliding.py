@@ -49,10 +49,10 @@ def test_a_window_of_one_token_is_greedy_ar_at_any_threshold(llama, threshold):
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockTokenCausal, BlockCausal])
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_threshold_of_zero_gives_exactly_the_window_per_forward(llama, pattern, token_shift):
-    size = 1 if pattern is PATTERNS["ar"] else 5
-    for made in decode(scorer(llama, pattern, size, token_shift or size == 1), Prefix(0.0), eos=None):
+    size = 1 if pattern == "ar" else 5
+    for made in decode(denoiser(llama, pattern, size, token_shift or size == 1), Prefix(0.0), eos=None):
         assert made.nfe == -(-NEW // size) and len(made.tokens) == NEW
         assert made.step == [1 + i // size for i in range(NEW)]
 
@@ -119,13 +119,13 @@ def test_the_cache_is_that_of_ar_whatever_was_committed_together(model, pattern)
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockTokenCausal, BlockCausal])
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("decoder", [Prefix(0.1), Threshold(0.1, sliding=True)])
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shift, decoder):
     """A ragged batch gives the tokens, forwards, steps and rows of single prompts, also where sequences join late
     (I5)."""
-    causal = pattern is PATTERNS["ar"]
-    sliding = scorer(llama, pattern, 1 if causal else 4, token_shift or causal)
+    causal = pattern == "ar"
+    sliding = denoiser(llama, pattern, 1 if causal else 4, token_shift or causal)
     single = [decode(sliding, decoder, [prompt])[0] for prompt in PROMPTS]
     assert decode(sliding, decoder) == decode(sliding, decoder, batch_size=2) == single
 

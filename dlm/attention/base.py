@@ -39,7 +39,8 @@ class Closing(ABCMeta):
         given = inspect.signature(cls.__init__).bind(pattern, *args, **kwargs)
         given.apply_defaults()
         _, *settings = given.arguments.items()
-        pattern.settings = dict(settings)
+        passed_on = {p.name for p in given.signature.parameters.values() if p.kind is p.VAR_KEYWORD}
+        pattern.settings = {name: value for name, value in settings if name not in passed_on} | given.kwargs
         if "block_size" in pattern.settings:  # else it is made from another, which has been checked
             check_pattern(pattern)
         return pattern

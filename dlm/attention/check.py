@@ -36,7 +36,11 @@ def grid(pattern: AttentionPattern) -> Rows:
         middle = (size - third) // 2
         offset = torch.cat([offset[:third], offset[middle : middle + third], offset[third - WIDTH + third :]]).unique()
     blocks = torch.arange(max(BLOCKS, POSITIONS // size))
-    position = (blocks[:, None] * size + offset).flatten()
+    return rows_at(pattern, (blocks[:, None] * size + offset).flatten())
+
+
+def rows_at(pattern: AttentionPattern, position: Int[Tensor, " P"]) -> Rows:
+    """The rows [S] of one document at these positions, in every stream that the pattern has."""
     streams = [False] * pattern.noisy_stream + [True] * pattern.clean_stream
     clean = torch.tensor(streams).repeat_interleave(len(position))
     return Rows(clean, torch.zeros_like(clean, dtype=torch.long), position.repeat(len(streams)))

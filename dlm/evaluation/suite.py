@@ -141,10 +141,10 @@ def is_evaluated(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = No
 
 
 @torch.no_grad()
-def require_decodable(denoiser: Denoiser, decoder: Decoder, token: int) -> None:
+def require_decodable(denoiser: Denoiser, decoder: Decoder) -> None:
     """Decode one block after a single token, so that a decoder that cannot read this model says so (`ValueError`)
     before the model is trained."""
-    training = denoiser.training
+    training, token = denoiser.training, int(denoiser.mask_id == 0)  # any token but the mask
     denoiser.eval()
     try:
         with torch.random.fork_rng():

@@ -56,7 +56,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     require_evaluation(cfg, experiment)
     decoding = asked_decoding(cfg)
     if decoding and is_wanted(cfg.get("evaluation")):
-        require_decodable(experiment.denoiser, make(decoding), experiment.parent.mask_id)
+        require_decodable(experiment.denoiser, make(decoding))
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     experiment.conversion.reference = reference_of(cfg, run, experiment, resume is not None)
     experiment.conversion.train()

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlm.attention.ar import AR
+from dlm.attention.check import rows_at
 from dlm.decoding.engine.canvas import Canvas
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.step import forward
@@ -165,8 +166,13 @@ def check_parity(denoiser: Denoiser, probe: Probe, half: bool) -> None:
 
 
 def is_ar_limit(denoiser: Denoiser) -> bool:
-    """Whether an untrained denoiser is its parent: blocks of one token, and nothing later is seen."""
-    return denoiser.pattern.block_size == 1 and denoiser.pattern.cacheable and denoiser.token_shift
+    """Whether an untrained denoiser is its parent: blocks of one token, which see all earlier ones and no later one."""
+    pattern = denoiser.pattern
+    if not (pattern.block_size == 1 and pattern.cacheable and denoiser.token_shift):
+        return False
+    rows = rows_at(pattern, torch.arange(LONGEST))
+    seen = pattern.visible(rows[:, None], rows[None])
+    return bool((seen.sum(1) > rows.position).all())  # itself, and every earlier token in one stream
 
 
 def check_ar_limit(denoiser: Denoiser, probe: Probe, half: bool) -> None:
