@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 class SlotLayer(CacheLayerMixin):
     """Writes keys and values at the slots of the current forward (`cache.slots`) and returns the first `cache.read` of
-    them. Slot -1, scratch, is kept in front."""
+    them. Slot -1, scratch, comes first."""
 
     is_sliding = False
     is_compileable = True
