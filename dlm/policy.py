@@ -84,7 +84,7 @@ def followed(
 
     def on_step(canvas: Canvas) -> None:
         nonlocal start
-        offset = canvas.asked[0].nonzero()[:, 0]
+        offset = canvas.predicted[0].nonzero()[:, 0]
         rows = offset if len(rule.token) == size else slice(None)  # with fixed shapes all positions are scored
         steps.append([t.cpu() for t in (start + offset - len(prompt), rule.token[rows], rule.features[rows])])
         start = int(canvas.start[0])

@@ -1,7 +1,9 @@
 """The values passed between the stages, and the legend of their shapes.
 
-    B rows of a batch        L tokens of a row          S columns the network reads (L, or 2L for [noisy ; clean])
-    N masked tokens of the batch (all rows together)    V vocabulary
+    B rows of a batch        L tokens of a row          S columns that the network reads (L, or 2L for [noisy ; clean])
+    K noisy views of a row   V vocabulary               N scored tokens of the batch, all rows together
+
+In decoding, B are sequences.
 
 A row may hold several packed documents. `document` numbers them within the row (-1 is padding) and `position` counts
 from 0 inside each, so a block is `position // block_size` of one document, in training exactly as in decoding.
@@ -20,20 +22,20 @@ from torch import Tensor
 
 
 class Movable:
-    """Moves every tensor of a dataclass and of what it holds; all that Lightning asks of a batch."""
+    """A dataclass whose tensors, also nested ones, `to` moves. Lightning needs no more of a batch."""
 
     def to(self, *args: Any, **kwargs: Any):
         return replace(self, **{f.name: moved(getattr(self, f.name), *args, **kwargs) for f in fields(self)})
 
 
 def moved(value: Any, *args: Any, **kwargs: Any) -> Any:
-    """`value.to(...)` of what can move, and of the values of a dict."""
+    """`value.to(...)` for a tensor, a `Movable` or the values of a dict; anything else unchanged."""
     if isinstance(value, dict):
         return {key: moved(v, *args, **kwargs) for key, v in value.items()}
     return value.to(*args, **kwargs) if isinstance(value, Tensor | Movable) else value
 
 
-@dataclass  # not frozen: Lightning converts what a loader gives to trainer.precision field by field (here nothing)
+@dataclass  # not frozen: Lightning assigns the fields of a loader's batch when it converts them to trainer.precision
 class Batch(Movable):
     """Clean rows (or a single one, [L]). `maskable` is False on prompts, padding and other context."""
 
@@ -45,9 +47,9 @@ class Batch(Movable):
 
 @dataclass(frozen=True)
 class Noised(Movable):
-    """A corrupted batch: `xt` is `x0` with `masked` hidden; `weight` is the likelihood weight of a masked token
-    (1/t in the continuous limit) and 0 elsewhere. `scored` are the tokens that the loss looks at, None: those that are
-    hidden. Several views of the same tokens stand side by side: KL = views L."""
+    """A corrupted batch: `xt` is `x0` with the tokens `masked` hidden. `weight` is the likelihood weight of a masked
+    token (1/t in the continuous limit) and 0 elsewhere. `scored` are the tokens in the loss; None means the masked
+    ones. The K views of a row stand side by side, [B K·L]."""
 
     xt: Int[Tensor, "B KL"]
     masked: Bool[Tensor, "B KL"]
@@ -56,14 +58,14 @@ class Noised(Movable):
 
     @property
     def in_loss(self) -> Bool[Tensor, "B KL"]:
-        """The tokens that the loss looks at."""
+        """Which tokens are in the loss."""
         return self.masked if self.scored is None else self.scored
 
 
 @dataclass(frozen=True)
 class Rows(Movable):
-    """What the attention predicate knows of a row or column of the attention matrix. `view` numbers the noisy views of
-    a document where there are several; they see one clean stream and nothing of each other."""
+    """Rows or columns of the attention matrix, as the attention predicate knows them. `view` numbers the noisy views of
+    a document if there are several; they see one clean stream and nothing of each other."""
 
     clean: Bool[Tensor, "*shape"]
     document: Int[Tensor, "*shape"]
@@ -71,7 +73,7 @@ class Rows(Movable):
     view: Int[Tensor, "*shape"] | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
-        """Every tensor through a function."""
+        """Apply a function to every tensor."""
         tensors = (getattr(self, f.name) for f in fields(self))
         return Rows(*(None if t is None else function(t) for t in tensors))
 
@@ -79,7 +81,7 @@ class Rows(Movable):
         return self.map(lambda t: t[index])
 
     def layout(self) -> str:
-        """A name for rows on the CPU: equal rows, equal names."""
+        """A digest of the tensors, which must be on the CPU: equal rows have equal digests."""
         digest = hashlib.sha256(str(tuple(self.position.shape)).encode())
         for values in (self.clean, self.document, self.position, self.view):
             digest.update(b"" if values is None else values.contiguous().numpy().data)
@@ -88,7 +90,7 @@ class Rows(Movable):
 
 @runtime_checkable
 class Pattern(Protocol):
-    """What of an attention pattern the stages ask for; see `dlm.attention.base`, which is built on this module."""
+    """The part of an attention pattern that the stages use; see `dlm.attention.base`, which imports this module."""
 
     block_size: int
 
@@ -98,11 +100,11 @@ class Pattern(Protocol):
 
 @dataclass(frozen=True)
 class ModelInputs(Movable):
-    """What the network reads. `scored[n]` is the flat index (row * S + column) of the hidden state that scores token
-    n, with the token shift already applied; `rows` describes the S columns for the attention predicate, that of
-    `pattern`: it belongs to the step, since the block size may change from one to the next. `layout` names the rows, so
-    that masks can be used again without a look at the device; "" is no name. `read` are the rows in `scored`, each once
-    and in order; None: not known."""
+    """The inputs of the network. `rows` describes the S columns to the predicate of `pattern`, which may differ from
+    step to step, since the block size may change. `scored[n]` is the flat index (row * S + column) of the hidden state
+    that scores token n, with the token shift already applied. `read` are the indices in `scored`, sorted and without
+    duplicates; None: not known. `layout` is a digest of `rows`, by which masks are reused without reading from the
+    device; "": not known."""
 
     input_ids: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
@@ -113,15 +115,15 @@ class ModelInputs(Movable):
     read: Int[Tensor, " R"] | None = None
 
     def settled(self) -> ModelInputs:
-        """With what is known of it on the CPU alone: a name for its rows, and the rows that are read."""
+        """With `layout` and `read`, which can be computed only while the tensors are on the CPU."""
         read = torch.zeros(self.input_ids.numel(), dtype=torch.bool).index_fill_(0, self.scored, True)
         return replace(self, layout=self.rows.layout(), read=read.nonzero()[:, 0])
 
 
 @dataclass(frozen=True)
 class Scored(Movable):
-    """The scored tokens of a batch, in row order: their target, their likelihood weight, where they are (flat in
-    [B L]), and their weight in the loss, None: the likelihood weight."""
+    """The scored tokens of a batch, in row order: their target, their likelihood weight, their flat index in [B L], and
+    their weight in the loss (None: the likelihood weight)."""
 
     target: Int[Tensor, " N"]
     weight: Float[Tensor, " N"]
@@ -136,8 +138,9 @@ class Scored(Movable):
 @dataclass(frozen=True)
 class Prepared(Movable):
     """A corrupted batch, ready for the network. `num_tokens` is the size of the batch and `num_maskable` the number of
-    tokens it could have scored, both once for each of its `views`. `inputs.scored` are the rows of `scored` and then
-    those of the auxiliary losses; `needs` is what each of these needs beside them, by its name."""
+    tokens that could have been scored; both count every one of the `views`. `inputs.scored` are the hidden states for
+    `scored`, followed by those for the auxiliary losses; `needs` holds their further inputs, by the name of the
+    loss."""
 
     inputs: ModelInputs
     scored: Scored
@@ -149,7 +152,7 @@ class Prepared(Movable):
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`loss` is what is minimised; `nll[n]` the unweighted negative log-likelihood of masked token n, in nats."""
+    """`loss` is minimised; `nll[n]` is the unweighted negative log-likelihood of scored token n, in nats."""
 
     loss: Float[Tensor, ""]
     nll: Float[Tensor, " N"]

@@ -38,7 +38,7 @@ def like_a_gpu(monkeypatch):
 
     monkeypatch.setattr(loop, "compiled", lambda step: step)
     monkeypatch.setattr(loop, "replays", lambda *args: True)
-    monkeypatch.setattr(Replay, "beside", lambda self, canvas: self.step(canvas))
+    monkeypatch.setattr(Replay, "warm_up", lambda self, canvas: self.step(canvas))
     monkeypatch.setattr(Replay, "record", record)
     return recorded
 
@@ -100,15 +100,15 @@ def test_a_step_changes_the_state_in_place(llama):
 def test_a_replay_is_recorded_after_its_warm_up_and_again_when_tensors_move(llama, monkeypatch):
     scorer, calls = denoiser(llama, "block", 4, True), []
     room = Canvas(scorer, Request(PROMPTS, NEW), list(range(5)), 24, fixed_shapes=True)
-    monkeypatch.setattr(Replay, "beside", lambda self, canvas: calls.append("beside"))
+    monkeypatch.setattr(Replay, "warm_up", lambda self, canvas: calls.append("warm_up"))
     monkeypatch.setattr(Replay, "record", lambda self, canvas: calls.append("record") or Recording(self.step))
     replay = Replay(lambda: calls.append("replay"), can_record=True)
     for _ in range(WARM_UP + 2):
         replay(room)
-    assert calls == ["beside"] * WARM_UP + ["record", "replay", "replay"]
+    assert calls == ["warm_up"] * WARM_UP + ["record", "replay", "replay"]
     room.placement = object()
     replay(room)
-    assert calls[-1] == "beside"
+    assert calls[-1] == "warm_up"
 
 
 @pytest.mark.parametrize("pattern", list(PATTERNS))

@@ -11,7 +11,7 @@ from dlm.decoding.ar import AR
 from dlm.decoding.engine import loop
 from dlm.decoding.engine.canvas import Canvas
 from dlm.decoding.engine.request import Request
-from dlm.decoding.engine.step import planned, step
+from dlm.decoding.engine.step import plan_step, step
 from dlm.decoding.entropy import Entropy
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.prefix import Prefix
@@ -185,7 +185,7 @@ def test_without_sliding_the_blocks_are_those_of_the_grid(llama):
 def test_a_window_that_begins_on_the_grid_sees_what_a_block_of_the_grid_sees(llama):
     scorer, request = denoiser(llama, "block", 4, False), Request([[5] * 8], 4)
     grid, sliding = (Canvas(scorer, request, [0], 16, sliding=s) for s in (False, True))
-    a, b = (planned(scorer, canvas)[0].columns for canvas in (grid, sliding))
+    a, b = (plan_step(scorer, canvas)[0].columns for canvas in (grid, sliding))
     assert torch.equal(a.position, b.position) and torch.equal(a.clean, b.clean) and torch.equal(a.document, b.document)
 
 

@@ -12,7 +12,7 @@ from dlm.config.build import make
 from dlm.conversion.module import Conversion
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import prepare
-from dlm.decoding.engine.commit import kept
+from dlm.decoding.engine.commit import select_commits
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.pipelined import Pipelined
@@ -155,7 +155,7 @@ def test_of_equally_confident_tokens_the_leftmost_are_kept_and_no_more_than_aske
     confidence, open_ = torch.ones(1, 32), torch.ones(1, 32, dtype=torch.bool)
     open_[:, :5] = False
     expected = (torch.arange(32) >= 5) & (torch.arange(32) < 5 + tokens_per_step)
-    keep, _ = kept(Fixed(tokens_per_step).rule, torch.zeros_like(open_), confidence, open_)
+    keep, _ = select_commits(Fixed(tokens_per_step).rule, torch.zeros_like(open_), confidence, open_)
     assert torch.equal(keep[0], expected)
     rule = CommitRule(None, tokens_per_step, 0.0, 1.0, torch.tensor([EOS_ID]), None)
     _, exported = rule(torch.full((32,), 7), confidence[0], open_[0], False)

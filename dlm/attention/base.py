@@ -1,7 +1,7 @@
 """Which row of the attention matrix may see which column, as one predicate per pattern.
 
 The dense mask (CPU, SDPA), the `BlockMask` (CUDA, FlexAttention), the mask of a decoding step and the picture in a
-report are all made from `visible`, so they agree by construction.
+report are all computed from `visible`, so they agree by construction.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from dlm.types import Batch, Rows
 
 
 class NoisePer(Enum):
-    """What shares one noise level."""
+    """The unit of tokens that share one noise level."""
 
     TOKEN = "token"
     BLOCK = "block"
     SEQUENCE = "sequence"
 
 
-class Closing(ABCMeta):
-    """The class of pattern classes: once a pattern's constructor has run, its predicate is checked, and its attributes
-    stay as they are. What it was made with is kept as `settings`, by name."""
+class FrozenPattern(ABCMeta):
+    """The metaclass of patterns. After the constructor it stores the arguments as `settings`, by name, which freezes
+    the attributes, and checks the predicate."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> AttentionPattern:
         pattern = super().__call__(*args, **kwargs)
-        given = inspect.signature(cls.__init__).bind(pattern, *args, **kwargs)
-        given.apply_defaults()
-        _, *settings = given.arguments.items()
-        passed_on = {p.name for p in given.signature.parameters.values() if p.kind is p.VAR_KEYWORD}
-        pattern.settings = {name: value for name, value in settings if name not in passed_on} | given.kwargs
-        if "block_size" in pattern.settings:  # else it is made from another, which has been checked
+        bound = inspect.signature(cls.__init__).bind(pattern, *args, **kwargs)
+        bound.apply_defaults()
+        _, *settings = bound.arguments.items()
+        passed_on = {p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD}
+        pattern.settings = {name: value for name, value in settings if name not in passed_on} | bound.kwargs
+        if "block_size" in pattern.settings:  # otherwise it wraps another pattern, which has been checked
             check_pattern(pattern)
         return pattern
 
 
-class AttentionPattern(metaclass=Closing):
+class AttentionPattern(metaclass=FrozenPattern):
     """A pattern over a noisy stream, a clean stream, or [noisy ; clean].
 
     Blocks are anchored at position 0 of the document, in training and in decoding (`block_anchor=absolute`).
 
-    A pattern is a value: it never changes, and two of one class with the same settings are equal. The same pattern with
-    blocks of another size is `at(block_size)`. To write one, subclass, set the class attributes below, and define
-    `allowed`; options of its own are arguments of its constructor beside `block_size`, kept as attributes. Whether the
-    predicate holds what the class attributes promise is checked as the pattern is built (`dlm.attention.check`).
+    A pattern is a value: it never changes, and two of one class with the same settings are equal. `at(block_size)` is
+    the same pattern with blocks of another size. To write a pattern, subclass, set the class attributes below, and
+    define `allowed`. Further options are arguments of the constructor beside `block_size`, stored as attributes. The
+    constructor checks that the predicate keeps the promises of the class attributes (`dlm.attention.check`).
     """
 
     noisy_stream: bool = True
@@ -65,7 +65,7 @@ class AttentionPattern(metaclass=Closing):
     requires_token_shift: bool = False
     # Whether clean row i sees no token after i, so that it may score token i+1 (the AR loss).
     clean_causal: bool = False
-    # Whether `envelope` looks at positions only through `block`, so that it is one answer for all rows of a block.
+    # Whether `envelope` depends on positions only through `block`, so that all rows of a block have the same answer.
     blockwise: bool = True
 
     def __init__(self, block_size: int, noise_per: str | None = None):
@@ -81,19 +81,19 @@ class AttentionPattern(metaclass=Closing):
     def __setattr__(self, name: str, value: Any) -> None:
         if "settings" in self.__dict__:
             raise AttributeError(
-                f"{type(self).__name__}.{name} cannot be set: a pattern stays as it was made; at(block_size) gives one "
-                "with another block size"
+                f"{type(self).__name__}.{name} cannot be set: a pattern never changes; at(block_size) gives one with "
+                "another block size"
             )
         super().__setattr__(name, value)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and own(other) == own(self)
+        return type(other) is type(self) and attributes(other) == attributes(self)
 
     def __hash__(self) -> int:
         return hash((type(self), self.block_size))
 
     def at(self, block_size: int) -> Self:
-        """This pattern with blocks of `block_size` tokens. Raises `ValueError` where it cannot have them."""
+        """This pattern with blocks of `block_size` tokens. Raises `ValueError` for a size that it cannot have."""
         return resized(self, block_size)
 
     @abstractmethod
@@ -101,8 +101,8 @@ class AttentionPattern(metaclass=Closing):
         """May row `q` see column `k`, both of one document? `q` and `k` broadcast against each other."""
 
     def envelope(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
-        """At least what is `allowed`: by this it is decided which rows are needed at all, block by block where it is
-        `blockwise`. A pattern that is finer than its blocks may give the coarser one that it refines."""
+        """A superset of `allowed`, used to prune rows that no scored row depends on; evaluated once per block if
+        `blockwise`. A pattern that is finer than its blocks may return the coarser pattern that it refines."""
         return self.allowed(q, k)
 
     def block(self, rows: Rows) -> Int[Tensor, "*shape"]:
@@ -112,14 +112,14 @@ class AttentionPattern(metaclass=Closing):
     def visible(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
         """May row `q` see column `k`? Documents never see each other, nor do the noisy views of one; padding (document
         -1) sees only padding."""
-        return together(q, k) & self.allowed(q, k)
+        return same_document(q, k) & self.allowed(q, k)
 
     def reaches(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
-        """May row `q` need column `k`? `visible` with the `envelope`."""
-        return together(q, k) & self.envelope(q, k)
+        """May row `q` need column `k`? Like `visible`, with the `envelope`."""
+        return same_document(q, k) & self.envelope(q, k)
 
     def check(self, length: int, token_shift: bool) -> None:
-        """Refuse a row length or a token shift that this pattern cannot have."""
+        """Raises `ValueError` for a row length (in tokens) or a token shift that this pattern cannot have."""
         if length % self.block_size:
             raise ValueError(
                 f"block_size {self.block_size} must divide data.length {length}: choose one of "
@@ -131,7 +131,7 @@ class AttentionPattern(metaclass=Closing):
             )
 
     def tail(self, length: int, rng: random.Random) -> int:
-        """How many more EOS a document of `length` tokens gets in training: its last block is made whole."""
+        """The number of EOS that training adds to a document of `length` tokens, so that its last block is whole."""
         return -length % self.block_size
 
     def units(self, batch: Batch) -> Units:
@@ -150,17 +150,17 @@ class AttentionPattern(metaclass=Closing):
         return Units(serial + first, batch.position % self.block_size, torch.full_like(first, self.block_size))
 
 
-def own(pattern: AttentionPattern) -> dict[str, Any]:
-    """What a pattern is, however it was asked for."""
+def attributes(pattern: AttentionPattern) -> dict[str, Any]:
+    """The attributes of a pattern, without the arguments that they were computed from."""
     return {name: value for name, value in vars(pattern).items() if name != "settings"}
 
 
-@cache  # one object for every size, however many steps ask for it
+@cache  # one object for every size, since every step may call it
 def resized(pattern: AttentionPattern, block_size: int) -> AttentionPattern:
     return type(pattern)(**(pattern.settings | {"block_size": block_size}))
 
 
-def together(q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
-    """Whether two rows are of one document and, both noisy, of one view."""
+def same_document(q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
+    """Whether two rows are of one document and, if both are noisy, of one view."""
     same = q.document == k.document
     return same if q.view is None else same & (q.clean | k.clean | (q.view == k.view))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from dlm.attention.base import AttentionPattern
+from dlm.types import Rows
 
 
 class Block(AttentionPattern):
@@ -11,9 +15,9 @@ class Block(AttentionPattern):
 
     clean_stream = True
 
-    def allowed(self, q, k):
+    def allowed(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
         q_block, k_block = self.block(q), self.block(k)
-        own = ~q.clean & ~k.clean & (q_block == k_block)
-        context = ~q.clean & k.clean & (k_block < q_block)
-        clean = q.clean & k.clean & (k_block <= q_block)
-        return own | context | clean
+        noisy_to_noisy = ~q.clean & ~k.clean & (q_block == k_block)
+        noisy_to_clean = ~q.clean & k.clean & (k_block < q_block)
+        clean_to_clean = q.clean & k.clean & (k_block <= q_block)
+        return noisy_to_noisy | noisy_to_clean | clean_to_clean

@@ -1,8 +1,9 @@
-"""Attention that computes only what the mask lets through, as transformers' `attn_implementation="block_sparse"`.
+"""Attention that computes only the visible part of the matrix: transformers' `attn_implementation="block_sparse"`.
 
-The kind of mask, made by `dlm.attention.masks`, decides how: a `BandMask` is SDPA on the columns that each band of rows
-sees (CPU), any other `BlockMask` is compiled FlexAttention (CUDA), and a dense mask, as in decoding, is SDPA. All are
-exact. Keys are not repeated for the query heads that share them, but where SDPA needs it (a dense mask on CUDA).
+The type of the mask (`dlm.attention.masks`) selects the kernel. For a `BandMask` it is SDPA on the columns that each
+band of rows sees (CPU), for any other `BlockMask` compiled FlexAttention (CUDA), and for a dense mask, as in decoding,
+SDPA. All are exact. Keys are not repeated for the query heads that share them, except for a dense mask on CUDA, where
+SDPA needs it.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ def block_sparse_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B Q H E"], None]:
-    """The interface of transformers' attention functions. Raises `ValueError` for what it cannot honour."""
+    """An attention function with the interface of transformers. Raises `ValueError` for options that it does not
+    support, and for a mask that does not fit the queries and keys."""
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"attn_implementation={NAME} does not support {name}: use eager")
     if isinstance(attention_mask, Tensor) and query.device.type == "cpu":
-        # With a mask, transformers repeat the keys and values of the whole cache: other devices' kernels need that.
+        # With a mask, transformers repeats the keys and values of the whole cache, which the CPU kernel does not need.
         output = scaled_dot_product_attention(
             query, key, value, attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
         )
@@ -57,9 +59,9 @@ def block_sparse_attention(
         return band_attention(query, key, value, attention_mask, dropout, scaling), None
     if dropout:
         raise ValueError(f"attn_implementation={NAME} has no attention dropout on CUDA: use sdpa")
-    # Under autocast, normalised queries and keys are wider than the values; FlexAttention wants one type.
+    # Under autocast, normalised queries and keys are wider than the values; FlexAttention requires one type.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    # Called directly, because the wrapper of transformers repeats the keys of head counts that are no power of two.
+    # Called directly: the wrapper of transformers repeats the keys if the number of heads is no power of two.
     output = compiled_flex_attention()(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
 
@@ -92,14 +94,14 @@ def band_attention(
 
 
 def side_by_side(x: Float[Tensor, "B G S D"], band: Band) -> Float[Tensor, "B G K D"]:
-    """The keys or values that a band of rows sees; a copy only where they are several ranges."""
+    """The keys or values that a band of rows sees; a copy only if they form several ranges."""
     parts = [x[:, :, columns] for columns in band.columns]
     return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 
 class BandAttention(torch.autograd.Function):
-    """The kernel behind SDPA on a CPU, band by band. Autograd would keep every band's copy of the keys and values that
-    it sees, and the output twice, and in the backward make a gradient of all keys and values for every band."""
+    """The kernel behind SDPA on a CPU, band by band. Autograd would save the output twice and every band's copy of its
+    keys and values, and would allocate a gradient of all keys and values for every band."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: BandMask, scaling: float | None) -> Tensor:
@@ -120,13 +122,13 @@ class BandAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, of_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, normalisers = ctx.saved_tensors
-        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for band in ctx.mask.bands:
             rows = (slice(None), slice(None), band.rows)
-            of_query[rows], *of_columns = BACKWARD(
-                of_output[rows],
+            grad_query[rows], *grad_columns = BACKWARD(
+                grad_output[rows],
                 query[rows],
                 side_by_side(key, band),
                 side_by_side(value, band),
@@ -137,28 +139,29 @@ class BandAttention(torch.autograd.Function):
                 attn_mask=addend(band, query.dtype),
                 scale=ctx.scaling,
             )
-            for total, found in zip((of_key, of_value), of_columns, strict=True):
+            for total, grad_band in zip((grad_key, grad_value), grad_columns, strict=True):
                 sizes = [columns.stop - columns.start for columns in band.columns]
-                for columns, part in zip(band.columns, found.split(sizes, 2), strict=True):
+                for columns, part in zip(band.columns, grad_band.split(sizes, 2), strict=True):
                     total[:, :, columns] += part
-        return of_query, of_key, of_value, None, None
+        return grad_query, grad_key, grad_value, None, None
 
 
 def addend(band: Band, dtype: torch.dtype) -> Float[Tensor, "B 1 Q K"] | None:
-    """What the kernel adds to a band's scores: 0 where a row sees a column, -inf elsewhere."""
+    """The mask that the kernel adds to a band's scores: 0 where a row sees a column, -inf elsewhere."""
     if band.visible is None:
         return None
     return torch.zeros(band.visible.shape, dtype=dtype).masked_fill_(~band.visible, -torch.inf)
 
 
 def loaded_as(name: str) -> str:
-    """The implementation to load a model with that shall have `name`: transformers know what SDPA cannot do
-    (soft-capping, sinks) and refuse it, but not that the same holds here."""
+    """The implementation with which to load a model before it gets `name`. Transformers refuses SDPA for models that
+    need soft-capping or sinks; loading with SDPA makes it refuse `block_sparse` as well."""
     return "sdpa" if name == NAME else name
 
 
 def set_implementation(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The model, loaded as above, with `name`. A class that does not look its attention function up keeps SDPA."""
+    """Give a model that was loaded as `loaded_as(name)` the implementation `name`. A class that does not look up its
+    attention function keeps SDPA."""
     if name == NAME and model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
     return model
@@ -166,9 +169,9 @@ def set_implementation(model: PreTrainedModel, name: str) -> PreTrainedModel:
 
 @cache
 def compiled_flex_attention():
-    """FlexAttention, compiled once a process: uncompiled it makes the whole matrix of scores."""
+    """FlexAttention, compiled once per process: uncompiled it computes the whole matrix of scores."""
     return torch.compile(flex_attention)
 
 
 AttentionInterface.register(NAME, block_sparse_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)  # the parent's own forward, without a mask of ours, stays causal
+AttentionMaskInterface.register(NAME, sdpa_mask)  # the parent's own forward, without a mask from here, stays causal

@@ -1,12 +1,12 @@
-"""What an attention pattern promises by its class, checked on its predicate: exactly, for every pair of rows of a small
-grid, before any model is asked. It is cheap (a few milliseconds) and names the pair of rows that is wrong.
+"""Checks that the predicate of an attention pattern keeps the promises of its class attributes. The check is exact for
+every pair of rows of a small grid, needs no model, takes a few milliseconds, and names a pair of rows that is wrong.
 
-    self             every row sees itself, so that no row is left without a column
+    self             every row sees itself, so that no row has an empty softmax
     no leak          no noisy row sees the clean stream of its own or of a later block: it would learn to copy
     finished blocks  no row sees a later block, where blocks are cached or there is a clean stream
-    streams          a clean row sees no noisy one, and no noisy row an earlier noisy block: in decoding there are none
+    streams          a clean row sees no noisy one, and no noisy row an earlier noisy block: decoding has neither
     causal           with `clean_causal`, or without a noisy stream, no clean row sees a later token
-    envelope         it covers what is allowed, and with `blockwise` it is one answer per block of rows and columns
+    envelope         it is a superset of `allowed`, and with `blockwise` the same for all rows and columns of a block
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from dlm.types import Rows
 
-AttentionPattern = Any  # that of `dlm.attention.base`, which calls this module
+AttentionPattern = Any  # that of `dlm.attention.base`, which imports this module
 
-POSITIONS = 64  # at least, of small blocks: more than a sink or a window spans there
-BLOCKS = 8  # at least
-WIDTH = 32  # positions of a block: of a larger one its beginning, its middle and its end
+POSITIONS = 64  # the least number of positions for small blocks: more than a sink or a window spans
+BLOCKS = 8  # the least number of blocks
+WIDTH = 32  # positions checked of a block: of a larger one, some of its beginning, its middle and its end
 
 
 def grid(pattern: AttentionPattern) -> Rows:
-    """The rows [S] of one document of a few blocks, in every stream that the pattern has."""
+    """The rows [S] of one document of a few blocks, in every stream of the pattern."""
     size = pattern.block_size
     offset = torch.arange(size)
     if size > WIDTH:
@@ -48,19 +48,19 @@ def rows_at(pattern: AttentionPattern, position: Int[Tensor, " P"]) -> Rows:
 
 @cache  # once for every class, settings and size
 def check_pattern(pattern: AttentionPattern) -> None:
-    """`ValueError` that names a pair of rows at which the predicate breaks a promise of the pattern's class."""
+    """Raises `ValueError`, naming a pair of rows for which the predicate breaks a promise of the pattern's class."""
     if not (pattern.noisy_stream or pattern.clean_stream):
-        raise broken(pattern, "it has neither a noisy nor a clean stream", "set noisy_stream or clean_stream")
+        raise pattern_error(pattern, "it has neither a noisy nor a clean stream", "set noisy_stream or clean_stream")
     rows = grid(pattern)
     q, k = rows[:, None], rows[None]
-    seen, reached = (asked(pattern, name, q, k) for name in ("allowed", "envelope"))
+    seen, reached = (evaluate(pattern, name, q, k) for name in ("allowed", "envelope"))
     q_block, k_block = q.position // pattern.block_size, k.position // pattern.block_size
     noisy_q, noisy_k, both = ~q.clean, ~k.clean, pattern.noisy_stream and pattern.clean_stream
 
     def never(pairs: Bool[Tensor, "S S"], what: str, remedy: str) -> None:
         if pairs.any():
             row, column = pairs.nonzero()[0].tolist()
-            raise broken(pattern, f"{described(rows, row)} {what} {described(rows, column)}", remedy)
+            raise pattern_error(pattern, f"{label(rows, row)} {what} {label(rows, column)}", remedy)
 
     mend = f"mend {type(pattern).__name__}.allowed"
     never(torch.eye(len(rows.position), dtype=torch.bool) & ~seen, "does not see itself,", mend)
@@ -80,33 +80,33 @@ def check_pattern(pattern: AttentionPattern) -> None:
         seen & ~reached, "is outside the envelope but allowed to see", f"let {type(pattern).__name__}.envelope cover it"
     )
     if pattern.blockwise:
-        uneven = reached != reached[first_alike(rows, pattern.block_size)][:, first_alike(rows, pattern.block_size)]
+        first = first_of_block(rows, pattern.block_size)
         never(
-            uneven,
+            reached != reached[first][:, first],
             "has, by its envelope, another answer than the first row of its block for",
             "set blockwise = False, or give an envelope that looks at positions only through self.block",
         )
 
 
-def asked(pattern: AttentionPattern, name: str, q: Rows, k: Rows) -> Bool[Tensor, "S S"]:
-    """The answers of a predicate for all pairs."""
+def evaluate(pattern: AttentionPattern, name: str, q: Rows, k: Rows) -> Bool[Tensor, "S S"]:
+    """The predicate `name` for all pairs of rows. Raises `ValueError` unless it returns booleans."""
     answer = getattr(pattern, name)(q, k)
     if not isinstance(answer, Tensor) or answer.dtype != torch.bool:
         kind = answer.dtype if isinstance(answer, Tensor) else type(answer).__name__
-        raise broken(pattern, f"{name} gives {kind}", "let it give a tensor of booleans")
+        raise pattern_error(pattern, f"{name} gives {kind}", "let it give a tensor of booleans")
     return answer.expand(q.position.shape[0], k.position.shape[1])
 
 
-def first_alike(rows: Rows, block_size: int) -> Int[Tensor, " S"]:
-    """For every row, the first one of its stream and block."""
+def first_of_block(rows: Rows, block_size: int) -> Int[Tensor, " S"]:
+    """For every row, the index of the first row of its stream and block."""
     cell = 2 * (rows.position // block_size) + rows.clean
     return (cell[:, None] == cell).int().argmax(1)
 
 
-def described(rows: Rows, index: int) -> str:
+def label(rows: Rows, index: int) -> str:
     return f"{'clean' if rows.clean[index] else 'noisy'} position {int(rows.position[index])}"
 
 
-def broken(pattern: AttentionPattern, what: str, remedy: str) -> ValueError:
+def pattern_error(pattern: AttentionPattern, what: str, remedy: str) -> ValueError:
     name = type(pattern).__name__
     return ValueError(f"attention pattern {name} at block_size {pattern.block_size}: {what}. To mend it, {remedy}")

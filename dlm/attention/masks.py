@@ -1,7 +1,7 @@
-"""Predicates → what a Hugging Face forward takes as `attention_mask`: a dense mask, a `BandMask` (block-sparse, CPU) or
-a FlexAttention `BlockMask` (block-sparse, CUDA).
+"""Predicates → the `attention_mask` of a Hugging Face forward: a dense mask, a `BandMask` (block-sparse, CPU) or a
+FlexAttention `BlockMask` (block-sparse, CUDA).
 
-Models with sliding-window layers get one mask per layer type, so that the windows stay.
+Models with sliding-window layers get one mask per layer type, so that their windows are preserved.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -23,8 +23,8 @@ CHUNK = 64  # query rows of a band: the fastest of 32, 64 and 128 on CPUs
 
 @dataclass(frozen=True)
 class Band:
-    """Consecutive query rows and the few ranges of columns that any of them sees. `visible` says which of those, side
-    by side, each row sees; None: all of them."""
+    """Consecutive query rows and the ranges of columns that any of them sees. `visible` is the dense mask of these rows
+    over these columns, side by side; None: every row sees every column."""
 
     rows: slice
     columns: list[slice]
@@ -34,11 +34,11 @@ class Band:
 class BandMask(BlockMask):
     """A mask of [B S] rows over themselves as bands of rows, for `dlm.attention.block_sparse`.
 
-    Transformers hand a `BlockMask` to the layers untouched. Only the interface is inherited, none of the tensors: an
-    attention function that does not know bands fails on it, whereas it would add or ignore a tensor silently.
+    Transformers passes a `BlockMask` to the layers unchanged. This class inherits the interface without the tensors, so
+    that an attention function that does not know bands fails instead of adding or ignoring a tensor silently.
     """
 
-    ndim = 4  # which GPT-2 asks for
+    ndim = 4  # GPT-2 reads it
 
     def __init__(self, shape: tuple[int, int, int, int], bands: list[Band]):
         self.size, self.bands = shape, bands
@@ -67,19 +67,19 @@ def dense_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None =
 def block_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None = None) -> BlockMask:
     """The `BlockMask` of [B Q] rows over [B K] columns, both padded to whole tiles by the kernel.
 
-    Which tiles are empty, full or partial is read off the predicate one band of rows at a time; nothing of size Q x K
-    is kept and nothing waits for the host, unlike `create_block_mask`.
+    The predicate is evaluated one band of rows at a time to find the empty, full and partial tiles. Unlike
+    `create_block_mask`, this stores nothing of size Q x K and never waits for the host.
     """
     sizes = q.position.shape[1], k.position.shape[1]
-    # Beyond the end are documents that nothing else belongs to.
+    # Padding rows and padding columns belong to two documents of their own.
     q_padded, k_padded = padded(q, -2), padded(k, -3)
-    some, every = [], []
+    any_by_band, all_by_band = [], []
     for start in range(0, q_padded.position.shape[1], TILE):
         band = dense_mask(pattern, q_padded[:, start : start + TILE], k_padded, window)
         band = band.unflatten(-1, (-1, TILE))
-        some.append(band.any(-1).any(2))
-        every.append(band.all(-1).all(2))
-    any_tile, full_tile = torch.stack(some, 2), torch.stack(every, 2)  # [B 1 tiles tiles]
+        any_by_band.append(band.any(-1).any(2))
+        all_by_band.append(band.all(-1).all(2))
+    any_tile, full_tile = torch.stack(any_by_band, 2), torch.stack(all_by_band, 2)  # [B 1 tiles tiles]
     partial_tile = any_tile & ~full_tile
 
     def mask_mod(b, h, q_idx, kv_idx):
@@ -95,16 +95,16 @@ def block_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None =
 
 
 def padded(rows: Rows, document: int) -> Rows:
-    """Rows up to a whole number of tiles, the new ones of a document of their own."""
+    """The rows padded to a whole number of tiles; the padding belongs to `document`."""
     size = rows.position.shape[1]
-    filled = rows.map(lambda t: torch.nn.functional.pad(t, (0, -size % TILE)))
-    filled.document[:, size:] = document
-    return filled
+    whole = rows.map(lambda t: torch.nn.functional.pad(t, (0, -size % TILE)))
+    whole.document[:, size:] = document
+    return whole
 
 
 def band_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None) -> BandMask:
-    """The `BandMask` of [B S] rows over themselves. Short rows are a single band, so that they cost no more than with a
-    dense mask; of longer ones nothing of size S x S is made."""
+    """The `BandMask` of [B S] rows over themselves. Short rows form a single band, so that they cost no more than with
+    a dense mask; for longer ones nothing of size S x S is computed."""
     batch, size = rows.position.shape
     height = size if size <= 2 * CHUNK else CHUNK
     if all((t == t[:1]).all() for t in (rows.clean, rows.document, rows.position, rows.view) if t is not None):
@@ -119,7 +119,7 @@ def band_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None) 
 
 
 def ranges(seen: Bool[Tensor, " S"], gap: int) -> list[slice]:
-    """The ranges of columns that are `seen`, those with fewer than `gap` columns between them as one."""
+    """The ranges of columns that are `seen`. Ranges with fewer than `gap` columns between them are merged."""
     columns = seen.nonzero()[:, 0]
     apart = columns.diff() > gap
     first = columns[torch.nn.functional.pad(apart, (1, 0), value=True)]
@@ -127,8 +127,8 @@ def ranges(seen: Bool[Tensor, " S"], gap: int) -> list[slice]:
     return [slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
 
 
-def compressed(tiles: Bool[Tensor, "B 1 R C"]) -> tuple[Tensor, Tensor]:
-    """How many columns of each tile row are set, and their indices first."""
+def compressed(tiles: Bool[Tensor, "B 1 R C"]) -> tuple[Int[Tensor, "B 1 R"], Int[Tensor, "B 1 R C"]]:
+    """The number of set columns of each tile row, and the column indices, those of the set ones first."""
     order = tiles.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return tiles.sum(-1).to(torch.int32), order.to(torch.int32)
 
@@ -136,10 +136,12 @@ def compressed(tiles: Bool[Tensor, "B 1 R C"]) -> tuple[Tensor, Tensor]:
 def attention_masks(
     pattern: AttentionPattern, q: Rows, k: Rows, layer_types: dict[str, int | None], implementation: str
 ) -> Any:
-    """The `attention_mask` argument: one mask, or a dict of one per layer type ({type: window}) where there are
-    several. `eager` attention adds its mask, so it gets 0 / -inf instead of booleans; `block_sparse` has its own masks
-    for rows over themselves. In decoding, where `q` are few and of many shapes, it takes a dense one; in a compiled
-    step it reads only the tiles of the cache that hold something, split over the GPU."""
+    """The `attention_mask` argument for rows `q` [B Q] over columns `k` [B K]: one mask, or a dict with one per layer
+    type if `layer_types` ({type: window or None}) has several.
+
+    `eager` attention adds its mask, so it gets 0 and -inf instead of booleans. `block_sparse` has its own masks for
+    rows over themselves. In decoding, where `q` is short and has many shapes, it takes a dense mask; in a compiled step
+    it takes a `BlockMask`, with which it reads only the used tiles of the cache."""
 
     def build(window: int | None) -> Any:
         if implementation == "block_sparse":

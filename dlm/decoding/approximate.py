@@ -1,9 +1,9 @@
 """Fast-dLLM's approximate caches for bidirectional attention (arXiv 2505.22618, §3.2; Efficient-DLM, Figure 10).
 
-Under bidirectional attention every key and value changes with every token that is committed, so nothing can be cached
-exactly. Here the whole canvas is read when a block begins, and the forwards after it read only a part of it again: the
-block alone (dual cache), or the block and all that follows (prefix cache). What they do not read keeps the keys and
-values of the last full forward. Every forward denoises, and every one counts, whatever it reads.
+Under bidirectional attention every key and value changes with every committed token, so nothing can be cached exactly.
+These decoders read the whole canvas when a block begins. The forwards after that read only the block (dual cache), or
+the block and everything after it (prefix cache). Positions that a forward does not read keep the keys and values of the
+last full forward. Every forward denoises and counts, however much it reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import SCRATCH, Canvas
 from dlm.decoding.engine.loop import Batches
-from dlm.decoding.engine.plan import ForwardPlan, flat, forward_over
+from dlm.decoding.engine.plan import ForwardPlan, flat_index, plan_forward
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
 from dlm.decoding.engine.step import advance, commit
@@ -26,8 +26,9 @@ from dlm.model.denoiser import Denoiser
 
 
 class Refreshed(Batches):
-    """Reads the whole canvas again `refresh` forwards after it was last read (1: always, which is exact; None: never),
-    and at the start of each block; in between the block, and with `reads_suffix` what follows it."""
+    """Reads the whole canvas at the start of each block, and again `refresh` forwards after the last full read (1:
+    always, which is exact; None: never). The other forwards read the block and, with `reads_suffix`, everything after
+    it."""
 
     def __init__(self, reads_suffix: bool, refresh: int | None):
         if refresh is not None and refresh < 1:
@@ -43,15 +44,15 @@ class Refreshed(Batches):
         )
 
     def begin(self, denoiser, rule, canvas, request):
-        age = torch.zeros_like(canvas.start)  # forwards since the whole canvas was read; 0: it must be read now
+        age = torch.zeros_like(canvas.start)  # forwards since the whole canvas was read; 0: the next one reads it
         return partial(self.step, denoiser, rule, canvas, request, age)
 
     def step(
-        self, denoiser: Denoiser, rule: CommitRule, canvas: Canvas, request: Request, age: Int[Tensor, " N"]
+        self, denoiser: Denoiser, rule: CommitRule, canvas: Canvas, request: Request, age: Int[Tensor, " B"]
     ) -> None:
-        """One forward, what it commits, and the new `age` (in place)."""
+        """One forward, and the commit of its predictions. Updates `age` in place."""
         block = canvas.start.clone()
-        logits = planned(denoiser, canvas, age == 0, self.reads_suffix).logits(denoiser, canvas)
+        logits = plan_block(denoiser, canvas, age == 0, self.reads_suffix).logits(denoiser, canvas)
         token, confidence = rule.sample(logits.unflatten(0, (len(canvas), -1)), request.generator)
         commit(canvas, rule, token, confidence, denoiser.token_shift)
         advance(canvas, request.stop)
@@ -59,9 +60,10 @@ class Refreshed(Batches):
         age.copy_(torch.where(canvas.start == block, older, 0))
 
 
-def planned(denoiser: Denoiser, canvas: Canvas, full: Bool[Tensor, " N"], reads_suffix: bool) -> ForwardPlan:
-    """A forward that scores every position of each sequence's block. It reads the whole canvas where `full`, else the
-    block (and what follows it), with the position before it where that scores its first token."""
+def plan_block(denoiser: Denoiser, canvas: Canvas, full: Bool[Tensor, " B"], reads_suffix: bool) -> ForwardPlan:
+    """The plan of a forward that scores every position of each current block. It reads the whole canvas of a sequence
+    if `full`, else the block (with `reads_suffix` also everything after it). With the shift it also reads the position
+    before the block, which scores its first token."""
     size, shift = canvas.block_size, int(denoiser.token_shift)
     first = torch.where(full, 0, (canvas.start - shift).clamp_min(0))
     last = torch.where(full, canvas.length, canvas.length if reads_suffix else canvas.start + size)
@@ -70,18 +72,19 @@ def planned(denoiser: Denoiser, canvas: Canvas, full: Bool[Tensor, " N"], reads_
     slots = torch.where(slots < last[:, None], slots, SCRATCH)
     row = (canvas.start - first - shift)[:, None] + torch.arange(size, device=first.device)
     row = row.clamp(0, slots.shape[1] - 1)  # position 0 is never scored with the shift; finished sequences read nothing
-    return forward_over(denoiser.pattern, canvas, slots, canvas.num_slots, canvas.length, flat(row, slots).flatten())
+    scored = flat_index(row, slots).flatten()
+    return plan_forward(denoiser.pattern, canvas, slots, canvas.num_slots, canvas.length, scored)
 
 
 class PrefixCache(Decoder):
-    """By threshold. What lies before the block is not read again."""
+    """Commits by threshold. The positions before the block are not read again."""
 
     def __init__(self, threshold: float, refresh: int | None = None, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(Refreshed(True, refresh), AboveThreshold(threshold, temperature, top_p))
 
 
 class DualCache(Decoder):
-    """By threshold. Neither what lies before the block nor what follows it is read again."""
+    """Commits by threshold. Neither the positions before the block nor those after it are read again."""
 
     def __init__(self, threshold: float, refresh: int | None = None, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(Refreshed(False, refresh), AboveThreshold(threshold, temperature, top_p))

@@ -1,7 +1,7 @@
 """The autoregressive mode of a converted model: its own weights under causal attention, one token per forward.
 
-What the conversion has left of the parent, and, for recipes that keep an AR loss (TiDAR, arXiv 2511.08923;
-Nemotron-Labs-Diffusion, arXiv 2607.05722), a second way to use the same checkpoint.
+It shows how much of the parent the conversion has preserved. Recipes that keep an AR loss (TiDAR, arXiv 2511.08923;
+Nemotron-Labs-Diffusion, arXiv 2607.05722) use it as a second mode of the same checkpoint.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dlm.model.denoiser import Denoiser
 
 
 class Causal(Blocks):
-    """Blocks of one token, whatever pattern and token shift the dLM was trained with."""
+    """Decodes blocks of one token, for any pattern and token shift of the dLM."""
 
     def mode(self, denoiser):
         """The same model under causal attention, which scores every token from the one before it."""
@@ -22,7 +22,7 @@ class Causal(Blocks):
 
 
 class AR(Decoder):
-    """Decodes as an AR model."""
+    """Decodes like an AR model."""
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(Causal(), MostConfident(1, temperature, top_p))

@@ -1,4 +1,4 @@
-"""A way of decoding is a loop, which makes the forwards, and a rule, which says what each of them commits."""
+"""A decoder is a loop, which makes the forwards, and a rule, which decides what each of them commits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from dlm.model.denoiser import Denoiser
 
 
 class Decoder:
-    """A loop and a commit rule. An option of `decoding` is a subclass that only says which, from its settings.
+    """A loop and a commit rule. An option of `decoding` is a subclass whose constructor builds both from its settings.
 
-    `exports` names the settings of the rule that an exported model's own `generate` decodes by, if it can."""
+    `exports` names the settings of the rule with which the `generate` of an exported model decodes in the same way;
+    empty if it cannot."""
 
     def __init__(self, loop: Loop, rule: CommitRule, exports: tuple[str, ...] = ()):
         self.loop, self.rule, self.exports = loop, rule, exports
@@ -26,8 +27,8 @@ class Decoder:
     @final
     @torch.no_grad()
     def generate(self, denoiser: Denoiser, request: Request) -> list[Generation]:
-        """Decode every prompt of the request, in order. Raises `ValueError` for an attention pattern or a prompt that
-        cannot be decoded in this way."""
+        """Decode every prompt of the request: one generation per prompt, in order. Raises `ValueError` for an attention
+        pattern or a prompt that this decoder cannot decode, and for `compile` if its loop cannot be compiled."""
         reason, name = self.takes(denoiser.pattern), type(self).__name__
         if reason is not None:
             raise ValueError(f"{name} cannot decode under {type(denoiser.pattern).__name__}: {reason}")
@@ -43,17 +44,17 @@ class Decoder:
 
     @final
     def takes(self, pattern: AttentionPattern) -> str | None:
-        """None, or why this cannot decode under the pattern."""
+        """None, or the reason why this decoder cannot decode under the pattern."""
         return self.loop.takes(pattern)
 
     @property
     def threshold(self) -> float | None:
-        """The threshold of the rule, None where it has none."""
+        """The threshold of the rule, None if it has none."""
         return getattr(self.rule, "threshold", None)
 
     @final
     def at(self, threshold: float) -> Decoder:
-        """The same with another threshold; `ValueError` where the rule has none."""
+        """The same decoder with another threshold. Raises `ValueError` if the rule has none."""
         if not hasattr(self.rule, "threshold"):
             raise ValueError(f"{type(self).__name__} has no threshold: choose decoding=threshold")
         other = copy.copy(self)
@@ -63,5 +64,5 @@ class Decoder:
 
     @final
     def exported(self) -> dict[str, float | int] | None:
-        """The settings by which an exported model's own `generate` decodes as this does, None where it cannot."""
+        """The settings with which the `generate` of an exported model decodes like this decoder, None if it cannot."""
         return {name: getattr(self.rule, name) for name in self.exports} or None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.loop import Blocks
@@ -10,7 +12,7 @@ from dlm.decoding.engine.rule import CommitRule
 
 
 class MostConfident(CommitRule):
-    """Commits the `tokens_per_step` most confident masked positions, of equally confident ones the leftmost."""
+    """Commits the `tokens_per_step` most confident masked positions; of equally confident ones, the leftmost."""
 
     def __init__(self, tokens_per_step: int = 1, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(temperature, top_p)
@@ -18,14 +20,15 @@ class MostConfident(CommitRule):
             raise ValueError(f"decoding.tokens_per_step {tokens_per_step} must be at least 1")
         self.tokens_per_step = tokens_per_step
 
-    def select(self, confidence, rank):
-        # Not topk: it breaks ties otherwise than argmax, by which the engine keeps one, and two would be kept of one.
+    def select(self, confidence: Float[Tensor, "B K"], rank: Float[Tensor, "B K"]) -> Bool[Tensor, "B K"]:
+        # Not topk: it breaks ties differently from argmax, by which the engine commits at least one position, so that
+        # one token per step could become two.
         best = rank.argsort(dim=1, descending=True, stable=True)[:, : self.tokens_per_step]
         return torch.zeros_like(rank, dtype=torch.bool).scatter(1, best, True)
 
 
 class Fixed(Decoder):
-    """One block after another, so many tokens in every forward."""
+    """Decodes one block after another, `tokens_per_step` tokens in every forward."""
 
     def __init__(self, tokens_per_step: int, sliding: bool = False, temperature: float = 0.0, top_p: float = 1.0):
         exports = () if sliding else ("tokens_per_step",)

@@ -1,8 +1,8 @@
-"""Prompt lookup: what followed the last tokens when they stood in the text before is the draft, and AR verifies it.
+"""Prompt lookup: the draft is the continuation of an earlier occurrence of the last tokens, and AR verifies it.
 
-It needs no training and no second model, and is exactly AR decoding (`dlm.decoding.engine.verify`): the baseline that a
-faster way of decoding has to beat wherever answers repeat their prompts (Saxena, prompt lookup decoding, 2023; copying
-from a reference: arXiv 2304.04487).
+It needs no training and no second model, and is exactly AR decoding (`dlm.decoding.engine.verify`). It is the baseline
+that a faster decoder has to beat where answers repeat their prompts (Saxena, prompt lookup decoding, 2023; copying from
+a reference: arXiv 2304.04487).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dlm.decoding.fixed import MostConfident
 
 
 class FromText(Speculative):
-    """Drafts `length` tokens where the last one to `ngram` tokens are found in the prompt or the output."""
+    """Drafts up to `length` tokens if the last tokens, one to `ngram` of them, occur earlier in the prompt or the
+    output."""
 
     def __init__(self, length: int, ngram: int):
         if length < 1 or ngram < 1:
@@ -26,62 +27,62 @@ class FromText(Speculative):
         self.length, self.ngram = length, ngram
 
     def draft(self, pattern):
-        return Block(self.length + 1)  # there are no windows, only as much room
+        return Block(self.length + 1)  # there are no windows; only the block size is used
 
     def cycle(self, denoiser, rule, canvas, request):
         return LookingUp(denoiser, rule, canvas, request, length=self.length, ngram=self.ngram)
 
 
 class LookingUp(Cycle):
-    """Drafts before every forward, from the text alone."""
+    """Makes a draft from the text before every forward."""
 
     def __init__(self, *args, length: int, ngram: int):
         super().__init__(*args)
         self.length, self.ngram = length, ngram
 
     def forward(self) -> None:
-        """Look up, and verify what was found."""
+        """Look up a draft and verify it."""
         self.look_up()
         tokens, _ = self.read(windows=0)
         self.verify(self.logits(tokens))
 
     def look_up(self) -> None:
-        """Draft, of the tokens that are still to come, all but the last, which AR gives itself."""
+        """Make the drafts, at most as long as leaves one token for AR to write."""
         canvas = self.canvas
         source = continuation(canvas.x, canvas.start, self.ngram)
-        left = canvas.prompt_length + canvas.max_new_tokens - canvas.start - 1
-        lengths = torch.where((source < 0) | canvas.finished, 0, left.clamp_max(self.length))
+        remaining = canvas.prompt_length + canvas.max_new_tokens - canvas.start - 1
+        lengths = torch.where((source < 0) | canvas.finished, 0, remaining.clamp_max(self.length))
         offset = torch.arange(int(lengths.max()), device=source.device)
-        # What lies behind the text is the draft itself: a short piece is repeated.
+        # A continuation that reaches the end of the text goes on with the draft itself: it repeats.
         slots = source[:, None] + offset % (canvas.start - source)[:, None]
-        token = torch.where(offset < lengths[:, None], canvas.x.gather(1, slots.clamp_min(0)), self.both.mask_id)
-        certain = None
+        token = torch.where(offset < lengths[:, None], canvas.x.gather(1, slots.clamp_min(0)), self.verifier.mask_id)
+        proposal = None
         if self.rule.temperature > 0:
-            vocabulary = self.both.model.get_output_embeddings().weight.shape[0]
-            certain = torch.nn.functional.one_hot(token, vocabulary).to(torch.float32)
-        self.propose(token, lengths, certain)
+            vocabulary = self.verifier.model.get_output_embeddings().weight.shape[0]
+            proposal = torch.nn.functional.one_hot(token, vocabulary).to(torch.float32)
+        self.propose(token, lengths, proposal)
 
 
 class Lookup(Decoder):
-    """AR decoding, drafted from the text. Every forward brings at least one token, so there are never more forwards
-    than in AR decoding; its rows are the drafts as well.
+    """AR decoding with drafts from the text. Every forward commits at least one token, so there are never more forwards
+    than in AR decoding. `Generation.rows` includes the drafts.
 
-    Sampling verifies a draft that is certain of itself: a token is accepted with its own probability.
+    If it samples, the proposal puts all probability on the draft: a token is accepted with its probability under AR.
     """
 
     def __init__(self, length: int, ngram: int, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(FromText(length, ngram), MostConfident(1, temperature, top_p))
 
 
-def continuation(x: Int[Tensor, "N S"], end: Int[Tensor, " N"], ngram: int) -> Int[Tensor, " N"]:
-    """The slot after the longest earlier occurrence of the last tokens before `end`, at most `ngram` of them, and of
-    those the most recent; -1 where the last token has none."""
+def continuation(x: Int[Tensor, "B S"], end: Int[Tensor, " B"], ngram: int) -> Int[Tensor, " B"]:
+    """The slot after the longest earlier occurrence of the last tokens before `end`, at most `ngram` of them; of
+    several as long, after the most recent. -1 if the last token does not occur earlier."""
     slots = torch.arange(x.shape[1], device=x.device)
-    same, length = slots < end[:, None] - 1, torch.zeros_like(x)
+    matches, length = slots < end[:, None] - 1, torch.zeros_like(x)
     for back in range(ngram):
         token = x.gather(1, (end[:, None] - 1 - back).clamp_min(0))
         earlier = x.roll(back, 1)  # at slot s, the token of slot s - back
-        same = same & (slots >= back) & (earlier == token)
-        length += same
+        matches = matches & (slots >= back) & (earlier == token)
+        length += matches
     best = (length * x.shape[1] + slots).masked_fill(length == 0, -1).amax(1)
     return torch.where(best < 0, -1, best % x.shape[1] + 1)

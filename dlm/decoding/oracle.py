@@ -1,9 +1,9 @@
-"""A ceiling for every commit rule: how fast a model could decode if something told it which predictions are right.
+"""A ceiling for every commit rule: the speed of decoding if an oracle told which predictions are right.
 
-Nemotron-Labs-Diffusion (arXiv 2607.05722) calls it the speed of light of a checkpoint. The prompt is decoded at one
-token per forward first, which gives the reference, and then once more: each forward commits every masked position whose
-prediction is the reference's token. No decoder one can use knows these tokens, so this is no decoder one can use; its
-tokens per forward are what a better commit rule could still gain at the same output.
+Nemotron-Labs-Diffusion (arXiv 2607.05722) calls it the speed of light of a checkpoint. The prompt is first decoded at
+one token per forward, which gives the reference, and then a second time: each forward commits every masked position
+whose prediction agrees with the reference. It is a measurement, not a usable decoder, since the reference is not known
+in advance. Its tokens per forward bound what a better commit rule could gain at the same output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import Canvas, Generation
-from dlm.decoding.engine.commit import behind, write
+from dlm.decoding.engine.commit import from_first, write
 from dlm.decoding.engine.loop import Batches, Blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
@@ -27,48 +27,48 @@ from dlm.model.denoiser import Denoiser
 
 
 class SecondPass(Batches):
-    """Decodes every prompt by the rule, and then again with what that gave as the reference. `on_step` sees the second
-    pass."""
+    """Decodes every prompt by the rule, and then again with the first result as the reference. `on_step` is called in
+    the second pass only."""
 
     def __init__(self, sliding: bool):
         self.sliding = sliding
 
     def begin(self, denoiser, rule, canvas, request):
-        numbers = canvas.index.tolist()
-        first = replace(request, prompts=[request.prompts[n] for n in numbers], on_step=None)
-        truth = reference(canvas, Blocks(self.sliding).generate(denoiser, rule, first))
-        return partial(self.step, denoiser, rule, canvas, request, truth)
+        index = canvas.index.tolist()
+        first_pass = replace(request, prompts=[request.prompts[n] for n in index], on_step=None)
+        reference = in_slots(canvas, Blocks(self.sliding).generate(denoiser, rule, first_pass))
+        return partial(self.step, denoiser, rule, canvas, request, reference)
 
     def step(
-        self, denoiser: Denoiser, rule: CommitRule, canvas: Canvas, request: Request, truth: Int[Tensor, "N slots"]
+        self, denoiser: Denoiser, rule: CommitRule, canvas: Canvas, request: Request, reference: Int[Tensor, "B slots"]
     ) -> None:
-        """One forward; what it predicts as the reference has it is committed."""
+        """One forward. Commits the predictions that agree with the reference."""
         token, confidence = predict(denoiser, canvas, rule, None)
-        right = truth.gather(1, canvas.block_slots())
-        open_, is_eos = canvas.open() & (right != canvas.mask_id), canvas.is_eos(right)
-        agrees = open_ & (token == right)
+        target = reference.gather(1, canvas.block_slots())
+        open_, is_eos = canvas.open() & (target != canvas.mask_id), canvas.is_eos(target)
+        agrees = open_ & (token == target)
         rank = rule.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
         best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True)
-        given = best & open_ & ~agrees.any(1, keepdim=True)
-        keep = agrees | given
-        tail = behind(keep & is_eos) & canvas.open() & ~keep
-        right = torch.where(tail, canvas.tail_id, right)
-        write(canvas, keep | tail, right, confidence.masked_fill(given, 0.0))
+        revealed = best & open_ & ~agrees.any(1, keepdim=True)
+        keep = agrees | revealed
+        tail = from_first(keep & is_eos) & canvas.open() & ~keep
+        target = torch.where(tail, canvas.tail_id, target)
+        write(canvas, keep | tail, target, confidence.masked_fill(revealed, 0.0))
         advance(canvas, request.stop)
 
 
 class Oracle(Decoder):
-    """Greedy. Where no prediction agrees with the reference, its token is committed at the most confident position. Its
-    recorded confidence is 0: so many tokens were given, not predicted. `nfe` and `rows` are those of the second pass.
-    """
+    """Greedy. If no prediction agrees with the reference, the reference token at the most confident position is
+    committed. Its recorded confidence is 0, so that one can count the tokens that were revealed, not predicted. `nfe`
+    and `rows` are those of the second pass."""
 
     def __init__(self, sliding: bool = False):
         super().__init__(SecondPass(sliding), MostConfident(1))
 
 
-def reference(canvas: Canvas, made: list[Generation]) -> Int[Tensor, "N slots"]:
-    """The tokens that were made for each sequence, in its slots; the mask token elsewhere."""
-    truth = torch.full_like(canvas.x, canvas.mask_id)
-    for row, generation, begin in zip(truth, made, canvas.prompt_length.tolist(), strict=True):
+def in_slots(canvas: Canvas, generations: list[Generation]) -> Int[Tensor, "B slots"]:
+    """The generated tokens of each sequence in its slots; the mask token elsewhere."""
+    tokens = torch.full_like(canvas.x, canvas.mask_id)
+    for row, generation, begin in zip(tokens, generations, canvas.prompt_length.tolist(), strict=True):
         row[begin : begin + len(generation.tokens)] = torch.tensor(generation.tokens)
-    return truth
+    return tokens

@@ -1,13 +1,16 @@
-"""D2F's pipelined parallel decoding (arXiv 2508.09192, Algorithm 2): a block begins before the one before it is done.
+"""D2F's pipelined parallel decoding (arXiv 2508.09192, Algorithm 2): a block begins before the previous one is done.
 
-Several blocks are active at once and every forward denoises all of them. A block is added when enough of the last one
-is decoded, at first semi-activated: it commits only what is confident. When enough of the block before it is decoded it
-is fully activated: it commits at least one token in every forward. A block is finished when it and all before it are
-filled; the forward that writes it into the cache denoises the later ones, so that finishing costs none.
+Several blocks are active at once, and every forward denoises all of them. A block is added when enough of the last one
+is decoded. At first it is semi-activated: it commits only confident predictions. When enough of the previous block is
+decoded, it is fully activated: it commits at least one token in every forward. A block is finished when it and all
+blocks before it are filled. The forward that writes it into the cache also denoises the later ones, so that finishing a
+block costs no forward.
 
-What an active block sees of the earlier active ones is the pattern's: their present, half masked state under
-`block_noisy` (what D2F trains), nothing under `block`, where a gap is left until they are finished and clean. With the
-token shift `block` scores the first token of a block from the clean one before it, so it waits for that as well.
+The pattern decides what an active block sees of the earlier active ones: under `block_noisy` their present, partly
+masked state (which D2F trains); under `block` nothing, until they are finished and clean. With the token shift, `block`
+scores the first token of a block from the clean token before it, so that this token also waits for the previous block.
+
+    B sequences        S slots of the active blocks        A active blocks
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.blocks import ActiveBlocks, BlocksCanvas, predict
-from dlm.decoding.engine.commit import kept, write
+from dlm.decoding.engine.commit import select_commits, write
 from dlm.decoding.engine.lengths import whole_blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
@@ -31,9 +34,9 @@ from dlm.model.denoiser import Denoiser
 
 class Pipeline(ActiveBlocks):
     """`add_at` (τ_add): the next block is added once this fraction of the last one is decoded. `activate_at` (τ_act): a
-    block is fully activated once this fraction of the one before it is decoded. A prompt's tokens count as decoded.
+    block is fully activated once this fraction of the previous one is decoded. Prompt tokens count as decoded.
 
-    Every step commits, as the first active block is fully activated. With `add_at` 1 it is `Blocks`."""
+    Every step commits, since the first active block is always fully activated. With `add_at` 1 it equals `Blocks`."""
 
     def __init__(self, add_at: float, activate_at: float):
         for name, value in (("add_at", add_at), ("activate_at", activate_at)):
@@ -45,14 +48,14 @@ class Pipeline(ActiveBlocks):
         return partial(self.step, denoiser, rule, canvas, request)
 
     def step(self, denoiser: Denoiser, rule: CommitRule, canvas: BlocksCanvas, request: Request) -> None:
-        """Perhaps another block, one forward, and what all active blocks commit."""
+        """Add a block if it is time, run one forward, and commit predictions of all active blocks."""
         size = canvas.block_size
         add = (progress(canvas, canvas.end[:, None] - size)[:, 0] >= self.add_at) | (canvas.end == canvas.start)
         canvas.end += size * (add & (canvas.end < canvas.length))
         slots = canvas.active_slots()
-        wanted = scorable(denoiser, canvas, slots)
-        predict(denoiser, canvas, rule, request.generator, wanted)
-        self.commit(denoiser, rule, canvas, slots, wanted)
+        can_score = scorable(denoiser, canvas, slots)
+        predict(denoiser, canvas, rule, request.generator, can_score)
+        self.commit(denoiser, rule, canvas, slots, can_score)
         shorten(canvas)
         advance(canvas, request.stop)
 
@@ -61,22 +64,23 @@ class Pipeline(ActiveBlocks):
         denoiser: Denoiser,
         rule: CommitRule,
         canvas: BlocksCanvas,
-        slots: Int[Tensor, "N S"],
-        wanted: Bool[Tensor, "N S"],
+        slots: Int[Tensor, "B S"],
+        can_score: Bool[Tensor, "B S"],
     ) -> None:
-        """What the rule keeps of each active block; semi-activated ones need not commit anything."""
+        """Write the tokens that the rule commits in each active block, none or more in a semi-activated one."""
         size = canvas.block_size
         token, confidence = (state.gather(1, slots) for state in (canvas.token, canvas.certainty))
         first = torch.arange(slots.shape[1] // size, device=slots.device) == 0
         required = first | (progress(canvas, slots[:, ::size] - size) >= self.activate_at)
-        of_blocks = (t.view(-1, size) for t in (canvas.is_eos(token), confidence, wanted))
+        by_block = (t.view(-1, size) for t in (canvas.is_eos(token), confidence, can_score))
         first_is_final = (first & denoiser.token_shift).expand(len(canvas), -1).reshape(-1, 1)
-        keep, tail = (t.view_as(slots) for t in kept(rule, *of_blocks, required.view(-1, 1), first_is_final))
+        commits = select_commits(rule, *by_block, required.view(-1, 1), first_is_final)
+        keep, tail = (t.view_as(slots) for t in commits)
         write(canvas, keep | tail, torch.where(tail, canvas.tail_id, token), confidence, slots)
 
 
 class Pipelined(Decoder):
-    """Several blocks at once, by `threshold` (the paper's τ_conf)."""
+    """Decodes several blocks at once, by `threshold` (the paper's τ_conf)."""
 
     def __init__(
         self, threshold: float, add_at: float, activate_at: float, temperature: float = 0.0, top_p: float = 1.0
@@ -84,17 +88,17 @@ class Pipelined(Decoder):
         super().__init__(Pipeline(add_at, activate_at), AboveThreshold(threshold, temperature, top_p))
 
 
-def progress(canvas: BlocksCanvas, begin: Int[Tensor, "N A"]) -> Float[Tensor, "N A"]:
-    """The decoded fraction of the blocks that begin at these slots."""
+def progress(canvas: BlocksCanvas, begin: Int[Tensor, "B A"]) -> Float[Tensor, "B A"]:
+    """The decoded fraction of each block, in [0, 1]. `begin` are the first slots of the blocks."""
     slots = begin[..., None] + torch.arange(canvas.block_size, device=begin.device)
     slots = slots.clamp(0, canvas.num_slots)
     decoded = ~canvas.masked.gather(1, slots.flatten(1)).view_as(slots)
-    return decoded.sum(-1).double() / canvas.block_size  # correctly rounded: 1 of 10 reaches 0.1
+    return decoded.sum(-1).double() / canvas.block_size  # in float64, as the thresholds: 1 of 10 reaches 0.1
 
 
-def scorable(denoiser: Denoiser, canvas: BlocksCanvas, slots: Int[Tensor, "N S"]) -> Bool[Tensor, "N S"]:
-    """The masked ones of the active slots that have a score: with the shift and a clean stream, the first token of a
-    block has none until the block before it is finished."""
+def scorable(denoiser: Denoiser, canvas: BlocksCanvas, slots: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
+    """Which of the active slots are masked and can be scored. With the shift and a clean stream, the first token of a
+    block cannot be scored until the previous block is finished."""
     masked = canvas.masked.gather(1, slots) & (slots < canvas.end[:, None])
     if not (denoiser.token_shift and denoiser.pattern.clean_stream):
         return masked
@@ -102,8 +106,8 @@ def scorable(denoiser: Denoiser, canvas: BlocksCanvas, slots: Int[Tensor, "N S"]
 
 
 def shorten(canvas: BlocksCanvas) -> None:
-    """End the canvas with the block of the first EOS: no block is added behind it, and nothing that is kept sees those
-    that are there."""
+    """End each sequence with the block of its first EOS. No block is added after it, and those that were already added
+    are dropped: no token of the answer has seen them."""
     slots = torch.arange(canvas.num_slots + 1, device=canvas.x.device)
     ended = canvas.is_eos(canvas.x) & (slots >= canvas.prompt_length[:, None])
     length = whole_blocks(torch.where(ended, slots + 1, canvas.num_slots).amin(1), canvas.block_size)

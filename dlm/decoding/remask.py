@@ -1,9 +1,9 @@
-"""Revision by low-confidence remasking (after LLaDA, arXiv 2502.09992, and ReMDM, arXiv 2503.00307): what turns out
-to be improbable once its neighbours are known is masked again, until its block is finished.
+"""Revision by low-confidence remasking (after LLaDA, arXiv 2502.09992, and ReMDM, arXiv 2503.00307): a committed token
+that becomes improbable once its neighbours are known is masked again, until its block is finished.
 
-LLaDA masks the least confident predictions of the same forward, which is committing the others. Here a token that was
-committed is looked at again in every later forward of its block, at no extra cost: the forward reads it anyway. What a
-model says of a token that it sees is only trained where its loss covers visible tokens.
+LLaDA remasks the least confident predictions of the same forward, which is the same as committing the others. Here
+every later forward of the block scores a committed token again. This costs nothing, since the forward reads it anyway.
+A model is only trained to score visible tokens if its loss covers them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dlm.decoding.threshold import AboveThreshold
 
 
 class Revising(AboveThreshold):
-    """Commits by threshold, and masks again the tokens of the current block whose probability has fallen below
-    `remask_below`, the least probable first and one fewer than the forward commits. So every forward leaves fewer masks
-    than it found and decoding ends: it never takes more forwards than one token per step. At 0 nothing is revised. With
-    the token shift, a block's first token is scored once, by the finished context, and stays."""
+    """Commits by threshold, and remasks the tokens of the current block whose probability has fallen below
+    `remask_below`: the least probable first, and fewer than the forward commits. So every forward leaves fewer masks,
+    and decoding never takes more forwards than one token per step. At 0 nothing is revised. With the token shift, a
+    block's first token is scored once, by the finished context, and stays."""
 
     def __init__(self, threshold: float, remask_below: float, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(threshold, temperature, top_p)
@@ -27,7 +27,7 @@ class Revising(AboveThreshold):
 
 
 class Remask(Decoder):
-    """One block after another, each revised until it is finished."""
+    """Decodes one block after another, each revised until it is finished."""
 
     def __init__(
         self,

@@ -1,11 +1,13 @@
 """DMax's soft parallel decoding (arXiv 2604.08302): decoded tokens stay open to revision until their block settles.
 
-Tokens are decoded from left to right, and every forward predicts those again that the block has already. They are read
-as soft embeddings, between that of the token and that of [MASK] by how sure the model is of it, so that later
-predictions do not rest on guesses as if they were facts. The block is finished when it no longer changes or is sure of
-itself; its tokens go into the cache as such, with the first forward of the next block.
+Tokens are decoded from left to right, and every forward predicts the decoded tokens of the block again. The network
+reads these as soft embeddings, between that of the token and that of [MASK] in proportion to the confidence, so that
+later predictions do not treat guesses as facts. The block is finished when it no longer changes or is confident
+throughout. The first forward of the next block writes its tokens, with their plain embeddings, into the cache.
 
-It is for models that were trained to correct their own predictions; others are misled by what they revise.
+It is for models that were trained to correct their own predictions; revisions mislead others.
+
+    B sequences        K positions of a block        R rows that a forward reads of each sequence
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dlm.model.denoiser import Denoiser
 
 
 class SoftCanvas(BlocksCanvas):
-    """One active block per sequence; `age` counts its forwards."""
+    """One active block per sequence; `age` [B] counts its forwards."""
 
     STATE = (*BlocksCanvas.STATE, "age")
 
@@ -36,8 +38,8 @@ class SoftCanvas(BlocksCanvas):
 
 
 class SurePrefix(CommitRule):
-    """Commits the longest prefix of the masked positions whose confidence is at least `threshold`, at least the
-    leftmost (τ_dec; more than 1: one token per forward)."""
+    """Commits the longest prefix of the masked positions whose confidence is at least `threshold` (τ_dec), and always
+    the leftmost one. Above 1 it is one token per forward."""
 
     def __init__(self, threshold: float):
         super().__init__()
@@ -45,7 +47,7 @@ class SurePrefix(CommitRule):
             raise ValueError(f"decoding.threshold {threshold} must be >= 0: it is compared with probabilities")
         self.threshold = threshold
 
-    def select(self, confidence, rank):
+    def select(self, confidence: Float[Tensor, "B K"], rank: Float[Tensor, "B K"] | None) -> Bool[Tensor, "B K"]:
         masked = confidence >= 0
         unsure = masked & (confidence < self.threshold)
         leftmost = masked & (masked.cumsum(1) == 1)
@@ -53,12 +55,13 @@ class SurePrefix(CommitRule):
 
 
 class Settling(ActiveBlocks):
-    """A block is finished when no token of it is masked and either all have a confidence of at least `accept` (τ_acc)
-    or nothing has changed; at the latest after `max_forwards` (None: as many as it has positions), when what is still
-    masked is decoded as predicted. The tokens behind an EOS, or behind those that are asked for, are not waited for.
+    """A block is finished when none of its tokens is masked and either all have a confidence of at least `accept`
+    (τ_acc) or none has changed. It is finished at the latest after `max_forwards` (None: as many as it has positions);
+    positions that are still masked then take their last prediction. Tokens after an EOS, or beyond `max_new_tokens`, do
+    not count.
 
-    Without `revise` a decoded token stays and a block is finished when it is full. With `hard`, decoded tokens are read
-    as such."""
+    Without `revise`, a decoded token stays, and a block is finished when it is full. With `hard`, decoded tokens are
+    read with their plain embeddings."""
 
     canvas = SoftCanvas
 
@@ -73,7 +76,7 @@ class Settling(ActiveBlocks):
         return partial(self.step, denoiser, rule, canvas, request)
 
     def step(self, denoiser: Denoiser, rule: CommitRule, canvas: SoftCanvas, request: Request) -> None:
-        """One forward, what it decodes and revises, and on to the next block where this one has settled."""
+        """Run one forward, decode and revise tokens, and go on to the next block if this one has settled."""
         canvas.end = canvas.start + canvas.block_size
         slots = canvas.block_slots()
         new = slots >= canvas.prompt_length[:, None]
@@ -81,7 +84,7 @@ class Settling(ActiveBlocks):
         canvas.age += 1
         last = canvas.age == (self.max_forwards or canvas.block_size)
         changed = self.write(rule, canvas, slots, new, last)
-        done = last | self.settled(canvas, slots, changed, new & waited_for(canvas, slots))
+        done = last | self.settled(canvas, slots, changed, new & in_answer(canvas, slots))
         advance(canvas, request.stop, done)
         canvas.age = torch.where(done, 0, canvas.age)
 
@@ -89,39 +92,40 @@ class Settling(ActiveBlocks):
         self,
         rule: CommitRule,
         canvas: SoftCanvas,
-        slots: Int[Tensor, "N K"],
-        new: Bool[Tensor, "N K"],
-        last: Bool[Tensor, " N"],
-    ) -> Bool[Tensor, "N K"]:
-        """Decode and revise; which tokens are others than before (from [MASK] to a token is a change)."""
+        slots: Int[Tensor, "B K"],
+        new: Bool[Tensor, "B K"],
+        last: Bool[Tensor, " B"],
+    ) -> Bool[Tensor, "B K"]:
+        """Decode and revise tokens; in the `last` forward of a block, decode all that are masked. Returns which tokens
+        have changed (from [MASK] to a token is a change)."""
         states = (canvas.token, canvas.certainty, canvas.x, canvas.step, canvas.masked)
         token, confidence, before, step, masked = (state.gather(1, slots) for state in states)
         decoded = rule.select(confidence.masked_fill(~masked, -1.0), confidence) | (masked & last[:, None])
-        chosen = decoded | (new & ~masked & self.revise)
-        changed = chosen & (token != before)
-        write(canvas, chosen, token, confidence)
+        updated = decoded | (new & ~masked & self.revise)
+        changed = updated & (token != before)
+        write(canvas, updated, token, confidence)
         canvas.step.scatter_(1, slots, torch.where(changed, canvas.nfe[:, None], step))
         return changed
 
     def settled(
         self,
         canvas: SoftCanvas,
-        slots: Int[Tensor, "N K"],
-        changed: Bool[Tensor, "N K"],
-        waited: Bool[Tensor, "N K"],
-    ) -> Bool[Tensor, " N"]:
-        """Whether each block is finished. DMax's rule does not look for masks, which stay where `threshold` exceeds
-        `accept`; this one does."""
-        full = ~(canvas.masked.gather(1, slots) & waited).any(1)
+        slots: Int[Tensor, "B K"],
+        changed: Bool[Tensor, "B K"],
+        needed: Bool[Tensor, "B K"],
+    ) -> Bool[Tensor, " B"]:
+        """Whether each block is finished; only the `needed` positions count. Unlike DMax's rule, this one waits for
+        masked positions, which otherwise remain if `threshold` exceeds `accept`."""
+        full = ~(canvas.masked.gather(1, slots) & needed).any(1)
         if not self.revise:
             return full
-        sure = (canvas.certainty.gather(1, slots) >= self.accept) | ~waited
-        return full & (sure.all(1) | ~(changed & waited).any(1))
+        sure = (canvas.certainty.gather(1, slots) >= self.accept) | ~needed
+        return full & (sure.all(1) | ~(changed & needed).any(1))
 
 
 class Soft(Decoder):
-    """One block after another, from left to right, each revised until it settles. Greedy: a sampled block would not
-    settle."""
+    """Decodes one block after another, from left to right, each revised until it settles. Greedy: a sampled block would
+    not settle."""
 
     def __init__(
         self,
@@ -134,16 +138,16 @@ class Soft(Decoder):
         super().__init__(Settling(accept, revise, hard, max_forwards), SurePrefix(threshold))
 
 
-def waited_for(canvas: SoftCanvas, slots: Int[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
-    """The slots of the block that the answer may need: up to its first EOS, and to the tokens that are asked for."""
+def in_answer(canvas: SoftCanvas, slots: Int[Tensor, "B K"]) -> Bool[Tensor, "B K"]:
+    """Which slots of the block may belong to the answer: those up to its first EOS and within `max_new_tokens`."""
     is_eos = canvas.is_eos(canvas.x.gather(1, slots)) & (slots >= canvas.prompt_length[:, None])
-    behind = (is_eos.cumsum(1) - is_eos.int()) > 0
-    return ~behind & (slots < (canvas.prompt_length + canvas.max_new_tokens)[:, None])
+    after_eos = (is_eos.cumsum(1) - is_eos.int()) > 0
+    return ~after_eos & (slots < (canvas.prompt_length + canvas.max_new_tokens)[:, None])
 
 
-def soft_embeddings(denoiser: Denoiser, canvas: SoftCanvas, slots: Int[Tensor, "N R"]) -> Float[Tensor, "N R D"]:
-    """What the network reads at these slots: soft embeddings of what the current block has decoded, else those of the
-    tokens."""
+def soft_embeddings(denoiser: Denoiser, canvas: SoftCanvas, slots: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:
+    """The input embeddings at these slots: soft embeddings for the decoded tokens of the current block, plain ones for
+    all others."""
     embedding = denoiser.model.get_input_embeddings()
     hard = embedding(canvas.x.gather(1, slots))
     mask = embedding(torch.full_like(slots[0, :1], denoiser.mask_id))[0]
@@ -155,10 +159,10 @@ def soft_embeddings(denoiser: Denoiser, canvas: SoftCanvas, slots: Int[Tensor, "
 
 
 def soft_embedding(
-    token: Float[Tensor, "*N D"], mask: Float[Tensor, " D"], confidence: Float[Tensor, "*N"]
-) -> Float[Tensor, "*N D"]:
-    """The embedding of a token that the model is sure of with `confidence`: that share of it and the rest of the mask
-    token's, with a norm that is mixed likewise (the norm of a mixture is smaller)."""
+    token: Float[Tensor, "*shape D"], mask: Float[Tensor, " D"], confidence: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape D"]:
+    """The mixture of a token's embedding, with weight `confidence`, and that of the mask token. Its norm is the mixture
+    of their norms; that of the plain mixture would be smaller."""
     share = confidence[..., None]
     blend = share * token + (1 - share) * mask
     norm = share * token.norm(dim=-1, keepdim=True) + (1 - share) * mask.norm()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.loop import Blocks
 from dlm.decoding.engine.rule import CommitRule
@@ -16,12 +19,12 @@ class AboveThreshold(CommitRule):
             raise ValueError(f"decoding.threshold {threshold} must be >= 0 (1 or more commits one token per step)")
         self.threshold = threshold
 
-    def select(self, confidence, rank):
+    def select(self, confidence: Float[Tensor, "B K"], rank: Float[Tensor, "B K"] | None) -> Bool[Tensor, "B K"]:
         return confidence > self.threshold
 
 
 class Threshold(Decoder):
-    """One block after another, by a threshold on the probability."""
+    """Decodes one block after another, by a threshold on the probability."""
 
     def __init__(self, threshold: float, sliding: bool = False, temperature: float = 0.0, top_p: float = 1.0):
         exports = () if sliding else ("threshold",)

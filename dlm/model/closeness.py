@@ -1,4 +1,4 @@
-"""Whether two computations of the same logits agree but for rounding: asked of a parent before it is converted and of
+"""Whether two computations of the same logits agree up to rounding: checked for a parent before its conversion and for
 every run before its first step."""
 
 from __future__ import annotations
@@ -7,19 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The largest `distance` that counts as rounding, by the bytes of the coarsest number on the way. What is wrong (a mask
-# that is ignored, a leak) moves logits by about their own spread, a distance of about 1. In 16 bits rounding alone
-# moved them by 0.01 in 28 layers of random weights, with the columns in another order.
+# The largest `distance` that counts as rounding, by the bytes of the coarsest type in the computation. A fault (an
+# ignored mask, a leak) moves logits by about their spread, a distance of about 1. Rounding in 16 bits moved them by
+# 0.01 in 28 layers of random weights, with the columns in another order.
 TOLERANCE = {8: 1e-3, 4: 1e-3, 2: 0.1}
 
 
 def distance(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> float:
-    """Between logits: the norm of their difference in units of the spread of `b`. Those of the mask token, which are
-    -inf, do not count."""
+    """The distance between logits: the norm of their difference in units of the spread of `b`. The logits of the mask
+    token, which are -inf, do not count."""
     a, b = (x.double().masked_fill(~torch.isfinite(x), 0) for x in (a, b))
     return float((a - b).norm() / (b - b.mean()).norm().clamp_min(1e-12))
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The largest `distance` between logits that were computed in `dtype` and differ by rounding only."""
+    """The largest `distance` between logits that were computed in `dtype` and differ only by rounding."""
     return TOLERANCE[dtype.itemsize]

@@ -1,9 +1,11 @@
-"""Parent + attention pattern → logits that score the masked tokens. The only place that knows the token shift.
+"""Parent + attention pattern → logits of the scored tokens. The only place that knows the token shift.
 
-Without the shift, the hidden state of position i scores token i. With it, position i-1 does; the first token of a block
-is then scored from the clean stream's previous position where there is a clean stream (what the cache holds at decode
-time), else from the previous position of the same stream. Position 0 has nothing to its left: with the shift it is
-neither masked nor scored.
+Without the shift, the hidden state of position i scores token i. With it, position i-1 does. The first token of a block
+is then scored from the previous position of the clean stream if there is one (as in decoding, from the cache), else
+from the previous position of the same stream. Position 0 has nothing to its left: with the shift it is neither masked
+nor scored.
+
+    B rows        L tokens of a row        S columns that the network reads        N scored tokens        V vocabulary
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -29,12 +32,13 @@ from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
 
 
 class Denoiser(nn.Module):
-    """A Hugging Face causal LM that is told which positions see which, and scores only what is asked for.
+    """A Hugging Face causal LM under an attention pattern. It computes logits only for the scored tokens.
 
-    `layer_types` maps the mask names that the model's forward takes to their sliding window (None: full attention).
+    `layer_types` maps the names of the masks that the model's forward takes to their sliding window (None: full
+    attention).
 
-    `pattern` is what decoding and validation use. A forward for training uses the one of its `ModelInputs`, which was
-    laid out by this denoiser or by another `at` the block size of the step.
+    Decoding and validation use `pattern`. A training forward uses the pattern of its `ModelInputs`, which this denoiser
+    or a view of it `at` another block size has laid out.
     """
 
     def __init__(
@@ -49,21 +53,22 @@ class Denoiser(nn.Module):
         self.model, self.pattern, self.mask_id = model, pattern, mask_id
         self.token_shift, self.layer_types = token_shift, layer_types
         self.few_shapes, self.last_layer = False, LastLayer(model)
-        self.last_masks = None, None  # their key, and the masks
+        self.last_masks = None, None  # the key and the masks of the last training forward
         self.row_bytes = 4 * model.get_output_embeddings().weight.shape[0]  # of logits in float32
-        # Not as a submodule: its modules are the model's own.
+        # Not as a submodule: it shares its modules with the model.
         object.__setattr__(self, "head", without_decoder(model))
 
     @property
     def compiles(self) -> bool:
-        """Whether something is compiled for the shape of a forward: attention on a GPU, or whole layers."""
+        """Whether something is compiled for each shape of a forward: attention on a GPU, or whole layers."""
         return self.few_shapes or self.model.device.type != "cpu"
 
     def compile(self, few_shapes: bool = True, **options) -> None:
-        """Compile the model's layers, one function for all of them. It has a version for each of a few shapes, to which
-        forwards are padded, or, for CPUs, where padding costs what it computes, one for all numbers of rows and widths
-        (and others for a single row and for validation). A last layer whose MLP leaves rows out stays as it is then,
-        since their number is another every time. `options` go to `torch.compile`."""
+        """Compile the model's layers as one function. With `few_shapes`, for GPUs, it is specialised on a few shapes to
+        which forwards are padded. Without, for CPUs, where padding costs compute, it has dynamic shapes (and is
+        specialised on a single row and on validation). A last layer whose MLP leaves rows out is then not compiled,
+        since their number changes in every forward. `options` are passed to `torch.compile`. Raises `ValueError` for a
+        model without layers to compile or with gated adapters."""
         if gate_of(self.model) is not None:
             raise ValueError("trainer.compile=true does not see which tokens gated adapters act at: set it to false")
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -75,20 +80,20 @@ class Denoiser(nn.Module):
             self.few_shapes, self.last_layer.mlp = True, None
 
     def at(self, block_size: int) -> Denoiser:
-        """A view of this denoiser with blocks of another size: the same model, which is trained through either."""
+        """A view of this denoiser with another block size. Both share the model."""
         view = copy.copy(self)
         view.pattern, view.last_masks = self.pattern.at(block_size), (None, None)
         return view
 
     def scorable(self, batch: Batch) -> Batch:
-        """The batch without maskable tokens that nothing can score."""
+        """The batch, in which tokens that no hidden state scores are not maskable."""
         if not self.token_shift:
             return batch
         return replace(batch, maskable=batch.maskable & (batch.position > 0))
 
     def inputs(self, batch: Batch, noised: Noised) -> tuple[ModelInputs, Scored]:
-        """Lay out the streams, [noisy views ; clean] as far as the pattern has them, and find the row that scores each
-        scored token. Raises `ValueError` for rows that are longer than the model's positions."""
+        """Lay out the streams, [noisy views ; clean] or the one that the pattern has, and find the hidden state that
+        scores each token of the loss. Raises `ValueError` for rows that are longer than the model's positions."""
         require_positions(self.model, batch.x0.shape[1], f"a row of {batch.x0.shape[1]} tokens")
         streams = [noised.xt] * self.pattern.noisy_stream + [batch.x0] * self.pattern.clean_stream
         ids, length, width = torch.cat(streams, 1), batch.x0.shape[1], noised.xt.shape[1]
@@ -101,8 +106,8 @@ class Denoiser(nn.Module):
             batch.position.repeat(1, copies),
             column // length if views > 1 else None,
         )
-        where = noised.in_loss.flatten().nonzero()[:, 0]
-        row, column = where // width, where % width
+        index = noised.in_loss.flatten().nonzero()[:, 0]
+        row, column = index // width, index % width
         token = row * length + column % length
         if not self.pattern.noisy_stream:
             column = column % length  # all views are the clean stream
@@ -110,40 +115,42 @@ class Denoiser(nn.Module):
             first_of_block = batch.position.flatten()[token] % self.pattern.block_size == 0
             both = self.pattern.noisy_stream and self.pattern.clean_stream
             column = torch.where(first_of_block & both, noisy_end + column % length, column) - 1
-        scored = Scored(batch.x0.flatten()[token], noised.weight.flatten()[where], token)
+        scored = Scored(batch.x0.flatten()[token], noised.weight.flatten()[index], token)
         return ModelInputs(ids, rows.position, rows, row * ids.shape[1] + column, self.pattern), scored
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "N V"]:
-        """Logits of the scored tokens in float32; the mask token's is -inf: it is never predicted."""
+        """The logits of the scored tokens, at least in float32. Those of the mask token are -inf: it is never
+        predicted."""
         return self.logits(self.read(inputs))
 
     def loss(self, inputs: ModelInputs, scored: Scored, loss: Loss, num_tokens: int) -> LossOutput:
-        """`loss(self(inputs), scored, num_tokens)`, without the logits of all scored tokens at once."""
+        """`loss(self(inputs), scored, num_tokens)`, without holding the logits of all scored tokens at once."""
         return self.loss_of(self.read(inputs), lambda logits, chunk: loss(logits, scored[chunk], num_tokens))
 
     def loss_of(
         self, hidden: Float[Tensor, "N D"], loss: Callable[[Float[Tensor, "M V"], slice], LossOutput]
     ) -> LossOutput:
-        """The sum of a loss of logits over chunks of hidden states."""
+        """The sum of `loss(logits, chunk)` over chunks of hidden states."""
 
-        def part(rows: Float[Tensor, "M D"], chunk: slice) -> LossOutput:
-            return loss(self.logits(rows), chunk)
+        def chunk_loss(states: Float[Tensor, "M D"], chunk: slice) -> LossOutput:
+            return loss(self.logits(states), chunk)
 
-        return chunked(part, hidden, self.model.get_output_embeddings(), self.row_bytes)
+        return chunked(chunk_loss, hidden, self.model.get_output_embeddings(), self.row_bytes)
 
     def predictions(self, inputs: ModelInputs) -> Int[Tensor, " N"]:
-        """The likeliest token at every scored position."""
-        rows = max(chunk_bytes(inputs.input_ids.device) // self.row_bytes, 1)
-        return torch.cat([self.logits(hidden).argmax(-1) for hidden in self.read(inputs).split(rows)])
+        """The most probable token at every scored position."""
+        chunk_size = max(chunk_bytes(inputs.input_ids.device) // self.row_bytes, 1)
+        return torch.cat([self.logits(hidden).argmax(-1) for hidden in self.read(inputs).split(chunk_size)])
 
     def read(self, inputs: ModelInputs) -> Float[Tensor, "N D"]:
-        """The hidden states that score the tokens."""
+        """Run the network up to its head: the hidden states that score the tokens, in the order of `inputs.scored`."""
         masks = self.masks(inputs.rows, inputs.rows, inputs.layout, inputs.pattern)
         with self.last_layer.reading(inputs):
             return self.hidden(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
 
     def states(self, inputs: ModelInputs) -> list[Float[Tensor, "N D"]]:
-        """What `read` gives, after the embedding and after every layer; the last is what `read` gives."""
+        """The hidden states that score the tokens, after the embedding and after every layer. The last ones equal
+        `read(inputs)`."""
         with self.last_layer.reading(inputs):
             output = self.model.get_decoder()(
                 input_ids=inputs.input_ids,
@@ -156,19 +163,20 @@ class Denoiser(nn.Module):
         return [state.flatten(0, 1)[inputs.scored] for state in states]
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
-        """What the model's head makes of hidden states, in float32 at least."""
+        """The model's head, applied to hidden states: logits in float32 at least, -inf for the mask token."""
         logits = self.head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         source = logits if logits._base is None else logits._base
-        if wide is logits and not source.is_leaf:  # what made it may have saved it, so it may not be written to
+        if wide is logits and not source.is_leaf:  # autograd may have saved it, so it must not be written to
             wide = logits.clone()
         with torch.no_grad():  # a probability of 0 has no gradient
             wide[:, self.mask_id] = -torch.inf
         return wide
 
-    def masks(self, q: Rows, k: Rows, layout: str = "", pattern: AttentionPattern | None = None):
-        """The `attention_mask` argument for rows `q` over columns `k` under a `pattern`, by default the denoiser's own;
-        for the `layout` and the pattern of the forward before, its own masks again."""
+    def masks(self, q: Rows, k: Rows, layout: str = "", pattern: AttentionPattern | None = None) -> Any:
+        """The `attention_mask` argument for rows `q` [B Q] over columns `k` [B K] under a `pattern`, by default that of
+        the denoiser (see `attention_masks`). The masks of the previous forward are reused if it had the same `layout`
+        and pattern."""
         implementation, pattern = self.model.config._attn_implementation, pattern or self.pattern
         if not layout:
             return attention_masks(pattern, q, k, self.layer_types, implementation)
@@ -183,16 +191,17 @@ class Denoiser(nn.Module):
         scored: Int[Tensor, " N"],
         input_ids: Int[Tensor, "B S"] | None,
         position_ids: Int[Tensor, "B S"],
-        attention_mask,
-        **kwargs,
+        attention_mask: Any,
+        **kwargs: Any,
     ) -> Float[Tensor, "N D"]:
-        """The forward of the network up to its head: the hidden states of the rows `scored` (flat in [B S]). With
-        `input_ids` None it reads `inputs_embeds` [B S D], which the model's own input embedding makes."""
+        """Run the network up to its head: the hidden states at the indices `scored`, flat in [B S]. `attention_mask` is
+        the result of `masks`. With `input_ids` None the network reads the keyword `inputs_embeds` [B S D], in the scale
+        of the model's input embedding."""
         output = self.model.get_decoder()(
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kwargs
         )
         return output.last_hidden_state.flatten(0, 1)[scored]
 
-    def score(self, scored: Int[Tensor, " N"], *args, **kwargs) -> Float[Tensor, "N V"]:
-        """The logits of the rows `scored` of a forward (see `hidden`)."""
+    def score(self, scored: Int[Tensor, " N"], *args: Any, **kwargs: Any) -> Float[Tensor, "N V"]:
+        """The logits at the indices `scored`; the arguments are those of `hidden`."""
         return self.logits(self.hidden(scored, *args, **kwargs))

@@ -6,9 +6,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's EOS first, which ends the documents of training and fills what is behind it, then the others that
-    the model's generation_config.json names: an instruct model ends its turn with a token of its own."""
+    """The ids of the tokens that end an answer. The first is the tokenizer's EOS, which ends the training documents and
+    fills the tail after it. The others are those of the model's generation_config.json: an instruct model ends its turn
+    with another token."""
     config = getattr(model, "generation_config", None)
-    named = None if config is None else config.eos_token_id
-    others = named if isinstance(named, list) else [named]
+    configured = None if config is None else config.eos_token_id
+    others = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *others) if i is not None))

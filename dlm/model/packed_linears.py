@@ -1,8 +1,8 @@
-"""Linear maps whose weights lie as a CPU's kernel reads them, so that a few rows cost little more than one.
+"""Linear maps with weights in the layout of a CPU's kernel, so that a few rows cost little more than one.
 
-torch's own CPU kernel reads a float32 weight once for one row, but copies all of it first for two rows or more, so a
-denoising step of a block would cost several AR steps. oneDNN copies it once and for all (what `torch.compile` does to
-frozen weights, without its compilation).
+The CPU kernel of torch reads a float32 weight once for one row, but first copies all of it for two rows or more, so
+that a denoising step of a block would cost several AR steps. oneDNN copies it only once, in advance (`torch.compile`
+does the same to frozen weights).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MIN_ELEMENTS = 2**17  # of a weight; with fewer, calling the kernel costs more than the product of a few rows
-MEMORY = 0.5  # the largest part of the free memory that the copies may take
+MIN_ELEMENTS = 2**17  # of a weight; for smaller ones, calling the kernel costs more than the product of a few rows
+MEMORY = 0.5  # the largest fraction of the free memory that the copies may take
 
 Forward = Callable[[Tensor], Tensor]
 
 
 class PackedLinears(AbstractContextManager):
-    """Inside the context the large linear maps of a model on a CPU compute without gradients from packed copies of
-    their weights, to rounding as before (sums run in another order).
+    """A context in which the large linear maps of a model on a CPU use packed copies of their weights, when they
+    compute without gradients. Results are equal up to rounding, since sums run in another order.
 
-    The copies are made once, here, and take as much memory again; where half of what is free does not hold them,
-    nothing is packed, and a warning says so. Nor is anything on other devices, in types that oneDNN lacks (float64), or
-    what may compute something else: subclasses of `nn.Linear`, and those whose forward was replaced. Weights must not
-    change while this lives.
+    The constructor makes the copies, which take as much memory as the weights. If half of the free memory does not hold
+    them, nothing is packed, with a warning. Modules on other devices, of types that oneDNN lacks (float64), of
+    subclasses of `nn.Linear`, or with a replaced forward are not packed either. Weights must not change while this
+    object exists.
     """
 
     def __init__(self, model: nn.Module):
@@ -55,7 +55,7 @@ class PackedLinears(AbstractContextManager):
 
 
 def packable(module: nn.Module) -> bool:
-    """Whether oneDNN has a kernel for a module's product, and it pays."""
+    """Whether oneDNN has a kernel for this module, and the module is large enough to profit from it."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     if module.weight.device.type != "cpu" or module.weight.numel() < MIN_ELEMENTS:
@@ -67,7 +67,8 @@ def packable(module: nn.Module) -> bool:
 
 
 def packed(linear: nn.Linear) -> Forward:
-    """The forward of a linear map from a packed copy of its weight. The kernel has no backward, and knows one type."""
+    """The forward of a linear map with a packed copy of its weight. With gradients or for inputs of another type, which
+    the kernel does not support, it is the plain forward."""
     plain, dtype = linear.forward, linear.weight.dtype
     weight, bias = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()), linear.bias
 

@@ -1,7 +1,7 @@
-"""Load any Hugging Face causal LM as a parent, give it a mask token, and refuse what cannot be converted.
+"""Load any Hugging Face causal LM as a parent, give it a mask token, and refuse models that cannot be converted.
 
-Nothing is known here of single architectures. Whether a model can be converted is asked of the model itself: its
-forward must honour the attention mask and the positions that it is given, and nothing else (`dlm.model.probe`).
+No architecture is treated specially. A few forwards decide whether a model can be converted: its logits must depend on
+the attention mask and the positions that it is given, and on nothing else (`dlm.model.probe`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ T = TypeVar("T")
 NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-IMPLEMENTATIONS = (block_sparse.NAME, "sdpa", "eager", "flex_attention")  # those that take an arbitrary mask
+IMPLEMENTATIONS = (block_sparse.NAME, "sdpa", "eager", "flex_attention")  # all that take an arbitrary mask
 
 
 @dataclass
 class Parent:
-    """A causal LM that can be converted, with its tokenizer. `layer_types` names the masks that its forward takes and
-    the sliding window of each; `source` says where it came from."""
+    """A causal LM that can be converted, with its tokenizer. `mask_id` is the id of its mask token. `layer_types` maps
+    the names of the masks that its forward takes to their sliding window in tokens (None: full attention). `source`
+    describes its origin in messages."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -44,8 +45,7 @@ class Parent:
     source: str
 
     def fingerprint(self) -> str:
-        """A hash of every weight, so that a record says exactly which parent it is about: adapters that are there
-        already to be trained, and do nothing yet, do not count."""
+        """A hash of every weight, which identifies the parent in records. Zero-initialised adapters are ignored."""
         weights, adapters = base_weights(self.model), adapter_weights(self.model)
         if any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name):
             weights |= adapters
@@ -57,7 +57,7 @@ class Parent:
 
 
 class Loading(TypedDict, total=False):
-    """The arguments of `load_parent` that other ways to a parent pass on to it."""
+    """The arguments of `load_parent` that other loaders pass on to it."""
 
     mask_token: str | None
     attn_implementation: str
@@ -77,9 +77,10 @@ def load_parent(
 ) -> Parent:
     """A parent from a hub id, a folder, or `pkg://package/folder` inside an installed package.
 
-    `mask_token` names the token to use as the mask; by default the tokenizer's own, else a new one. Only safetensors
-    (or, with `gguf_file`, GGUF through transformers) are read, and no code that comes with a model is run unless
-    `trust_remote_code` is set. Raises `ValueError` where the model cannot be found or converted.
+    `mask_token` names the mask token; the default is the tokenizer's mask token, else a new one. Only safetensors (or,
+    with `gguf_file`, GGUF through transformers) are read, and code that comes with a model runs only with
+    `trust_remote_code`. With `check`, forwards test whether the model can be converted. Raises `ValueError` if the
+    model cannot be found or converted.
     """
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
@@ -105,13 +106,13 @@ def load_parent(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        (model, found), attn_implementation = supported(load, attn_implementation)
-    except Exception as error:  # transformers raises many kinds; all mean that there is no such parent
+        (model, loading_info), attn_implementation = supported(load, attn_implementation)
+    except Exception as error:  # transformers raises many types; all mean that the parent cannot be loaded
         raise ValueError(
             f"model.path {path!r} could not be loaded as a causal LM: {one_line(error)}. It must be a Hugging Face hub "
             f"id or a folder with config.json, safetensors weights and a tokenizer{hint(error)}"
         ) from error
-    require_plain_weights(model, path, sorted(found["missing_keys"]), gguf_file is not None)
+    require_plain_weights(model, path, sorted(loading_info["missing_keys"]), gguf_file is not None)
     require_finite(model, path, dtype)
     model = block_sparse.set_implementation(model, attn_implementation)
     parent = as_parent(model, tokenizer, path, mask_token, check)
@@ -120,8 +121,8 @@ def load_parent(
 
 
 def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
-    """What `load` gives with an attention implementation, and which that is: `eager` where the model's class has no
-    other (soft-capped scores, sinks), which is said."""
+    """The result of `load` with an attention implementation, and the name of that. Falls back to `eager`, with a note
+    on stderr, if the model's class has no other (soft-capped scores, sinks)."""
     try:
         return load(block_sparse.loaded_as(implementation)), implementation
     except ValueError as error:
@@ -132,15 +133,15 @@ def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
 
 
 def hint(error: Exception) -> str:
-    """What else to try, where transformers' reason points to an option of ours."""
+    """The option to set, if the error of transformers points to one; else an empty string."""
     if "trust_remote_code" in str(error):
         return "; to run the code that comes with it, set model.trust_remote_code=true"
     return ""
 
 
 def require_plain_weights(model: PreTrainedModel, path: str, missing: list[str], gguf: bool) -> None:
-    """Refuse a checkpoint whose weights are not all there, which transformers fills with random numbers, or that is
-    quantised. GGUF is plain floats once it is loaded, so it is no longer marked as quantised."""
+    """Raises `ValueError` for a checkpoint that is quantised or lacks weights, which transformers would initialise
+    randomly. A loaded GGUF file consists of plain floats, so its mark as quantised is removed."""
     if missing:
         raise ValueError(
             f"model.path {path!r} lacks {len(missing)} weights of a {type(model).__name__} ({', '.join(missing[:3])}, "
@@ -152,15 +153,15 @@ def require_plain_weights(model: PreTrainedModel, path: str, missing: list[str],
     if not gguf:
         raise ValueError(f"model.path {path!r} is quantised, and cannot be trained: name the unquantised original")
     del model.config.quantization_config
-    model.hf_quantizer = None  # else it could not be saved
+    model.hf_quantizer = None  # otherwise the model could not be saved
 
 
 def require_finite(model: PreTrainedModel, path: str, dtype: str) -> None:
-    """Refuse weights that hold NaN or infinity, naming the first: no loss could be finite, and no drift measured."""
+    """Raises `ValueError` for weights with NaN or infinity, naming the first such tensor: no loss would be finite."""
     for name, weight in model.named_parameters():
-        if bad := int((~weight.isfinite()).sum()):
+        if num_bad := int((~weight.isfinite()).sum()):
             raise ValueError(
-                f"model.path {path!r}: {bad} of {weight.numel()} values of its tensor {name} are not finite in "
+                f"model.path {path!r}: {num_bad} of {weight.numel()} values of its tensor {name} are not finite in "
                 f"{dtype}. Load it in a wider model.dtype, restore it from its source, or name another model"
             )
 
@@ -174,17 +175,18 @@ def new_parent(
     device: str = "cpu",
     check: bool = True,
 ) -> Parent:
-    """A parent with random weights: `config` is a Hugging Face config with its `model_type`, the vocabulary that of the
-    tokenizer unless it says more. Weights are made on `device`: a large model takes minutes on a CPU."""
+    """A parent with random weights. `config` is a Hugging Face config with its `model_type`; the vocabulary size is
+    that of the tokenizer unless `config` has a larger one. The weights are initialised on `device`: for a large model
+    this takes minutes on a CPU. Raises `ValueError` for an unknown `dtype` or too small a vocabulary."""
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
-    loaded = AutoTokenizer.from_pretrained(resolve(tokenizer))
-    ends = {"eos_token_id": loaded.eos_token_id, "pad_token_id": loaded.pad_token_id}
-    values = {"vocab_size": len(loaded)} | ends | config
+    loaded_tokenizer = AutoTokenizer.from_pretrained(resolve(tokenizer))
+    special = {"eos_token_id": loaded_tokenizer.eos_token_id, "pad_token_id": loaded_tokenizer.pad_token_id}
+    values = {"vocab_size": len(loaded_tokenizer)} | special | config
     model_type = values.pop("model_type")
-    if values["vocab_size"] < len(loaded):
+    if values["vocab_size"] < len(loaded_tokenizer):
         raise ValueError(
-            f"model.config.vocab_size {values['vocab_size']} must be at least the tokenizer's {len(loaded)}"
+            f"model.config.vocab_size {values['vocab_size']} must be at least the tokenizer's {len(loaded_tokenizer)}"
         )
 
     def make(implementation: str) -> PreTrainedModel:
@@ -196,20 +198,21 @@ def new_parent(
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model, attn_implementation = supported(make, attn_implementation)
     model = block_sparse.set_implementation(model, attn_implementation)
-    return as_parent(model, loaded, f"random {model_type}", None, check)
+    return as_parent(model, loaded_tokenizer, f"random {model_type}", None, check)
 
 
 def load_run(run: str | int, runs_dir: str, **kwargs: Unpack[Loading]) -> Parent:
-    """A parent that a finished run of this project made, such as one of pretrain=embedded. `ValueError` where the run
-    has no model or a file of it is not what was written."""
-    found = Run.load(str(run), runs_dir)
-    parent = load_parent(str(found.trained_model().absolute()), **kwargs)
-    parent.source = f"run {found.id}"
+    """The model of a finished run of this project as a parent, such as one of pretrain=embedded. Raises `ValueError` if
+    the run has no model or one of its files has changed."""
+    finished_run = Run.load(str(run), runs_dir)
+    parent = load_parent(str(finished_run.trained_model().absolute()), **kwargs)
+    parent.source = f"run {finished_run.id}"
     return parent
 
 
 def load_gguf_package(package: str, **kwargs: Unpack[Loading]) -> Parent:
-    """A parent whose GGUF file comes in Python wheels: `package.assemble()` joins them and returns the file."""
+    """A parent whose GGUF file is distributed in Python wheels: `package.assemble()` joins the parts and returns the
+    file. Raises `ValueError` if the package is not installed or the parts cannot be joined."""
     try:
         import_module("gguf")
         file = Path(import_module(package).assemble())
@@ -217,7 +220,7 @@ def load_gguf_package(package: str, **kwargs: Unpack[Loading]) -> Parent:
         raise ValueError(
             f"the parent in package {package!r} is not installed: pip install -e '.[gemma]' ({one_line(error)})"
         ) from error
-    except (OSError, ValueError) as error:  # an earlier process was stopped while it joined the parts
+    except (OSError, ValueError) as error:  # the disk is full, or a killed process left an incomplete file
         raise ValueError(
             f"the parts of package {package!r} could not be joined ({one_line(error)}): delete the file that this "
             "names, or free space, and try again"
@@ -232,7 +235,7 @@ def as_parent(
     mask_token: str | None,
     check: bool,
 ) -> Parent:
-    """Check that the model can be converted and give it a mask token."""
+    """Check that the model can be converted, and give it a mask token. Raises `ValueError` if it cannot."""
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {source!r} has no eos_token, so no answer could end: set one in its folder")
     model.config.use_cache = False
@@ -245,7 +248,8 @@ def as_parent(
 
 
 def resolve(path: str) -> str:
-    """`pkg://package/folder` → the folder on disk; a path that looks like a folder must exist."""
+    """The folder on disk of `pkg://package/folder` or of a path; a hub id is returned unchanged. Raises `ValueError` if
+    there is no such folder."""
     if path.startswith(PACKAGE_PREFIX):
         package, _, folder = path.removeprefix(PACKAGE_PREFIX).partition("/")
         try:
@@ -261,10 +265,11 @@ def resolve(path: str) -> str:
 
 
 def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token: str | None) -> int:
-    """The id of the mask token, adding one where the tokenizer has none.
+    """The id of the mask token, which is added if the tokenizer has none.
 
-    A new token's embedding starts at the mean of the others, and no other row changes. Its output row does not matter,
-    since the denoiser never predicts it. Raises `ValueError` for a `mask_token` that cannot be one.
+    The embedding of a new token is initialised with the mean of the others, and no other row changes. Its output row
+    does not matter, since the denoiser never predicts it. Raises `ValueError` for a `mask_token` that cannot serve as
+    the mask.
     """
     if mask_token is not None:
         if mask_token not in tokenizer.get_vocab():
@@ -279,31 +284,33 @@ def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, m
             )
         tokenizer.mask_token = mask_token
     embedding = model.get_input_embeddings()
-    known = embedding.weight.shape[0]
+    num_rows = embedding.weight.shape[0]
     if tokenizer.mask_token_id is not None:
-        if tokenizer.mask_token_id >= known:
+        if tokenizer.mask_token_id >= num_rows:
             raise ValueError(
                 f"the mask token {tokenizer.mask_token!r} has id {tokenizer.mask_token_id}, outside the model's "
-                f"embedding of {known} rows: name another with model.mask_token"
+                f"embedding of {num_rows} rows: name another with model.mask_token"
             )
         return tokenizer.mask_token_id
     tokenizer.add_special_tokens({"mask_token": NEW_MASK_TOKEN})
     mask_id = tokenizer.mask_token_id
-    add_rows(model, min(known, mask_id), mask_id)  # those between the old end and the mask are new too
+    add_rows(model, min(num_rows, mask_id), mask_id)  # any rows between the old end and the mask are new too
     return mask_id
 
 
 def layer_types(model: PreTrainedModel) -> dict[str, int | None]:
-    """The masks that the model's forward takes: {layer type: sliding window or None}.
+    """The masks that the model's forward takes: {layer type: sliding window in tokens, or None}.
 
-    Models whose layers differ take a dict of masks; where all layers are alike one mask serves, window included.
+    Models with layers of several types take a dict of masks; models whose layers are all alike take one mask, which
+    includes the window. Raises `ValueError` for layers that are not softmax attention.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if not getattr(config, "use_sliding_window", True):
         window = None
-    listed = getattr(config, "layer_types", None)
-    types = set(listed) if listed else {"sliding_attention" if window else "full_attention"}
+    type_of_each_layer = getattr(config, "layer_types", None)
+    default = "sliding_attention" if window else "full_attention"
+    types = set(type_of_each_layer) if type_of_each_layer else {default}
     unknown = types - {"full_attention", "sliding_attention"}
     if unknown:
         raise ValueError(

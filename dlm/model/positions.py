@@ -1,7 +1,7 @@
-"""How long a row a model can read: the one check of every row that is trained, evaluated, decoded or exported.
+"""The longest row that a model can read: the one check of every row that is trained, evaluated, decoded or exported.
 
-Learned positions end where their table ends. Rotary ones go on, but nobody trained the model on them, so what it says
-there is no measurement of it: both are refused.
+Learned positions end with their table. Rotary ones go on, but the model was not trained on them, so its outputs there
+would not measure it. Rows beyond the limit are refused in both cases.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def num_positions(config: PreTrainedConfig) -> int | None:
-    """The positions that a model was made for (`max_position_embeddings`, by whatever name its config has it); None
-    where it sets no limit."""
+    """The number of positions that a model was trained for (`max_position_embeddings` or its other names in configs);
+    None if the config sets no limit."""
     config = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions"):
         if limit := getattr(config, name, None):
@@ -20,8 +20,8 @@ def num_positions(config: PreTrainedConfig) -> int | None:
 
 
 def require_positions(model: PreTrainedModel, length: int, what: str, remedy: str = "choose at most {limit}") -> None:
-    """`ValueError` where a row of `length` tokens, which is `what`, is longer than the model's positions. `remedy` may
-    name the `{limit}`."""
+    """Raises `ValueError` if a row of `length` tokens exceeds the model's positions. `what` describes the row in the
+    message; `remedy` may contain `{limit}`."""
     limit = num_positions(model.config)
     if limit is not None and length > limit:
         raise ValueError(f"{what} exceeds the model's {limit} positions: {remedy.format(limit=limit)}")

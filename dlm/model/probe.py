@@ -1,5 +1,5 @@
-"""Whether a model can be converted, asked of the model itself: does its forward obey the mask and the positions that it
-is given, and nothing else?"""
+"""Checks by a few small forwards whether a model can be converted: its forward must obey the mask and the positions
+that it is given, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlm.attention.ar import AR
@@ -23,10 +25,11 @@ PROBE_TOKENS, PROBE_WINDOW = 8, 4
 
 @torch.no_grad()
 def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> None:
-    """Refuse, by name and with the reason, a model that does not obey the mask and the positions it is given.
+    """Raises `ValueError`, with the model's name and the reason, if its forward does not obey the mask and the
+    positions. `types` are the masks that it takes: {layer type: sliding window or None}.
 
-    Eight forwards of 8 tokens. The causal mask must give the model's own logits, in whatever order the columns come:
-    [noisy ; clean] is such an order. Two documents that see both ways must not see each other.
+    It runs six forwards of 8 tokens. An explicit causal mask must give the model's plain logits for any order of the
+    columns: [noisy ; clean] is such an order. Two documents under bidirectional attention must not see each other.
     """
     refuse = f"{model.config.model_type} cannot be converted: "
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
@@ -40,17 +43,19 @@ def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> N
     one, two = torch.zeros_like(order), order * 2 // PROBE_TOKENS
     with narrow_windows(model, types) as narrow:
         try:
-            own, own_changed = (model(input_ids=x, use_cache=False).logits[0, :, 1:].float() for x in (ids, changed))
-        except Exception as error:  # whatever a foreign forward raises
+            plain, plain_changed = (
+                model(input_ids=x, use_cache=False).logits[0, :, 1:].float() for x in (ids, changed)
+            )
+        except Exception as error:  # a foreign forward may raise anything
             raise ValueError(refuse + f"its forward does not run on token ids alone ({one_line(error)})") from error
         try:
             causal, reverse = (probe(model, AR(), narrow, ids, one, o) for o in (order, order.flip(0)))
             both_ways, both_ways_changed = (probe(model, Bidir(1), narrow, x, two, order) for x in (ids, changed))
-        except Exception as error:  # as above; only the mask and the positions are new
+        except Exception as error:  # as above; the only difference is the mask and the positions
             raise ValueError(refuse + f"its forward does not take a 4-D attention mask ({one_line(error)})") from error
-    if differ(own[:-1], own_changed[:-1], model.dtype):
+    if differ(plain[:-1], plain_changed[:-1], model.dtype):
         raise ValueError(refuse + "it is not autoregressive: its positions see later ones")
-    if differ(own, causal, model.dtype):
+    if differ(plain, causal, model.dtype):
         raise ValueError(refuse + "an explicit causal mask does not give its own logits, so it ignores the mask")
     half = PROBE_TOKENS // 2
     if torch.equal(both_ways[half], both_ways_changed[half]):
@@ -66,7 +71,8 @@ def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> N
 
 @contextmanager
 def narrow_windows(model: PreTrainedModel, types: dict[str, int | None]) -> Iterator[dict[str, int | None]]:
-    """Evaluation mode, and sliding windows so narrow that the probe's few tokens show them."""
+    """A context with the model in evaluation mode and sliding windows narrower than the probe's few tokens. Yields the
+    masks of its layers with these windows."""
     config, training = model.config.get_text_config(), model.training
     window = getattr(config, "sliding_window", None)
     model.eval()
@@ -84,11 +90,12 @@ def probe(
     model: PreTrainedModel,
     pattern: AttentionPattern,
     types: dict[str, int | None],
-    ids: torch.Tensor,
-    document: torch.Tensor,
-    order: torch.Tensor,
-) -> torch.Tensor:
-    """The logits that training would see, the columns given to the model in `order`. Token 0 stands for the mask."""
+    ids: Int[Tensor, "1 S"],
+    document: Int[Tensor, " S"],
+    order: Int[Tensor, " S"],
+) -> Float[Tensor, "S V"]:
+    """The logits under a pattern, in the order of `ids`, computed with the columns in `order`. Token 0 takes the place
+    of the mask token, so its logits are left out."""
     denoiser = Denoiser(model, pattern, 0, True, types)
     position = torch.arange(len(order), device=order.device)
     rows = Rows(torch.ones_like(ids, dtype=torch.bool), document[order][None], position[order][None])
@@ -96,6 +103,6 @@ def probe(
     return denoiser.score(order.argsort(), ids[:, order], rows.position, masks, use_cache=False)[:, 1:]
 
 
-def differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits differ by more than rounding."""
+def differ(a: Float[Tensor, "S V"], b: Float[Tensor, "S V"], dtype: torch.dtype) -> bool:
+    """Whether logits that were computed in `dtype` differ by more than rounding."""
     return distance(a, b) > tolerance(dtype)

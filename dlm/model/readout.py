@@ -1,4 +1,4 @@
-"""Hidden states → logits by a model's own code, and the loss of them without the logits of all rows at once."""
+"""Hidden states → logits by a model's own code, and the loss without holding the logits of all rows at once."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dlm.types import LossOutput
 
-# Logits of a chunk, in float32; about four times that is needed at a time. On a CPU just above what glibc gives back to
-# the system (32 MiB): below, freed memory stays with the process.
+# Logits of a chunk, in float32; the peak is about four times that. On a CPU just above 32 MiB: glibc does not return
+# smaller freed blocks to the system.
 CHUNK_BYTES = {"cpu": 34 * 2**20, "cuda": 2**30}
 
 ChunkLoss = Callable[[Tensor, slice], LossOutput]
 
 
 class Hidden(BaseModelOutputWithPast):
-    """What a decoder returns, with None for all that one of its kind might add (router logits, cross attentions)."""
+    """The output of a decoder, with None for every field that some decoders add (router logits, cross attentions)."""
 
     def __getattr__(self, name: str) -> None:
         return None
 
 
-class Given(nn.Module):
-    """In the place of a decoder: its hidden states are given."""
+class PassThrough(nn.Module):
+    """Takes the place of a decoder and returns its `inputs_embeds` as hidden states."""
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Hidden:
         return Hidden(last_hidden_state=inputs_embeds)
 
 
 def without_decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, its modules shared, that takes the decoder's hidden states as `inputs_embeds`: the head and what
-    the model does after it (soft-capping, scaling) remain the model's own code."""
+    """A copy of the model that shares its modules but takes the decoder's hidden states as `inputs_embeds`. The head
+    and all that follows it (soft-capping, scaling) remain the model's own code."""
     decoder = model.get_decoder()
     path = next(name for name, module in model.named_modules() if module is decoder)
     head = node = copy.copy(model)
@@ -46,7 +46,7 @@ def without_decoder(model: PreTrainedModel) -> PreTrainedModel:
     for name in holders:
         node._modules = node._modules | {name: copy.copy(node._modules[name])}
         node = node._modules[name]
-    node._modules = node._modules | {last: Given()}
+    node._modules = node._modules | {last: PassThrough()}
     return head
 
 
@@ -55,48 +55,48 @@ def chunk_bytes(device: torch.device) -> int:
     return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
 
 
-def chunked(value: ChunkLoss, hidden: Float[Tensor, "N D"], linear: nn.Linear, row_bytes: int) -> LossOutput:
-    """The sum of `value(hidden[chunk], chunk)` over chunks of rows; `linear` is the output embedding that the loss goes
-    through, and a row has logits of `row_bytes` bytes.
+def chunked(loss_of: ChunkLoss, hidden: Float[Tensor, "N D"], linear: nn.Linear, row_bytes: int) -> LossOutput:
+    """The sum of `loss_of(hidden[chunk], chunk)` over chunks of rows. `linear` is the output embedding, and the logits
+    of a row take `row_bytes` bytes.
 
-    The gradients are made chunk by chunk in the forward, so that no logits outlive their chunk and none are computed
-    twice. They are exact: a loss is a sum over rows.
+    The gradients are computed chunk by chunk in the forward, so that no logits outlive their chunk and none are
+    computed twice. They are exact, since a loss is a sum over rows.
     """
-    rows = max(chunk_bytes(hidden.device) // row_bytes, 1)
-    chunks = [slice(start, start + rows) for start in range(0, max(len(hidden), 1), rows)]
+    chunk_size = max(chunk_bytes(hidden.device) // row_bytes, 1)
+    chunks = [slice(start, start + chunk_size) for start in range(0, max(len(hidden), 1), chunk_size)]
     if not torch.is_grad_enabled():
-        parts = [value(hidden[chunk], chunk) for chunk in chunks]
-        return LossOutput(torch.stack([p.loss for p in parts]).sum(), torch.cat([p.nll for p in parts]))
-    loss, nll = GradientsInForward.apply(value, chunks, linear, hidden, linear.weight, linear.bias)
+        outputs = [loss_of(hidden[chunk], chunk) for chunk in chunks]
+        return LossOutput(torch.stack([o.loss for o in outputs]).sum(), torch.cat([o.nll for o in outputs]))
+    loss, nll = GradientsInForward.apply(loss_of, chunks, linear, hidden, linear.weight, linear.bias)
     return LossOutput(loss, nll)
 
 
 class GradientsInForward(torch.autograd.Function):
-    """Computes the gradients of a sum of losses beside the losses; the backward only scales them.
+    """Computes the gradients of a sum of losses together with the losses; the backward only scales them.
 
-    Autograd goes from a chunk's loss to its logits. The rest is the backward of a linear map, by hand, because autograd
-    would make a gradient of the whole output embedding for every chunk before adding it up.
+    Autograd computes the gradient of a chunk's loss with respect to its logits. The rest, the backward of a linear map,
+    is written out here, because autograd would allocate a gradient of the whole output embedding for every chunk.
     """
 
     @staticmethod
-    def forward(ctx, value: ChunkLoss, chunks: list[slice], linear: nn.Linear, hidden: Tensor, *parameters):
-        total, nll, of_hidden = 0.0, [], []
-        of_weight, of_bias = (zeros(p) for p in parameters)
+    def forward(ctx, loss_of: ChunkLoss, chunks: list[slice], linear: nn.Linear, hidden: Tensor, *parameters):
+        total, nll, grad_hidden = 0.0, [], []
+        grad_weight, grad_bias = (zeros(p) for p in parameters)
         for chunk in chunks:
             rows = hidden[chunk]
-            with torch.enable_grad(), leaf_of(linear) as leaves:
-                output = value(rows, chunk)
-            of_logits = torch.autograd.grad(output.loss, leaves)[0].flatten(0, -2)
-            of_hidden.append((of_logits @ linear.weight).to(hidden.dtype))
-            if of_weight is not None:
-                add_product(of_weight, of_logits.T, rows)
-            if of_bias is not None:
-                of_bias += of_logits.sum(0)
+            with torch.enable_grad(), output_as_leaf(linear) as leaves:
+                output = loss_of(rows, chunk)
+            grad_logits = torch.autograd.grad(output.loss, leaves)[0].flatten(0, -2)
+            grad_hidden.append((grad_logits @ linear.weight).to(hidden.dtype))
+            if grad_weight is not None:
+                add_product(grad_weight, grad_logits.T, rows)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
             nll.append(output.nll)
             total = total + output.loss.detach()
-        # Kept as values, not as saved tensors, so that the backward may scale them where they are.
-        sums = (s if s is None else s.to(p.dtype) for s, p in zip((of_weight, of_bias), parameters, strict=True))
-        ctx.gradients = [torch.cat(of_hidden), *sums]
+        # Plain attributes, not saved tensors, so that the backward may scale them in place.
+        sums = (s if s is None else s.to(p.dtype) for s, p in zip((grad_weight, grad_bias), parameters, strict=True))
+        ctx.gradients = [torch.cat(grad_hidden), *sums]
         nll = torch.cat(nll)
         ctx.mark_non_differentiable(nll)
         return total, nll
@@ -105,23 +105,23 @@ class GradientsInForward(torch.autograd.Function):
     def backward(ctx, scale: Tensor, _):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("the loss in chunks has one backward: its gradients are made in the forward")
+            raise RuntimeError("the loss in chunks has one backward: its gradients are computed in the forward")
         return None, None, None, *(None if g is None else g.mul_(scale) for g in gradients)
 
 
 @contextmanager
-def leaf_of(linear: nn.Linear) -> Iterator[list[Tensor]]:
-    """What the linear map gives meanwhile, as if it were given: what follows has gradients up to there. What is
-    computed without gradients stays as it is."""
+def output_as_leaf(linear: nn.Linear) -> Iterator[list[Tensor]]:
+    """A context in which the outputs of a linear map are leaves of the graph, so that gradients end there. Yields the
+    list of these leaves. Outputs that are computed without gradients are unchanged."""
     leaves: list[Tensor] = []
 
-    def cut(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def detach(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
         leaves.append(output.detach().requires_grad_())
-        return leaves[-1].view_as(output)  # counters hang hooks on what a module returns, and a leaf takes none
+        return leaves[-1].view_as(output)  # FLOP counters put hooks on a module's output, which a leaf does not take
 
-    hook = linear.register_forward_hook(cut)
+    hook = linear.register_forward_hook(detach)
     try:
         yield leaves
     finally:
@@ -129,14 +129,14 @@ def leaf_of(linear: nn.Linear) -> Iterator[list[Tensor]]:
 
 
 def zeros(parameter: Tensor | None) -> Tensor | None:
-    """Room for a sum of gradients, wide enough for small summands; None where there is no gradient."""
+    """Zeros for a sum of gradients, at least in float32; None if the parameter needs no gradient."""
     if parameter is None or not parameter.requires_grad:
         return None
     return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
 
 
 def add_product(total: Float[Tensor, "V D"], a: Float[Tensor, "V M"], b: Float[Tensor, "M D"]) -> None:
-    """`total += a @ b`, without the product in memory where types allow it."""
+    """`total += a @ b`, without allocating the product if all types are equal."""
     if total.dtype == a.dtype == b.dtype:
         total.addmm_(a, b)
     else:

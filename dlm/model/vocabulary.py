@@ -1,4 +1,4 @@
-"""The tokens of a tokenizer and the rows that a model has for them."""
+"""The tokens of a tokenizer and their rows in a model's embedding and head."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Give every token that was added to the tokenizer a row in the embedding and the head, the mean of the others, and
-    say so. `ValueError` where words of the tokenizer itself have none: it is another model's."""
-    known = model.get_input_embeddings().weight.shape[0]
-    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= known}
-    if not beyond:
+    """Add rows to the embedding and the head for tokens that were added to the tokenizer, each the mean of the others,
+    and print a note. Raises `ValueError` if tokens of the base vocabulary have no row: the tokenizer belongs to another
+    model. `source` names the parent in messages."""
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    without_row = {token: i for token, i in tokenizer.get_vocab().items() if i >= num_rows}
+    if not without_row:
         return
-    last = max(beyond.values())
-    if not beyond.keys() <= tokenizer.get_added_vocab().keys():
+    last = max(without_row.values())
+    if not without_row.keys() <= tokenizer.get_added_vocab().keys():
         raise ValueError(
-            f"the tokenizer of {source!r} has token ids up to {last}, and the model's embedding {known} rows: it is "
+            f"the tokenizer of {source!r} has token ids up to {last}, and the model's embedding {num_rows} rows: it is "
             "another model's tokenizer"
         )
     print(
-        f"{len(beyond)} tokens that were added to the tokenizer of {source!r} ({', '.join(sorted(beyond)[:3])}, …) "
-        f"have no embedding: the model gets rows for them, each the mean of the {known} that it has",
+        f"{len(without_row)} tokens that were added to the tokenizer of {source!r} "
+        f"({', '.join(sorted(without_row)[:3])}, …) have no embedding: the model gets rows for them, each the mean of "
+        f"the {num_rows} that it has",
         file=sys.stderr,
     )
-    add_rows(model, known, last)
+    add_rows(model, num_rows, last)
 
 
-def add_rows(model: PreTrainedModel, known: int, last: int) -> None:
-    """Rows in embedding and head up to that of the token `last`; those from `known` on are the mean of those before."""
+def add_rows(model: PreTrainedModel, first: int, last: int) -> None:
+    """Set the rows of the tokens `first` to `last` in embedding and head to the mean of the rows before `first`. Both
+    are enlarged if they have no such rows."""
     if last >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(last + 1, mean_resizing=False)
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            layer.weight[known : last + 1] = layer.weight[:known].mean(0, dtype=torch.float32)
+            layer.weight[first : last + 1] = layer.weight[:first].mean(0, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A key-value cache with one slot per absolute position, so that the rows of a batch may be at different positions."""
+"""A key-value cache with one slot per absolute position, so that sequences of a batch may be at different positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 class SlotLayer(CacheLayerMixin):
     """Writes keys and values at the slots of the current forward (`cache.slots`) and returns the first `cache.read` of
-    them. Slot -1, scratch, is kept in front."""
+    them. Slot -1, scratch, comes first."""
 
     is_sliding = False
     is_compileable = True
@@ -50,32 +50,32 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One `SlotLayer` per layer. Set `slots` (the slot of every row, [N R]) and `read` (how many slots, scratch not
-    counted, the rows may see) before each forward."""
+    """One `SlotLayer` per layer. Before each forward set `slots`, where every input position writes its keys and
+    values, and `read`, the number of slots (without scratch) that it may see."""
 
-    slots: Int[Tensor, "N R"]
+    slots: Int[Tensor, "B R"]
     read: int
 
     def __init__(self, num_layers: int, num_slots: int):
         self.num_slots = num_slots
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
-    def keep(self, rows: Int[Tensor, " M"]) -> None:
-        """Only these sequences stay."""
+    def keep(self, sequences: Int[Tensor, " M"]) -> None:
+        """Remove all sequences but these."""
         for layer in self.layers:
             if layer.is_initialized:
-                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+                layer.keys, layer.values = layer.keys[sequences], layer.values[sequences]
 
     def join(self, other: SlotCache) -> None:
-        """The sequences of another cache of as many slots are added."""
+        """Append the sequences of another cache of as many slots."""
         for layer, new in zip(self.layers, other.layers, strict=True):
             if layer.is_initialized:
                 layer.keys = torch.cat([layer.keys, new.keys])
                 layer.values = torch.cat([layer.values, new.values])
 
-    def replace(self, rows: Int[Tensor, " M"], other: SlotCache) -> None:
-        """These sequences make room, in place, for those of another cache of as many slots."""
+    def replace(self, sequences: Int[Tensor, " M"], other: SlotCache) -> None:
+        """Overwrite these sequences, in place, with those of another cache of as many slots."""
         for layer, new in zip(self.layers, other.layers, strict=True):
             if layer.is_initialized:
-                layer.keys[rows] = new.keys
-                layer.values[rows] = new.values
+                layer.keys[sequences] = new.keys
+                layer.values[sequences] = new.values

@@ -1,7 +1,9 @@
-"""The state of the sequences that are being decoded: tensors on the model's device, one row per sequence.
+"""The state of the sequences that are being decoded: tensors on the model's device.
 
-Rows are independent of one another: they may be in different blocks, they leave when they are finished, and new ones
-join. A slot is an absolute position; slot -1 is scratch, for rows of a forward that have nothing to read or write.
+    B sequences        K positions of a block        slots: absolute positions of a sequence
+
+Sequences are independent: they may be in different blocks, they leave when they are finished, and others join. Slot -1
+is scratch, for positions of a forward that have nothing to read or write.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ SCRATCH = -1
 
 @dataclass(frozen=True)
 class Generation:
-    """What one prompt gave: new tokens (up to and including EOS), the forwards they took, the rows (tokens and masks,
-    no padding) that the network read for it in all of them, and for each token the forward (from 1) that committed it
-    and its confidence."""
+    """The answer to one prompt. `tokens` are the new ones, up to and including EOS; `nfe` counts the forwards that they
+    took, and `rows` the positions (tokens and masks, no padding) that the network read in all of them. For each token,
+    `step` is the forward (from 1) that committed it and `confidence` its confidence, in [0, 1]."""
 
     tokens: list[int]
     nfe: int
@@ -39,19 +41,32 @@ class Generation:
 
 
 class Canvas:
-    """The prompts of a request that `index` numbers, with room for its new tokens, up to the end of a block.
-    `num_slots` is the length of the longest canvas that these may have to share a batch with. With `fixed_shapes` no
-    shape depends on what the sequences hold. With `sliding` the current block begins at the first masked slot, else on
-    the grid of blocks: at a multiple of `grid`.
+    """The prompts of a request with the numbers `index`, and room for their new tokens up to the end of a block.
+    `num_slots` is the length of the longest sequence of the batch. With `fixed_shapes` no shape depends on the contents
+    of the sequences. With `sliding` the current block begins at the first masked slot, else at a multiple of `grid`.
 
-    `token` and `certainty` are the last prediction of every position of the current block, and `asked` says which of
-    them the last forward made. `tail_id` is the token behind an EOS. `live` are the rows whose result is not yet taken,
-    and `placement` is another object whenever tensors have moved.
+    Per slot [B num_slots+1] (the last one is always masked: a sentinel)
+        x, masked            the tokens, and which of them are masked
+        step, confidence     the forward that committed a token, and its confidence
+    Per sequence [B]
+        index                the number of its prompt
+        prompt_length        its prompt tokens
+        length               its slots, up to the end of a block
+        start                the first slot of its current block
+        written              its slots whose keys and values are in the cache
+        nfe, rows            its forwards, and the positions that they read
+        finished             whether it has reached EOS, a stop or its length
+    Per position of the current block [B K]
+        token, certainty     its last prediction, and the confidence of that
+        predicted            whether the last forward made that prediction
+
+    `tail_id` is the token that follows an EOS. `live` numbers the sequences that have not been harvested. `placement`
+    is replaced by another object whenever tensors move.
     """
 
-    # What a sequence has a row of.
+    # The tensors with one row per sequence.
     STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe", "rows")
-    STATE += ("finished", "token", "certainty", "asked")
+    STATE += ("finished", "token", "certainty", "predicted")
 
     def __init__(
         self,
@@ -72,9 +87,9 @@ class Canvas:
         self.live, self.placement = list(range(len(prompts))), object()
         self.cache = SlotCache(denoiser.model.config.get_text_config().num_hidden_layers, num_slots)
         lengths = [len(p) for p in prompts]
-        # The host knows how many tokens are read first; after that at most a block is pending.
+        # The host knows how many tokens the first forward reads; after that at most a block is pending.
         self.max_pending = max(n // self.grid * self.grid for n in lengths)
-        shape = (len(prompts), num_slots + 1)  # the last one is always masked: a sentinel
+        shape = (len(prompts), num_slots + 1)
         self.x = torch.full(shape, self.mask_id)
         for row, prompt in zip(self.x, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
@@ -90,55 +105,56 @@ class Canvas:
         self.finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         self.token = torch.zeros(len(prompts), self.block_size, dtype=torch.long, device=device)
         self.certainty = torch.zeros(len(prompts), self.block_size, device=device)
-        self.asked = torch.zeros(len(prompts), self.block_size, dtype=torch.bool, device=device)
+        self.predicted = torch.zeros(len(prompts), self.block_size, dtype=torch.bool, device=device)
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def block_slots(self) -> Int[Tensor, "N K"]:
+    def block_slots(self) -> Int[Tensor, "B K"]:
         """The slots of each sequence's current block."""
         return self.start[:, None] + torch.arange(self.block_size, device=self.x.device)
 
-    def open(self) -> Bool[Tensor, "N K"]:
-        """The positions of each sequence's current block that are still masked; none of a finished one."""
+    def open(self) -> Bool[Tensor, "B K"]:
+        """Which positions of each current block are still masked; none of a finished sequence."""
         return self.masked.gather(1, self.block_slots()) & ~self.finished[:, None]
 
-    def committed(self) -> Bool[Tensor, "N K"]:
-        """The positions of each sequence's current block that hold new tokens; none of a finished one."""
+    def committed(self) -> Bool[Tensor, "B K"]:
+        """Which positions of each current block hold new tokens; none of a finished sequence."""
         slots = self.block_slots()
         new = ~self.masked.gather(1, slots) & (slots >= self.prompt_length[:, None])
         return new & ~self.finished[:, None]
 
-    def filled(self) -> Int[Tensor, " N"]:
-        """How many slots from the left hold committed tokens."""
+    def filled(self) -> Int[Tensor, " B"]:
+        """The number of slots before the first masked one."""
         return self.masked.int().argmax(1)
 
     def is_eos(self, token: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return torch.isin(token, self.eos_ids)
 
-    def harvest(self, places_are_wanted: bool = False) -> dict[int, Generation]:
-        """What the sequences that have finished since the last time gave, by their number. Their rows go, unless
-        `places_are_wanted` for others: at once where rows cost time, else when half of them are idle."""
+    def harvest(self, keep_places: bool = False) -> dict[int, Generation]:
+        """The generations of the sequences that have finished since the last call, by the number of their prompt.
+        Unless others need their places (`keep_places`), the sequences are removed: at once with free shapes, where idle
+        ones cost time, else when half of the batch is idle."""
         finished = self.finished.tolist()
-        over = [n for n in self.live if finished[n]]
+        newly_finished = [n for n in self.live if finished[n]]
         self.live = [n for n in self.live if not finished[n]]
-        made = self.results(over)
-        most = len(self) // 2 if self.fixed_shapes else len(self)
-        if over and not places_are_wanted and 0 < len(self.live) <= most:
+        generations = self.results(newly_finished)
+        most_live = len(self) // 2 if self.fixed_shapes else len(self)
+        if newly_finished and not keep_places and 0 < len(self.live) <= most_live:
             self.keep(torch.tensor(self.live, device=self.x.device))
             self.live = list(range(len(self)))
-        return made
+        return generations
 
-    def keep(self, rows: Int[Tensor, " M"]) -> None:
-        """Only these sequences stay."""
+    def keep(self, sequences: Int[Tensor, " M"]) -> None:
+        """Remove all sequences but these."""
         for name in self.STATE:
-            setattr(self, name, getattr(self, name)[rows])
-        self.cache.keep(rows)
+            setattr(self, name, getattr(self, name)[sequences])
+        self.cache.keep(sequences)
         self.placement = object()
 
     def join(self, other: Canvas) -> Canvas:
-        """The sequences of another canvas, after its first forward, go on in this one: in the places of finished ones
-        if there are enough, so that nothing moves."""
+        """Add the sequences of another canvas, after its first forward, to this one. They take the places of finished
+        ones if there are enough, so that nothing moves."""
         idle = sorted(set(range(len(self))) - set(self.live))[: len(other)]
         if len(idle) == len(other):
             places = torch.tensor(idle, device=self.x.device)
@@ -154,15 +170,15 @@ class Canvas:
         self.placement = object()
         return self
 
-    def results(self, rows: list[int]) -> dict[int, Generation]:
-        """What these sequences gave, by their number, cut at EOS or at their length."""
-        eos, filled, made = set(self.eos_ids.tolist()), self.filled(), {}
-        for n in rows:
+    def results(self, sequences: list[int]) -> dict[int, Generation]:
+        """The generations of these sequences, cut at EOS or `max_new_tokens`, by the number of their prompt."""
+        eos, filled, generations = set(self.eos_ids.tolist()), self.filled(), {}
+        for n in sequences:
             begin = int(self.prompt_length[n])
             tokens = self.x[n, begin : min(int(filled[n]), begin + self.max_new_tokens)].tolist()
             cut = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
             span = slice(begin, begin + cut)
             step, confidence = self.step[n, span].tolist(), self.confidence[n, span].tolist()
             nfe, rows = int(self.nfe[n]), int(self.rows[n])
-            made[int(self.index[n])] = Generation(tokens[:cut], nfe, rows, step, confidence)
-        return made
+            generations[int(self.index[n])] = Generation(tokens[:cut], nfe, rows, step, confidence)
+        return generations

@@ -1,4 +1,4 @@
-"""What of a block's predictions is kept, and how it is written."""
+"""Selects the predictions of a block to commit, and writes them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dlm.decoding.engine.canvas import Canvas
 from dlm.decoding.engine.rule import CommitRule
 
 
-def kept(
+def select_commits(
     rule: CommitRule,
-    is_eos: Bool[Tensor, "N K"],
-    confidence: Float[Tensor, "N K"],
-    open_: Bool[Tensor, "N K"],
-    required: Bool[Tensor, "N 1"] | bool = True,
-    first_is_final: Bool[Tensor, "N 1"] | bool = False,
-) -> tuple[Bool[Tensor, "N K"], Bool[Tensor, "N K"]]:
-    """The open positions of each block that the rule keeps, at least one where that is `required`, and the tail that
-    an EOS among them fills. Where the `first_is_final`, no later forward scores a block's first token again.
+    is_eos: Bool[Tensor, "B K"],
+    confidence: Float[Tensor, "B K"],
+    open_: Bool[Tensor, "B K"],
+    required: Bool[Tensor, "B 1"] | bool = True,
+    first_is_final: Bool[Tensor, "B 1"] | bool = False,
+) -> tuple[Bool[Tensor, "B K"], Bool[Tensor, "B K"]]:
+    """The open positions of each block that the rule commits, at least one where that is `required`, and the tail that
+    an EOS among them fills. With `first_is_final`, no later forward scores a block's first token again.
 
     Training documents end in EOS up to the end of their block, so the tail of a block is easily predicted. It must not
     use up steps: an EOS ranks behind every other token, the leftmost first, and fills what is to its right.
@@ -27,25 +27,26 @@ def kept(
     rank = rule.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
     best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True) & required
     keep = (rule.select(confidence.masked_fill(~open_, -1.0), rank) | best) & open_
-    # A first token that is alone has its final score already: it was fixed by the clean context.
+    # A first token that is alone has its final score already: it depends on the clean context only.
     alone = open_[:, :1] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1, keepdim=True) & first_is_final
     keep = torch.cat([keep[:, :1] | alone, keep[:, 1:]], 1)
-    return keep, behind(keep & is_eos) & open_ & ~keep
+    return keep, from_first(keep & is_eos) & open_ & ~keep
 
 
-def behind(found: Bool[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
-    """What is not to the left of something found."""
-    return found.cumsum(1) > 0
+def from_first(matches: Bool[Tensor, "B K"]) -> Bool[Tensor, "B K"]:
+    """True from the first match onwards."""
+    return matches.cumsum(1) > 0
 
 
 def write(
     canvas: Canvas,
-    where: Bool[Tensor, "N S"],
-    token: Int[Tensor, "N S"],
-    confidence: Float[Tensor, "N S"],
-    slots: Int[Tensor, "N S"] | None = None,
+    where: Bool[Tensor, "B S"],
+    token: Int[Tensor, "B S"],
+    confidence: Float[Tensor, "B S"],
+    slots: Int[Tensor, "B S"] | None = None,
 ) -> None:
-    """Commit these tokens of the current blocks, or of other `slots`, in the forward that is counted last."""
+    """Commit the tokens `where` true, in the slots of the current blocks or in other `slots`. They count as committed
+    by the last forward."""
     slots = canvas.block_slots() if slots is None else slots
     for state, value in (
         (canvas.x, token),

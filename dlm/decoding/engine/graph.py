@@ -1,7 +1,7 @@
 """A step that costs the host almost nothing: compiled, and replayed as a CUDA graph.
 
-Without it a forward of a small batch takes as long as launching its kernels: for 8B parameters five times what reading
-the weights takes.
+Otherwise a forward of a small batch takes as long as launching its kernels: for 8B parameters, five times as long as
+reading the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from dlm.decoding.engine.canvas import Canvas
 
-WARM_UP = 2  # steps before the capture, in which kernels are chosen and libraries get their workspaces
+WARM_UP = 2  # steps before the capture, in which libraries choose kernels and allocate their workspaces
 
 
 @cache
@@ -23,9 +23,9 @@ def compiled(step: Callable[..., None]) -> Callable[..., None]:
 
 
 class Replay:
-    """`step(canvas)`, recorded as a CUDA graph after a few calls where it `can_record`, and replayed from then on.
+    """`step(canvas)`, recorded as a CUDA graph after `WARM_UP` calls and replayed from then on, if it `can_record`.
 
-    A recording holds as long as the canvas's tensors stay where they are; a step changes them in place.
+    A recording is valid as long as the canvas's tensors stay where they are; a step changes them in place.
     """
 
     def __init__(self, step: Callable[[Canvas], None], can_record: bool):
@@ -37,17 +37,17 @@ class Replay:
     def __call__(self, canvas: Canvas) -> None:
         if not self.can_record:
             return self.step(canvas)
-        if self.placement is not canvas.placement:  # other tensors
+        if self.placement is not canvas.placement:  # the tensors have moved
             self.placement, self.calls, self.graph = canvas.placement, 0, None
         self.calls += 1
         if self.calls <= WARM_UP:
-            self.beside(canvas)
+            self.warm_up(canvas)
         else:
             self.graph = self.graph or self.record(canvas)  # recording does not run anything
             self.graph.replay()
 
-    def beside(self, canvas: Canvas) -> None:
-        """A step on a stream of its own, as PyTorch asks for before a capture."""
+    def warm_up(self, canvas: Canvas) -> None:
+        """A step on a separate stream, which PyTorch requires before a capture."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

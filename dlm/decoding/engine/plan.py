@@ -1,4 +1,4 @@
-"""What one forward over a cache reads, and the only place where it is made and counted."""
+"""A forward over the cache: its inputs, and the only place where it is run and counted."""
 
 from __future__ import annotations
 
@@ -17,67 +17,73 @@ from dlm.types import Rows
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """A forward of N sequences with R rows each. `slots` are where their keys and values go (SCRATCH: the row reads
-    anything and nothing sees it); `rows` and `columns` are what the attention predicate knows of the rows and of the
-    slots that they may see, scratch first. `scored` are the rows that are wanted, flat in [N R]. A row's token is the
-    one in its slot unless there are `embeds`, and its position is its slot unless there are `positions`."""
+    """A forward of B sequences with R input rows each.
 
-    slots: Int[Tensor, "N R"]
+    `slots` are the slots to which the rows write their keys and values (SCRATCH: padding, which no row sees). `rows`
+    and `columns` describe the rows and the slots that they may see, scratch first, to the attention predicate. `scored`
+    are the rows whose hidden states are returned, flat in [B R]. A row reads the token in its slot unless there are
+    `embeds`, at the position of its slot unless there are `positions`."""
+
+    slots: Int[Tensor, "B R"]
     rows: Rows
     columns: Rows
     scored: Int[Tensor, " M"]
-    positions: Int[Tensor, "N R"] | None = None
-    embeds: Float[Tensor, "N R D"] | None = None
+    positions: Int[Tensor, "B R"] | None = None
+    embeds: Float[Tensor, "B R D"] | None = None
 
     def hidden(self, denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "M D"]:
-        """Make the forward: the hidden states of the scored rows."""
-        return self.made_by(denoiser.hidden, denoiser, canvas)
+        """Run the forward: the hidden states of the scored rows."""
+        return self.run(denoiser.hidden, denoiser, canvas)
 
     def logits(self, denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "M V"]:
-        """Make the forward: the logits of the scored rows."""
-        return self.made_by(denoiser.score, denoiser, canvas)
+        """Run the forward: the logits of the scored rows."""
+        return self.run(denoiser.score, denoiser, canvas)
 
-    def made_by(self, network: Callable[..., Tensor], denoiser: Denoiser, canvas: Canvas) -> Tensor:
-        """One forward of the network, which writes its keys and values into the cache and counts."""
+    def run(
+        self, network: Callable[..., Float[Tensor, "M _"]], denoiser: Denoiser, canvas: Canvas
+    ) -> Float[Tensor, "M _"]:
+        """Run one forward of the network. It writes keys and values into the cache of the canvas, and counts in its
+        `nfe` and `rows`."""
         cache = canvas.cache
         cache.slots, cache.read = self.slots, self.columns.position.shape[1] - 1
         canvas.rows += (self.slots != SCRATCH).sum(1)
         canvas.nfe += ~canvas.finished
-        filled = self.slots.clamp_min(0)
-        positions = filled if self.positions is None else self.positions.clamp_min(0)
-        ids = canvas.x.gather(1, filled) if self.embeds is None else None
+        readable = self.slots.clamp_min(0)
+        positions = readable if self.positions is None else self.positions.clamp_min(0)
+        ids = canvas.x.gather(1, readable) if self.embeds is None else None
         masks = denoiser.masks(self.rows, self.columns)
         return network(
             self.scored, ids, positions, masks, inputs_embeds=self.embeds, past_key_values=cache, use_cache=True
         )
 
 
-def forward_over(
+def plan_forward(
     pattern: AttentionPattern,
     canvas: Canvas,
-    slots: Int[Tensor, "N R"],
+    slots: Int[Tensor, "B R"],
     read: int,
-    end: Int[Tensor, " N"],
+    end: Int[Tensor, " B"],
     scored: Int[Tensor, " M"],
-    shift: Int[Tensor, "N 1"] | int = 0,
-    embeds: Float[Tensor, "N R D"] | None = None,
+    shift: Int[Tensor, "B 1"] | int = 0,
+    embeds: Float[Tensor, "B R D"] | None = None,
 ) -> ForwardPlan:
-    """A forward that reads `slots` and may see the first `read` slots, of which those before each sequence's `end` hold
-    something. The predicate is told positions that are moved by `shift`."""
+    """The plan of a forward that reads `slots` and may see the first `read` slots, except those from each sequence's
+    `end` on, which are empty. `scored` are rows, flat in [B R]. The predicate is given positions that are moved by
+    `shift`."""
     columns = torch.arange(SCRATCH, read, device=slots.device).expand(len(slots), -1)
-    rows, columns = (described(pattern, s, canvas.start, end, shift) for s in (slots, columns))
+    rows, columns = (as_rows(pattern, s, canvas.start, end, shift) for s in (slots, columns))
     return ForwardPlan(slots, rows, columns, scored, embeds=embeds)
 
 
-def described(
+def as_rows(
     pattern: AttentionPattern,
-    slots: Int[Tensor, "N S"],
-    start: Int[Tensor, " N"],
-    end: Int[Tensor, " N"],
-    shift: Int[Tensor, "N 1"] | int,
+    slots: Int[Tensor, "B S"],
+    start: Int[Tensor, " B"],
+    end: Int[Tensor, " B"],
+    shift: Int[Tensor, "B 1"] | int,
 ) -> Rows:
-    """Slots as rows or columns of the attention matrix: what lies before `start` is finished, and clean where the
-    pattern knows clean tokens; scratch and what lies from `end` on is padding."""
+    """Slots as rows or columns of the attention matrix. Those before `start` are finished: they are clean if the
+    pattern has a clean stream. Scratch and the slots from `end` on are padding."""
     used = (slots < end[:, None]) & (slots != SCRATCH)
     clean = used & (slots < start[:, None]) & pattern.clean_stream
     if not pattern.noisy_stream:
@@ -85,6 +91,6 @@ def described(
     return Rows(clean, torch.where(used, 0, -1), slots + shift)
 
 
-def flat(row: Int[Tensor, "N S"], slots: Int[Tensor, "N R"]) -> Int[Tensor, "N S"]:
-    """The index in [N R], flattened, of these rows of each sequence."""
+def flat_index(row: Int[Tensor, "B S"], slots: Int[Tensor, "B R"]) -> Int[Tensor, "B S"]:
+    """The index of each sequence's rows in the flattened [B R]."""
     return row + torch.arange(len(slots), device=slots.device)[:, None] * slots.shape[1]

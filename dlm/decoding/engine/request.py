@@ -1,4 +1,4 @@
-"""What is to be decoded, and how it is run: all that a decoder is told beside the model."""
+"""The prompts to decode and the settings of the run: all that a decoder takes besides the model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ OnStep = Callable[..., None]
 class Request:
     """Prompts (token ids) to continue by `max_new_tokens`, up to `batch_size` side by side.
 
-    `eos_ids` end a sequence (one token, several or None; kept as a tuple). `stop(tokens)` ends one early: it is asked
-    at the end of each block, with the new tokens. `on_step(canvas)` is called after every forward. `generator` is what
-    is sampled with. `compile` compiles a step, once for a shape: minutes for a large model; a step that samples or has
-    a `stop` runs as it is. Raises `ValueError` for limits that leave nothing to decode.
+    `eos_ids` end a sequence (one token, several or None; stored as a tuple). `stop(tokens)` ends one early: it is
+    called with the new tokens at the end of each block. `on_step(canvas)` is called after every forward. `generator`
+    draws the samples. `compile` compiles a step once per shape, which takes minutes for a large model; a step that
+    samples or has a `stop` is not compiled. Raises `ValueError` if a limit is below 1.
     """
 
     prompts: list[list[int]]
@@ -44,23 +44,24 @@ class Request:
         object.__setattr__(self, "eos_ids", several)
 
     def check(self, denoiser: Denoiser, sliding: bool) -> None:
-        """`ValueError` for a prompt that this model cannot continue, in blocks of the grid or `sliding` ones."""
+        """Raises `ValueError` for a prompt that this model cannot continue with blocks on the grid or `sliding` ones:
+        an empty one with the token shift, one with a mask token, or one that exceeds the model's positions."""
         if denoiser.token_shift and not all(self.prompts):
             raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
         for number, prompt in enumerate(self.prompts, 1):
             if denoiser.mask_id in prompt:
                 raise ValueError(f"prompt {number} holds the mask token (id {denoiser.mask_id}): it stands for no text")
         longest = max(map(len, self.prompts), default=0)
-        row = room(longest + self.max_new_tokens, denoiser.pattern.block_size, sliding) if self.prompts else 0
+        slots = room(longest + self.max_new_tokens, denoiser.pattern.block_size, sliding) if self.prompts else 0
         limit = f"max_new_tokens {self.max_new_tokens}"
-        what = f"a row of {row} tokens (a prompt of {longest}, {limit}, up to the end of a block)"
-        require_positions(denoiser.model, row, what, "shorten the prompt or lower max_new_tokens")
+        what = f"a row of {slots} tokens (a prompt of {longest}, {limit}, up to the end of a block)"
+        require_positions(denoiser.model, slots, what, "shorten the prompt or lower max_new_tokens")
 
     def by_length(self) -> list[int]:
         """The numbers of the prompts, the shortest first: similar lengths share a batch."""
         return sorted(range(len(self.prompts)), key=lambda n: len(self.prompts[n]))
 
-    def called(self, canvas: object) -> None:
-        """Tell whoever watches that a forward of this canvas is done."""
+    def report(self, canvas: object) -> None:
+        """Call `on_step`, if there is one, after a forward of this canvas."""
         if self.on_step is not None:
             self.on_step(canvas)

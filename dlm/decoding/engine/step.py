@@ -1,13 +1,15 @@
-"""One denoising step of all sequences of a canvas: a forward, and what it commits.
+"""One denoising step of all sequences of a canvas: a forward, and the commit of its predictions.
 
-The state is on the device, changed in place, and nothing here waits for it: with `canvas.fixed_shapes` neither shapes
-nor branches depend on values, so that a step can be compiled and replayed as a CUDA graph.
+The state is on the device and changed in place, and the host never waits for it: with `canvas.fixed_shapes` neither
+shapes nor branches depend on values, so that a step can be compiled and replayed as a CUDA graph.
 
-Which row sees which slot is the pattern's own predicate, applied to the slots. A sliding block does not begin on the
-grid of blocks, so the predicate is told positions that are shifted until it does; the model is told the true ones.
-Where the clean stream is causal token by token, that changes nothing: its keys and values are exactly those of AR.
-Where it is causal by block, tokens see the others of their block on the grid of the forward that wrote them, so that
-their keys and values depend on what was committed together.
+The pattern's predicate, applied to the slots, says which row sees which slot. A sliding block does not begin on the
+grid of blocks, so the predicate is given positions that are shifted until it does; the model is given the true ones.
+If the clean stream is causal token by token, the shift changes nothing: keys and values are exactly those of AR. If it
+is causal by block, a token sees the others of its block on the shifted grid of the forward that wrote it, so that its
+keys and values depend on which tokens were committed together.
+
+    B sequences        K positions of a block        R rows that a forward reads of each sequence        V vocabulary
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.engine.canvas import SCRATCH, Canvas
-from dlm.decoding.engine.commit import behind, kept, write
-from dlm.decoding.engine.plan import ForwardPlan, flat, forward_over
+from dlm.decoding.engine.commit import from_first, select_commits, write
+from dlm.decoding.engine.plan import ForwardPlan, flat_index, plan_forward
 from dlm.decoding.engine.request import Stop
 from dlm.decoding.engine.rule import CommitRule
 from dlm.model.denoiser import Denoiser
@@ -31,7 +33,7 @@ def step(
     generator: torch.Generator | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """One forward, and what it commits. `stop` looks at tokens on the host, for which it waits."""
+    """One forward, and the commit of its predictions. With a `stop` the host waits for the tokens."""
     token, confidence = predict(denoiser, canvas, rule, generator)
     commit(canvas, rule, token, confidence, denoiser.token_shift)
     advance(canvas, stop)
@@ -39,31 +41,34 @@ def step(
 
 def predict(
     denoiser: Denoiser, canvas: Canvas, rule: CommitRule, generator: torch.Generator | None
-) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
-    """A token for every open position of each sequence's current block, and its confidence; anything elsewhere."""
+) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
+    """A token and its confidence for every open position of each current block; elsewhere the values have no
+    meaning."""
     revises = rule.remask_below > 0
     logits = forward(denoiser, canvas, revises)
     token, confidence = rule.sample(logits[None], generator)
-    asked = canvas.asked
-    if revises:  # of a committed token, its own probability
-        committed, held = canvas.committed(), canvas.x.gather(1, canvas.block_slots())
-        seen, held = (t.view_as(token) if canvas.fixed_shapes else t[asked][None] for t in (committed, held))
-        token = torch.where(seen, held, token)
+    predicted = canvas.predicted
+    if revises:  # a committed token is scored by its own probability
+        committed, present = canvas.committed(), canvas.x.gather(1, canvas.block_slots())
+        is_committed, present = (
+            t.view_as(token) if canvas.fixed_shapes else t[predicted][None] for t in (committed, present)
+        )
+        token = torch.where(is_committed, present, token)
         confidence = rule.confidence(logits[None], token)
-        canvas.certainty.masked_fill_(committed & ~asked, 1.0)  # it is never scored again
+        canvas.certainty.masked_fill_(committed & ~predicted, 1.0)  # it is never scored again
     for state, new in zip((canvas.token, canvas.certainty), (token, confidence), strict=True):
         if canvas.fixed_shapes:
-            state.copy_(torch.where(asked, new.view_as(asked), state))
+            state.copy_(torch.where(predicted, new.view_as(predicted), state))
         else:
-            state[asked] = new[0].to(state.dtype)
+            state[predicted] = new[0].to(state.dtype)
     return canvas.token, canvas.certainty
 
 
 def forward(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> Float[Tensor, "M V"]:
-    """The logits of the positions of each sequence's current block that are asked for (`canvas.asked`), in order; with
-    fixed shapes of all positions."""
-    plan, asked = planned(denoiser, canvas, revises)
-    canvas.asked.copy_(asked)
+    """Run the forward of the current blocks. Returns the logits of the positions that it predicts
+    (`canvas.predicted`), in order; with fixed shapes, those of all positions."""
+    plan, predicted = plan_step(denoiser, canvas, revises)
+    canvas.predicted.copy_(predicted)
     logits = plan.logits(denoiser, canvas)
     if denoiser.pattern.cacheable:
         canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start))
@@ -71,21 +76,22 @@ def forward(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> Float[
     return logits
 
 
-def planned(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> tuple[ForwardPlan, Bool[Tensor, "N K"]]:
-    """The forward of the current blocks, and the positions that it is asked for: those that are masked, with `revises`
-    new tokens as well. The head is most of a small model's work, so on a CPU it sees no other row."""
+def plan_step(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> tuple[ForwardPlan, Bool[Tensor, "B K"]]:
+    """The plan of the forward, and the positions of the current blocks that it predicts: the masked ones and, with
+    `revises`, the new tokens. The head is most of a small model's work, so on a CPU it reads only the rows that score
+    these positions."""
     slots, current = rows_to_read(denoiser, canvas)
-    scored, fresh = rows_to_score(denoiser, canvas, slots, current)
-    asked = (canvas.open() | canvas.committed() if revises else canvas.open()) & fresh
-    wanted = scored.flatten() if canvas.fixed_shapes else scored[asked]
+    scoring_row, is_scored = rows_to_score(denoiser, canvas, slots, current)
+    predicted = (canvas.open() | canvas.committed() if revises else canvas.open()) & is_scored
+    scored = scoring_row.flatten() if canvas.fixed_shapes else scoring_row[predicted]
     read, end = slots_to_see(denoiser, canvas)
-    to_grid = -canvas.start[:, None] % canvas.block_size  # how far a block begins before one of the grid
-    return forward_over(denoiser.pattern, canvas, slots, read, end, wanted, to_grid), asked
+    to_grid = -canvas.start[:, None] % canvas.block_size  # the distance from a sliding block to the next of the grid
+    return plan_forward(denoiser.pattern, canvas, slots, read, end, scored, to_grid), predicted
 
 
-def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"], Int[Tensor, " N"]]:
-    """The slots of a forward's rows, and the row at which each sequence's current block begins: [pending ; current]
-    filled up with scratch, or the whole canvas where nothing is cached."""
+def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "B R"], Int[Tensor, " B"]]:
+    """The slots of a forward's rows, and the row at which each sequence's current block begins. The rows are
+    [pending ; current], padded with scratch, or the whole canvas if the pattern is not cacheable."""
     pattern, device = denoiser.pattern, canvas.x.device
     live = ~canvas.finished[:, None]
     if not pattern.cacheable:
@@ -93,7 +99,7 @@ def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"]
         return torch.where(live & (slots < canvas.length[:, None]), slots, SCRATCH), canvas.start
     pending = canvas.start - canvas.written
     width = canvas.max_pending
-    if not canvas.fixed_shapes:  # often nothing is pending, and on a CPU rows cost time
+    if not canvas.fixed_shapes:  # often nothing is pending, and on a CPU padding costs time
         width = int(torch.where(canvas.finished, 0, pending).max())
     ahead = torch.arange(width, device=device)
     slots = torch.where(live & (ahead < pending[:, None]), canvas.written[:, None] + ahead, SCRATCH)
@@ -102,36 +108,36 @@ def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "N R"]
     return slots, torch.full_like(canvas.start, width)
 
 
-def slots_to_see(denoiser: Denoiser, canvas: Canvas) -> tuple[int, Int[Tensor, " N"]]:
-    """How many slots are read as columns, and where those of each sequence end that hold something. For a fixed shape
-    all are read."""
+def slots_to_see(denoiser: Denoiser, canvas: Canvas) -> tuple[int, Int[Tensor, " B"]]:
+    """The number of slots that are columns of the attention matrix (with fixed shapes all of them), and the slot from
+    which on each sequence's columns are empty."""
     pattern = denoiser.pattern
     end = canvas.start + canvas.block_size * pattern.noisy_stream if pattern.cacheable else canvas.length
     return canvas.num_slots if canvas.fixed_shapes else int(end.max()), end
 
 
 def rows_to_score(
-    denoiser: Denoiser, canvas: Canvas, slots: Int[Tensor, "N R"], current: Int[Tensor, " N"]
-) -> tuple[Int[Tensor, "N K"], Bool[Tensor, "N K"]]:
-    """The flat index of the row that scores each position of the current block, and whether it is in this forward. With
-    the shift a block's first token is scored once, by the token before it when that is written."""
+    denoiser: Denoiser, canvas: Canvas, slots: Int[Tensor, "B R"], current: Int[Tensor, " B"]
+) -> tuple[Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
+    """The row that scores each position of the current block, flat in [B R], and whether this forward reads it. With
+    the shift, a block's first token is scored once, in the forward that writes the token before it."""
     row = current[:, None] + torch.arange(canvas.block_size, device=slots.device)
-    fresh = torch.ones_like(row, dtype=torch.bool)
+    is_read = torch.ones_like(row, dtype=torch.bool)
     if denoiser.token_shift:
         before = slots == canvas.start[:, None] - 1
-        fresh = torch.cat([before.any(1, keepdim=True), fresh[:, 1:]], 1)
+        is_read = torch.cat([before.any(1, keepdim=True), is_read[:, 1:]], 1)
         row = torch.cat([before.int().argmax(1, keepdim=True), row[:, 1:] - 1], 1)
-    return flat(row, slots), fresh
+    return flat_index(row, slots), is_read
 
 
 def commit(
-    canvas: Canvas, rule: CommitRule, token: Int[Tensor, "N K"], confidence: Float[Tensor, "N K"], token_shift: bool
+    canvas: Canvas, rule: CommitRule, token: Int[Tensor, "B K"], confidence: Float[Tensor, "B K"], token_shift: bool
 ) -> None:
-    """Write the tokens that the rule keeps, at least one per sequence, and the tail behind an EOS."""
+    """Write the tokens that the rule commits, at least one per sequence, and the tail after an EOS."""
     open_, committed = canvas.open(), canvas.committed()
-    if canvas.sliding:  # what a new block has to the right of an EOS that is already there is no answer
-        open_ &= ~behind(committed & canvas.is_eos(canvas.x.gather(1, canvas.block_slots())))
-    keep, tail = kept(rule, canvas.is_eos(token), confidence, open_, first_is_final=token_shift)
+    if canvas.sliding:  # positions after an EOS that is already there do not belong to the answer
+        open_ &= ~from_first(committed & canvas.is_eos(canvas.x.gather(1, canvas.block_slots())))
+    keep, tail = select_commits(rule, canvas.is_eos(token), confidence, open_, first_is_final=token_shift)
     write(canvas, keep | tail, torch.where(tail, canvas.tail_id, token), confidence)
     if rule.remask_below > 0:
         weak = committed & (confidence < rule.remask_below)
@@ -139,21 +145,21 @@ def commit(
 
 
 def remask(
-    canvas: Canvas, weak: Bool[Tensor, "N K"], probability: Float[Tensor, "N K"], num_committed: Int[Tensor, " N"]
+    canvas: Canvas, weak: Bool[Tensor, "B K"], probability: Float[Tensor, "B K"], num_committed: Int[Tensor, " B"]
 ) -> None:
-    """Mask `weak` tokens again, the least probable first, and one fewer than this forward has committed: every forward
-    brings a block nearer to its end. An EOS, and what it has ended, stays."""
+    """Mask `weak` tokens again, the least probable first, but fewer than this forward has committed: so every forward
+    leaves fewer masks, and decoding ends. An EOS and the tail after it stay."""
     slots = canvas.block_slots()
     token, masked = canvas.x.gather(1, slots), canvas.masked.gather(1, slots)
-    weak &= ~behind(canvas.committed() & canvas.is_eos(token))
+    weak &= ~from_first(canvas.committed() & canvas.is_eos(token))
     order = probability.masked_fill(~weak, torch.inf).argsort(1).argsort(1)
     weak &= order < num_committed[:, None] - 1
     canvas.x.scatter_(1, slots, torch.where(weak, canvas.mask_id, token))
     canvas.masked.scatter_(1, slots, masked | weak)
 
 
-def advance(canvas: Canvas, stop: Stop | None, may: Bool[Tensor, " N"] | bool = True) -> None:
-    """Of the sequences that `may`, finish those that have reached EOS, a stop or their length, and move the others on:
+def advance(canvas: Canvas, stop: Stop | None, may: Bool[Tensor, " B"] | bool = True) -> None:
+    """Of the sequences that `may` advance, finish those that have reached EOS, a stop or their length. Move the others
     at the end of a block to the first block that has masks or, if sliding, to their first masked slot."""
     filled = canvas.filled()
     slots = torch.arange(canvas.num_slots + 1, device=canvas.x.device)
