@@ -24,9 +24,9 @@ from dlm.model.parent import (
     as_parent,
     layer_types,
     load_parent,
-    require_plain_weights,
 )
 from dlm.model.probe import check_convertible
+from dlm.model.weights import require_plain_weights
 from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainable.lora import Lora

@@ -20,6 +20,7 @@ from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.probe import check_convertible
 from dlm.model.vocabulary import add_rows, fit_vocabulary
+from dlm.model.weights import require_finite, require_plain_weights
 from dlm.runs.digest import fingerprint
 from dlm.runs.run import Run
 from dlm.trainable.adapters import adapter_weights, base_weights
@@ -82,13 +83,7 @@ def load_parent(
     `trust_remote_code`. With `check`, forwards test whether the model can be converted. Raises `ValueError` if the
     model cannot be found or converted.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
-    if attn_implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"model.attn_implementation {attn_implementation!r} does not take an arbitrary mask: choose one of "
-            f"{', '.join(IMPLEMENTATIONS)}"
-        )
+    require_loadable(dtype, attn_implementation)
     folder = resolve(path)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
@@ -120,6 +115,17 @@ def load_parent(
     return parent
 
 
+def require_loadable(dtype: str, attn_implementation: str) -> None:
+    """Raises `ValueError` for a precision or an attention that no parent can be loaded with."""
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    if attn_implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"model.attn_implementation {attn_implementation!r} does not take an arbitrary mask: choose one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+
+
 def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
     """The result of `load` with an attention implementation, and the name of that. Falls back to `eager`, with a note
     on stderr, if the model's class has no other (soft-capped scores, sinks)."""
@@ -137,33 +143,6 @@ def hint(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "; to run the code that comes with it, set model.trust_remote_code=true"
     return ""
-
-
-def require_plain_weights(model: PreTrainedModel, path: str, missing: list[str], gguf: bool) -> None:
-    """Raises `ValueError` for a checkpoint that is quantised or lacks weights, which transformers would initialise
-    randomly. A loaded GGUF file consists of plain floats, so its mark as quantised is removed."""
-    if missing:
-        raise ValueError(
-            f"model.path {path!r} lacks {len(missing)} weights of a {type(model).__name__} ({', '.join(missing[:3])}, "
-            "…), which would be random: name a complete causal LM"
-        )
-    quantisation = getattr(model.config, "quantization_config", None)
-    if quantisation is None:
-        return
-    if not gguf:
-        raise ValueError(f"model.path {path!r} is quantised, and cannot be trained: name the unquantised original")
-    del model.config.quantization_config
-    model.hf_quantizer = None  # otherwise the model could not be saved
-
-
-def require_finite(model: PreTrainedModel, path: str, dtype: str) -> None:
-    """Raises `ValueError` for weights with NaN or infinity, naming the first such tensor: no loss would be finite."""
-    for name, weight in model.named_parameters():
-        if num_bad := int((~weight.isfinite()).sum()):
-            raise ValueError(
-                f"model.path {path!r}: {num_bad} of {weight.numel()} values of its tensor {name} are not finite in "
-                f"{dtype}. Load it in a wider model.dtype, restore it from its source, or name another model"
-            )
 
 
 def new_parent(
