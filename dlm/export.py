@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from dlm.attention.base import AttentionPattern
-from dlm.config.build import asked_decoding, make, own_decoding
+from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Export
@@ -121,7 +121,7 @@ def commit_rule(run: Run, threshold: float | None, decoding: dict[str, Any] | No
     for, or of the run's. `ValueError` for one that the exported code does not have."""
     if threshold is not None and decoding:
         raise ValueError(f"threshold {threshold} and decoding exclude each other: give decoding.threshold={threshold}")
-    chosen = decoding or own_decoding(run.config)
+    chosen = decoding or default_decoding(run.config)
     decoder = make(chosen) if threshold is None else Threshold(threshold)
     settings = decoder.exported()
     if settings is None:
@@ -203,7 +203,7 @@ def write_configs(folder: Path, settings: dict[str, Any], model_type: str) -> No
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Export)
     run = Run.load(str(cfg.run), cfg.runs_dir)
-    folder = export(run, cfg.to, cfg.threshold, asked_decoding(cfg, own_decoding(run.config)))
+    folder = export(run, cfg.to, cfg.threshold, requested_decoding(cfg, default_decoding(run.config)))
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")
 
 

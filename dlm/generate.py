@@ -21,7 +21,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config.arguments import quoted
-from dlm.config.build import asked_decoding, make, own_decoding
+from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_kinds
@@ -248,8 +248,8 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run, and its parent where it is asked for."""
-    finished, own = FinishedRun(run), own_decoding(run.config)
-    decoder = make(asked_decoding(cfg, own) or own)
+    finished, own = FinishedRun(run), default_decoding(run.config)
+    decoder = make(requested_decoding(cfg, own) or own)
     found = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
     if cfg.parent:
         found.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))

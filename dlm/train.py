@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from dlm.config import multirun
-from dlm.config.build import asked_decoding, choices, num_processes
+from dlm.config.build import choices, num_processes, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.inputs import inputs_of, require_same
 from dlm.config.kinds import require_kinds
@@ -64,12 +64,12 @@ def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
     done = run.status == "finished" and not cfg.force
     if not cfg.force and (done or run.checkpoint.exists() or run.model_folder.exists()):
         require_same(run, cfg)
-    if done and is_evaluated(run, cfg.evaluation, asked_decoding(cfg)):
+    if done and is_evaluated(run, cfg.evaluation, requested_decoding(cfg)):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
     with sigterm_as_ctrl_c(), lease(run.folder) as claim:
         if run.status == "finished" and not cfg.force:  # perhaps since a moment ago
-            if not is_evaluated(run, cfg.evaluation, decoding := asked_decoding(cfg)):
+            if not is_evaluated(run, cfg.evaluation, decoding := requested_decoding(cfg)):
                 evaluate_again(run, cfg.evaluation, decoding)
             return {"id": run.id, "status": "skipped", "record": run.record}
         if run.status == "failed" and not cfg.retry:
@@ -95,7 +95,7 @@ def work(cfg: DictConfig, run: Run) -> None:
     run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **environment())
     if not run.model_folder.exists():  # the last thing that training writes
         fit_in_pieces(cfg, run)
-    run.update(evaluation=evaluate_run(run, cfg.evaluation, asked_decoding(cfg)))
+    run.update(evaluation=evaluate_run(run, cfg.evaluation, requested_decoding(cfg)))
     run.seal()
     run.update(status="finished", ended=time.time())
     close_wandb(run.id, headline(run.record), failed=False)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
 
 from dlm.attention.block import Block
-from dlm.config.build import asked_decoding, converted_denoiser
+from dlm.config.build import converted_denoiser, requested_decoding
 from dlm.decoding import threshold
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.loop import Blocks
@@ -337,7 +337,7 @@ def test_the_runs_own_commit_rule_is_the_default(parents, tmp_path):
 def test_a_decoding_that_is_asked_for_is_the_default_of_the_exported_generate(parents, tmp_path):
     run = make_run(tmp_path / "run", parents["llama"])
     for name, expected in (("fixed", (1, None)), ("threshold", (None, 0.9))):
-        folder = export(run, tmp_path / name, decoding=asked_decoding(config(f"decoding={name}")))
+        folder = export(run, tmp_path / name, decoding=requested_decoding(config(f"decoding={name}")))
         config_of = json.loads((folder / "config.json").read_text())
         assert (config_of["tokens_per_step"], config_of["threshold"]) == expected
 
@@ -353,7 +353,7 @@ def test_a_decoding_that_is_asked_for_is_the_default_of_the_exported_generate(pa
 def test_a_decoding_that_cannot_be_exported_is_refused(threshold, overrides, problem, parents, tmp_path):
     run = make_run(tmp_path / "run", parents["llama"])
     with pytest.raises(ValueError, match=problem):
-        export(run, tmp_path / "out", threshold, asked_decoding(config(*overrides)))
+        export(run, tmp_path / "out", threshold, requested_decoding(config(*overrides)))
     assert not (tmp_path / "out").exists()
 
 

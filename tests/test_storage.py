@@ -14,7 +14,7 @@ from dlm.conversion.module import Conversion
 from dlm.runs.run import Run
 from dlm.runs.storage import disk_is_full, read_json, write_json
 from dlm.train import train
-from dlm.trainer.checkpoints import LAST, PREVIOUS, damage, newest_whole
+from dlm.trainer.checkpoints import LAST, PREVIOUS, damage, newest_intact
 
 EVERY_STEP = "runtime.checkpoint_every=1"
 
@@ -110,7 +110,7 @@ def test_where_every_checkpoint_is_damaged_both_are_named_and_kept(small, monkey
     for path in paths:
         path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"last.ckpt is damaged .*previous.ckpt is damaged .*: delete both to train"):
-        newest_whole(run.checkpoint.parent)
+        newest_intact(run.checkpoint.parent)
     assert all(path.exists() for path in paths)
 
 

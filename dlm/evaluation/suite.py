@@ -38,7 +38,7 @@ from dlm.runs.storage import read_json, write_atomically, write_json
 ONE_TOKEN = "1 token/step"
 
 
-def is_wanted(cfg: DictConfig | None) -> bool:
+def is_requested(cfg: DictConfig | None) -> bool:
     """Whether a config asks for an evaluation. A scale sets values of it even with `evaluation=none`, which says
     `skip`, and with `evaluation=null`, where they are all that there is."""
     return bool(cfg) and not cfg.get("skip", False) and "batch_size" in cfg and bool(cfg.tasks_per_family)
@@ -47,7 +47,7 @@ def is_wanted(cfg: DictConfig | None) -> bool:
 def evaluate_run(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> dict[str, Any]:
     """Every measurement of a run, as the record holds it; {} where none is wanted. `decoding`, the resolved config of a
     decoder, is one more row of the tasks."""
-    if not is_wanted(cfg):
+    if not is_requested(cfg):
         return {}
     finished = FinishedRun(run)
     dlm, converted = finished.dlm, finished.converted
@@ -82,7 +82,7 @@ def evaluate_run(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = No
 
 def evaluate_again(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> None:
     """Replace the evaluation of a finished run; only the row of `decoding` where the others have these settings."""
-    if decoding and is_evaluated(run, cfg) and is_wanted(cfg):
+    if decoding and is_evaluated(run, cfg) and is_requested(cfg):
         run.update(evaluation=with_row(run, cfg, decoding))
     else:
         run.update(evaluation=evaluate_run(run, cfg, decoding))
@@ -130,7 +130,7 @@ def cached(path: Path, version: str) -> dict[str, Any] | None:
 def is_evaluated(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> bool:
     """Whether a run's record holds what `evaluate_run` would measure. Records of earlier versions do not say of which
     items they are, and count."""
-    if not is_wanted(cfg):
+    if not is_requested(cfg):
         return True
     found = run.record.get("evaluation") or {}
     if found.get("settings") != OmegaConf.to_container(cfg, resolve=True):
