@@ -23,6 +23,7 @@ install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 
 import shutil
 import signal
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +31,7 @@ import pytest
 import study_sweeps
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from pairwise import covering
@@ -37,6 +39,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
+from dlm.data import prose
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
 from dlm.runs.run import Run
@@ -202,6 +205,10 @@ def config(*overrides: str, name: str = "train"):
         return compose(name, [*needs, *overrides])
 
 
+def resolved(*overrides) -> dict:
+    return OmegaConf.to_container(config(*overrides), resolve=True)
+
+
 @pytest.fixture(scope="session")
 def table1():
     """The first seed of the paper's Table 1."""
@@ -241,3 +248,39 @@ def whole_run(tmp_path_factory) -> Run:
 def finished_run(whole_run, tmp_path) -> Run:
     """A copy of it, in a runs folder of its own."""
     return Run(shutil.copytree(whole_run.folder, tmp_path / "runs" / whole_run.id))
+
+
+@pytest.fixture
+def short_prose(monkeypatch):
+    """A few chapters, so that no test waits for the whole book to be tokenised."""
+    chapters = {split: prose.chapters(split)[:5] for split in ("train", "val", "test")}
+    monkeypatch.setattr(prose, "chapters", chapters.__getitem__)
+    monkeypatch.setattr(prose, "ENCODED", {})  # nor trains on what another test encoded
+
+
+@pytest.fixture
+def runs_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def benchmark_command(tmp_path, monkeypatch, capsys):
+    """`dlm.benchmark` in this process: (exit code, stdout, stderr)."""
+
+    import workbenches  # imports this module
+
+    from dlm import benchmark
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        shared = ["--config-path", str(CONF), f"runs_dir={tmp_path}", *workbenches.FAST]
+        monkeypatch.setattr(sys, "argv", ["benchmark", *shared, *arguments])
+        try:
+            benchmark.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    yield run
+    HydraConfig.instance().cfg = None

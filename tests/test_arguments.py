@@ -6,7 +6,8 @@ import pytest
 from conftest import config
 from omegaconf import OmegaConf
 
-from dlm.config.arguments import PATHS, call, with_path_quoted
+from dlm.config.arguments import PATHS, with_path_quoted
+from dlm.config.command_line import hydra_command
 
 NAMES = ["a=b", "a,b", "übung", "two words", "it's", "~/x", "a(b)", "#1", "a&b;c", "日本", "1", "null.txt"]
 
@@ -34,8 +35,9 @@ def test_a_sweep_over_paths_stays_one_unless_it_is_the_name_of_a_file(tmp_path):
     assert with_path_quoted("+data.path=a b", swept=True) == "+data.path='a b'"
 
 
-def test_a_command_is_called_with_its_paths_quoted(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train", "seed=1", "runs_dir=a b"])
+def test_a_command_is_called_with_its_paths_quoted(monkeypatch, tmp_path):
     seen = []
-    call(lambda: seen.extend(sys.argv))
-    assert seen == ["train", "seed=1", "runs_dir='a b'"] and "runs_dir" in PATHS
+    command = hydra_command("train")(lambda cfg: seen.append(cfg.runs_dir))
+    monkeypatch.setattr(sys, "argv", ["train", "seed=1", f"runs_dir={tmp_path}/a b"])
+    command()
+    assert seen == [f"{tmp_path}/a b"] and "runs_dir" in PATHS

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from auxiliaries import EXACT, USES, gradients, objective_of, parent_of
 from conftest import MASK_ID, VOCAB, config, denoiser, options, random_batch, tiny
 from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cosine_similarity, cross_entropy
@@ -23,34 +24,8 @@ from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model import readout
-from dlm.model.parent import Parent, layer_types
 from dlm.trainer.fit import fit_into_memory
 from dlm.types import Scored, generator
-
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
-# An attention pattern and a masking that an auxiliary loss can be used with.
-USES = {
-    "ar": ("block_token_causal", Uniform()),
-    "consistency": ("block", Uniform(views=2, complementary=False)),
-}
-
-
-def parent_of(model) -> Parent:
-    return Parent(model, None, MASK_ID, layer_types(model), "test")
-
-
-def objective_of(name, model, **kwargs):
-    """The objective of an option, its teacher the model itself as it is now."""
-    objective = make_objective(config(f"auxiliary={name}"))
-    objective.auxiliary[name].bind(parent_of(model))
-    return objective
-
-
-def gradients(model, value):
-    model.zero_grad()
-    loss = value()
-    loss.backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def value_of(term, scorer, batch, masking=None, seed=0):

@@ -2,51 +2,25 @@
 test looks at a clock."""
 
 import json
-import sys
 import weakref
 from itertools import count
 
 import pytest
 import torch
-from conftest import CONF, MASK_ID, config, options, tiny
-from hydra.core.hydra_config import HydraConfig
+from conftest import MASK_ID, config, options, tiny
 from rich.console import Console
+from workbenches import FAST, SMALL, losses_of, workbench
 
 from dlm import benchmark as command_module
 from dlm.bench import decode, naive, train
-from dlm.bench.base import Workbench, cast, use
+from dlm.bench.base import cast, use
 from dlm.bench.gate import TOLERANCE, GateError, require_same_step, require_same_tokens
-from dlm.benchmark import benchmark, main
+from dlm.benchmark import benchmark
 from dlm.config.build import ar_denoiser, make
 from dlm.decoding.engine.request import Request
 from dlm.evaluation.timing import Arm, interleaved, ratio, spread
 from dlm.masking.uniform import Uniform
 from dlm.model import packed_linears
-from dlm.model.parent import Parent, layer_types
-
-FAST = ["repeats=2", "warmup=0", "model=tiny_random", "model.config.num_hidden_layers=2"]
-SMALL = {
-    "train": ["bench.length=32", "bench.block_size=8", "bench.memory=false"],
-    "decode": ["bench.prompt_length=8", "bench.new_tokens=8", "bench.batch_sizes=[2]", "bench.block_sizes=[4]"],
-    "sweep": ["bench.lengths=[16]", "bench.block_sizes=[4,8]", "bench.new_tokens=8"],
-}
-
-
-def workbench(model, token_shift=False, **kwargs) -> Workbench:
-    parent = Parent(model, None, MASK_ID, layer_types(model), "test")
-    found = {"masking": Uniform(), "repeats": 2, "warmup": 0, "seed": 0, "clock": lambda: 0.0} | kwargs
-    dtype = next(model.parameters()).dtype
-    return Workbench(
-        parent=parent, token_shift=token_shift, device=torch.device("cpu"), dtype=dtype, gate_dtype=dtype, **found
-    )
-
-
-def losses_of(model, token_shift=False, **kwargs):
-    bench = workbench(model, token_shift, **kwargs)
-    task = train.Train(24, 2, 4, memory=False)
-    case = task.case(bench)
-    return bench, task, case, task.losses(bench, case)
-
 
 # --- the gate
 
@@ -140,27 +114,11 @@ def test_arms_take_turns_and_warm_up_is_not_kept():
 # --- the command
 
 
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """The command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        shared = ["--config-path", str(CONF), f"runs_dir={tmp_path}", *FAST]
-        monkeypatch.setattr(sys, "argv", ["benchmark", *shared, *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    yield run
-    HydraConfig.instance().cfg = None
-
-
 @pytest.mark.parametrize("option", options("bench"))
-def test_every_benchmark_yaml_composes_and_runs(option, command, tmp_path):
-    code, out, err = command(f"bench={option}", *SMALL.get(option, []), "peak_tflops=1", "peak_bandwidth_gbs=10")
+def test_every_benchmark_yaml_composes_and_runs(option, benchmark_command, tmp_path):
+    code, out, err = benchmark_command(
+        f"bench={option}", *SMALL.get(option, []), "peak_tflops=1", "peak_bandwidth_gbs=10"
+    )
     assert code == 0, err
     assert "…" not in out and all(len(line) <= 100 or line.startswith("record") for line in out.splitlines())
     (path,) = (tmp_path / "benchmarks").iterdir()  # and no temporary file beside it
@@ -171,9 +129,11 @@ def test_every_benchmark_yaml_composes_and_runs(option, command, tmp_path):
     assert record["settings"]["repeats"] == 2 and record["model"]["source"] == "random qwen3"
 
 
-def test_the_record_of_a_training_step_holds_every_repetition(command, tmp_path):
+def test_the_record_of_a_training_step_holds_every_repetition(benchmark_command, tmp_path):
     out = tmp_path / "deep" / "record.json"
-    code, printed, err = command(*SMALL["train"], f"out={out}", "peak_tflops=1", "token_shift=true", "repeats=3")
+    code, printed, err = benchmark_command(
+        *SMALL["train"], f"out={out}", "peak_tflops=1", "token_shift=true", "repeats=3"
+    )
     assert code == 0, err
     result = json.loads(out.read_text())["result"]
     arms = {train.OURS, train.NAIVE, train.AR, train.AGAIN}
@@ -187,10 +147,10 @@ def test_the_record_of_a_training_step_holds_every_repetition(command, tmp_path)
     assert "useful MFU" in printed and "peak GB" not in printed  # nor was it measured
 
 
-def test_a_record_is_not_written_where_the_gate_fails(command, tmp_path, monkeypatch):
+def test_a_record_is_not_written_where_the_gate_fails(benchmark_command, tmp_path, monkeypatch):
     right = naive.diffusion_loss
     monkeypatch.setattr(naive, "diffusion_loss", lambda *args: right(*args) * 1.5)
-    code, _, err = command(*SMALL["train"])
+    code, _, err = benchmark_command(*SMALL["train"])
     assert code == 1 and err.startswith("error: gate failed: the loss differs") and err.count("\n") == 1
     assert list((tmp_path / "benchmarks").iterdir()) == []
 
@@ -217,9 +177,9 @@ def test_a_record_is_not_written_where_the_gate_fails(command, tmp_path, monkeyp
         (["out=/tmp"], "out '/tmp' is a folder"),
     ],
 )
-def test_bad_input_is_one_line_before_the_model_is_loaded(command, monkeypatch, overrides, message):
+def test_bad_input_is_one_line_before_the_model_is_loaded(benchmark_command, monkeypatch, overrides, message):
     monkeypatch.setattr(command_module, "make_workbench", lambda *args: pytest.fail("loaded"))
-    code, _, err = command(*overrides)
+    code, _, err = benchmark_command(*overrides)
     assert code == 1 and message in err and err.startswith("error: ") and err.count("\n") == 1
 
 
@@ -230,13 +190,13 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(command, monkeypatch, 
         (["bench=decode", "bench.prompt_length=1024"], "prompt_length + new_tokens 1056 exceeds"),
     ],
 )
-def test_a_row_longer_than_the_models_positions_is_refused(command, overrides, message):
-    code, _, err = command(*overrides)
+def test_a_row_longer_than_the_models_positions_is_refused(benchmark_command, overrides, message):
+    code, _, err = benchmark_command(*overrides)
     assert code == 1 and message in err
 
 
-def test_the_help_explains_the_benchmarks(command):
-    code, out, _ = command("--help")
+def test_the_help_explains_the_benchmarks(benchmark_command):
+    code, out, _ = benchmark_command("--help")
     assert not code
     for text in (*(f"bench={name}" for name in options("bench")), "peak_tflops", "bench.batch_sizes=[1,8]", "repeats"):
         assert text in out

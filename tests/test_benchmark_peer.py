@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny
 from rich.console import Console
-from test_benchmark import SMALL, command, workbench  # noqa: F401 - command is a fixture
+from workbenches import SMALL, workbench
 
 from dlm import benchmark as command_module
 from dlm.bench import decode, memory, train
@@ -127,7 +127,7 @@ def test_a_scaled_rope_goes_over_in_the_old_spelling():
 
 @pytest.mark.parametrize(("made", "missing"), [((), "dllm/__init__.py"), (("dllm",), ".venv/bin/python")])
 def test_a_folder_that_is_no_installed_clone_is_refused_before_the_model_is_loaded(
-    command,  # noqa: F811
+    benchmark_command,
     tmp_path,
     monkeypatch,
     made,
@@ -137,22 +137,24 @@ def test_a_folder_that_is_no_installed_clone_is_refused_before_the_model_is_load
     for name in made:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
-    code, _, err = command(f"peer.dllm={tmp_path}")
+    code, _, err = benchmark_command(f"peer.dllm={tmp_path}")
     assert code == 1 and f"has no {missing}" in err and "pip install -e ." in err and err.count("\n") == 1
 
 
-def test_an_environment_without_its_packages_is_refused_with_the_reason_and_the_remedy(command, tmp_path, monkeypatch):  # noqa: F811
+def test_an_environment_without_its_packages_is_refused_with_the_reason_and_the_remedy(
+    benchmark_command, tmp_path, monkeypatch
+):
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("import no_such_package\n")
     monkeypatch.setattr(command_module, "make_workbench", lambda *args: pytest.fail("loaded"))
-    code, _, err = command(f"peer.dllm={clone(tmp_path, package)}")
+    code, _, err = benchmark_command(f"peer.dllm={clone(tmp_path, package)}")
     assert code == 1 and "No module named 'no_such_package'" in err and "pip install -e ." in err
     assert err.count("\n") == 1
 
 
-def test_the_token_shift_is_refused_beside_a_peer(command, tmp_path):  # noqa: F811
-    code, _, err = command(f"peer.dllm={clone(tmp_path)}", "token_shift=true")
+def test_the_token_shift_is_refused_beside_a_peer(benchmark_command, tmp_path):
+    code, _, err = benchmark_command(f"peer.dllm={clone(tmp_path)}", "token_shift=true")
     assert code == 1 and "set token_shift=false" in err
 
 
@@ -203,9 +205,11 @@ def test_an_arm_alone_is_made_anew_and_needs_more_than_its_weights():
 
 @pytest.mark.slow
 @on_linux
-def test_the_command_measures_the_memory_of_every_arm_beside_a_peer(command, tmp_path):  # noqa: F811
+def test_the_command_measures_the_memory_of_every_arm_beside_a_peer(benchmark_command, tmp_path):
     small = [option for option in SMALL["train"] if option != "bench.memory=false"]
-    code, printed, err = command(*small, f"peer.dllm={clone(tmp_path)}", "clock=cpu", "threads=1", f"out={tmp_path}/r")
+    code, printed, err = benchmark_command(
+        *small, f"peer.dllm={clone(tmp_path)}", "clock=cpu", "threads=1", f"out={tmp_path}/r"
+    )
     assert code == 0, err
     record = json.loads((tmp_path / "r").read_text())
     assert record["peer"]["name"] == DLLM and record["peer"]["versions"]["torch"] == torch.__version__

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import ARCHITECTURES, MASK_ID, denoiser, random_batch, tiny
-from test_benchmark import losses_of, workbench
+from workbenches import losses_of, workbench
 
 from dlm.bench import decode, naive, train
 from dlm.decoding.engine.request import Request

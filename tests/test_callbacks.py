@@ -4,11 +4,13 @@ import pandas as pd
 import pytest
 from conftest import config
 from omegaconf import OmegaConf
-from test_train import metrics, runs_dir, short_prose, small, weights  # noqa: F401
+from small_runs import metrics, small, weights
 
 from dlm.config.build import make_callbacks
 from dlm.runs.run import run_id
 from dlm.train import train
+
+pytestmark = pytest.mark.usefixtures("short_prose")
 
 MINE = "+callbacks.mine={_target_:lightning.pytorch.callbacks.Timer,duration:'01:00:00:00'}"
 CSV = "+logger.mine={_target_:lightning.pytorch.loggers.CSVLogger,flush_logs_every_n_steps:1}"
@@ -29,7 +31,7 @@ def test_a_callback_that_may_change_the_training_is_part_of_the_id():
     assert len({identity(), identity(MINE), identity("+callbacks.drift.every_step=true")}) == 2
 
 
-def test_a_run_without_callbacks_has_the_same_weights_and_no_curve_of_drift(runs_dir):  # noqa: F811
+def test_a_run_without_callbacks_has_the_same_weights_and_no_curve_of_drift(runs_dir):
     watched, alone = (
         train(small(runs_dir / name, f"callbacks={name}", "runtime.drift_every=2")) for name in ("default", "none")
     )
@@ -41,7 +43,7 @@ def test_a_run_without_callbacks_has_the_same_weights_and_no_curve_of_drift(runs
     pd.testing.assert_frame_equal(curve[none.columns], none, check_exact=True)
 
 
-def test_a_callback_and_a_logger_of_lightning_are_a_node_away(runs_dir):  # noqa: F811
+def test_a_callback_and_a_logger_of_lightning_are_a_node_away(runs_dir):
     result = train(small(runs_dir, MINE, CSV, "logger=csv", "callbacks=[default,learning_rate]"))
     (path,) = (runs_dir / result["id"]).glob(f"{result['id']}/*/metrics.csv")  # in the run's folder, under its name
     logged = pd.read_csv(path)
@@ -54,7 +56,7 @@ def test_several_loggers_are_several_nodes():
 
 
 @pytest.mark.parametrize("override", ["+logger.mine=true", "logger.wandb=false"])
-def test_a_logger_that_is_no_node_is_refused(override, runs_dir):  # noqa: F811
+def test_a_logger_that_is_no_node_is_refused(override, runs_dir):
     with pytest.raises(ValueError, match=r"must be a node with a _target_: see conf/logger/wandb.yaml"):
         train(small(runs_dir, "logger=wandb", override))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import tiny
-from test_parent import CONVERTIBLE, random_model
+from convertible import CONVERTIBLE, random_model
 
 from dlm.model import probe
 from dlm.model.closeness import distance, tolerance

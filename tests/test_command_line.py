@@ -6,7 +6,7 @@ import pytest
 from conftest import config
 from omegaconf import OmegaConf
 
-from analysis.plan.compose import resolved
+from analysis.plan.compose import resolve_config
 from dlm.config.command_line import RENAMED, flags_first, print_once, with_present_name
 from dlm.runs.run import run_id
 
@@ -46,7 +46,7 @@ def test_null_is_the_option_none_of_a_group_that_has_one(typed, read):
 
 
 def test_a_study_takes_the_earlier_names_too():
-    assert resolved("train", "point", ["trainer.volatile.threads=3"])["runtime"]["threads"] == 3
+    assert resolve_config("train", "point", ["trainer.volatile.threads=3"])["runtime"]["threads"] == 3
 
 
 def test_a_config_of_an_earlier_version_has_the_id_of_the_present_one():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import config
 from safetensors.torch import load_file
-from test_train import SMALL, runs_dir, short_prose  # noqa: F401
+from small_runs import SMALL
 
 from dlm.config import build as building
 from dlm.conversion.module import Conversion
@@ -19,15 +19,17 @@ from dlm.trainer.finite import FiniteGuard, NotFinite, norms_of
 from dlm.trainer.metrics import MetricTable
 from dlm.types import generator
 
+pytestmark = pytest.mark.usefixtures("short_prose")
+
 EVERY_STEP = "runtime.checkpoint_every=1"
 
 
 @pytest.fixture
-def small(runs_dir):  # noqa: F811
+def small(runs_dir):
     return lambda *overrides: config(*SMALL, EVERY_STEP, f"runs_dir={runs_dir}", *overrides)
 
 
-def only_run(runs_dir) -> Run:  # noqa: F811
+def only_run(runs_dir) -> Run:
     (path,) = runs_dir.glob("*/run.json")
     return Run(path.parent)
 
@@ -64,7 +66,7 @@ def test_a_step_that_is_not_finite_stops_the_run_with_the_step_the_tensor_and_th
     value,
     fused,
     small,
-    runs_dir,  # noqa: F811
+    runs_dir,
     monkeypatch,
 ):
     SPOILS[what](monkeypatch, value)
@@ -97,7 +99,7 @@ def test_a_step_that_is_skipped_changes_no_weight_and_is_counted(what, fused, sm
     assert all(torch.isfinite(p).all() for p in seen[-1])
 
 
-def test_flags_that_are_looked_at_together_name_the_same_step(small, runs_dir, monkeypatch):  # noqa: F811
+def test_flags_that_are_looked_at_together_name_the_same_step(small, runs_dir, monkeypatch):
     """As on a GPU, where they stay on the device for `log_every` steps."""
     spoil_gradient(monkeypatch, math.nan)
     start = FiniteGuard.on_train_start
@@ -113,7 +115,7 @@ def test_flags_that_are_looked_at_together_name_the_same_step(small, runs_dir, m
     assert all(torch.isfinite(weight).all() for weight in kept["weights"].values())
 
 
-def test_weights_that_are_not_finite_are_never_written(small, runs_dir, monkeypatch):  # noqa: F811
+def test_weights_that_are_not_finite_are_never_written(small, runs_dir, monkeypatch):
     def spoil(self, *_):
         if self.trainer.global_step == 4:
             self.denoiser.model.model.norm.weight.data[0] = math.inf
@@ -130,7 +132,7 @@ def test_weights_that_are_not_finite_are_never_written(small, runs_dir, monkeypa
 def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(
     pieces,
     small,
-    runs_dir,  # noqa: F811
+    runs_dir,
     monkeypatch,
 ):
     def broken(cfg):
@@ -148,7 +150,7 @@ def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(
     assert "model.layers.0.mlp.down_proj.weight" in found["gradients"]
 
 
-def test_a_run_without_such_a_batch_says_so(small, runs_dir):  # noqa: F811
+def test_a_run_without_such_a_batch_says_so(small, runs_dir):
     result = train(small())
     assert result["record"]["skipped_steps"] == [] and result["record"]["diverged"] is False
     with pytest.raises(ValueError, match="holds no batch to replay"):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import MASK_ID, PATTERNS, config, denoiser, options, tiny
 from fabricated_runs import SWEEP, TWO, fabricate, found
-from test_train import short_prose  # noqa: F401
 
 pytest.importorskip("hypothesis")  # in the test extra
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +28,8 @@ from dlm.masking.uniform import Uniform
 from dlm.runs.__main__ import main
 from dlm.train import train
 from dlm.types import generator
+
+pytestmark = pytest.mark.usefixtures("short_prose")
 
 quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 

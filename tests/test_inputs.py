@@ -4,10 +4,9 @@ import re
 import shutil
 
 import pytest
-from conftest import LIGHT_EVALUATION, ROOT, config
+from conftest import LIGHT_EVALUATION, ROOT, config, resolved
 from safetensors.torch import load_file, save_file
-from test_runs import resolved
-from test_train import runs_dir, short_prose, small  # noqa: F401 (fixtures)
+from small_runs import small
 
 from dlm import measure
 from dlm.config.inputs import fingerprint, inputs_of
@@ -18,6 +17,8 @@ from dlm.measurement.base import Subject
 from dlm.model.parent import Parent
 from dlm.runs.run import Run, run_id
 from dlm.train import train
+
+pytestmark = pytest.mark.usefixtures("short_prose")
 
 TEXT = "\n\n".join(f"Paragraph {i} of a text that is short." for i in range(40))
 NOW = r"fingerprint (\w{16}), and .* has (?!\1)\w{16} now: bring the old content back, .*force=true"
@@ -33,7 +34,7 @@ def outside(tmp_path, monkeypatch):
     return folder
 
 
-def asked(runs_dir, *overrides):  # noqa: F811
+def asked(runs_dir, *overrides):
     return small(runs_dir, "data=text", "data.path=text.txt", "model.path=./parent", *overrides)
 
 
@@ -51,7 +52,7 @@ CHANGES = {"data.path": other_text, "model.path": other_weights}
 
 
 @pytest.mark.parametrize("option", CHANGES)
-def test_a_finished_run_of_other_content_is_refused_and_trained_again_where_it_is_forced(option, outside, runs_dir):  # noqa: F811
+def test_a_finished_run_of_other_content_is_refused_and_trained_again_where_it_is_forced(option, outside, runs_dir):
     first = train(asked(runs_dir))
     assert train(asked(runs_dir))["status"] == "skipped"
     CHANGES[option](outside)
@@ -61,7 +62,7 @@ def test_a_finished_run_of_other_content_is_refused_and_trained_again_where_it_i
     assert train(asked(runs_dir))["status"] == "skipped"
 
 
-def test_the_same_relative_path_in_another_folder_is_not_the_same_data(outside, runs_dir, tmp_path, monkeypatch):  # noqa: F811
+def test_the_same_relative_path_in_another_folder_is_not_the_same_data(outside, runs_dir, tmp_path, monkeypatch):
     train(asked(runs_dir))
     shutil.copytree(outside, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
@@ -72,7 +73,7 @@ def test_the_same_relative_path_in_another_folder_is_not_the_same_data(outside, 
 
 
 @pytest.mark.parametrize("option", CHANGES)
-def test_an_interrupted_run_does_not_go_on_with_other_content(option, outside, runs_dir, monkeypatch):  # noqa: F811
+def test_an_interrupted_run_does_not_go_on_with_other_content(option, outside, runs_dir, monkeypatch):
     step = Conversion.training_step
 
     def breaks(self, batch, batch_idx):
@@ -98,7 +99,7 @@ def test_an_interrupted_run_does_not_go_on_with_other_content(option, outside, r
     assert train(asked(runs_dir, every))["status"] == "finished"
 
 
-def test_a_run_that_failed_before_its_first_checkpoint_may_begin_with_other_content(outside, runs_dir):  # noqa: F811
+def test_a_run_that_failed_before_its_first_checkpoint_may_begin_with_other_content(outside, runs_dir):
     (outside / "text.txt").write_text("one paragraph")
     with pytest.raises(ValueError, match="at least 2 are needed"):
         train(asked(runs_dir))
@@ -106,7 +107,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_begin_with_other_cont
     assert train(asked(runs_dir))["status"] == "finished"
 
 
-def test_a_run_from_before_there_were_fingerprints_is_not_compared(outside, runs_dir):  # noqa: F811
+def test_a_run_from_before_there_were_fingerprints_is_not_compared(outside, runs_dir):
     run = Run.load(train(asked(runs_dir))["id"], runs_dir)
     kept = run.record
     del kept["inputs"], kept["data"]
@@ -116,7 +117,7 @@ def test_a_run_from_before_there_were_fingerprints_is_not_compared(outside, runs
     assert train(asked(runs_dir))["status"] == "skipped"
 
 
-def test_the_parent_of_a_measurement_is_the_one_that_was_converted(outside, runs_dir, monkeypatch):  # noqa: F811
+def test_the_parent_of_a_measurement_is_the_one_that_was_converted(outside, runs_dir, monkeypatch):
     """In a new measurement and in one that was made before."""
     run = Run.load(train(asked(runs_dir, *LIGHT_EVALUATION))["id"], runs_dir)
     settings = {"_target_": "dlm.measurement.masked.Masked", "draws": 10}
@@ -139,7 +140,7 @@ def measure_again(run):
     return evaluate_run(run, config(*LIGHT_EVALUATION).evaluation)
 
 
-def test_local_paths_are_found_from_another_working_directory(outside, runs_dir, tmp_path, monkeypatch):  # noqa: F811
+def test_local_paths_are_found_from_another_working_directory(outside, runs_dir, tmp_path, monkeypatch):
     first = train(asked(runs_dir))
     second = train(small(runs_dir, "model=run", f"model.run={first['id']}", f"model.runs_dir={runs_dir}"))
     monkeypatch.chdir(tmp_path)
@@ -151,7 +152,7 @@ def test_local_paths_are_found_from_another_working_directory(outside, runs_dir,
     assert Run.load(first["id"], runs_dir).config.model.path == "./parent"  # as it was asked for
 
 
-def test_the_id_of_a_run_is_that_of_its_config_as_it_was_asked_for(outside, runs_dir):  # noqa: F811
+def test_the_id_of_a_run_is_that_of_its_config_as_it_was_asked_for(outside, runs_dir):
     plain = resolved("data=text", "data.path=text.txt", "model.path=./parent")
     before = run_id(plain)
     other_text(outside)

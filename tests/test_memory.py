@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ARCHITECTURES, VOCAB, config, denoiser, random_batch, tiny
-from test_parent import random_model
+from convertible import random_model
+from kept_tensors import kept_by_autograd
 
 from dlm.attention import block_sparse, masks
 from dlm.config.build import build
@@ -38,22 +39,6 @@ class All(Uniform):
         return Noised(torch.where(masked, mask_id, batch.x0), masked, masked.float())
 
 
-def kept_by_autograd(scorer, rows):
-    """The bytes that a real forward of the decoder keeps, without the weights."""
-    batch = random_batch(rows, LENGTH)
-    inputs, _ = scorer.inputs(batch, Noised(batch.x0, batch.maskable, batch.maskable.float()))
-    kept, own = {}, {p.untyped_storage().data_ptr() for p in [*scorer.parameters(), *scorer.buffers()]}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scorer.read(inputs)
-    return sum(size for address, (size, _) in kept.items() if address not in own)
-
-
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("implementation", ["sdpa", "block_sparse", "eager"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text"])
@@ -66,7 +51,7 @@ def test_traced_bytes_are_those_that_autograd_keeps(architecture, implementation
     scorer = denoiser(model, "block", 4, False)
     got, boundary = traced(scorer, STEP, rows)
     assert boundary == rows * 2 * LENGTH * 32 * 4
-    real = kept_by_autograd(scorer, rows)
+    real = kept_by_autograd(scorer, rows, LENGTH)
     assert 0.99 * real <= got <= 1.05 * real
     assert model.config._attn_implementation == implementation
 
@@ -77,7 +62,7 @@ def test_a_mixture_of_experts_is_traced_in_every_type(name, dtype):
     model = random_model(name, **EXPERTS[name]).to(dtype).train()
     scorer = denoiser(model, "block", 4, False)
     got, _ = traced(scorer, replace(STEP, precision="bf16-true" if dtype == torch.bfloat16 else "32-true"), 2)
-    real = kept_by_autograd(scorer, 2)
+    real = kept_by_autograd(scorer, 2, LENGTH)
     assert 0.9 * real <= got <= 1.1 * real
 
 

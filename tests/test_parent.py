@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, SHAPE, config, denoiser, random_batch, tiny
+from conftest import EOS_ID, MASK_ID, config, denoiser, random_batch, tiny
+from convertible import CONVERTIBLE, random_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from dlm.attention import block_sparse
 from dlm.attention.block import Block
 from dlm.config.build import converted_denoiser, make
 from dlm.conversion.prepare import prepare
@@ -33,41 +33,6 @@ from dlm.trainable.lora import Lora
 from dlm.types import Noised, generator
 
 TINY = "dlm/assets/tiny"
-WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}
-# Softmax attention in every shape: rotary, learned and no positions; soft-capping, sinks, windows, experts, scaling.
-CONVERTIBLE = {
-    "apertus": {},
-    "arcee": {},
-    "bitnet": {},
-    "cohere": {},
-    "cohere2": WINDOWS,
-    "ernie4_5": {},
-    "gemma": {},
-    "gemma2": WINDOWS | {"attn": "eager", "final_logit_softcapping": 30.0},
-    "gemma3_text": WINDOWS,
-    "glm4": {},
-    "gpt2": {},
-    "gpt_bigcode": {},
-    "gpt_neox": {},
-    "gpt_oss": WINDOWS | {"attn": "eager", "num_local_experts": 4},
-    "granite": {},
-    "granitemoe": {},
-    "helium": {},
-    "hunyuan_v1_dense": {},
-    "mixtral": {},
-    "nemotron": {},
-    "olmo2": {},
-    "opt": {},
-    "persimmon": {},
-    "phi": {},
-    "phi3": {},
-    "qwen2_moe": {},
-    "qwen3_moe": {},
-    "seed_oss": {},
-    "smollm3": {},
-    "stablelm": {},
-    "starcoder2": {},
-}
 REFUSED = {
     "bloom": ("eager", "bloom cannot be converted: its forward takes no position_ids"),
     "mpt": ("eager", "mpt cannot be converted: its forward takes no position_ids"),
@@ -77,13 +42,6 @@ REFUSED = {
     "qwen3_next": ("sdpa", "qwen3_next cannot be converted: it has layers of type linear_attention"),
     "falcon_h1": ("sdpa", "falcon_h1 cannot be converted: it has layers of type hybrid"),
 }
-
-
-def random_model(name, attn=block_sparse.NAME, **values):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **({"head_dim": 8} | SHAPE | values))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=block_sparse.loaded_as(attn))
-    return block_sparse.set_implementation(model, attn).float().eval()
 
 
 @pytest.fixture

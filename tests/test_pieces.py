@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from auxiliaries import EXACT, USES, gradients, objective_of
 from conftest import config, denoiser, options, random_batch, tiny
-from test_auxiliary import EXACT, USES, gradients, objective_of
-from test_train import SMALL, metrics, runs_dir, short_prose, weights  # noqa: F401
+from small_runs import SMALL, metrics, weights
 
 from dlm.auxiliary.ar import AR
 from dlm.config.build import make
@@ -21,6 +21,8 @@ from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer.memory import checkpoint_activations
 from dlm.types import generator
+
+pytestmark = pytest.mark.usefixtures("short_prose")
 
 # In float64, and with layers whose sums are made in another order where there are pieces.
 OVERRIDES = (*SMALL, "model.dtype=float64", "trainer.accumulate=2", "tokens=2048", "masking=uniform")
@@ -175,7 +177,7 @@ class Device:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore about it")
 
 
-def run_of(runs_dir, *overrides):  # noqa: F811
+def run_of(runs_dir, *overrides):
     return train(config(*OVERRIDES, f"runs_dir={runs_dir}", *overrides))
 
 
@@ -190,7 +192,7 @@ def test_a_run_whose_device_is_out_of_memory_goes_on_in_pieces_to_the_same_weigh
     at,
     resumed_from,
     where,
-    runs_dir,  # noqa: F811
+    runs_dir,
     monkeypatch,
     capsys,
 ):
@@ -211,7 +213,7 @@ def test_a_run_whose_device_is_out_of_memory_goes_on_in_pieces_to_the_same_weigh
     assert ours.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-9, nan_ok=True)
 
 
-def test_pieces_that_were_needed_from_the_start_are_those_that_were_asked_for(runs_dir, monkeypatch):  # noqa: F811
+def test_pieces_that_were_needed_from_the_start_are_those_that_were_asked_for(runs_dir, monkeypatch):
     asked = run_of(runs_dir / "asked", "runtime.pieces=4")
     Device(4, 1, "forward").install(monkeypatch)
     needed = run_of(runs_dir)
@@ -219,7 +221,7 @@ def test_pieces_that_were_needed_from_the_start_are_those_that_were_asked_for(ru
     assert_same_weights(weights(runs_dir, needed), weights(runs_dir / "asked", asked), rtol=0, atol=0)
 
 
-def test_a_resumed_run_goes_on_in_as_many_pieces_as_it_had(runs_dir, monkeypatch):  # noqa: F811
+def test_a_resumed_run_goes_on_in_as_many_pieces_as_it_had(runs_dir, monkeypatch):
     device = Device(2, 6, "forward")
     with monkeypatch.context() as patch:
         step = Conversion.training_step
@@ -241,7 +243,7 @@ def test_a_resumed_run_goes_on_in_as_many_pieces_as_it_had(runs_dir, monkeypatch
     assert run_of(runs_dir, "force=true")["record"]["pieces"] == 1
 
 
-def test_a_run_that_does_not_fit_row_by_row_ends_naming_the_remedy(runs_dir, monkeypatch):  # noqa: F811
+def test_a_run_that_does_not_fit_row_by_row_ends_naming_the_remedy(runs_dir, monkeypatch):
     device = Device(5, 6, "forward")
     device.install(monkeypatch)
     with pytest.raises(
@@ -253,14 +255,14 @@ def test_a_run_that_does_not_fit_row_by_row_ends_naming_the_remedy(runs_dir, mon
     assert run.status == "failed" and run.checkpoint.exists() and not run.model_folder.exists()
 
 
-def test_processes_that_wait_for_each_other_are_told_to_begin_again_in_pieces(runs_dir, monkeypatch):  # noqa: F811
+def test_processes_that_wait_for_each_other_are_told_to_begin_again_in_pieces(runs_dir, monkeypatch):
     Device(4, 1, "forward").install(monkeypatch)
     monkeypatch.setattr("dlm.train.fit", lambda *_: Device(9, 0, "").fail())
     with pytest.raises(ValueError, match=r"give the same command with runtime.pieces=2, it goes on"):
         run_of(runs_dir, "trainer.devices=2")
 
 
-def test_a_run_that_is_asked_to_stop_as_memory_runs_out_stops(runs_dir, monkeypatch):  # noqa: F811
+def test_a_run_that_is_asked_to_stop_as_memory_runs_out_stops(runs_dir, monkeypatch):
     from dlm.trainer.interruption import Interruption
 
     step = Conversion.training_step

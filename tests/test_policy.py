@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MASK_ID, config, denoiser, logits_in_bfloat16, random_batch
-from test_train import runs_dir, short_prose, small  # noqa: F401
+from small_runs import small
 
 from dlm import policy
 from dlm.config.build import make
@@ -20,6 +20,8 @@ from dlm.runs.run import Run
 from dlm.runs.storage import write_json
 from dlm.train import train
 from dlm.types import Batch, Noised, generator
+
+pytestmark = pytest.mark.usefixtures("short_prose")
 
 LEARN = {"items_per_family": 2, "max_new_tokens": 8, "held_out": 0.5, "seed": 0}
 
@@ -232,7 +234,7 @@ def test_a_file_that_is_missing_or_no_policy_is_named_with_the_command_that_make
         make(config("decoding=policy", f"decoding.policy={path}").decoding)
 
 
-def test_a_policy_that_is_not_named_is_asked_for_before_any_training(runs_dir):  # noqa: F811
+def test_a_policy_that_is_not_named_is_asked_for_before_any_training(runs_dir):
     with pytest.raises(ValueError, match="decoding.policy is not set, .* make one with python -m dlm.policy run=ID"):
         train(small(runs_dir, "decoding=policy", "decoding.policy=null"))
 
@@ -240,7 +242,7 @@ def test_a_policy_that_is_not_named_is_asked_for_before_any_training(runs_dir): 
 # --- the command
 
 
-def test_a_runs_policy_is_learned_once_and_decodes_the_run(runs_dir, monkeypatch):  # noqa: F811
+def test_a_runs_policy_is_learned_once_and_decodes_the_run(runs_dir, monkeypatch):
     run = Run.load(train(small(runs_dir, "lr=1e-3"))["id"], runs_dir)
     path = learn(run, LEARN)
     found = json.loads(path.read_text())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import config
 from safetensors.torch import load_file
-from test_train import SMALL
+from small_runs import SMALL
 
 from dlm.console import quiet
 from dlm.replay import replay

@@ -4,16 +4,12 @@ import functools
 import json
 
 import pytest
-from conftest import config
+from conftest import config, resolved
 from omegaconf import OmegaConf
 
 from dlm.runs import run as runs
 from dlm.runs.run import Run, run_id
 from dlm.runs.storage import write_atomically
-
-
-def resolved(*overrides) -> dict:
-    return OmegaConf.to_container(config(*overrides), resolve=True)
 
 
 def made(root, *overrides, **record) -> Run:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import MASK_ID, WITH_SHIFT, config, denoiser, random_batch
 from faulty_patterns import LooksAhead, SeesItself, SeesItselfFromBlock2, SinkOfAnyBlock
-from test_train import SMALL, runs_dir, short_prose  # noqa: F401
+from small_runs import SMALL
 
 from dlm.attention.block import Block
 from dlm.conversion.module import Conversion
@@ -13,6 +13,8 @@ from dlm.model.parent import Parent, layer_types
 from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainer.selfcheck import Probe, check, check_leak, check_parity, is_ar_limit, probed_blocks
+
+pytestmark = pytest.mark.usefixtures("short_prose")
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])
@@ -106,7 +108,7 @@ def test_a_text_of_one_token_repeated_is_a_probe_all_the_same(llama):
 
 
 @pytest.fixture
-def small(runs_dir):  # noqa: F811
+def small(runs_dir):
     return lambda *overrides: config(*SMALL, f"runs_dir={runs_dir}", *overrides)
 
 
@@ -129,7 +131,7 @@ def test_a_violation_ends_the_run_before_any_step(small, unchecked, monkeypatch)
         train(small())
 
 
-def test_a_damaged_reference_of_drift_is_named_before_training(small, runs_dir):  # noqa: F811
+def test_a_damaged_reference_of_drift_is_named_before_training(small, runs_dir):
     train(small())
     (path,) = (runs_dir / ".parents").glob("*.safetensors")
     data = bytearray(path.read_bytes())

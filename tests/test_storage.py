@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 from conftest import config
-from test_train import SMALL, metrics, runs_dir, short_prose, weights  # noqa: F401
+from small_runs import SMALL, metrics, weights
 
 from dlm.conversion.module import Conversion
 from dlm.runs.run import Run
@@ -16,11 +16,13 @@ from dlm.runs.storage import disk_is_full, read_json, write_json
 from dlm.train import train
 from dlm.trainer.checkpoints import LAST, PREVIOUS, damage, newest_intact
 
+pytestmark = pytest.mark.usefixtures("short_prose")
+
 EVERY_STEP = "runtime.checkpoint_every=1"
 
 
 @pytest.fixture
-def small(runs_dir):  # noqa: F811
+def small(runs_dir):
     return lambda *overrides: config(*SMALL, EVERY_STEP, f"runs_dir={runs_dir}", *overrides)
 
 
@@ -84,7 +86,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_found_or_changes_nothing(tmp_path)
 def test_a_damaged_checkpoint_is_named_and_kept_and_the_run_goes_on_from_the_one_before(
     fault,
     small,
-    runs_dir,  # noqa: F811
+    runs_dir,
     monkeypatch,
     capsys,
 ):

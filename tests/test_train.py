@@ -13,10 +13,10 @@ from conftest import LIGHT_EVALUATION, config, options
 from hydra.errors import HydraException
 from hydra.utils import get_method
 from safetensors.torch import load_file
+from small_runs import metrics, small, weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.conversion.module import Conversion
-from dlm.data import prose
 from dlm.evaluation import suite
 from dlm.evaluation.suite import evaluate_run
 from dlm.evaluation.summary import report
@@ -24,18 +24,8 @@ from dlm.runs.run import Run, headline
 from dlm.train import train
 from dlm.trainer.loggers import loggers
 
-# Four optimizer steps on the embedded parent, without evaluation.
-SMALL = (
-    "tokens=1024",
-    "block_size=8",
-    "data.length=64",
-    "data.batch_size=4",
-    "data.val_rows=4",
-    "runtime.progress_bar=false",
-    "runtime.log_every=1",
-    "evaluation=none",
-    "logger=csv",
-)
+pytestmark = pytest.mark.usefixtures("short_prose")
+
 TRAINED = (
     "attention",
     "masking",
@@ -56,33 +46,6 @@ NEEDS = {
     ("trainer", "gpu"): ["trainer.accelerator=cpu"],
     ("pretrain", "embedded"): ["data.batch_size=4", "tokens=1024"],
 }
-
-
-@pytest.fixture(autouse=True)
-def short_prose(monkeypatch):
-    """A few chapters, so that no test waits for the whole book to be tokenised."""
-    chapters = {split: prose.chapters(split)[:5] for split in ("train", "val", "test")}
-    monkeypatch.setattr(prose, "chapters", chapters.__getitem__)
-    monkeypatch.setattr(prose, "ENCODED", {})  # nor trains on what another test encoded
-
-
-@pytest.fixture
-def runs_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    return tmp_path / "runs"
-
-
-def small(runs_dir, *overrides):
-    return config(*SMALL, f"runs_dir={runs_dir}", *overrides)
-
-
-def weights(runs_dir, result) -> dict[str, torch.Tensor]:
-    files = Run.load(result["id"], runs_dir).model_folder.rglob("*.safetensors")
-    return {name: tensor for path in files for name, tensor in load_file(path).items()}
-
-
-def metrics(runs_dir, result) -> pd.DataFrame:
-    return pd.read_csv(runs_dir / result["id"] / "metrics.csv")
 
 
 def text_file(tmp_path):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ARCHITECTURES, MASK_ID, config, denoiser, options, random_batch, tiny
+from kept_tensors import kept_by_autograd
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from test_train import runs_dir, short_prose, small  # noqa: F401
+from small_runs import small
 from transformers import AutoModelForCausalLM
 
 from dlm.config.build import ar_denoiser, build, converted_denoiser, make
@@ -31,6 +32,8 @@ from dlm.trainable.gated_lora import GatedLora
 from dlm.trainable.lora import Lora
 from dlm.trainer.memory import Step, checkpoint_activations, traced
 from dlm.types import Noised, generator
+
+pytestmark = pytest.mark.usefixtures("short_prose")
 
 TINY = "pkg://dlm/assets/tiny"
 
@@ -127,7 +130,7 @@ def test_frozen_embeddings_freezes_embedding_and_head_tied_or_not(architecture, 
 
 
 @pytest.mark.parametrize("name", options("trainable"))
-def test_training_moves_exactly_what_is_declared_trainable(name, runs_dir):  # noqa: F811
+def test_training_moves_exactly_what_is_declared_trainable(name, runs_dir):
     cfg = small(runs_dir, f"trainable={name}", "optimizer.warmup=0")
     experiment = build(cfg)
     model = experiment.parent.model
@@ -159,7 +162,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("overrides", BAD)
-def test_bad_input_is_named_before_any_training(overrides, runs_dir, monkeypatch):  # noqa: F811
+def test_bad_input_is_named_before_any_training(overrides, runs_dir, monkeypatch):
     monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
     with pytest.raises(ValueError, match=re.escape(BAD[overrides])):
         train(small(runs_dir, *overrides.split()))
@@ -264,13 +267,13 @@ def test_a_layer_that_does_not_see_one_row_per_token_is_refused():
 
 
 def test_the_memory_estimate_counts_what_gated_adapters_keep():
-    from test_memory import LENGTH, kept_by_autograd
-
     model = gated(dtype=torch.float32).train()
     scorer = denoiser(model, "block", 4, False)
-    got, _ = traced(scorer, Step(LENGTH, 1, "32-true", torch.device("cpu")), 2)
-    real = kept_by_autograd(scorer, 2)
-    plain = kept_by_autograd(denoiser(tiny("llama", torch.float32).requires_grad_(False).train(), "block", 4, False), 2)
+    got, _ = traced(scorer, Step(32, 1, "32-true", torch.device("cpu")), 2)
+    real = kept_by_autograd(scorer, 2, 32)
+    plain = kept_by_autograd(
+        denoiser(tiny("llama", torch.float32).requires_grad_(False).train(), "block", 4, False), 2, 32
+    )
     assert plain < 0.5 * real and 0.99 * real <= got <= 1.05 * real
 
 
@@ -278,12 +281,12 @@ def test_the_memory_estimate_counts_what_gated_adapters_keep():
 
 
 @pytest.fixture
-def run(runs_dir):  # noqa: F811
+def run(runs_dir):
     cfg = small(runs_dir, "trainable=gated_lora", "trainable.rank=8", "lr=1e-2", "optimizer.warmup=0")
     return Run.load(train(cfg)["id"], runs_dir)
 
 
-def test_a_gated_run_leaves_its_parent_as_it_was_and_is_loaded_with_its_gate(run, runs_dir, tmp_path):  # noqa: F811
+def test_a_gated_run_leaves_its_parent_as_it_was_and_is_loaded_with_its_gate(run, runs_dir, tmp_path):
     parent, found = load_parent(TINY, check=False), load_parent(str(run.trained_model()), check=False)
     own = parent.model.state_dict()
     assert all(torch.equal(t, own[n]) for n, t in load_file(run.model_folder / "model.safetensors").items())
@@ -308,7 +311,7 @@ def test_the_seal_and_the_fingerprint_of_a_gated_run_cover_its_adapters(run):
     assert run.damaged("model/") == ["model/gated_lora/adapters.safetensors"]
 
 
-def test_a_gated_run_is_a_parent_and_goes_on_as_one(run, runs_dir):  # noqa: F811
+def test_a_gated_run_is_a_parent_and_goes_on_as_one(run, runs_dir):
     parent = ("model=run", f"model.run={run.id}")
     child = ("trainable=gated_lora", "trainable.rank=8", "seed=1")
     again = Run.load(train(small(runs_dir, *parent, *child))["id"], runs_dir)

@@ -17,6 +17,7 @@ Name = str | int  # YAML reads an id of digits as a number
 
 @dataclass
 class Evaluation:
+    skip: bool
     tasks_per_family: Whole
     max_new_tokens: Count
     thresholds: list[float]

@@ -30,7 +30,7 @@ def loggers(nodes: DictConfig | None, run: Run) -> list[Logger]:
         if not OmegaConf.is_dict(node) or "_target_" not in node:
             raise ValueError(f"logger.{key} {node!r} must be a node with a _target_: see conf/logger/wandb.yaml")
         # Partial, so that the run's config is passed as a plain value and not instantiated.
-        logger = make({**OmegaConf.to_container(node, resolve=True), "_partial_": True})
+        logger = make(node, _partial_=True)
         accepted = inspect.signature(logger.func).parameters
         created.append(
             logger(**{name: value for name, value in of_run.items() if name in accepted and name not in node})

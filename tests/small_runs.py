@@ -1,0 +1,34 @@
+"""Small runs of the embedded parent, and what they leave."""
+
+import pandas as pd
+import torch
+from conftest import config
+from safetensors.torch import load_file
+
+from dlm.runs.run import Run
+
+# Four optimizer steps on the embedded parent, without evaluation.
+SMALL = (
+    "tokens=1024",
+    "block_size=8",
+    "data.length=64",
+    "data.batch_size=4",
+    "data.val_rows=4",
+    "runtime.progress_bar=false",
+    "runtime.log_every=1",
+    "evaluation=none",
+    "logger=csv",
+)
+
+
+def small(runs_dir, *overrides):
+    return config(*SMALL, f"runs_dir={runs_dir}", *overrides)
+
+
+def weights(runs_dir, result) -> dict[str, torch.Tensor]:
+    files = Run.load(result["id"], runs_dir).model_folder.rglob("*.safetensors")
+    return {name: tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def metrics(runs_dir, result) -> pd.DataFrame:
+    return pd.read_csv(runs_dir / result["id"] / "metrics.csv")
