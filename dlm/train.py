@@ -86,7 +86,7 @@ def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
 
 def work(cfg: DictConfig, run: Run) -> None:
     """Take a run from where it is to its end."""
-    for path in run.leavings():
+    for path in run.temporary_files():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     if cfg.force:
         for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):

@@ -142,7 +142,7 @@ def test_a_disk_that_runs_full_costs_nothing_but_time(disk, monkeypatch):
     with pytest.raises(ValueError, match=r"the disk of .* is full .*: free space and give the same command again"):
         train(cfg)
     run = Run.create(cfg, {})
-    assert run.status in ("interrupted", "running") and not run.model_folder.exists() and not run.leavings()
+    assert run.status in ("interrupted", "running") and not run.model_folder.exists() and not run.temporary_files()
     assert damage(run.checkpoint) is None
     mount("remount,size=200m")
     assert train(cfg)["status"] == "finished"
