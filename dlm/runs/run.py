@@ -116,8 +116,7 @@ class Run:
 
     @classmethod
     def create(cls, cfg: DictConfig, choices: dict[str, str]) -> Run:
-        """The run of a config. A new run gets its folder and its record. Raises `ValueError` if `runs_dir` cannot be
-        written."""
+        """The run of a config; a new one gets its folder and record. `ValueError` if `runs_dir` cannot be written."""
         config = OmegaConf.to_container(cfg, resolve=True)
         run = cls(Path(cfg.runs_dir).expanduser() / run_id(config))
         try:
@@ -142,8 +141,7 @@ class Run:
 
     @classmethod
     def load(cls, name: str, runs_dir: str | Path) -> Run:
-        """An existing run by its id (or the beginning of it), or by its folder. Raises `ValueError` unless there is
-        exactly one."""
+        """The run of an id, a unique beginning of it, or a folder. Raises `ValueError` if there is not exactly one."""
         root = Path(runs_dir).expanduser()
         if (Path(name) / "run.json").exists():
             return cls(Path(name))
@@ -156,8 +154,7 @@ class Run:
 
     @classmethod
     def newest(cls, runs_dir: str | Path, **choices: str) -> Run:
-        """The run that finished last among those with these choices (`pretrain="embedded"`). Raises `ValueError` if
-        there is none."""
+        """The last finished run with these choices (`pretrain="embedded"`). Raises `ValueError` if there is none."""
         runs = [cls(path.parent) for path in Path(runs_dir).expanduser().glob("*/run.json")]
         finished = [r for r in runs if r.status == "finished" and choices.items() <= r.record["choices"].items()]
         if not finished:
@@ -237,8 +234,7 @@ class Run:
         write_json(self.record_path, record | json.loads(redacted(json.dumps(values))))
 
     def seal(self, *names: str) -> None:
-        """Add the checksums of the files `names` (for a folder, of all its files) to the record; by default of all
-        `FILES`."""
+        """Record the checksums of the files `names` (of a folder, all its files), by default those of `FILES`."""
         sources = [self.folder / name for name in names or FILES]
         paths = [path for p in sources for path in (p.rglob("*") if p.is_dir() else [p])]
         self.update(files=self.record.get("files", {}) | digests(self.folder, paths))
@@ -263,8 +259,7 @@ class Run:
 
 
 def headline(record: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a record that a summary shows: NELBO in nats per token, accuracy in [0, 1], tokens per forward,
-    drift relative to the parent."""
+    """The metrics of a record for a summary: NELBO in nats, accuracy in [0, 1], tokens per forward, relative drift."""
     train = record.get("train", {})
     metrics = {"val NELBO": train.get("val/nelbo_final", train.get("val/nelbo"))}
     for g in (record.get("evaluation") or {}).get("dlm", {}).get("generation", []):
