@@ -85,7 +85,7 @@ class Speaker:
                 f"prompt {prompt!r} is empty, and the {self.name} scores every token from the one before it: give "
                 "some text to continue"
             )
-        total = room(len(ids) + max_new_tokens, self.denoiser.pattern.block_size, self.decoder.sliding)
+        total = room(len(ids) + max_new_tokens, self.denoiser.pattern.block_size, self.decoder.loop.sliding)
         what = f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens}, {total} up to the end of a block,"
         require_positions(self.denoiser.model, total, what, "shorten the prompt or lower max_new_tokens")
         return ids
