@@ -269,6 +269,8 @@ def test_a_pattern_whose_decode_mask_the_exported_code_does_not_know_is_refused(
 class Sink(Block):
     """The last `window` blocks and the first `sink` tokens."""
 
+    blockwise = False
+
     def __init__(self, block_size, window, sink):
         super().__init__(block_size)
         self.window, self.sink = window, sink
@@ -346,7 +348,7 @@ def test_a_decoding_that_is_asked_for_is_the_default_of_the_exported_generate(pa
     ("threshold", "overrides", "problem"),
     [
         (None, ["decoding=soft"], "decoding dlm.decoding.soft.Soft cannot be exported"),
-        (None, ["decoding=threshold", "decoding.temperature=0.5"], "decoding.temperature, .* cannot be exported"),
+        (None, ["decoding=threshold", "decoding.temperature=0.5"], "decoding.temperature .* cannot be exported"),
         (0.5, ["decoding=threshold"], "threshold 0.5 and decoding exclude each other"),
     ],
 )
