@@ -1,7 +1,7 @@
 """Measure training and decoding speed: `python -m dlm.benchmark [bench=train|decode|sweep] [option=value ...]`.
 
-A correctness gate runs before anything is timed; arms take turns; every ratio comes with its range; every repetition is
-in the JSON record.
+A correctness gate runs before anything is timed. The contestants take turns, every ratio has a range, and the JSON
+record holds every repetition.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from dlm.model.parent import DTYPES
 from dlm.runs.run import environment
 from dlm.runs.storage import write_atomically
 
-WIDTH = 100  # columns, where standard output is not a terminal
+WIDTH = 100  # columns, if standard output is not a terminal
 
 
 def benchmark(cfg: DictConfig, console: Console) -> Path:
-    """Measure, print the tables, and return the path of the record."""
-    bench, device, path = checked(cfg)
+    """Run a benchmark, print its tables, and return the path of the record."""
+    bench, device, path = validated(cfg)
     began = time.time()
-    with peer(cfg) as found:  # before the model is loaded: it may not start
+    with make_peer(cfg) as peer:  # before the model is loaded, because the peer may fail to start
         with torch.random.fork_rng(devices=[]):
-            workbench = make_workbench(cfg, device, found)
+            workbench = make_workbench(cfg, device, peer)
         result = bench.run(workbench)
     model = workbench.model
     record = {
@@ -54,17 +54,18 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
             "dtype": str(workbench.dtype).removeprefix("torch."),
             "attention": {"ours": workbench.attention, "others": workbench.plain_attention},
         },
-        "peer": found and found.description,
+        "peer": peer and peer.description,
         "result": result,
         "wall_seconds": time.time() - began,
     }
-    show(record, bench, console)  # first: a full disk shall not lose it
+    show(record, bench, console)  # before writing, which fails on a full disk
     write_atomically(path, json.dumps(record, indent=1))
     return path
 
 
-def checked(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
-    """Refuse bad values before the model is loaded: the benchmark, the device, and where the record goes."""
+def validated(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
+    """The benchmark, its device, and the path of its record. Raises `ValueError` for bad values, before the model is
+    loaded."""
     require_kinds(cfg, Benchmark)
     bench = make(cfg.bench)
     make(cfg.masking)
@@ -78,8 +79,8 @@ def checked(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
             raise ValueError(f"{name} {cfg[name]!r} is unknown: choose one of {', '.join(DTYPES)}, or null")
     device = usable_device(cfg.device)
     clock_of(device, cfg.clock)
-    peer(cfg)
-    # Milliseconds, because the jobs of a sweep may begin together.
+    make_peer(cfg)
+    # Milliseconds, because the jobs of a sweep may start together.
     name = f"{type(bench).__name__.lower()}-{datetime.now().strftime('%Y-%m-%d_%H-%M-%S.%f')[:-3]}.json"
     path = Path(cfg.out or Path(cfg.runs_dir) / "benchmarks" / name).expanduser()
     try:
@@ -92,7 +93,7 @@ def checked(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of a name; `ValueError` where this machine has none."""
+    """The device of a name. Raises `ValueError` if this machine has no such device."""
     count = torch.cuda.device_count()
     known = ["cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
     if name not in known:
@@ -100,8 +101,9 @@ def usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def peer(cfg: DictConfig) -> AbstractContextManager[Dllm | None]:
-    """The peer that is measured too, not started yet; `ValueError` where it is not there, or would do other work."""
+def make_peer(cfg: DictConfig) -> AbstractContextManager[Dllm | None]:
+    """The peer to measure as well, if any, which starts on entering the context. Raises `ValueError` if it is not
+    installed or cannot do the same work."""
     if cfg.peer.dllm is None:
         return nullcontext()
     if cfg.token_shift:
@@ -112,14 +114,15 @@ def peer(cfg: DictConfig) -> AbstractContextManager[Dllm | None]:
     return Dllm(cfg.peer.dllm, cfg.clock)
 
 
-def make_workbench(cfg: DictConfig, device: torch.device, found: Dllm | None = None) -> Workbench:
-    """The model, on its device and in its precision, and the threads of this process."""
+def make_workbench(cfg: DictConfig, device: torch.device, peer: Dllm | None = None) -> Workbench:
+    """The model on its device and in its precision, with the settings of the benchmark. Also sets the number of threads
+    of this process."""
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     parent = make(cfg.model)
     dtype = DTYPES[cfg.dtype] if cfg.dtype else next(parent.model.parameters()).dtype
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    gate_dtype = DTYPES[cfg.gate_dtype] if cfg.gate_dtype else wide
+    default_gate_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    gate_dtype = DTYPES[cfg.gate_dtype] if cfg.gate_dtype else default_gate_dtype
     cast(parent.model, device, dtype)
     return Workbench(
         parent=parent,
@@ -136,7 +139,7 @@ def make_workbench(cfg: DictConfig, device: torch.device, found: Dllm | None = N
         peak_tflops=cfg.peak_tflops,
         peak_bandwidth_gbs=cfg.peak_bandwidth_gbs,
         rebuild=partial(make_workbench, cfg, device),
-        peer=found,
+        peer=peer,
     )
 
 
@@ -145,11 +148,11 @@ def device_name(device: torch.device) -> str:
 
 
 def show(record: dict[str, Any], bench: Bench, console: Console) -> None:
-    """The tables, below what they were measured on."""
+    """Print the model and the machine, then the tables."""
     model, device = record["model"], record["device"]
-    where = f"{device['name']}, {device['threads']} threads" if device["name"] == "cpu" else device["name"]
+    machine = f"{device['name']}, {device['threads']} threads" if device["name"] == "cpu" else device["name"]
     console.print(
-        f"{model['source']}, {model['parameters'] / 1e6:,.1f}M parameters, {model['dtype']}, on {where}; "
+        f"{model['source']}, {model['parameters'] / 1e6:,.1f}M parameters, {model['dtype']}, on {machine}; "
         f"torch {record['versions']['torch']}, transformers {record['versions']['transformers']}; "
         f"{record['settings']['clock']} time",
         highlight=False,

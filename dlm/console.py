@@ -1,4 +1,4 @@
-"""What the commands print: clear errors, and none of the libraries' chatter."""
+"""The terminal output of commands: errors in one line, and no notices of libraries."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hydra.types import RunMode
 
 STOPPED = "stopped: the same command goes on where it was"
 
-# Warnings that tell a user nothing about this run.
+# Warnings without information about the run.
 BENIGN = (
     ".*LeafSpec.*",
     ".*smaller than the logging interval.*",
     ".*does not have many workers.*",
-    ".*You have overridden .* but have passed in a `LightningDataModule`.*",  # the batch hooks are the module's
-    ".*your dataloader is not resumable.*",  # it is: its order starts at the count that the checkpoint holds
-    ".*Checkpoint directory .* exists and is not empty.*",  # the folder of a resumed run
+    ".*You have overridden .* but have passed in a `LightningDataModule`.*",  # intended: the module has the batch hooks
+    ".*your dataloader is not resumable.*",  # it is: `RowOrder` starts at the count in the checkpoint
+    ".*Checkpoint directory .* exists and is not empty.*",  # it is that of a resumed run
     ".*is_gradient_checkpointing.*",
-    ".*`srun` command is available.*",  # it is on the PATH, and nobody has asked for SLURM
+    ".*`srun` command is available.*",  # an `srun` on the PATH does not mean that the user wants SLURM
 )
 
 
@@ -35,8 +35,8 @@ def is_sweep() -> bool:
 
 
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
-    """A Hydra main whose bad input is one line on stderr and exit code 1; HYDRA_FULL_ERROR=1 shows where it was found.
-    In a sweep the error goes to the launcher, which goes on with the next job."""
+    """Decorate a Hydra main so that a `ValueError` becomes one line on stderr and exit code 1; HYDRA_FULL_ERROR=1 shows
+    the traceback. In a sweep the error goes to the launcher, which continues with the next job."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +56,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def quiet() -> None:
-    """Leave out what libraries say for their own sake."""
+    """Suppress progress bars, notices and benign warnings of libraries."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()

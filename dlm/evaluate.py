@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dlm.config.build import asked_decoding, own_decoding
+from dlm.config.build import default_decoding, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Evaluate
@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Evaluate)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     with lease(run.folder):
-        evaluate_again(run, cfg.evaluation, asked_decoding(cfg, own_decoding(run.config)))
+        evaluate_again(run, cfg.evaluation, requested_decoding(cfg, default_decoding(run.config)))
     show(run)
 
 

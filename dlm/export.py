@@ -1,8 +1,8 @@
-"""Write a finished run as a Hugging Face folder that needs nothing of ours: `python -m dlm.export run=ID to=FOLDER`.
+"""Export a finished run as a Hugging Face folder that works without `dlm`: `python -m dlm.export run=ID to=FOLDER`.
 
-The weights are copied as they are. `dlm/exported/modeling_block_diffusion.py` goes beside them with the parent's class
-filled in, so that `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True).generate(...)` gives the tokens
-and the forwards of `dlm.decoding`.
+The weights are copied unchanged. `dlm/exported/modeling_block_diffusion.py`, with the parent's class filled in, goes
+beside them, so that `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True).generate(...)` gives the same
+tokens in the same number of forwards as `dlm.decoding`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from dlm.attention.base import AttentionPattern
-from dlm.config.build import asked_decoding, make, own_decoding
+from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Export
@@ -38,19 +38,20 @@ from dlm.types import Rows
 MODULE = "modeling_block_diffusion"
 GENERATION = "generation_config.json"
 CLASS = "BlockDiffusionForCausalLM"
-TEMPLATE = "Qwen3ForCausalLM", "Qwen3Config"  # the classes that stand for the parent's in the template
-CONFIG, MODEL_TYPE = "BlockDiffusionConfig", "block_diffusion_"  # before the parent's own type
-NEAR, NO_LIMIT = 2048, 32_768  # positions whose pairs are all compared; of a row where the model sets no limit
+TEMPLATE = "Qwen3ForCausalLM", "Qwen3Config"  # placeholders of the parent's classes in the template
+CONFIG, MODEL_TYPE = "BlockDiffusionConfig", "block_diffusion_"  # the latter is the prefix of the parent's type
+NEAR = 2048  # all pairs of so many positions are compared
+NO_LIMIT = 32_768  # tokens of a row, if the model sets no limit
 PAIRS = 2**23  # compared at a time
 
 
 def export(run: Run, to: str | Path, threshold: float | None = None, decoding: dict[str, Any] | None = None) -> Path:
-    """Write the run's model to the folder `to` and return it.
+    """Write the run's model to the folder `to` and return the folder.
 
-    `decoding`, the config of a decoder, is the default of its `generate`, and `threshold` is short for one by
-    threshold; with neither it is the run's own. The folder is written beside and renamed, so it is whole or not there.
-    Raises `ValueError` where the run has no model, where `to` holds something or
-    cannot be written, and for what the exported decoding cannot do.
+    `decoding`, the config of a decoder, becomes the default of the exported `generate`; `threshold` is short for a
+    threshold decoder; with neither, the run's decoder is used. The folder is written under a temporary name and then
+    renamed. Raises `ValueError` if the run has no model, if `to` is not empty or cannot be written, and for a model or
+    decoder that the exported code cannot reproduce.
     """
     source, target = run.trained_model(), Path(to).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -80,7 +81,7 @@ def export(run: Run, to: str | Path, threshold: float | None = None, decoding: d
 
 
 def empty_model(folder: Path) -> PreTrainedModel:
-    """The model of a folder without its weights. `ValueError` where its class is not one of transformers' own."""
+    """The model of a folder, on the meta device. Raises `ValueError` if its class is not part of transformers."""
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
@@ -96,7 +97,8 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
 
 def diffusion_settings(config: DictConfig, folder: Path, model: PreTrainedModel) -> dict[str, Any]:
-    """What the exported decoding reads from its config.json, with the values of a run's config."""
+    """The settings of the exported decoding for its config.json. Raises `ValueError` for a pattern whose mask the
+    exported code does not implement."""
     pattern = make(config.attention)
     name = type(pattern).__module__.rpartition(".")[2]
     check_decode_mask(pattern, name, num_positions(model.config) or NO_LIMIT)
@@ -117,17 +119,17 @@ def diffusion_settings(config: DictConfig, folder: Path, model: PreTrainedModel)
 
 
 def commit_rule(run: Run, threshold: float | None, decoding: dict[str, Any] | None) -> dict[str, float | int | None]:
-    """`threshold` and `tokens_per_step` of the exported decoding, one of them None: those of the decoder that is asked
-    for, or of the run's. `ValueError` for one that the exported code does not have."""
+    """`threshold` and `tokens_per_step` of the exported decoding, one of them None, from the requested decoder or else
+    the run's. Raises `ValueError` for a decoder that the exported code does not implement."""
     if threshold is not None and decoding:
         raise ValueError(f"threshold {threshold} and decoding exclude each other: give decoding.threshold={threshold}")
-    chosen = decoding or own_decoding(run.config)
-    decoder = make(chosen) if threshold is None else Threshold(threshold)
+    config = decoding or default_decoding(run.config)
+    decoder = make(config) if threshold is None else Threshold(threshold)
     settings = decoder.exported()
     if settings is None:
         whose = "decoding" if decoding else "the run's decoding"
         raise ValueError(
-            f"{whose} {chosen['_target_']} cannot be exported: give threshold=0.9, or another probability, "
+            f"{whose} {config['_target_']} cannot be exported: give threshold=0.9, or another probability, "
             "for the exported generate()"
         )
     if decoding and (decoder.rule.temperature, decoder.rule.top_p) != (0, 1):
@@ -139,63 +141,63 @@ def commit_rule(run: Run, threshold: float | None, decoding: dict[str, Any] | No
 
 
 def check_decode_mask(pattern: AttentionPattern, name: str, length: int) -> None:
-    """Refuse a pattern whose mask in decoding is not the one that the exported code makes: own and earlier blocks, or
-    everything where nothing is cached. Compared are all pairs of the first `NEAR` positions of a row of `length`
-    tokens, and its last block with the whole row, where the longest window shows."""
+    """Raises `ValueError` if the decoding mask of a pattern differs from that of the exported code: own and earlier
+    blocks, or everything if nothing is cached. Compares all pairs of the first `NEAR` positions of a row of `length`
+    tokens, and its last block with the whole row, where even the longest window shows."""
     row = torch.arange(length)
     for rows, columns in (
         (row[:NEAR], row[:NEAR]),
         (row[(length - 1) // pattern.block_size * pattern.block_size :], row),
     ):
-        for some in rows.split(max(1, PAIRS // length)):
-            for differs in differences(pattern, some[:, None], columns[None]):
+        for chunk in rows.split(max(1, PAIRS // length)):
+            for differs in differences(pattern, chunk[:, None], columns[None]):
                 if differs.any():
                     n, column = differs.nonzero()[0].tolist()
                     raise ValueError(
                         f"attention={name} cannot be exported: dlm/exported/{MODULE}.py does not know its mask, which "
-                        f"is another where position {int(some[n])} sees position {column}, or does not"
+                        f"is another where position {int(chunk[n])} sees position {column}, or does not"
                     )
 
 
 def differences(
     pattern: AttentionPattern, q: Int[Tensor, "Q 1"], k: Int[Tensor, "1 K"]
 ) -> Iterator[Bool[Tensor, "Q K"]]:
-    """Where a pattern differs from the exported mask, for every kind of pair of rows that decoding meets: finished
-    tokens are in the clean stream if there is one, those of the current block in the noisy one."""
+    """For each combination of streams in decoding, the pairs of positions at which a pattern differs from the exported
+    mask. Finished tokens are in the clean stream, if there is one, and those of the current block in the noisy one."""
     q_block, k_block = q // pattern.block_size, k // pattern.block_size
     exported = k_block <= q_block if pattern.cacheable else torch.ones_like(q + k, dtype=torch.bool)
     if pattern.clean_stream and pattern.noisy_stream:
-        met = {(True, True): exported | True, (False, True): k_block < q_block}
-        met |= {(False, False): k_block == q_block, (True, False): k_block > q_block}
+        occurring = {(True, True): exported | True, (False, True): k_block < q_block}
+        occurring |= {(False, False): k_block == q_block, (True, False): k_block > q_block}
     else:
-        met = {(not pattern.noisy_stream,) * 2: exported | True}
-    for clean, meet in met.items():
-        one, other = (
-            Rows(torch.full_like(p, c, dtype=torch.bool), p * 0, p) for p, c in zip((q, k), clean, strict=True)
+        occurring = {(not pattern.noisy_stream,) * 2: exported | True}
+    for are_clean, pairs in occurring.items():
+        q_rows, k_rows = (
+            Rows(torch.full_like(p, c, dtype=torch.bool), p * 0, p) for p, c in zip((q, k), are_clean, strict=True)
         )
-        yield (pattern.visible(one, other) != exported) & meet
+        yield (pattern.visible(q_rows, k_rows) != exported) & pairs
 
 
 def write_code(folder: Path, parent: PreTrainedModel) -> None:
-    """The modelling code, its parent's classes filled in."""
+    """Write the modelling code with the parent's classes filled in."""
     text = resources.files("dlm.exported").joinpath(f"{MODULE}.py").read_text(encoding="utf-8")
-    for name, own in zip(TEMPLATE, (type(parent), type(parent.config)), strict=True):
-        text = text.replace(name, own.__name__)
+    for placeholder, parent_class in zip(TEMPLATE, (type(parent), type(parent.config)), strict=True):
+        text = text.replace(placeholder, parent_class.__name__)
     (folder / f"{MODULE}.py").write_text(text, encoding="utf-8")
 
 
 def write_configs(folder: Path, settings: dict[str, Any], model_type: str) -> None:
-    """The settings into config.json, and how decoding is done by default into generation_config.json: of the parent's
-    only the special tokens, since it decodes otherwise. The type is one that transformers do not know, so that nobody
-    takes the folder for a model of the parent's class, which would decode autoregressively."""
+    """Write the settings to config.json and the decoding defaults to generation_config.json, which keeps only the
+    special tokens of the parent's. `model_type` is unknown to transformers, so that nothing loads the folder as a model
+    of the parent's class, which would decode autoregressively."""
     auto_map = {"AutoConfig": f"{MODULE}.{CONFIG}", "AutoModelForCausalLM": f"{MODULE}.{CLASS}"}
     code = {"model_type": model_type, "architectures": [CLASS], "auto_map": auto_map, "use_cache": True}
     config, generation = folder / "config.json", folder / GENERATION
-    kept = json.loads(config.read_text(encoding="utf-8"))
+    parent_config = json.loads(config.read_text(encoding="utf-8"))
     special = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
     special = {name: value for name, value in special.items() if name in ("bos_token_id", "pad_token_id")}
     special |= {"eos_token_id": settings["eos_token_id"], "do_sample": False}
-    for path, values in ((config, kept | settings | code), (generation, special)):
+    for path, values in ((config, parent_config | settings | code), (generation, special)):
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -203,7 +205,7 @@ def write_configs(folder: Path, settings: dict[str, Any], model_type: str) -> No
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Export)
     run = Run.load(str(cfg.run), cfg.runs_dir)
-    folder = export(run, cfg.to, cfg.threshold, asked_decoding(cfg, own_decoding(run.config)))
+    folder = export(run, cfg.to, cfg.threshold, requested_decoding(cfg, default_decoding(run.config)))
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")
 
 

@@ -1,4 +1,4 @@
-"""Tables of the cards and pages that are written."""
+"""Markdown tables for model cards and pages."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str] | None = None) -> str:
-    """A GitHub table of cells that are Markdown themselves; a bar in one does not end it. `align` is the line below the
-    header, `:--` or `--:` for each column; by default it says nothing.
+    """A GitHub table. Cells are Markdown; bars in them are escaped. `align` has `:--` or `--:` for each column, by
+    default neither.
 
-    Not pandas' `to_markdown`: tabulate pads cells to the width of their column, so one new row would change them all.
+    pandas' `to_markdown` would pad cells to the width of their column, so that one new row changes all lines.
     """
     lines = [header, align or ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(unbroken, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(with_bars_escaped, line)) + " |" for line in lines)
 
 
-def unbroken(cell: str) -> str:
-    """A cell with those of its bars escaped that are not yet."""
+def with_bars_escaped(cell: str) -> str:
+    """A cell in which every bar that is not escaped yet is escaped."""
     return re.sub(r"(?<!\\)((?:\\\\)*)\|", r"\1\\|", cell)

@@ -1,7 +1,7 @@
-"""Measure a finished run once more, without training: `python -m dlm.measure run=ID measurement=decode [option=value]`.
+"""Measure a finished run, without training: `python -m dlm.measure run=ID measurement=decode [option=value]`.
 
-What is found lies in `runs/<id>/measurements/<kind>-<digest of the settings>.json`, beside the fingerprint of the
-weights that it was found of. The same weights are not measured twice with the same settings.
+The result is stored in `runs/<id>/measurements/<kind>-<digest of the settings>.json`, together with the fingerprint of
+the weights. The same weights are not measured twice with the same settings.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Measure)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)
-    found = measure(Subject(run), settings)
-    print(json.dumps(found["result"], indent=1))
+    record = measure(Subject(run), settings)
+    print(json.dumps(record["result"], indent=1))
     print(run.folder / measurement_file(settings))
 
 

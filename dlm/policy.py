@@ -1,9 +1,9 @@
 """Learn a commit policy from a finished run's own decoding: `python -m dlm.policy run=ID [option=value]`.
 
-The run decodes validation prompts one token per step, the most careful way it has. At every step each masked position
-has a prediction, and at the end it is known whether that prediction is the token that was committed there. A classifier
-learns this from what can be seen of the prediction alone (`dlm.decoding.policy`). It is measured on prompts that it was
-not fitted to. The result lies in the run's folder, `measurements/policy-<digest of the settings>.json`: numbers only.
+The run decodes validation prompts one token per step. At every step each masked position has a prediction, and at the
+end it is known whether this is the token that was finally committed there. A classifier learns to predict this from
+features of the prediction alone (`dlm.decoding.policy`). It is evaluated on held-out prompts. The result, which is
+numbers only, is stored in the run's folder as `measurements/policy-<digest of the settings>.json`.
 """
 
 from __future__ import annotations
@@ -46,19 +46,21 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of masked tokens: their features, whether they were `kept`, and the number of their prompt."""
+    """M predictions of masked tokens: their F features, whether each was `kept` (equals the token finally committed),
+    and the index of its prompt."""
 
     x: Float[np.ndarray, "M F"]
     kept: Bool[np.ndarray, " M"]
     prompt: Int[np.ndarray, " M"]
 
     def of(self, prompts: set[int]) -> Predictions:
-        chosen = np.isin(self.prompt, list(prompts))
-        return Predictions(self.x[chosen], self.kept[chosen], self.prompt[chosen])
+        """The predictions for some of the prompts."""
+        selected = np.isin(self.prompt, list(prompts))
+        return Predictions(self.x[selected], self.kept[selected], self.prompt[selected])
 
 
-class Watched(MostConfident):
-    """One token per step; `features` and `token` are those of the predictions of the last forward."""
+class RecordingRule(MostConfident):
+    """Commits one token per step; `token` and `features` hold the predictions of the last forward."""
 
     def sample(self, logits, generator):
         token, confidence = super().sample(logits, generator)
@@ -69,36 +71,37 @@ class Watched(MostConfident):
 def observe(
     denoiser: Denoiser, prompts: list[list[int]], max_new_tokens: int, eos_id: int | list[int] | None
 ) -> Predictions:
-    """Every prediction that is made in the decoding of the prompts; those behind the end of an answer do not count."""
-    found = [followed(denoiser, prompt, max_new_tokens, eos_id) for prompt in prompts]
-    x, kept = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
-    return Predictions(x, kept, np.repeat(np.arange(len(prompts)), [len(seen) for seen, _ in found]))
+    """Decode the prompts and collect all predictions, except those behind the end of an answer."""
+    by_prompt = [observe_prompt(denoiser, prompt, max_new_tokens, eos_id) for prompt in prompts]
+    x, kept = (torch.cat(parts).numpy() for parts in zip(*by_prompt, strict=True))
+    return Predictions(x, kept, np.repeat(np.arange(len(prompts)), [len(kept) for _, kept in by_prompt]))
 
 
-def followed(
-    denoiser: Denoiser, prompt: list[int], max_new_tokens: int, eos_id: int | None
+def observe_prompt(
+    denoiser: Denoiser, prompt: list[int], max_new_tokens: int, eos_id: int | list[int] | None
 ) -> tuple[Float[torch.Tensor, "M F"], Bool[torch.Tensor, " M"]]:
-    """The features of every prediction in the decoding of a prompt, and whether it was kept."""
-    rule, size, steps = Watched(), denoiser.pattern.block_size, []
+    """Decode a prompt. Returns the features of every prediction and whether it was kept."""
+    rule, size, steps = RecordingRule(), denoiser.pattern.block_size, []
     start = len(prompt) // size * size
 
     def on_step(canvas: Canvas) -> None:
         nonlocal start
         offset = canvas.predicted[0].nonzero()[:, 0]
-        rows = offset if len(rule.token) == size else slice(None)  # with fixed shapes all positions are scored
+        rows = offset if len(rule.token) == size else slice(None)  # with fixed shapes, all positions are scored
         steps.append([t.cpu() for t in (start + offset - len(prompt), rule.token[rows], rule.features[rows])])
         start = int(canvas.start[0])
 
-    # With a `stop` no step is replayed as a CUDA graph, in which nothing could be recorded.
+    # A `stop` prevents steps from being replayed as CUDA graphs, which would record nothing.
     request = Request([prompt], max_new_tokens, eos_id, stop=lambda tokens: False, on_step=on_step)
-    (made,) = Decoder(Blocks(), rule).generate(denoiser, request)
-    place, token, x = (torch.cat(parts) for parts in zip(*steps, strict=True))
-    inside = place < len(made.tokens)
-    return x[inside], token[inside] == torch.tensor(made.tokens)[place[inside]]
+    (generation,) = Decoder(Blocks(), rule).generate(denoiser, request)
+    position, token, x = (torch.cat(parts) for parts in zip(*steps, strict=True))
+    inside = position < len(generation.tokens)
+    return x[inside], token[inside] == torch.tensor(generation.tokens)[position[inside]]
 
 
 def split(num_prompts: int, held_out: float, seed: int) -> tuple[set[int], set[int]]:
-    """The prompts to fit to and those to measure on."""
+    """Draw the indices of the prompts to fit to and of a fraction `held_out` to measure on. Raises `ValueError` if
+    either is empty."""
     count = round(num_prompts * held_out)
     if not 0 < count < num_prompts:
         raise ValueError(
@@ -109,44 +112,44 @@ def split(num_prompts: int, held_out: float, seed: int) -> tuple[set[int], set[i
     return set(order[count:]), set(order[:count])
 
 
-def fit(seen: Predictions) -> Classifier:
-    """Logistic regression, on features of equal spread; `ValueError` where there is nothing to tell apart."""
-    if seen.kept.all() or not seen.kept.any():
+def fit(predictions: Predictions) -> Classifier:
+    """Fit a logistic regression on standardised features. Raises `ValueError` if all predictions were kept, or none."""
+    if predictions.kept.all() or not predictions.kept.any():
         raise ValueError(
-            f"all {len(seen.kept)} predictions were {'kept' if seen.kept.all() else 'changed'}, so there is nothing to "
-            "learn: raise items_per_family, or decode with decoding=threshold"
+            f"all {len(predictions.kept)} predictions were {'kept' if predictions.kept.all() else 'changed'}, so there "
+            "is nothing to learn: raise items_per_family, or decode with decoding=threshold"
         )
-    scaler = StandardScaler().fit(seen.x)
-    # So many predictions need no penalty on the weights, only finite ones where the two kinds are separable.
-    logistic = LogisticRegression(C=1e3, max_iter=1000).fit(scaler.transform(seen.x), seen.kept)
+    scaler = StandardScaler().fit(predictions.x)
+    # With so many predictions, the weights need no penalty except to stay finite if the classes are separable.
+    logistic = LogisticRegression(C=1e3, max_iter=1000).fit(scaler.transform(predictions.x), predictions.kept)
     coefficients = logistic.coef_[0] / scaler.scale_
     return Classifier(coefficients.tolist(), float(logistic.intercept_[0] - coefficients @ scaler.mean_))
 
 
-def quality(classifier: Classifier, seen: Predictions) -> dict[str, Any]:
-    """How well it tells what is kept: `auc` (and that of the probability alone, which decoding=threshold goes by), the
-    Brier score, and in bins of its prediction the mean prediction and the fraction that was kept. AUC is None where all
-    or none were kept."""
-    predicted = classifier(torch.from_numpy(seen.x)).numpy()
-    probability = seen.x[:, FEATURES.index("probability")]
-    two = 0 < seen.kept.mean() < 1
+def quality(classifier: Classifier, predictions: Predictions) -> dict[str, Any]:
+    """How well a classifier predicts `kept`: its `auc` and that of the probability alone (the criterion of
+    decoding=threshold), the Brier score, and its calibration, the mean prediction and the fraction kept in bins of the
+    prediction. AUC is None if all or none were kept."""
+    predicted = classifier(torch.from_numpy(predictions.x)).numpy()
+    probability = predictions.x[:, FEATURES.index("probability")]
+    has_both_classes = 0 < predictions.kept.mean() < 1
     bins = np.minimum((predicted * BINS).astype(int), BINS - 1)
     return {
-        "predictions": len(seen.kept),
-        "prompts": len(set(seen.prompt.tolist())),
-        "kept": float(seen.kept.mean()),
-        "auc": float(roc_auc_score(seen.kept, predicted)) if two else None,
-        "auc_of_probability": float(roc_auc_score(seen.kept, probability)) if two else None,
-        "brier": float(brier_score_loss(seen.kept, predicted)),
+        "predictions": len(predictions.kept),
+        "prompts": len(set(predictions.prompt.tolist())),
+        "kept": float(predictions.kept.mean()),
+        "auc": float(roc_auc_score(predictions.kept, predicted)) if has_both_classes else None,
+        "auc_of_probability": float(roc_auc_score(predictions.kept, probability)) if has_both_classes else None,
+        "brier": float(brier_score_loss(predictions.kept, predicted)),
         "calibration": [
-            {"predicted": float(predicted[b].mean()), "kept": float(seen.kept[b].mean()), "n": int(b.sum())}
+            {"predicted": float(predicted[b].mean()), "kept": float(predictions.kept[b].mean()), "n": int(b.sum())}
             for b in (bins == i for i in np.unique(bins))
         ],
     }
 
 
 def learn(run: Run, settings: dict[str, Any]) -> Path:
-    """Fit a run's policy, unless its weights have one with these settings and items already, and return its file."""
+    """Fit a run's policy and return its file. An existing file for the same weights, settings and items is kept."""
     path = run.folder / "measurements" / f"policy-{digest(settings, FILE_DIGITS)}.json"
     finished = FinishedRun(run)
     key = {"weights": weights_fingerprint(finished.folder), "items": items_version()}
@@ -156,16 +159,16 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
     fitted, held_out = split(len(examples), settings["held_out"], settings["seed"])
     tokenizer = finished.converted.tokenizer
     prompts = prompt_ids(tokenizer, examples)
-    seen = observe(finished.dlm, prompts, settings["max_new_tokens"], eos_ids(finished.dlm.model, tokenizer))
-    classifier = fit(seen.of(fitted))
+    predictions = observe(finished.dlm, prompts, settings["max_new_tokens"], eos_ids(finished.dlm.model, tokenizer))
+    classifier = fit(predictions.of(fitted))
     path.parent.mkdir(exist_ok=True)
     classifier.save(
         path,
         run=run.id,
         **key,
         settings=settings,
-        fitted=quality(classifier, seen.of(fitted)),
-        held_out=quality(classifier, seen.of(held_out)),
+        fitted=quality(classifier, predictions.of(fitted)),
+        held_out=quality(classifier, predictions.of(held_out)),
         **environment(),
     )
     return path

@@ -1,8 +1,9 @@
-"""Compute the batch again that stopped a run: `python -m dlm.replay run=ID`. Says where the first number that is not
-finite comes from, module by module in the order in which they compute."""
+"""Recompute the batch that stopped a run: `python -m dlm.replay run=ID`. Lists the modules whose output is not finite,
+in the order of their forwards, so the first one is where the problem arises."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from dlm.attention.base import AttentionPattern, NoisePer
 from dlm.config.build import Experiment, build
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
@@ -21,45 +23,53 @@ from dlm.types import Movable, Prepared
 
 
 def replay(run: Run) -> dict[str, Any]:
-    """`step`; `loss` of every micro-batch; `modules` and `gradients` whose numbers are not finite, in order."""
+    """Recompute a run's saved batch. Returns `step`, the `loss` of every micro-batch, and the names of the `modules`
+    and `gradients` that are not finite, in order. Raises `ValueError` if the run saved no batch."""
     if not run.nonfinite.exists():
         raise ValueError(f"run {run.id} holds no batch to replay: it was not stopped by numbers that are not finite")
     experiment = build(run.config)
-    kept = load(run.nonfinite)
-    experiment.parent.model.load_state_dict(kept["weights"])
+    saved = load(run.nonfinite)
+    experiment.parent.model.load_state_dict(saved["weights"])
     experiment.conversion.train()
-    modules: list[str] = []
+    nonfinite_modules: list[str] = []
     hooks = [
-        m.register_forward_hook(watch(name, modules)) for name, m in experiment.parent.model.named_modules() if name
+        m.register_forward_hook(recording_hook(name, nonfinite_modules))
+        for name, m in experiment.parent.model.named_modules()
+        if name
     ]
-    losses = [gradient_of(experiment, batch) for batch in kept["batches"]]
+    losses = [accumulate_gradient(experiment, batch) for batch in saved["batches"]]
     for hook in hooks:
         hook.remove()
     bad = [n for n, p in experiment.parent.model.named_parameters() if p.grad is not None and not is_finite(p.grad)]
-    return {"step": kept["step"], "loss": losses, "modules": list(dict.fromkeys(modules)), "gradients": bad}
+    return {"step": saved["step"], "loss": losses, "modules": list(dict.fromkeys(nonfinite_modules)), "gradients": bad}
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The batch that `dlm.trainer.finite` kept: tensors and dataclasses of tensors, nothing else. The dataclasses of
-    auxiliary losses are known once these losses are imported."""
-    with torch.serialization.safe_globals(Movable.__subclasses__()):
+    """The batch saved by `dlm.trainer.finite`: tensors, dataclasses of tensors and an attention pattern. Only classes
+    that are imported are accepted: the classes of auxiliary losses and patterns are, once the run is built."""
+    with torch.serialization.safe_globals([*subclasses(Movable), *subclasses(AttentionPattern), NoisePer]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def gradient_of(experiment: Experiment, batch: list[Prepared]) -> float:
-    """The loss of a micro-batch, its gradient added to the others."""
+def subclasses(base: type) -> list[type]:
+    """The imported subclasses of a class, at any depth."""
+    return [each for child in base.__subclasses__() for each in (child, *subclasses(child))]
+
+
+def accumulate_gradient(experiment: Experiment, batch: list[Prepared]) -> float:
+    """Add the gradient of a micro-batch to the model's, and return its loss."""
     loss = loss_of(experiment.conversion.objective, experiment.denoiser, batch)[0].loss
     loss.backward()
     return loss.item()
 
 
-def watch(name: str, found: list[str]):
-    """A hook that notes a module whose output is not finite."""
+def recording_hook(name: str, nonfinite_modules: list[str]) -> Callable[..., None]:
+    """A forward hook that appends `name` to `nonfinite_modules` if the module's output is not finite."""
 
     def hook(module, args, output) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         if isinstance(tensor, torch.Tensor) and not is_finite(tensor):
-            found.append(name)
+            nonfinite_modules.append(name)
 
     return hook
 
@@ -71,11 +81,11 @@ def is_finite(tensor: torch.Tensor) -> bool:
 @hydra_command("replay")
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Replay)
-    found = replay(Run.load(str(cfg.run), cfg.runs_dir))
-    table = Table(title=f"step {found['step']}, loss {', '.join(f'{loss:.4g}' for loss in found['loss'])}")
+    report = replay(Run.load(str(cfg.run), cfg.runs_dir))
+    table = Table(title=f"step {report['step']}, loss {', '.join(f'{loss:.4g}' for loss in report['loss'])}")
     table.add_column("modules whose output is not finite")
     table.add_column("tensors whose gradient is not finite")
-    table.add_row("\n".join(found["modules"]) or "none", "\n".join(found["gradients"]) or "none")
+    table.add_row("\n".join(report["modules"]) or "none", "\n".join(report["gradients"]) or "none")
     Console().print(table)
 
 

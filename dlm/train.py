@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from dlm.config import multirun
-from dlm.config.build import asked_decoding, choices, num_processes
+from dlm.config.build import choices, num_processes, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.inputs import inputs_of, require_same
 from dlm.config.kinds import require_kinds
@@ -35,16 +35,16 @@ from dlm.trainer.processes import Follower, is_follower
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train and evaluate the run of a config, unless that is done already. Returns `id`, `status` and the record.
-    Raises `Busy` where another process works on the run."""
+    """Train and evaluate the run of a config, unless it is finished. Returns `id`, `status` and the `record`. Raises
+    `Busy` if another process works on the run, and `ValueError` for a bad config or a run that failed before."""
     require_kinds(cfg, Keep)
     with sigterm_as_ctrl_c():  # not as a decorator, which parallel launchers cannot pickle
-        return follow(cfg) if is_follower(cfg) else done_or_trained(cfg)
+        return follow(cfg) if is_follower(cfg) else lead(cfg)
 
 
 def follow(cfg: DictConfig) -> dict[str, Any]:
-    """The part of a process that does not lead: training, and nothing that is written. A `ValueError` is one that all
-    processes meet, and the leader's to report: Lightning kills it where another process ends badly."""
+    """`train` in a process that follows: it trains and writes nothing. A `ValueError`, which all processes raise, is
+    suppressed here and reported by the leader: Lightning would kill the leader if this process failed first."""
     run = Follower(Run.create(cfg, choices()).folder)
     pieces, problem = max(cfg.runtime.pieces, run.record.get("pieces", 1)), None
     if cfg.force or not run.model_folder.exists():
@@ -58,58 +58,58 @@ def follow(cfg: DictConfig) -> dict[str, Any]:
     return {"id": run.id, "status": "followed", "record": run.record}
 
 
-def done_or_trained(cfg: DictConfig) -> dict[str, Any]:
-    """`train`, without its care for signals."""
+def lead(cfg: DictConfig) -> dict[str, Any]:
+    """`train` in the process that leads."""
     run = Run.create(cfg, choices())
-    done = run.status == "finished" and not cfg.force
-    if not cfg.force and (done or run.checkpoint.exists() or run.model_folder.exists()):
+    is_finished = run.status == "finished" and not cfg.force
+    if not cfg.force and (is_finished or run.checkpoint.exists() or run.model_folder.exists()):
         require_same(run, cfg)
-    if done and is_evaluated(run, cfg.evaluation, asked_decoding(cfg)):
+    if is_finished and is_evaluated(run, cfg.evaluation, requested_decoding(cfg)):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
     with sigterm_as_ctrl_c(), lease(run.folder) as claim:
-        if run.status == "finished" and not cfg.force:  # perhaps since a moment ago
-            if not is_evaluated(run, cfg.evaluation, decoding := asked_decoding(cfg)):
+        if run.status == "finished" and not cfg.force:  # another process may have finished it meanwhile
+            if not is_evaluated(run, cfg.evaluation, decoding := requested_decoding(cfg)):
                 evaluate_again(run, cfg.evaluation, decoding)
             return {"id": run.id, "status": "skipped", "record": run.record}
         if run.status == "failed" and not cfg.retry:
             reason = run.record["error"].strip().splitlines()[-1]
             raise ValueError(f"run {run.id} has failed before ({reason}): retry=true tries it again")
         try:
-            work(cfg, run)
+            finish(cfg, run)
         except BaseException as error:
-            if claim.compromise is None:  # else the run is another process's now
-                leave(cfg, run, error)
+            if claim.compromise is None:  # otherwise another process has taken over the run
+                record_failure(run, error)
             raise
     return {"id": run.id, "status": "finished", "record": run.record}
 
 
-def work(cfg: DictConfig, run: Run) -> None:
-    """Take a run from where it is to its end."""
-    for path in run.leavings():
+def finish(cfg: DictConfig, run: Run) -> None:
+    """Train and evaluate a run from its last checkpoint, or again from the start with `force`."""
+    for path in run.temporary_files():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     if cfg.force:
         for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
         run.update(pieces=1)
     run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **environment())
-    if not run.model_folder.exists():  # the last thing that training writes
+    if not run.model_folder.exists():  # training writes it last
         fit_in_pieces(cfg, run)
-    run.update(evaluation=evaluate_run(run, cfg.evaluation, asked_decoding(cfg)))
+    run.update(evaluation=evaluate_run(run, cfg.evaluation, requested_decoding(cfg)))
     run.seal()
     run.update(status="finished", ended=time.time())
     close_wandb(run.id, headline(run.record), failed=False)
     shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
 
 
-def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
-    """Record why a run ends before its end. What another attempt can use stays."""
-    full = disk_is_full(error)
-    stopped = full or isinstance(error, KeyboardInterrupt)
-    with contextlib.suppress(OSError):  # on a full disk the record stays what it was, "running"
-        run.update(status="interrupted" if stopped else "failed", error=traceback.format_exc())
+def record_failure(run: Run, error: BaseException) -> None:
+    """Record why a run was interrupted or failed; its checkpoints stay. Raises `ValueError` if the disk is full."""
+    is_disk_full = disk_is_full(error)
+    interrupted = is_disk_full or isinstance(error, KeyboardInterrupt)
+    with contextlib.suppress(OSError):  # on a full disk the status stays "running"
+        run.update(status="interrupted" if interrupted else "failed", error=traceback.format_exc())
     close_wandb(run.id, {}, failed=True)
-    if full:
+    if is_disk_full:
         raise ValueError(
             f"the disk of {str(run.folder)!r} is full ({error}): free space and give the same command again, it goes "
             "on where it was"
@@ -117,8 +117,8 @@ def leave(cfg: DictConfig, run: Run, error: BaseException) -> None:
 
 
 def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
-    """`fit`, and again from the last checkpoint in twice as many pieces whenever the device runs out of memory; a
-    resumed run goes on in as many as it had. `ValueError` where single rows do not fit, either."""
+    """Train a run. If the device runs out of memory, resume from the last checkpoint with twice as many pieces per
+    micro-batch. A resumed run keeps its number of pieces. Raises `ValueError` if even single rows do not fit."""
     require_kinds(cfg, Train)
     rows, pieces = cfg.data.batch_size, max(cfg.runtime.pieces, run.record.get("pieces", 1))
     while True:
@@ -129,19 +129,19 @@ def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
             problem = str(error).partition("\n")[0]
         pieces = more_pieces(cfg, pieces, problem)
         print(f"out of memory ({problem}): a micro-batch of {rows} rows is computed in {pieces} pieces from here on")
-        gc.collect()  # what the attempt held
+        gc.collect()  # frees the failed attempt
         torch.cuda.empty_cache()
 
 
 def more_pieces(cfg: DictConfig, pieces: int, problem: str) -> int:
-    """In how many pieces it is to be tried next; `ValueError` where more of them are no way out."""
+    """Number of pieces for the next attempt. Raises `ValueError` if splitting further cannot help."""
     more = min(2 * pieces, cfg.data.batch_size)
     if pieces >= cfg.data.batch_size:
         raise ValueError(
             f"a step runs out of memory even row by row ({problem}): choose a shorter data.length, "
             "runtime.activation_checkpointing=true, trainable=lora or a smaller model"
         )
-    if num_processes(cfg) > 1:  # the others wait for this one
+    if num_processes(cfg) > 1:  # the other processes wait for this one within the failed step
         raise ValueError(
             f"a step runs out of memory ({problem}): give the same command with runtime.pieces={more}, it "
             "goes on from the last checkpoint"

@@ -164,9 +164,9 @@ def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str,
     def steps():
         for i in range(batches):
             noise = generator(0, TRAIN_STREAM, 0, i)
-            denoiser = conversion.set_progress((i + 0.5) / batches, noise)
+            denoiser = conversion.apply_schedules((i + 0.5) / batches, noise)
             batch = collate([data.train_rows[2 * i], data.train_rows[2 * i + 1]])
-            [prepared] = conversion.draw(denoiser, batch, noise)
+            [prepared] = conversion.prepare_training(denoiser, batch, noise)
             conversion.objective(conversion.denoiser, prepared)[0].loss.backward()
 
     done = executed(steps)

@@ -7,25 +7,25 @@ from conftest import config
 from omegaconf import OmegaConf
 
 from analysis.plan.compose import resolve_config
-from dlm.config.command_line import RENAMED, arranged, present, say_once
+from dlm.config.command_line import RENAMED, flags_first, print_once, with_present_name
 from dlm.runs.run import run_id
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
-    say_once.cache_clear()
+    print_once.cache_clear()
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])
 def test_a_sweep_may_be_asked_for_anywhere_on_the_command_line(flag):
-    assert arranged(["seed=0,1", flag, "lr=1"]) == [flag, "seed=0,1", "lr=1"]
+    assert flags_first(["seed=0,1", flag, "lr=1"]) == [flag, "seed=0,1", "lr=1"]
 
 
 @pytest.mark.parametrize("prefix", ["", "+", "++", "~"])
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_an_option_under_its_earlier_name_becomes_the_present_one_and_stderr_says_so_once(old, new, prefix, capsys):
     for _ in range(2):
-        assert present(f"{prefix}{old}.some=1=2") == f"{prefix}{new}.some=1=2"
+        assert with_present_name(f"{prefix}{old}.some=1=2") == f"{prefix}{new}.some=1=2"
     assert capsys.readouterr().err == f"{old}.some is now called {new}.some\n"
 
 
@@ -33,7 +33,7 @@ def test_an_option_under_its_earlier_name_becomes_the_present_one_and_stderr_say
     "override", ["runtime.threads=1", "trainer.volatiles=1", "prompt=trainer.volatile.threads=1", "-m"]
 )
 def test_what_has_no_earlier_name_stays_as_it_is(override, capsys):
-    assert present(override) == override
+    assert with_present_name(override) == override
     assert capsys.readouterr().err == ""
 
 
@@ -42,7 +42,7 @@ def test_what_has_no_earlier_name_stays_as_it_is(override, capsys):
     [("evaluation=null", "evaluation=none"), ("callbacks=null", "callbacks=none"), ("schedule=null", "schedule=null")],
 )
 def test_null_is_the_option_none_of_a_group_that_has_one(typed, read):
-    assert present(typed) == read
+    assert with_present_name(typed) == read
 
 
 def test_a_study_takes_the_earlier_names_too():

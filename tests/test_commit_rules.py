@@ -23,7 +23,7 @@ from dlm.decoding.prefix import Prefix
 from dlm.decoding.remask import Remask
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation.generation import accuracy, loops, run_tasks
-from dlm.measurement.trace import Trace, recorded
+from dlm.measurement.trace import Trace, decode_recording
 from dlm.types import Batch, Noised, generator
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
@@ -236,7 +236,7 @@ def test_the_oracle_ends_with_the_eos_of_its_reference(model):
 def test_the_recorder_decides_as_the_decoder_that_it_watches(llama):
     scorer = denoiser(llama, "block", 4, False)
     for decoder in RULES:
-        made, seen = recorded(scorer, decoder.rule, PROMPTS[0], NEW, EOS_ID)
+        made, seen = decode_recording(scorer, decoder.rule, PROMPTS[0], NEW, EOS_ID)
         assert [made] == decode(scorer, decoder, PROMPTS[:1])
         assert len(seen) == made.nfe
     with pytest.raises(ValueError, match="set decoding.sliding=false"):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
 
 from dlm.attention.block import Block
-from dlm.config.build import asked_decoding, converted_denoiser
+from dlm.config.build import converted_denoiser, requested_decoding
 from dlm.decoding import threshold
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.loop import Blocks
@@ -269,6 +269,8 @@ def test_a_pattern_whose_decode_mask_the_exported_code_does_not_know_is_refused(
 class Sink(Block):
     """The last `window` blocks and the first `sink` tokens."""
 
+    blockwise = False
+
     def __init__(self, block_size, window, sink):
         super().__init__(block_size)
         self.window, self.sink = window, sink
@@ -337,7 +339,7 @@ def test_the_runs_own_commit_rule_is_the_default(parents, tmp_path):
 def test_a_decoding_that_is_asked_for_is_the_default_of_the_exported_generate(parents, tmp_path):
     run = make_run(tmp_path / "run", parents["llama"])
     for name, expected in (("fixed", (1, None)), ("threshold", (None, 0.9))):
-        folder = export(run, tmp_path / name, decoding=asked_decoding(config(f"decoding={name}")))
+        folder = export(run, tmp_path / name, decoding=requested_decoding(config(f"decoding={name}")))
         config_of = json.loads((folder / "config.json").read_text())
         assert (config_of["tokens_per_step"], config_of["threshold"]) == expected
 
@@ -346,14 +348,14 @@ def test_a_decoding_that_is_asked_for_is_the_default_of_the_exported_generate(pa
     ("threshold", "overrides", "problem"),
     [
         (None, ["decoding=soft"], "decoding dlm.decoding.soft.Soft cannot be exported"),
-        (None, ["decoding=threshold", "decoding.temperature=0.5"], "decoding.temperature, .* cannot be exported"),
+        (None, ["decoding=threshold", "decoding.temperature=0.5"], "decoding.temperature .* cannot be exported"),
         (0.5, ["decoding=threshold"], "threshold 0.5 and decoding exclude each other"),
     ],
 )
 def test_a_decoding_that_cannot_be_exported_is_refused(threshold, overrides, problem, parents, tmp_path):
     run = make_run(tmp_path / "run", parents["llama"])
     with pytest.raises(ValueError, match=problem):
-        export(run, tmp_path / "out", threshold, asked_decoding(config(*overrides)))
+        export(run, tmp_path / "out", threshold, requested_decoding(config(*overrides)))
     assert not (tmp_path / "out").exists()
 
 

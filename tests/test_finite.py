@@ -85,13 +85,13 @@ def test_a_step_that_is_not_finite_stops_the_run_with_the_step_the_tensor_and_th
 def test_a_step_that_is_skipped_changes_no_weight_and_is_counted(what, fused, small, monkeypatch):
     SPOILS[what](monkeypatch, math.nan)
     seen = []
-    look = FiniteGuard.look
+    check_steps = FiniteGuard.check_steps
 
     def watched(self, module):
         seen.append([p.detach().clone() for p in module.parameters()])
-        look(self, module)
+        check_steps(self, module)
 
-    monkeypatch.setattr(FiniteGuard, "look", watched)
+    monkeypatch.setattr(FiniteGuard, "check_steps", watched)
     result = train(small("trainer.on_nonfinite=skip", f"optimizer.fused={fused}", "runtime.checkpoint_every=9"))
     assert result["status"] == "finished" and result["record"]["skipped_steps"] == [2]
     changed = [any(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(seen)]

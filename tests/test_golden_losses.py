@@ -52,7 +52,7 @@ def first_step(choice: str, runs_dir: Path) -> dict[str, float]:
     noise = generator(cfg.seed, TRAIN_STREAM, 0, 0)
     conversion.train()
     batch = collate([rows[i] for i in range(ROWS)])
-    pieces = conversion.draw(conversion.set_progress(0.0, noise), batch, noise)
+    pieces = conversion.prepare_training(conversion.apply_schedules(0.0, noise), batch, noise)
     output, auxiliary = loss_of(conversion.objective, conversion.denoiser, pieces)
     output.loss.backward()
     gradients = [p.grad for p in experiment.parent.model.parameters() if p.grad is not None]

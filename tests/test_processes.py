@@ -75,7 +75,9 @@ def test_two_processes_train_what_one_does_with_twice_the_micro_batches(two, tmp
 
 
 def test_a_run_of_several_processes_is_one_whole_run(two):
-    assert two.status == "finished" and two.damaged() == [] and two.leavings() == [] and not is_marked(two.folder)
+    assert (
+        two.status == "finished" and two.damaged() == [] and two.temporary_files() == [] and not is_marked(two.folder)
+    )
     assert len(runs(two.folder.parent)) == 1 and metrics(two).index.is_unique
 
 

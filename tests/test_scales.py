@@ -4,7 +4,7 @@ import pytest
 from conftest import CONF, config, options
 from omegaconf import OmegaConf
 
-from dlm.evaluation.suite import is_wanted
+from dlm.evaluation.suite import is_requested
 
 DEFAULTS = OmegaConf.load(CONF / "train.yaml").defaults
 GROUPS = sorted({group for entry in DEFAULTS if OmegaConf.is_dict(entry) for group in entry} - {"scale"})
@@ -24,12 +24,12 @@ def test_every_scale_composes_with_every_option_of_another_group(scale, number):
     choices = rounds()[number]
     cfg = config(f"scale={scale}", *choices)
     OmegaConf.to_container(cfg, resolve=True)
-    assert is_wanted(cfg.get("evaluation")) == ("evaluation=full" in choices)
-    assert not is_wanted(cfg.get("evaluation")) or set(cfg.evaluation) == SETTINGS
+    assert is_requested(cfg.get("evaluation")) == ("evaluation=full" in choices)
+    assert not is_requested(cfg.get("evaluation")) or set(cfg.evaluation) == SETTINGS
 
 
 @pytest.mark.parametrize("scale", options("scale"))
 @pytest.mark.parametrize("off", ["evaluation=none", "~evaluation"])
 @pytest.mark.parametrize("others", [[], ["pretrain=embedded"]], ids=str)
 def test_no_scale_switches_an_evaluation_on_again(scale, off, others):
-    assert not is_wanted(config(f"scale={scale}", off, *others).get("evaluation"))
+    assert not is_requested(config(f"scale={scale}", off, *others).get("evaluation"))

@@ -12,7 +12,7 @@ from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, layer_types
 from dlm.runs.run import Run
 from dlm.train import train
-from dlm.trainer.selfcheck import Probe, check, check_leak, check_parity, is_ar_limit, probed
+from dlm.trainer.selfcheck import Probe, check, check_leak, check_parity, is_ar_limit, probed_blocks
 
 pytestmark = pytest.mark.usefixtures("short_prose")
 
@@ -47,7 +47,7 @@ def test_every_pattern_passes_on_every_architecture(model, name, token_shift):
     ],
 )
 def test_which_blocks_are_probed(llama, size, token_shift, length, blocks):
-    assert probed(denoiser(llama, "block", size, token_shift), length) == blocks
+    assert probed_blocks(denoiser(llama, "block", size, token_shift), length) == blocks
 
 
 def leak_found_in(scorer, length=32) -> list[int]:
@@ -74,7 +74,7 @@ def leak_found_in(scorer, length=32) -> list[int]:
 def test_a_pattern_that_leaks_is_refused_and_blamed(fault, in_blocks, llama, unchecked):
     scorer = Denoiser(llama, fault(8), MASK_ID, False, layer_types(llama))
     assert leak_found_in(scorer) == in_blocks
-    assert set(in_blocks) & set(probed(scorer, 32))
+    assert set(in_blocks) & set(probed_blocks(scorer, 32))
     said = rf"self-check: llama under the attention pattern {fault.__name__} .* to copy.* mend {fault.__name__}.allowed"
     with pytest.raises(ValueError, match=said):
         check(scorer, random_batch(1, 32).x0[0], half=False, untrained=True)

@@ -14,7 +14,7 @@ from dlm.conversion.module import Conversion
 from dlm.runs.run import Run
 from dlm.runs.storage import disk_is_full, read_json, write_json
 from dlm.train import train
-from dlm.trainer.checkpoints import LAST, PREVIOUS, damage, newest_whole
+from dlm.trainer.checkpoints import LAST, PREVIOUS, damage, newest_intact
 
 pytestmark = pytest.mark.usefixtures("short_prose")
 
@@ -112,7 +112,7 @@ def test_where_every_checkpoint_is_damaged_both_are_named_and_kept(small, monkey
     for path in paths:
         path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"last.ckpt is damaged .*previous.ckpt is damaged .*: delete both to train"):
-        newest_whole(run.checkpoint.parent)
+        newest_intact(run.checkpoint.parent)
     assert all(path.exists() for path in paths)
 
 
@@ -142,7 +142,7 @@ def test_a_disk_that_runs_full_costs_nothing_but_time(disk, monkeypatch):
     with pytest.raises(ValueError, match=r"the disk of .* is full .*: free space and give the same command again"):
         train(cfg)
     run = Run.create(cfg, {})
-    assert run.status in ("interrupted", "running") and not run.model_folder.exists() and not run.leavings()
+    assert run.status in ("interrupted", "running") and not run.model_folder.exists() and not run.temporary_files()
     assert damage(run.checkpoint) is None
     mount("remount,size=200m")
     assert train(cfg)["status"] == "finished"

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlm.config.command_line import present
+from dlm.config.command_line import with_present_name
 from dlm.config.folders import CONF, config_folders
 
 
@@ -21,7 +21,7 @@ def resolve_config(name: str, subject: str, overrides: list[str]) -> dict[str, A
 
     Raises `ValueError`, naming `subject` (the point or evaluation concerned) and the overrides, if composing fails.
     """
-    overrides = [present(o) for o in overrides]
+    overrides = [with_present_name(o) for o in overrides]
     seeds = [o.partition("=")[2] for o in overrides if o.startswith("seed=")]
     try:
         config = compose_config(name, tuple(o for o in overrides if not o.startswith("seed=")))

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run."""
+"""Builds the objects of a run from its config."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from dlm.trainable.base import Trainable
 
 
 def make(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
-    """`instantiate` for code that a config may name, by its present or an earlier name, and for values of the types
-    that this code takes. Raises the `ValueError` of a constructor unwrapped."""
+    """Instantiate a config whose `_target_`s, under their present or an earlier name, are code that a config may name.
+    Raises `ValueError` for other targets and for arguments of a wrong type, and that of a constructor unwrapped."""
     is_config = OmegaConf.is_config(node)
     plain = with_targets(OmegaConf.to_container(node, resolve=True) if is_config else node, PRESENT)
     require_known(plain)
@@ -44,17 +44,18 @@ def make(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
 
 
 def make_callbacks(nodes: DictConfig | None) -> list[Callback]:
-    """The callbacks that a config adds to a training, those that are null left out; `ValueError` for something else."""
-    made = {name: make(node) for name, node in (nodes or {}).items() if node is not None}
-    for name, callback in made.items():
+    """The callbacks of a config, without those that are null. Raises `ValueError` for an object that is no Lightning
+    callback."""
+    callbacks = {name: make(node) for name, node in (nodes or {}).items() if node is not None}
+    for name, callback in callbacks.items():
         if not isinstance(callback, Callback):
             raise ValueError(f"callbacks.{name} {callback!r} is no callback of Lightning: give it the _target_ of one")
-    return list(made.values())
+    return list(callbacks.values())
 
 
 @dataclass
 class Experiment:
-    """Everything that trains, for `num_steps` optimizer steps of `step_tokens` tokens."""
+    """The objects of a run, which trains for `num_steps` optimizer steps of `step_tokens` tokens each."""
 
     parent: Parent
     denoiser: Denoiser
@@ -66,14 +67,14 @@ class Experiment:
 
 
 def build(cfg: DictConfig) -> Experiment:
-    """The objects of a run; whatever is wrong with the config is said before the parent is loaded."""
+    """Build the objects of a run. Raises `ValueError` for a bad config, before the parent is loaded if possible."""
     pattern = make(cfg.attention)
     masking, objective, optimizer = make_masking(cfg), make_objective(cfg), make(cfg.optimizer)
     rollout, block_schedule = (make(node) if (node := cfg.get(k)) else None for k in ("rollout", "block_schedule"))
     objects = {"masking": masking, "loss": objective.loss, "auxiliary": objective.auxiliary}
     schedules = Schedules(OmegaConf.to_container(cfg.schedule, resolve=True), objects) if cfg.get("schedule") else None
     trainable, data = make(cfg.trainable), make(cfg.data)
-    asked_decoding(cfg)
+    requested_decoding(cfg)
     pattern.check(cfg.data.length, cfg.token_shift)
     if masking.views > 1 and not pattern.noisy_stream:
         raise ValueError(
@@ -101,35 +102,37 @@ def build(cfg: DictConfig) -> Experiment:
 
 
 def make_masking(cfg: DictConfig) -> Masking:
-    """The forward process of a config; those of runs from before there were others have the usual level and kernel."""
+    """The forward process of a config. Configs without a noise level or a kernel get the defaults of `Masking`."""
     parts = {key: make(cfg[key]) for key in ("noise_level", "kernel") if key in cfg}
     return make(cfg.masking, **parts)
 
 
 def make_objective(cfg: DictConfig) -> Objective:
-    """What a config minimises."""
+    """The training objective of a config."""
     return Objective(make(cfg.loss), {name: make(node) for name, node in (cfg.get("auxiliary") or {}).items()})
 
 
-def own_decoding(config: DictConfig) -> DictConfig:
-    """How a run is decoded where nothing else is asked for: as its config says, else by the usual threshold."""
+def default_decoding(config: DictConfig) -> DictConfig:
+    """The decoder of a run's config, by default the threshold decoder of conf/decoding/threshold.yaml."""
     return config.get("decoding") or OmegaConf.load(CONF / "decoding" / "threshold.yaml")
 
 
-def asked_decoding(cfg: DictConfig, own: DictConfig | None = None) -> dict[str, Any] | None:
-    """The resolved config of the decoder that a command asks for, None where it asks for none: `decoding=NAME` is a
-    decoder, `+decoding.threshold=0.5` changes `own` (of a run; the usual one). `ValueError` where it cannot be made."""
-    asked = cfg.get("decoding")
-    if not asked:
+def requested_decoding(cfg: DictConfig, base: DictConfig | None = None) -> dict[str, Any] | None:
+    """The resolved config of the decoder that a command requests; None if it requests none. `decoding=NAME` selects a
+    decoder; `+decoding.threshold=0.5` changes `base`, by default the threshold decoder. Raises `ValueError` if the
+    decoder cannot be built."""
+    requested = cfg.get("decoding")
+    if not requested:
         return None
-    whole = asked if "_target_" in asked else OmegaConf.merge(own or own_decoding(OmegaConf.create()), asked)
-    plain = OmegaConf.to_container(whole, resolve=True)
+    is_complete = "_target_" in requested
+    decoding = requested if is_complete else OmegaConf.merge(base or default_decoding(OmegaConf.create()), requested)
+    plain = OmegaConf.to_container(decoding, resolve=True)
     make(plain)
     return plain
 
 
 def tokens_of_a_step(cfg: DictConfig) -> int:
-    """The tokens of one optimizer step; `ValueError` where the budget does not pay for one."""
+    """The tokens of one optimizer step. Raises `ValueError` if the budget `tokens` is smaller."""
     rows = cfg.data.batch_size * cfg.trainer.accumulate * num_processes(cfg)
     tokens = rows * cfg.data.length
     if cfg.tokens < tokens:
@@ -141,33 +144,33 @@ def tokens_of_a_step(cfg: DictConfig) -> int:
 
 
 def num_processes(cfg: DictConfig) -> int:
-    """The number of processes that train a run together; 1 where a config of an earlier version does not say."""
-    numbers = {name: cfg.trainer.get(name, 1) for name in ("devices", "num_nodes")}
-    for name, value in numbers.items():
+    """The number of processes that train a run together, devices × nodes. Configs without these options mean 1."""
+    factors = {name: cfg.trainer.get(name, 1) for name in ("devices", "num_nodes")}
+    for name, value in factors.items():
         if type(value) is not int or value < 1:
             raise ValueError(
                 f"trainer.{name} {value!r} must be a whole number of at least 1: the size of a step, and with it the "
                 "run, depends on it"
             )
-    return math.prod(numbers.values())
+    return math.prod(factors.values())
 
 
 def ar_denoiser(parent: Parent) -> Denoiser:
-    """The parent as it was, in the common interface."""
+    """The autoregressive parent as a `Denoiser`."""
     return Denoiser(parent.model, AR(), parent.mask_id, True, parent.layer_types)
 
 
 def converted_denoiser(cfg: DictConfig, parent: Parent, model: PreTrainedModel | None = None) -> Denoiser:
-    """A dLM by its config: `model` (default: the parent's) under the config's pattern and token shift."""
+    """The dLM of a config: `model` (by default the parent's) under the config's attention pattern and token shift."""
     pattern = make(cfg.attention)
     return Denoiser(model or parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
 
 
 def choices() -> dict[str, str]:
-    """Which option every config group has, for the record; empty outside a Hydra job."""
+    """The selected option of every config group, for the record; {} outside a Hydra job."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
         return {}
-    found = OmegaConf.to_container(HydraConfig.get().runtime.choices)
-    return {group: name for group, name in found.items() if not group.startswith("hydra/")}
+    options = OmegaConf.to_container(HydraConfig.get().runtime.choices)
+    return {group: name for group, name in options.items() if not group.startswith("hydra/")}

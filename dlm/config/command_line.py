@@ -1,4 +1,4 @@
-"""What is typed becomes a config: the commands are Hydra mains that find their configs wherever they are started."""
+"""Turns the command line into a config. Commands are Hydra mains that find their configs from any working directory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dlm.config.folders import CONF, config_folders
 from dlm.console import command
 
 MULTIRUN = ("-m", "--multirun")
-# Names that options had in earlier versions → their present ones.
+# Former name of an option → its present name.
 RENAMED = {"trainer.volatile": "runtime"}
 RENAMED |= {f"logger.{name}": f"logger.wandb.{name}" for name in ("project", "entity", "group")}
 
 
 class OwnConf(SearchPathPlugin):
-    """A `conf/` in the working directory adds to the one of the package, and wins where both have a file."""
+    """Adds a `conf/` in the working directory to the search path. Its files take precedence over the package's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in config_folders():
@@ -35,15 +35,15 @@ Plugins.instance().register(OwnConf)
 
 
 def hydra_command(config: str, read: Callable[[str], str] = str) -> Callable[[Callable[..., Any]], Callable[[], None]]:
-    """Make a function of a config a command, `config` being the name of the config's file. `read` may change each
-    argument before Hydra sees it."""
+    """Decorate a function of a config so that it becomes a command; `config` names the config file. `read` may rewrite
+    each argument before Hydra parses it."""
 
     def decorate(main: Callable[..., Any]) -> Callable[[], None]:
         by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(command(main))
 
         @functools.wraps(main)
         def run() -> None:
-            arguments = arranged([present(read(argument)) for argument in sys.argv[1:]])
+            arguments = flags_first([with_present_name(read(argument)) for argument in sys.argv[1:]])
             swept = any(argument in MULTIRUN for argument in arguments)
             sys.argv[1:] = [with_path_quoted(argument, swept) for argument in arguments]
             by_hydra()
@@ -53,28 +53,28 @@ def hydra_command(config: str, read: Callable[[str], str] = str) -> Callable[[Ca
     return decorate
 
 
-def present(override: str) -> str:
-    """An override under the present name of its option; stderr says so where it was typed under an earlier one.
-    `evaluation=null` is `evaluation=none`."""
+def with_present_name(override: str) -> str:
+    """Rewrite an override that uses a former option name, with a note on stderr. `evaluation=null` becomes
+    `evaluation=none`."""
     key, equals, value = override.partition("=")
     if value == "null" and any((folder / key / "none.yaml").exists() for folder in config_folders()):
-        return f"{key}=none"  # Hydra has no null for a group
+        return f"{key}=none"  # Hydra accepts no null for a group
     for old, new in RENAMED.items():
         name = key.lstrip("+~")
         if f"{name}.".startswith(f"{old}."):
             renamed = new + name[len(old) :]
-            say_once(f"{name} is now called {renamed}")
+            print_once(f"{name} is now called {renamed}")
             return key[: len(key) - len(name)] + renamed + equals + value
     return override
 
 
 @functools.cache
-def say_once(line: str) -> None:
-    """A line on stderr, the first time that there is reason for it."""
+def print_once(line: str) -> None:
+    """Print a line on stderr, once per process."""
     print(line, file=sys.stderr)
 
 
-def arranged(arguments: list[str]) -> list[str]:
-    """Arguments as Hydra takes them: `-m` anywhere becomes `-m` in front."""
+def flags_first(arguments: list[str]) -> list[str]:
+    """Move `-m` to the front, where Hydra expects it."""
     flags = [argument for argument in arguments if argument in MULTIRUN]
     return flags + [argument for argument in arguments if argument not in MULTIRUN]

@@ -1,6 +1,6 @@
-"""The one door to a finished run: whatever wants its models comes through here, and so past their checksums.
+"""Loads the models of a finished run, after verifying their checksums. Every command uses it.
 
-Code below the configs, such as a teacher, has `dlm.model.parent.load_run`, which makes the same check.
+Code that may not depend on configs, such as a teacher, uses `dlm.model.parent.load_run`, which makes the same check.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dlm.runs.run import Run
 
 
 class FinishedRun:
-    """A finished run's dLM and its AR parent. What is asked for is loaded, once. `folder` holds the converted model.
+    """The dLM of a finished run and its AR parent, each loaded on first use. `folder` holds the converted model.
 
-    Raises `ValueError`, before anything is loaded, where the run has no model or a file of it is not what was written.
+    Raises `ValueError`, before loading, if the run has no model or a file of the model fails its checksum.
     """
 
     def __init__(self, run: Run):
@@ -28,13 +28,13 @@ class FinishedRun:
 
     @cached_property
     def converted(self) -> Parent:
-        """The converted weights with their tokenizer, in the precision in which the run trained."""
+        """The converted weights with their tokenizer, in the precision of training."""
         dtype = OmegaConf.select(self.config, "model.dtype", default="float32")
         return load_parent(str(self.folder.absolute()), dtype=dtype, check=False)
 
     @cached_property
     def parent(self) -> Parent:
-        """The parent that the run began with, loaded anew. `ValueError` where it is not the same any more."""
+        """The run's parent, loaded again. Raises `ValueError` if its weights have changed since."""
         require_same(self.run, self.config, "model")
         parent, record = make(self.config.model, check=False), self.run.record.get("parent", {})
         began = f"run {self.run.id} began with a parent"
@@ -43,7 +43,7 @@ class FinishedRun:
 
     @cached_property
     def ar(self) -> Denoiser:
-        """The parent, autoregressive."""
+        """The autoregressive parent as a `Denoiser`."""
         return ar_denoiser(self.parent)
 
     @cached_property

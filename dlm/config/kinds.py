@@ -1,4 +1,4 @@
-"""Checks the type of every option before any work. Otherwise a string in place of a number would fail amid a run.
+"""Checks the type of every option up front; otherwise a string in place of a number would fail mid-run.
 
 The type is that of the constructor's annotation or, for options that build no object, that of the field in
 `dlm.config.settings`. Objects check their own ranges.
@@ -18,21 +18,21 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dlm.config.targets import OWN
 
-Text = NewType("Text", str)  # may be empty, which a name may not
+Text = NewType("Text", str)  # unlike a `str`, it may be empty
 WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a name", Text: "a text"}
 LISTS, DICTS, UNIONS = (list, tuple, Sequence, Iterable), (dict, Mapping), (Union, types.UnionType)
 
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Of a number: `Annotated[int, AtLeast(1)]`."""
+    """The lower bound of a number: `Annotated[int, AtLeast(1)]`."""
 
     least: float
 
 
 def require_kinds(cfg: DictConfig, settings: type) -> None:
-    """`ValueError` where a value of a config is of another kind than the field of its name in the dataclass `settings`.
-    Fields that the config does not have, and values that are no field, are passed over."""
+    """Raises `ValueError` if a value of a config has another type than the field of its name in the dataclass
+    `settings`. Missing values and values without a field are not checked."""
     require_fields(OmegaConf.to_container(cfg, resolve=True), settings, "")
 
 
@@ -46,11 +46,11 @@ def require_fields(values: dict[str, Any], settings: type, prefix: str) -> None:
 
 
 def require_arguments(node: Any, name: str) -> None:
-    """`ValueError` where a plain config (dicts and lists), at any depth, gives a `_target_` of ours an argument of
-    another kind than its annotation says. `name` is the path of the config."""
+    """Raises `ValueError` if a plain config (dicts and lists), at any depth, gives a `_target_` of this package an
+    argument of another type than its annotation. `name` is the path of `node` in the config."""
     if isinstance(node, dict):
         target = str(node.get("_target_", ""))
-        # Libraries take more than their annotations say, and check it themselves.
+        # Libraries accept more than their annotations say, and check their arguments themselves.
         kinds = argument_kinds(get_object(target)) if target.startswith(f"{OWN}.") else {}
         for key, value in node.items():
             full = f"{name}.{key}" if name else key
@@ -62,8 +62,8 @@ def require_arguments(node: Any, name: str) -> None:
 
 
 def argument_kinds(target: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of what a class or a function takes by name. `**kwargs` of a constructor are arguments of the
-    class above it; those of a function are what `Unpack[...]` says."""
+    """The annotations of the arguments of a class or a function, by name. `**kwargs` of a constructor stand for the
+    arguments of its base class; those of a function, for the fields in `Unpack[...]`."""
     kinds: dict[str, Any] = {}
     for owner in target.__mro__ if inspect.isclass(target) else [target]:
         function = vars(owner).get("__init__") if inspect.isclass(owner) else owner
@@ -72,22 +72,23 @@ def argument_kinds(target: Callable[..., Any]) -> dict[str, Any]:
         hints = get_type_hints(owner if is_dataclass(owner) else function, include_extras=True)
         names = inspect.signature(function).parameters
         kinds = {n: hints[n] for n in names if n in hints} | kinds
-        rest = [n for n, p in names.items() if p.kind is p.VAR_KEYWORD]
-        if not rest:
+        keywords = [n for n, p in names.items() if p.kind is p.VAR_KEYWORD]
+        if not keywords:
             break
-        if get_origin(rest_kind := kinds.pop(rest[0], None)) is Unpack:
-            kinds |= get_type_hints(get_args(rest_kind)[0], include_extras=True)
+        if get_origin(keywords_kind := kinds.pop(keywords[0], None)) is Unpack:
+            kinds |= get_type_hints(get_args(keywords_kind)[0], include_extras=True)
     return kinds
 
 
 def require(value: Any, kind: Any, name: str) -> None:
-    """`ValueError` for a value of another kind. A mandatory value that is missing is Hydra's to report."""
+    """Raises `ValueError` for a value of another type. Hydra itself reports a missing mandatory value."""
     if value != MISSING and not accepts(kind, value):
         raise ValueError(f"{name} {value!r} must be {described(kind)}: set {name}=VALUE")
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Whether a value of a config is of a kind. An object of any class is a config with its `_target_`."""
+    """Whether a value of a config has the type `kind`. An object of any class is represented by a config with its
+    `_target_`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return accepts(args[0], value) and value >= args[1].least
@@ -108,14 +109,13 @@ def accepts(kind: Any, value: Any) -> bool:
 
 
 def accepts_items(kinds: tuple[Any, ...], values: list[Any]) -> bool:
-    """Whether the values of a list are of the kinds that its annotation names: one for all, or, of a tuple, each its
-    own."""
-    each = kinds if len(kinds) > 1 and Ellipsis not in kinds else (kinds or (Any,))[:1] * len(values)
-    return len(each) == len(values) and all(map(accepts, each, values))
+    """Whether the items of a list have the types of its annotation: one type for all or, for a tuple, one each."""
+    item_kinds = kinds if len(kinds) > 1 and Ellipsis not in kinds else (kinds or (Any,))[:1] * len(values)
+    return len(item_kinds) == len(values) and all(map(accepts, item_kinds, values))
 
 
 def described(kind: Any) -> str:
-    """A kind in words."""
+    """A type in words, for error messages."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return f"{described(args[0])} of at least {args[1].least:g}"

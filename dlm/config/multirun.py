@@ -1,4 +1,4 @@
-"""What `-m` adds to a run: a line per job, a summary at the end, and an exit code that tells whether all succeeded."""
+"""Support for sweeps (`-m`): a line per job, a summary at the end, and an exit code that says if all jobs succeeded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rich.text import Text
 
 from dlm.runs.run import headline
 
-# How a job, in whatever process it runs, knows the sweep it is part of: {"jobs": number, "swept": keys}.
+# This environment variable describes the sweep to its jobs, which may be processes: {"jobs": number, "swept": keys}.
 SWEEP = "DLM_SWEEP"
 
 
@@ -36,7 +36,7 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepCallback.folder = claim_folder(config)
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) matches
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # the loader resolves glob(*)
         overrides = parser.parse_overrides(list(config.hydra.overrides.task))
         swept = {o.get_key_element(): len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()}
         os.environ[SWEEP] = json.dumps({"jobs": math.prod(swept.values()), "swept": list(swept)})
@@ -45,42 +45,42 @@ class SweepCallback(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.began = time.perf_counter()
         if is_part_of_sweep(config):
-            print(f"\n[{position(config)}] {name(config)}", flush=True)
+            print(f"\n[{job_position(config)}] {job_name(config)}", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if not is_part_of_sweep(config):
             return
-        job_return.cfg = job_return.hydra_cfg = None  # Hydra keeps what all jobs return until the last ends
+        job_return.cfg = job_return.hydra_cfg = None  # Hydra holds the return values of all jobs until the last ends
         failed = job_return.status is not JobStatus.COMPLETED
         result = {"status": "failed"} if failed else job_return.return_value
         if not failed:
             job_return.return_value = None
         error = str(job_return._return_value) if failed else None
-        line = {"job": name(config), "id": result.get("id"), "status": result["status"], "error": error}
+        line = {"job": job_name(config), "id": result.get("id"), "status": result["status"], "error": error}
         line |= {"metrics": headline(result.get("record", {}))}
         path = Path(config.hydra.sweep.dir) / f"{config.hydra.job.num}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(line))
         seconds = time.perf_counter() - self.began
         reason = f": {error}" if error else ""
-        print(f"[{position(config)}] {line['status']} in {seconds:.0f} s{reason}", flush=True)
+        print(f"[{job_position(config)}] {line['status']} in {seconds:.0f} s{reason}", flush=True)
 
 
 def claim_folder(config: DictConfig) -> Path:
-    """Make the folder of a sweep, under another name where another one has begun in the same second, and tell its jobs:
-    their configs are composed from the sweep's overrides."""
-    wanted = Path(config.hydra.sweep.dir)
-    names = itertools.chain([wanted.name], (f"{wanted.name}_{number}" for number in itertools.count(2)))
-    folder = next(f for f in map(wanted.with_name, names) if made(f))
-    if folder != wanted:
+    """Create the folder of a sweep, with a numbered suffix if another sweep started in the same second. The name is
+    added to the overrides from which the configs of the jobs are composed."""
+    preferred = Path(config.hydra.sweep.dir)
+    names = itertools.chain([preferred.name], (f"{preferred.name}_{number}" for number in itertools.count(2)))
+    folder = next(f for f in map(preferred.with_name, names) if create(f))
+    if folder != preferred:
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.sweep.dir = str(folder)
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={json.dumps(str(folder))}")
     return folder
 
 
-def made(folder: Path) -> bool:
-    """Whether a folder is new, and ours."""
+def create(folder: Path) -> bool:
+    """Create a folder; False if it already exists."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -92,13 +92,13 @@ def is_part_of_sweep(config: DictConfig) -> bool:
     return OmegaConf.select(config, "hydra.mode") is not None and config.hydra.mode.name == "MULTIRUN"
 
 
-def position(config: DictConfig) -> str:
-    """`job 3 of 8`."""
+def job_position(config: DictConfig) -> str:
+    """The position of a job in its sweep: `job 3 of 8`."""
     return f"job {config.hydra.job.num + 1} of {json.loads(os.environ[SWEEP])['jobs']}"
 
 
-def name(config: DictConfig) -> str:
-    """The values that the sweep gives this job: `attention=bidir block_size=4`."""
+def job_name(config: DictConfig) -> str:
+    """The swept options with their values in this job: `attention=bidir block_size=4`."""
     swept = json.loads(os.environ[SWEEP])["swept"]
     return " ".join(o for o in config.hydra.overrides.task if o.partition("=")[0] in swept)
 
@@ -113,25 +113,25 @@ def summary_table(lines: list[dict[str, Any]]) -> Table:
     for column in ("run", "status", *names):
         table.add_column(Text(column.replace(" ", "\n")), no_wrap=True)
     for line, row in zip(lines, rows, strict=True):
-        own = (line["job"], line["id"] or "", line["status"], *(row.get(name, "") for name in names))
-        table.add_row(*map(Text, own))  # what stands in brackets would be taken for markup
+        texts = (line["job"], line["id"] or "", line["status"], *(row.get(name, "") for name in names))
+        table.add_row(*map(Text, texts))  # rich would read brackets in a plain string as markup
     return table
 
 
 def cells(metrics: dict[str, float]) -> dict[str, str]:
-    """The headline of a job, with the accuracy of a decoding setting above its tokens per forward."""
-    found = {}
+    """The headline metrics of a job by column, with the accuracy of a decoding setting above its tokens per forward."""
+    by_column = {}
     for name, value in metrics.items():
         kind, _, setting = name.partition(", ")
         if kind == "accuracy":
-            found[setting] = f"{value:.1%}\nTPF {metrics[f'TPF, {setting}']:.2f}"
+            by_column[setting] = f"{value:.1%}\nTPF {metrics[f'TPF, {setting}']:.2f}"
         elif kind != "TPF":
-            found[name] = f"{value:.3f}"
-    return found
+            by_column[name] = f"{value:.3f}"
+    return by_column
 
 
 def summarized(main: Callable[[], Any]) -> Callable[[], None]:
-    """A command that prints the summary of its sweep after it, whatever happened."""
+    """Decorate a command so that it prints the summary of its sweep at the end, even after an error."""
 
     @functools.wraps(main)
     def run() -> None:

@@ -1,5 +1,5 @@
-"""The kinds of the options that no object is built from: those of the commands and of the groups `trainer` and
-`evaluation`. A class has a field for every value of its YAML, which says what the value means."""
+"""The types of the options that build no object: those of the commands and of the groups `trainer`, `runtime` and
+`evaluation`. A class has a field for every value of its YAML file, whose comments explain the values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dlm.config.kinds import AtLeast, Text
 Count = Annotated[int, AtLeast(1)]
 Whole = Annotated[int, AtLeast(0)]
 Positive = Annotated[float, AtLeast(0)]
-Texts = Text | int | float | bool | list[Text | int | float | bool]  # what looks like a number is a text as well
-Name = str | int  # an id may consist of digits
+Texts = Text | int | float | bool | list[Text | int | float | bool]  # YAML reads some texts as numbers or booleans
+Name = str | int  # YAML reads an id of digits as a number
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Trainer:
 
 @dataclass
 class Train:
-    """What `dlm.train` makes of a run. What it does with the run is `Keep`."""
+    """The options of `dlm.train` that determine how a run trains; the others are in `Keep`."""
 
     block_size: int
     token_shift: bool
@@ -74,7 +74,7 @@ class Train:
 
 @dataclass
 class Keep:
-    """What of `dlm.train` has no part in a run's identity, and is needed before there is a run."""
+    """The options of `dlm.train` that are outside a run's identity and are needed before the run is created."""
 
     runs_dir: str
     force: bool

@@ -1,5 +1,5 @@
-"""Which code a config may name. A config can come from elsewhere, in the folder of a run, and loading one must not run
-whatever it says."""
+"""Restricts the code that a config may name. A config may come from elsewhere, in the folder of a run, and loading it
+must not run arbitrary code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ OWN, LIBRARIES = "dlm", ("torch", "lightning", "transformers", "peft")
 
 
 def require_known(config: Any) -> None:
-    """`ValueError` where a plain config (dicts and lists) names, at any depth, a `_target_` that is neither this
-    package's own nor a class of one of the libraries. A name that leads through a package to another one's code
-    (`dlm.runs.run.subprocess.run`) is judged by where it leads."""
+    """Raises `ValueError` if a plain config (dicts and lists), at any depth, has a `_target_` that is neither code of
+    this package nor a class of one of `LIBRARIES`. A name that reaches foreign code through an import
+    (`dlm.runs.run.subprocess.run`) is judged by the module that defines the code."""
     if isinstance(config, list):
         for value in config:
             require_known(value)
@@ -26,21 +26,21 @@ def require_known(config: Any) -> None:
 
 
 def require_known_target(name: str) -> None:
-    refused = ValueError(
+    refusal = ValueError(
         f"_target_ {name!r} is not code that a config may name: choose something of {OWN}, or a class of "
         f"{', '.join(LIBRARIES)}"
     )
     if name.partition(".")[0] not in (OWN, *LIBRARIES):
-        raise refused  # before anything of it is imported
+        raise refusal  # before anything is imported
     try:
-        found = get_object(name)
-    except Exception as error:  # whatever importing raises
+        target = get_object(name)
+    except Exception as error:  # an import may raise anything
         raise ValueError(f"_target_ {name!r} cannot be found: {error}") from error
-    home = (getattr(found, "__module__", None) or "").partition(".")[0]
-    if not callable(found) or not (home == OWN or (home in LIBRARIES and inspect.isclass(found))):
-        raise refused
+    package = (getattr(target, "__module__", None) or "").partition(".")[0]
+    if not callable(target) or not (package == OWN or (package in LIBRARIES and inspect.isclass(target))):
+        raise refusal
 
 
 def name_of(target: str) -> str:
-    """Which option a `_target_` is: `dlm.attention.block_noisy.BlockNoisy` → `block_noisy`."""
+    """The option that a `_target_` belongs to: `dlm.attention.block_noisy.BlockNoisy` → `block_noisy`."""
     return target.split(".")[-2] if target.count(".") > 2 else target.split(".")[-1].lower()

@@ -1,7 +1,7 @@
-"""The conversion as a LightningModule: masking → attention → denoiser → objective → metrics, one line each.
+"""The conversion as a LightningModule: masking → attention → denoiser → objective → metrics.
 
-Masks are drawn on the CPU before the batch moves to the device, so the step never waits for the host (but for a
-rollout, which is the model's own doing).
+Masks are drawn on the CPU before the batch moves to the device, so a step never waits for the host. Only a rollout,
+which runs the model itself, does.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ BOUND = Objective(Nelbo())
 
 
 class Conversion(lightning.LightningModule):
-    """Trains a denoiser. The noise of micro-batch i is a pure function of (seed, rank, i), so a resumed run draws what
-    the uninterrupted one would have drawn; validation noise is the same every time.
+    """Trains a denoiser. The noise of micro-batch i is a pure function of (seed, rank, i), so a resumed run draws the
+    noise of the uninterrupted one; validation noise is the same every time.
 
-    `schedules` and `block_schedule` set numbers and the block size by the progress of training; validation has the
-    final block size.
+    `schedules` and `block_schedule` set numbers and the block size by training progress; validation uses the final
+    block size.
 
-    A micro-batch is computed in `pieces`, one after the other, which are all that memory has to hold at a time.
+    A micro-batch is computed in `pieces`, one after the other; memory holds one piece at a time.
 
-    Logs `train/loss` (what is minimised), `train/nelbo` (nats per maskable token), `train/<name>` of every auxiliary
+    Logs `train/loss` (the minimised loss), `train/nelbo` (nats per maskable token), `train/<name>` of every auxiliary
     loss, `val/nelbo` (always with uniform masking, whatever the training scheme) and `tokens`.
     """
 
@@ -59,14 +59,15 @@ class Conversion(lightning.LightningModule):
         self.seed = seed
         self.val_masking = Uniform(count="ceil", t_min=0.0)
         self.micro_batches, self.pieces = 0, 1
-        self.reference: Path | None = None  # where the parent's weights lie, for callbacks that compare
+        self.reference: Path | None = None  # the file of the parent's weights, for callbacks that compare
 
     @property
     def progress(self) -> float:
-        """How much of training is done, in [0, 1)."""
+        """The fraction of training that is done, in [0, 1)."""
         return self.micro_batches / (self.trainer.max_steps * self.trainer.accumulate_grad_batches)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> list[Prepared]:
+        """Corrupt a batch of B rows on the CPU and lay it out, in at most `pieces` pieces."""
         if not self.trainer.training:
             noise = generator(self.seed, VAL_STREAM, self.val_batches)
             self.val_batches += 1
@@ -74,19 +75,19 @@ class Conversion(lightning.LightningModule):
             noised = corrupt(self.denoiser, self.val_masking, batch, noise)
             return lay_out_pieces(self.denoiser, batch, noised, BOUND, self.pieces)
         noise = generator(self.seed, TRAIN_STREAM, self.global_rank, self.micro_batches)
-        denoiser = self.set_progress(self.progress, noise)
+        denoiser = self.apply_schedules(self.progress, noise)
         self.micro_batches += 1
-        return self.draw(denoiser, batch, noise)
+        return self.prepare_training(denoiser, batch, noise)
 
-    def set_progress(self, progress: float, noise: torch.Generator) -> Denoiser:
-        """Set the scheduled numbers to what they are so far through training; the denoiser with the block size of
-        then."""
+    def apply_schedules(self, progress: float, noise: torch.Generator) -> Denoiser:
+        """Set the scheduled numbers to their values at `progress`, and return the denoiser at the block size of this
+        micro-batch."""
         if self.schedules:
             self.schedules(progress)
         return self.denoiser.at(self.block_schedule(progress, noise)) if self.block_schedule else self.denoiser
 
-    def draw(self, denoiser: Denoiser, batch: Batch, noise: torch.Generator) -> list[Prepared]:
-        """A batch corrupted, or made by the model itself, and laid out for the objective."""
+    def prepare_training(self, denoiser: Denoiser, batch: Batch, noise: torch.Generator) -> list[Prepared]:
+        """Corrupt a batch, replace it by the model's own rollout if there is one, and lay it out for the objective."""
         batch = denoiser.scorable(batch)
         noised = corrupt(denoiser, self.masking, batch, noise)
         if self.rollout:
@@ -99,6 +100,7 @@ class Conversion(lightning.LightningModule):
         return [piece.to(device, non_blocking=True) for piece in batch]
 
     def training_step(self, batch: list[Prepared], batch_idx: int) -> Tensor:
+        """The loss of a micro-batch, a scalar: the mean over its B·L tokens."""
         output, auxiliary = loss_of(self.objective, self.denoiser, batch)
         weight = torch.cat([piece.scored.weight for piece in batch])
         nelbo = (output.nll * weight).sum() / max(sum(piece.num_maskable for piece in batch), 1)
@@ -106,8 +108,8 @@ class Conversion(lightning.LightningModule):
         self.log("train/nelbo", nelbo, prog_bar=True)
         for name, value in auxiliary.items():
             self.log(f"train/{name}", value)
-        rows_tokens = sum(piece.num_tokens // piece.views for piece in batch)
-        self.log("tokens", float(self.micro_batches * rows_tokens * self.trainer.world_size))
+        batch_tokens = sum(piece.num_tokens // piece.views for piece in batch)
+        self.log("tokens", float(self.micro_batches * batch_tokens * self.trainer.world_size))
         return output.loss
 
     def on_validation_epoch_start(self) -> None:
@@ -121,19 +123,19 @@ class Conversion(lightning.LightningModule):
             self.val_count += piece.num_maskable
 
     def on_validation_epoch_end(self) -> None:
-        # Every process validates all rows, and finds the same.
+        # Every process validates all rows and obtains the same value.
         self.log("val/nelbo", self.val_nelbo(), prog_bar=True, sync_dist=True)
 
     def val_nelbo(self) -> float:
-        """Of the validation so far, in nats per maskable token."""
+        """The NELBO of the validation so far, in nats per maskable token."""
         return self.val_sum / max(self.val_count, 1)
 
     def configure_optimizers(self):
         return self.optimizer_builder.build(self.denoiser, int(self.trainer.estimated_stepping_batches))
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        # Lightning refuses to clip for fused optimizers under mixed precision, for the sake of float16's loss scaling;
-        # bfloat16 has none.
+        # Lightning refuses to clip with fused optimizers under mixed precision because float16 scales its loss;
+        # bfloat16 does not.
         if gradient_clip_val:
             norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), gradient_clip_val)
             self.log("train/grad_norm", norm)

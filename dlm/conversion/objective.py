@@ -1,4 +1,4 @@
-"""What a step minimises: the diffusion loss of the scored tokens and the auxiliary losses beside it."""
+"""The training objective: the diffusion loss of the scored tokens plus weighted auxiliary losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlm.types import Batch, LossOutput, Movable, Noised, Prepared, Scored
 
 
 class Objective:
-    """`loss` + the sum of weight times auxiliary loss, all from one forward of the network."""
+    """`loss` + Σ weight · auxiliary loss, all from one forward of the network."""
 
     def __init__(self, loss: Loss, auxiliary: dict[str, Auxiliary] | None = None):
         self.loss, self.auxiliary = loss, auxiliary or {}
@@ -22,62 +22,63 @@ class Objective:
 
     @property
     def nbytes(self) -> int:
-        """What the auxiliary losses hold on the device all the time, in bytes."""
+        """The bytes that the auxiliary losses hold on the device throughout training."""
         return sum(term.nbytes for term in self.auxiliary.values())
 
     def needs(
         self, denoiser: Denoiser, batch: Batch, noised: Noised, scored: Scored
     ) -> tuple[list[Int[Tensor, " M"]], dict[str, Movable | None]]:
-        """What the auxiliary losses need of a batch (on the CPU): more rows of the network's input, and the rest."""
-        rows: list[Int[Tensor, " M"]] = []
+        """The inputs of the auxiliary losses for a batch (on the CPU): the additional input rows of the network whose
+        hidden states they read, and, by name, anything else."""
+        extra_rows: list[Int[Tensor, " M"]] = []
         needs: dict[str, Movable | None] = {}
         for name, term in self.auxiliary.items():
-            more, needs[name] = term.needs(denoiser, batch, noised, scored)
-            if more is not None:
-                rows.append(more)
-        return rows, needs
+            rows, needs[name] = term.needs(denoiser, batch, noised, scored)
+            if rows is not None:
+                extra_rows.append(rows)
+        return extra_rows, needs
 
     def __call__(
         self, denoiser: Denoiser, prepared: Prepared, factors: dict[str, float | Float[Tensor, ""]] | None = None
     ) -> tuple[LossOutput, dict[str, Float[Tensor, ""]]]:
-        """The whole loss, and the auxiliary losses by their names, unweighted. `factors` are what these are multiplied
-        by, if not by what this batch alone says: it may be a piece of another."""
-        output, found, of_states = self.terms(denoiser, prepared)
+        """The total loss, and the unweighted auxiliary losses by name, detached. `factors` multiply the losses of
+        hidden states; by default they follow from this batch, which is wrong if it is a piece of a micro-batch."""
+        output, auxiliary, of_states = self.terms(denoiser, prepared)
         total = output.loss
         for name, value in of_states.items():
             factor = self.auxiliary[name].factor(value, output.loss) if factors is None else factors[name]
             total = total + factor * value
-        return LossOutput(total, output.nll), found
+        return LossOutput(total, output.nll), auxiliary
 
     def terms(
         self, denoiser: Denoiser, prepared: Prepared
     ) -> tuple[LossOutput, dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
-        """The loss of the scored tokens' logits; the auxiliary losses, detached; and those of hidden states, which are
-        still to be multiplied and added."""
-        num, num_tokens = len(prepared.scored.target), prepared.num_tokens
+        """The loss of the scored tokens, including the weighted auxiliary losses of their logits; all auxiliary losses
+        by name, detached; and the auxiliary losses of hidden states, which the caller multiplies and adds."""
+        num_scored, num_tokens = len(prepared.scored.target), prepared.num_tokens
         states = denoiser.states(prepared.inputs) if self.reads_states else [denoiser.read(prepared.inputs)]
-        found = {name: torch.zeros((), device=states[-1].device) for name in self.auxiliary}
-        rowwise = {}
+        auxiliary = {name: torch.zeros((), device=states[-1].device) for name in self.auxiliary}
+        losses_of_logits = {}
         for name, term in self.auxiliary.items():
-            of_logits = term.of_logits(denoiser, states[-1][:num], prepared.scored, prepared.needs[name])
+            of_logits = term.of_logits(denoiser, states[-1][:num_scored], prepared.scored, prepared.needs[name])
             if of_logits is not None:
-                rowwise[name] = of_logits
+                losses_of_logits[name] = of_logits
 
-        def part(logits: Float[Tensor, "M V"], chunk: slice) -> LossOutput:
+        def chunk_loss(logits: Float[Tensor, "M V"], chunk: slice) -> LossOutput:
             output = self.loss(logits, prepared.scored[chunk], num_tokens)
             total = output.loss
-            for name, of_logits in rowwise.items():
+            for name, of_logits in losses_of_logits.items():
                 value = of_logits(logits, chunk).sum() / num_tokens
-                found[name] = found[name] + value.detach()
+                auxiliary[name] = auxiliary[name] + value.detach()
                 total = total + self.auxiliary[name].weight * value
             return LossOutput(total, output.nll)
 
-        output = denoiser.loss_of(states[-1][:num], part)
-        of_states, start = {}, num
+        output = denoiser.loss_of(states[-1][:num_scored], chunk_loss)
+        of_states, start = {}, num_scored
         for name, term in self.auxiliary.items():
             stop = start + term.num_rows(prepared.needs[name])
             value = term.of_states(denoiser, states, slice(start, stop), num_tokens, prepared.needs[name])
             start = stop
             if value is not None:
-                of_states[name], found[name] = value, value.detach()
-        return output, found, of_states
+                of_states[name], auxiliary[name] = value, value.detach()
+        return output, auxiliary, of_states

@@ -1,7 +1,7 @@
-"""A micro-batch computed in pieces of rows, one after the other, where the whole does not fit into memory.
+"""Computes a micro-batch in pieces of rows, one after the other, when it does not fit into memory as a whole.
 
-The noise is that of the whole micro-batch, and a loss is a sum over rows, so the pieces change nothing but the order of
-summation. (Dropout draws for every piece anew: other draws of the same distribution.)
+Noise is drawn for the whole micro-batch, and a loss is a sum over rows, so pieces change only the order of summation.
+(Dropout is drawn for every piece: other draws of the same distribution.)
 """
 
 from __future__ import annotations
@@ -25,74 +25,76 @@ Values = TypeVar("Values", Batch, Noised)
 def lay_out_pieces(
     denoiser: Denoiser, batch: Batch, noised: Noised, objective: Objective, pieces: int
 ) -> list[Prepared]:
-    """A corrupted batch as the network reads it, in at most `pieces` pieces of as many rows each (the last may have
-    fewer)."""
+    """Lay out a corrupted batch of B rows for the network, in at most `pieces` pieces of equally many rows (the last
+    may have fewer)."""
     rows = rows_of_piece(len(batch.x0), pieces)
-    chosen = [slice(start, start + rows) for start in range(0, len(batch.x0), rows)]
-    return [lay_out(denoiser, only(batch, some), only(noised, some), objective) for some in chosen]
+    slices = [slice(start, start + rows) for start in range(0, len(batch.x0), rows)]
+    return [lay_out(denoiser, slice_rows(batch, part), slice_rows(noised, part), objective) for part in slices]
 
 
 def rows_of_piece(rows: int, pieces: int) -> int:
+    """The rows of each piece but the last, ⌈rows / pieces⌉."""
     return -(-rows // pieces)
 
 
-def only(values: Values, rows: slice) -> Values:
-    """Some rows of a batch."""
-    found = (getattr(values, f.name) for f in fields(values))
-    return type(values)(*(None if value is None else value[rows] for value in found))
+def slice_rows(values: Values, rows: slice) -> Values:
+    """The rows `rows` of every tensor of a batch."""
+    tensors = (getattr(values, f.name) for f in fields(values))
+    return type(values)(*(None if tensor is None else tensor[rows] for tensor in tensors))
 
 
 def loss_of(
     objective: Objective, denoiser: Denoiser, pieces: Sequence[Prepared]
 ) -> tuple[LossOutput, dict[str, Float[Tensor, ""]]]:
-    """What `objective` says of a micro-batch: the mean of its pieces, by their tokens."""
+    """The loss of a micro-batch and its unweighted auxiliary losses by name: the mean over its pieces, weighted by
+    their tokens."""
     if len(pieces) == 1:
         return objective(denoiser, pieces[0])
     num_tokens = sum(piece.num_tokens for piece in pieces)
     shares = [piece.num_tokens / num_tokens for piece in pieces]
-    factors = factors_of(objective, denoiser, pieces, shares)
+    factors = auxiliary_factors(objective, denoiser, pieces, shares)
     nll: list[Tensor] = []
-    found = dict.fromkeys(objective.auxiliary, 0.0)
+    auxiliary = dict.fromkeys(objective.auxiliary, 0.0)
 
-    def part(piece: Prepared, share: float) -> Float[Tensor, ""]:
+    def piece_loss(piece: Prepared, share: float) -> Float[Tensor, ""]:
         output, values = objective(denoiser, piece, factors)
         nll.append(output.nll)
         for name, value in values.items():
-            found[name] = found[name] + share * value
+            auxiliary[name] = auxiliary[name] + share * value
         return share * output.loss
 
     parameters = [p for p in denoiser.model.parameters() if p.requires_grad]
-    loss = InTurn.apply(part, list(zip(pieces, shares, strict=True)), *parameters)
-    return LossOutput(loss, torch.cat(nll)), found
+    loss = SequentialSum.apply(piece_loss, list(zip(pieces, shares, strict=True)), *parameters)
+    return LossOutput(loss, torch.cat(nll)), auxiliary
 
 
 @torch.no_grad()
-def factors_of(
+def auxiliary_factors(
     objective: Objective, denoiser: Denoiser, pieces: Sequence[Prepared], shares: Sequence[float]
 ) -> dict[str, float | Float[Tensor, ""]]:
-    """What the auxiliary losses are multiplied by. Where that depends on their value, it is the value of all pieces,
-    which costs a forward of each."""
+    """The factors of the auxiliary losses by name. If a factor depends on the losses, it is computed from those of the
+    whole micro-batch, which costs one more forward of every piece."""
     if not objective.balanced:
         return {name: term.weight for name, term in objective.auxiliary.items()}
     diffusion, values = 0.0, dict.fromkeys(objective.auxiliary, 0.0)
     for piece, share in zip(pieces, shares, strict=True):
-        output, found, _ = objective.terms(denoiser, piece)
+        output, auxiliary, _ = objective.terms(denoiser, piece)
         diffusion = diffusion + share * output.loss
-        values = {name: values[name] + share * value for name, value in found.items()}
+        values = {name: values[name] + share * value for name, value in auxiliary.items()}
     return {name: term.factor(values[name], diffusion) for name, term in objective.auxiliary.items()}
 
 
-class InTurn(torch.autograd.Function):
-    """The sum of losses, each computed with its gradients before the next, so that what one keeps for its backward is
-    gone by then. The backward only scales the gradients."""
+class SequentialSum(torch.autograd.Function):
+    """The sum of several losses. The forward computes each loss and its gradients before the next, which frees its
+    activations; the backward only scales the summed gradients."""
 
     @staticmethod
     def forward(ctx, loss_of: Callable[..., Tensor], arguments: list[tuple], *parameters: Tensor) -> Tensor:
         total, sums = 0.0, [None] * len(parameters)
-        for given in arguments:
+        for args in arguments:
             with torch.enable_grad():
-                loss = loss_of(*given)
-            with torch.autocast(loss.device.type, enabled=False):  # as everywhere, for the forward only
+                loss = loss_of(*args)
+            with torch.autocast(loss.device.type, enabled=False):  # autocast is for forwards only
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             total = total + loss.detach()
             sums = [b if a is None else a if b is None else a.add_(b) for a, b in zip(sums, gradients, strict=True)]

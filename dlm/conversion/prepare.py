@@ -1,5 +1,4 @@
-"""What happens to a batch on the CPU before a step: noise is drawn, the streams are laid out, what nobody reads is left
-out."""
+"""Prepares a batch on the CPU: draws the noise, lays out the streams, and drops positions that no loss depends on."""
 
 from __future__ import annotations
 
@@ -18,23 +17,23 @@ from dlm.types import Batch, Noised, Prepared
 def prepare(
     denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Generator, objective: Objective | None = None
 ) -> Prepared:
-    """Corrupt a batch and lay out for the network what it has to read for an `objective` (on the CPU); by default the
-    bound on the likelihood."""
+    """Corrupt a batch of B rows and lay out the network's input for an `objective` (on the CPU), by default the bound
+    on the likelihood."""
     batch = denoiser.scorable(batch)
     return lay_out(denoiser, batch, corrupt(denoiser, masking, batch, noise), objective or Objective(Nelbo()))
 
 
 def corrupt(denoiser: Denoiser, masking: Masking, batch: Batch, noise: torch.Generator) -> Noised:
-    """Draw the noise of a batch."""
+    """Draw the noise of a batch: K noised views [B, K·L] of its rows [B, L]."""
     return masking(batch, denoiser.pattern.units(batch), denoiser.mask_id, noise)
 
 
 def lay_out(denoiser: Denoiser, batch: Batch, noised: Noised, objective: Objective) -> Prepared:
-    """A corrupted batch as the network reads it."""
+    """The network's input and targets for a corrupted batch, trimmed to the positions that the objective needs."""
     inputs, scored = denoiser.inputs(batch, noised)
     scored = replace(scored, loss_weight=objective.loss.weights(batch, noised)[noised.in_loss])
-    rows, needs = objective.needs(denoiser, batch, noised, scored)
-    inputs = replace(inputs, scored=torch.cat([inputs.scored, *rows]))
+    extra_rows, needs = objective.needs(denoiser, batch, noised, scored)
+    inputs = replace(inputs, scored=torch.cat([inputs.scored, *extra_rows]))
     inputs = trim(inputs, few_shapes=denoiser.compiles).settled()
     views = noised.xt.shape[1] // batch.x0.shape[1]
     return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views, needs)

@@ -1,6 +1,6 @@
-"""Any number of the objective as a function of training progress: `schedule={masking.half_life: {0: 1.0, 1: 0.1}}`.
+"""Schedules a number of the objective by training progress: `schedule={masking.half_life: {0: 1.0, 1: 0.1}}`.
 
-A path names a value of a config group by its place in the config. Between the given points of progress it is linear.
+The key is the path of the number in the config. Between the points of progress its value is linear.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Schedule:
-    """`points`: progress in [0, 1] → value."""
+    """A piecewise linear function. `points` maps progress in [0, 1] to values; anything else is a `ValueError`."""
 
     def __init__(self, points: dict[float, float]):
         points = {float(progress): float(value) for progress, value in points.items()}
@@ -25,22 +25,22 @@ class Schedule:
 
 
 class Schedules:
-    """Sets attributes of the objects of a run; `objects` are the roots of the paths (`masking`, `loss`, `auxiliary`).
+    """Sets scheduled attributes of `objects`, the roots of the paths (`masking`, `loss`, `auxiliary`).
 
-    Raises `ValueError` for a path that leads to no number.
+    Raises `ValueError` for a path that does not lead to a number.
     """
 
     def __init__(self, schedules: dict[str, dict[float, float]], objects: dict[str, Any]):
         self.targets = [(*resolve(path, objects), Schedule(points)) for path, points in schedules.items()]
 
     def __call__(self, progress: float) -> None:
-        """Set every scheduled value to what it is at `progress`."""
+        """Set every scheduled number to its value at `progress`."""
         for owner, name, schedule in self.targets:
             setattr(owner, name, schedule(progress))
 
 
 def resolve(path: str, objects: dict[str, Any]) -> tuple[Any, str]:
-    """The object that a path's last name is an attribute of, and that name."""
+    """Split a path into the object that owns its last name and that name."""
     root, *names = path.split(".")
     owner: Any = objects.get(root)
     for name in names[:-1]:

@@ -1,4 +1,4 @@
-"""What a run trains on: a Lightning data module over packed rows."""
+"""The training data: a Lightning data module over packed rows."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ VAL_SEED = 1_000_003
 
 
 class RowOrder(Sampler):
-    """Every `world`-th row from `rank`, in order. `start()` is asked when iteration begins: how many of them are done,
-    so that a resumed run goes on where its checkpoint was made."""
+    """Every `world_size`-th row from `rank`, in order. `num_done()` is called when iteration starts and returns how
+    many of them to skip, so that a resumed run continues from its checkpoint."""
 
-    def __init__(self, num_rows: int, rank: int, world: int, start: Callable[[], int]):
-        self.mine, self.start = range(rank, num_rows // world * world, world), start
+    def __init__(self, num_rows: int, rank: int, world_size: int, num_done: Callable[[], int]):
+        self.indices, self.num_done = range(rank, num_rows // world_size * world_size, world_size), num_done
 
     def __iter__(self):
-        return iter(self.mine[self.start() :])
+        return iter(self.indices[self.num_done() :])
 
     def __len__(self) -> int:
-        return len(self.mine)
+        return len(self.indices)
 
 
 class PackedData(lightning.LightningDataModule):
-    """Rows drawn from `sources(split)`, tokenised by the parent's own tokenizer.
+    """Rows drawn from `sources(split)`, tokenised by the parent's tokenizer.
 
-    `mixture` weighs the sources (by rows; of one that weighs 0 nothing is seen at all); `length` is L; validation uses
+    `mixture` weighs the sources by rows; a source of weight 0 is not used at all. `length` is L. Validation uses
     `val_rows` rows of the val split, the same for every run.
     """
 
@@ -54,7 +54,7 @@ class PackedData(lightning.LightningDataModule):
             raise ValueError(f"data.mixture {dict(mixture)} must hold weights >= 0 of which one is > 0")
         self.length, self.batch_size, self.val_rows = length, batch_size, val_rows
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
-        self.excluded = set(mixture) - set(self.mixture)  # what weighs 0 does not fill the ends of rows, either
+        self.excluded = set(mixture) - set(self.mixture)  # a source of weight 0 does not fill the ends of rows, either
 
     def prepare(
         self,
@@ -63,14 +63,15 @@ class PackedData(lightning.LightningDataModule):
         num_rows: int,
         seed: int,
     ) -> None:
-        """Tokenise what has to be tokenised, once before training. `tail` is the pattern's (see `PackedRows`)."""
+        """Tokenise the sources once, before training, for `num_rows` training rows. `tail` is that of the attention
+        pattern (see `PackedRows`)."""
         self.eos_id, self.tail = tokenizer.eos_token_id, tail
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.train_rows = self.rows(self.sources("train", tokenizer), num_rows, seed)
         self.validation_rows = self.rows(self.sources("val", tokenizer), self.val_rows, VAL_SEED)
 
     def sources(self, split: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Source]:
-        """The sources by name, those of `mixture`."""
+        """The sources of a split by the names that `mixture` uses."""
         raise NotImplementedError  # abstract
 
     def rows(self, sources: dict[str, Source], num_rows: int, seed: int) -> PackedRows:
@@ -91,7 +92,8 @@ class PackedData(lightning.LightningDataModule):
         )
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the tokens that rows are drawn from; what is generated is the code's."""
+        """16 hexadecimal digits of the tokens from which rows are drawn. Generated tasks depend on the code only and do
+        not count."""
         sources = (s for rows in (self.train_rows, self.validation_rows) for s in (*rows.sources, rows.filler))
         texts = (ids for source in sources if isinstance(source, Windows) for ids in source.texts)
         return fingerprint(memoryview(array("q", ids)).cast("B") for ids in texts)
@@ -110,10 +112,10 @@ class PackedData(lightning.LightningDataModule):
         return self.loader(self.validation_rows)
 
     def loader(self, rows: PackedRows, **kwargs: Any) -> DataLoader:
-        """With a generator of its own: a loader draws a seed for its workers whenever it begins, which would move the
-        random state that dropout draws from."""
-        own = torch.Generator()
-        return DataLoader(rows, batch_size=self.batch_size, collate_fn=collate, generator=own, **kwargs)
+        """A loader with a separate generator. A loader draws a seed for its workers at the start of each iteration,
+        which would otherwise change the random state of dropout."""
+        separate = torch.Generator()
+        return DataLoader(rows, batch_size=self.batch_size, collate_fn=collate, generator=separate, **kwargs)
 
 
 class Embedded(PackedData):
@@ -136,7 +138,7 @@ class Embedded(PackedData):
 
 
 class Text(PackedData):
-    """Any text that `datasets` reads: files (txt, json, jsonl, csv, parquet) or a hub id; `field` holds the text.
+    """Text that `datasets` reads: a file (txt, json, jsonl, csv, parquet) or a hub id. The column `field` holds it.
 
     The last 5 % of the documents (at least one) are held out for validation.
     """
@@ -147,7 +149,7 @@ class Text(PackedData):
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         super().prepare(*args, **kwargs)
-        self.__dict__.pop("documents", None)  # the text itself; its tokens are all that training reads
+        self.__dict__.pop("documents", None)  # frees the text; training reads only its tokens
 
     def sources(self, split, tokenizer):
         numbers, texts = list(self.documents), list(self.documents.values())
@@ -157,15 +159,15 @@ class Text(PackedData):
                 f"data.path {self.path!r} holds {len(texts)} non-empty documents; at least 2 are needed{part}"
             )
         held_out = max(1, len(texts) // 20)
-        chosen = slice(None, -held_out) if split == "train" else slice(-held_out, None)
-        encoded = encode(tokenizer, texts[chosen])
-        names = (f"document {n} of data.path {self.path!r}" for n in numbers[chosen])
+        of_split = slice(None, -held_out) if split == "train" else slice(-held_out, None)
+        encoded = encode(tokenizer, texts[of_split])
+        names = (f"document {n} of data.path {self.path!r}" for n in numbers[of_split])
         refuse_mask(tokenizer, zip(names, encoded, strict=True))
         return {"text": Windows(encoded, tokenizer.eos_token_id)}
 
     @cached_property
     def documents(self) -> dict[int, str]:
-        """The non-empty documents by their number in the file, from 1."""
+        """The non-empty documents by their number in the file, from 1. Raises `ValueError` for one that is no text."""
         column = self.column()
         for number, text in enumerate(column, 1):
             if not isinstance(text, str):
@@ -176,7 +178,7 @@ class Text(PackedData):
         return {number: text for number, text in enumerate(column, 1) if text.strip()}
 
     def column(self) -> list[Any]:
-        """What `field` holds in every row of the dataset."""
+        """The column `field` of the dataset. Raises `ValueError` if it is missing or the dataset cannot be read."""
         from datasets import load_dataset
 
         file = Path(self.path).expanduser()
@@ -192,7 +194,7 @@ class Text(PackedData):
             raise ValueError(
                 f"data.path {self.path!r} is not text: {file.suffix!r} is not one of {sorted(FORMATS)}"
             ) from error
-        except Exception as error:  # datasets raises many kinds; all mean that the data cannot be read
+        except Exception as error:  # datasets raises many types; all mean that the data cannot be read
             raise ValueError(
                 f"data.path {self.path!r} could not be read as text: {error.__cause__ or error}"
             ) from error
@@ -204,5 +206,5 @@ class Text(PackedData):
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 OPTIONS = {
     "text": {"sample_by": "paragraph"},
-    "csv": {"keep_default_na": False},  # the word NA is text
+    "csv": {"keep_default_na": False},  # the word NA is text, not a missing value
 }

@@ -1,7 +1,7 @@
-"""Documents → rows of exactly L tokens, several documents to a row, made on demand.
+"""Packs documents into rows of exactly L tokens, several documents per row, on demand.
 
-Row i is a pure function of (seed, i): nothing is stored, any row can be reached at once, and a run that resumes at
-row i sees what the uninterrupted run would have seen.
+Row i is a pure function of (seed, i): no rows are stored, any row can be accessed directly, and a run that resumes at
+row i sees the same rows as the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dlm.data import tasks
 from dlm.data.text import refuse_mask
 from dlm.types import Batch
 
-ATTEMPTS = 100  # at drawing a document that fits an empty row
-MIN_ROOM = 4  # shorter ends of a row are padded rather than filled with a sliver of text
+ATTEMPTS = 100  # to draw a document that fits an empty row
+MIN_ROOM = 4  # tokens; a shorter end of a row is padded, not filled
 
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids and which of them may be masked."""
+    """Token ids, and for each token whether it may be masked."""
 
     ids: list[int]
     maskable: list[bool]
@@ -33,18 +33,18 @@ class Document:
 
 @runtime_checkable
 class Source(Protocol):
-    """Something documents can be drawn from."""
+    """A source of documents."""
 
     def draw(self, rng: random.Random, room: int) -> Document | None:
-        """A document of at most `room` tokens, or None where the next one does not fit."""
+        """Draw a document of at most `room` tokens; None if the drawn one does not fit."""
 
 
 class PackedRows(Dataset):
-    """`num_rows` rows of `length` tokens. Each row is filled from one source, chosen by weight; the end that its last
-    document leaves is filled from `filler` (text that may be cut anywhere), else padded.
+    """`num_rows` rows of `length` tokens. Each row is filled from one source, drawn by weight; the end of the row is
+    filled from `filler` (text that may be cut anywhere), else padded.
 
-    `tail(length, rng)` says how many more EOS a finished document gets: at decode time a block is always whole, so in
-    training the end of a document must not show in the number of masks.
+    `tail(length, rng)` is the number of EOS tokens to append to a finished document: decoding always processes whole
+    blocks, so in training the number of masks must not reveal the end of a document.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PackedRows(Dataset):
         raise ValueError(f"no document fits a row of {self.length} tokens: raise data.length or shorten the documents")
 
     def fill(self, rng: random.Random) -> list[Document]:
-        """The documents of a row; none where already the first one drawn is too long."""
+        """Draw the documents of a row; [] if the first one is already too long."""
         source = rng.choices(self.sources, self.weights)[0]
         documents: list[Document] = []
         room = self.length
@@ -87,7 +87,7 @@ class PackedRows(Dataset):
         return documents
 
     def draw(self, source: Source, rng: random.Random, room: int) -> Document | None:
-        """A document with its tail, or None where they do not fit."""
+        """Draw a document and append its tail; None if they do not fit."""
         document = source.draw(rng, room)
         if document is None or document.ids[-1] != self.eos_id:
             return document
@@ -98,12 +98,13 @@ class PackedRows(Dataset):
 
 
 def pack(documents: list[Document], length: int, pad_id: int) -> Batch:
-    """One row (tensors of shape [L]) holding `documents` one after the other, padded to `length`."""
-    ids, maskable, number, position = [], [], [], []
+    """Concatenate documents into one row (tensors of shape [L]), padded to `length`. Raises `ValueError` if they are
+    longer."""
+    ids, maskable, document_ids, position = [], [], [], []
     for n, document in enumerate(documents):
         ids += document.ids
         maskable += document.maskable
-        number += [n] * len(document.ids)
+        document_ids += [n] * len(document.ids)
         position += range(len(document.ids))
     if len(ids) > length:
         raise ValueError(f"documents of {len(ids)} tokens do not fit a row of {length}: raise data.length")
@@ -111,27 +112,28 @@ def pack(documents: list[Document], length: int, pad_id: int) -> Batch:
     return Batch(
         torch.tensor(ids + [pad_id] * pad),
         torch.tensor(maskable + [False] * pad),
-        torch.tensor(number + [-1] * pad),
+        torch.tensor(document_ids + [-1] * pad),
         torch.tensor(position + list(range(pad))),
     )
 
 
 def collate(rows: list[Batch]) -> Batch:
-    """Rows of shape [L] → one batch of shape [B L]."""
+    """Stack rows of shape [L] into a batch of shape [B, L]."""
     return Batch(
         *(torch.stack([getattr(r, name) for r in rows]) for name in ("x0", "maskable", "document", "position"))
     )
 
 
 class Windows(Source):
-    """Windows of long texts: each starts anywhere, ends where the text or the room ends, and is maskable throughout.
-    The end of a text is marked by EOS."""
+    """Random windows of long texts. A window starts anywhere, ends with the text or the room, and is maskable
+    throughout. EOS marks the end of a text."""
 
     def __init__(self, texts: list[list[int]], eos_id: int):
         self.texts = [ids + [eos_id] for ids in texts if ids]
         if not self.texts:
             raise ValueError("the dataset holds no text: every document is empty")
-        self.cum_lengths = list(itertools.accumulate(map(len, self.texts)))  # summed once, not at every draw
+        # `rng.choices` would otherwise sum up the lengths at every draw.
+        self.cum_lengths = list(itertools.accumulate(map(len, self.texts)))
 
     def draw(self, rng: random.Random, room: int) -> Document:
         ids = rng.choices(self.texts, cum_weights=self.cum_lengths)[0]
@@ -141,7 +143,7 @@ class Windows(Source):
 
 
 class TaskSource(Source):
-    """Generated tasks of one split: the prompt is context, the answer and its EOS are maskable."""
+    """Generated tasks of one split. The answer and its EOS are maskable, the prompt is not."""
 
     def __init__(self, split: str, tokenizer, families: list[str]):
         self.split, self.tokenizer, self.families = split, tokenizer, families
@@ -160,6 +162,6 @@ class TaskSource(Source):
 
 
 def adds_bos(tokenizer) -> bool:
-    """Whether this tokenizer begins a text with its BOS token."""
+    """Whether a tokenizer starts every text with its BOS token."""
     ids = tokenizer("a")["input_ids"]
     return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id

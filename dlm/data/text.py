@@ -1,4 +1,4 @@
-"""Text → tokens, for text that comes from outside: its characters never become a special token."""
+"""Tokenises external text, whose characters never become a special token."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
-    """The tokens of each text. A text that spells `<eos>` holds these five characters and does not end there; what the
-    tokenizer itself adds around a text (BOS) is added as usual."""
+    """The token ids of each text. A text that spells `<eos>` gets the tokens of these five characters, not EOS. Special
+    tokens that the tokenizer itself adds (BOS) are added as usual."""
     if not texts:
         return []
     encoded = tokenizer(
@@ -23,8 +23,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tok
 
 
 def refuse_mask(tokenizer: PreTrainedTokenizerBase, documents: Iterable[tuple[str, list[int]]]) -> None:
-    """`ValueError` for the first (name, tokens) that holds the mask token, which stands for what is hidden and is never
-    predicted. Only a mask that is an ordinary token of the vocabulary can occur in a text."""
+    """Raises `ValueError` for the first (name, token ids) that holds the mask token, which is never predicted. It can
+    occur in a text only if it is an ordinary token of the vocabulary."""
     mask_id = tokenizer.mask_token_id
     for name, ids in documents:
         if mask_id is not None and mask_id in ids:

@@ -17,11 +17,11 @@ from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
 
 DEGENERATE = ("repetitive", "empty", "endless")  # columns of degenerate outputs, see `run_tasks`
-REPEATS, LOOP = 4, 16  # an output loops if it ends in a piece repeated this often, over at least this many tokens
+REPEATS, LOOP = 4, 16  # an output loops if it ends in so many repeats of a sequence, over at least so many tokens
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> list[list[int]]:
-    """The token ids of the prompts, with BOS if training added it."""
+    """The token ids of the prompts, with BOS if the tokenizer adds it."""
     bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     return [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
 
@@ -34,9 +34,9 @@ def run_tasks(
     max_new_tokens: int,
     batch_size: int,
 ) -> pd.DataFrame:
-    """One row per example: `family, correct, tokens, nfe, rows, prompt_tokens, output`, the `step` and `confidence` of
-    each token, and whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it
-    has no EOS). `rows` are the input rows of all its forwards."""
+    """Decode the examples. Returns one row per example: `family, correct, tokens, nfe, rows, prompt_tokens, output`,
+    the `step` and `confidence` of each token, and whether the output is `repetitive` (see `loops`), `empty` (EOS is its
+    first token) or `endless` (it has no EOS). `rows` counts the input tokens of all forwards."""
     prompts, ends = prompt_ids(tokenizer, examples), eos_ids(denoiser.model, tokenizer)
     generations = decoder.generate(denoiser, Request(prompts, max_new_tokens, ends, batch_size))
     rows = []
@@ -64,7 +64,8 @@ def run_tasks(
 
 
 def loops(tokens: list[int]) -> bool:
-    """Whether the tokens end in a piece, of any length, repeated `REPEATS` or more times over `LOOP` or more tokens."""
+    """Whether the tokens end in a sequence, of any length, repeated at least `REPEATS` times over at least `LOOP`
+    tokens."""
     for period in range(1, len(tokens) // REPEATS + 1):
         span = tokens[-max(REPEATS * period, LOOP) :]
         if len(span) >= LOOP and span[period:] == span[:-period]:
@@ -73,8 +74,8 @@ def loops(tokens: list[int]) -> bool:
 
 
 def accuracy(results: pd.DataFrame) -> dict:
-    """Exact match with its 95 % interval (Wilson), tokens per forward and per input row, and the share of degenerate
-    outputs, as far as `results` has these columns; per family and over all items."""
+    """Exact match with its 95 % Wilson interval, tokens per forward and per input row, and the share of degenerate
+    outputs (the last two if `results` has their columns), over all items and per family."""
 
     def summarize(group: pd.DataFrame) -> dict:
         low, high = wilson(int(group["correct"].sum()), len(group))
@@ -95,8 +96,8 @@ def accuracy(results: pd.DataFrame) -> dict:
 
 
 def trace_summary(results: pd.DataFrame, block_size: int) -> list[dict]:
-    """For each position of a block: the mean step that committed it, counted from the block's first step, its mean
-    confidence, and the number `n` of tokens (Efficient-DLM, Figure 6a)."""
+    """For each position of a block: the mean `step` that committed it, counted from the block's first step, its mean
+    `confidence`, and the number `n` of tokens (Efficient-DLM, Figure 6a)."""
     traces = []
     for item in results.itertuples():
         positions = range(item.prompt_tokens, item.prompt_tokens + len(item.step))

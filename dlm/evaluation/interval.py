@@ -1,4 +1,4 @@
-"""The interval of a fraction."""
+"""Confidence intervals of fractions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval (Wilson's score) of the probability behind `successes` of `n` trials. It lies within 0 and 1
-    and has some width even where all or none succeed. `ValueError` for `n` = 0 or more successes than trials."""
+    """The 95 % Wilson score interval of the success probability, given `successes` of `n` trials. It lies in [0, 1] and
+    has positive width even if all or none succeed. Raises `ValueError` for `n` = 0 or more successes than trials."""
     interval = binomtest(successes, n).proportion_ci(method="wilson")
     return interval.low, interval.high

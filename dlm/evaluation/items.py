@@ -1,5 +1,5 @@
-"""What evaluations ask and how they judge it, as one version. It is part of the key of every measurement that is kept,
-so that numbers for different items are never compared."""
+"""The version of the evaluation items and of their scoring. It is part of the key of every stored measurement, so that
+numbers for different items are never compared."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dlm.evaluation.likelihood import windows
 from dlm.model.parent import resolve
 from dlm.runs.digest import digest
 
-# Raise it when the same weights would get another number for the same items: when what an answer is compared with, how
-# a text is scored or what counts as a forward changes. Other items, and mere speed, need nothing.
+# Raise it when the same weights would get another number for the same items: when the reference of an answer, the
+# scoring of a text or the counting of forwards changes. Changed items are detected; speed needs no new version.
 EVALUATION_VERSION = 1
-FEW, LENGTH = 16, 128  # items of each kind: what changes how items are made changes the first ones
-TOKENIZER = "pkg://dlm/assets/tiny"  # any will do, and this one is always there
+FEW, LENGTH = 16, 128  # items of each kind to hash, as a changed generator changes the first ones; tokens of a row
+TOKENIZER = "pkg://dlm/assets/tiny"  # any tokenizer will do; this one ships with the package
 
 
 @cache
 def items_version() -> str:
-    """A digest of all prose, of the first tasks, rows and cloze items, and of `EVALUATION_VERSION`."""
+    """A digest of the prose, of the first tasks, rows and cloze items, and of `EVALUATION_VERSION`."""
     tokenizer = AutoTokenizer.from_pretrained(resolve(TOKENIZER))
     texts = list(prose.chapters("test")[:FEW])
     rows, num_bytes = windows(texts, tokenizer, LENGTH, FEW)

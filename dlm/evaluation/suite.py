@@ -1,4 +1,4 @@
-"""Everything that is measured of a run, beside its parent."""
+"""Evaluates a run and its parent: likelihood, multiple choice, the tasks under several decoders, and throughput."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from dlm.runs.storage import read_json, write_atomically, write_json
 ONE_TOKEN = "1 token/step"
 
 
-def is_wanted(cfg: DictConfig | None) -> bool:
-    """Whether a config asks for an evaluation. A scale sets values of it even with `evaluation=none`, which says
-    `skip`, and with `evaluation=null`, where they are all that there is."""
+def is_requested(cfg: DictConfig | None) -> bool:
+    """Whether a config requests an evaluation. It does not with `evaluation=none` (which sets `skip`) or
+    `evaluation=null`, although a scale sets some evaluation values even then."""
     return bool(cfg) and not cfg.get("skip", False) and "batch_size" in cfg and bool(cfg.tasks_per_family)
 
 
 def evaluate_run(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Every measurement of a run, as the record holds it; {} where none is wanted. `decoding`, the resolved config of a
-    decoder, is one more row of the tasks."""
-    if not is_wanted(cfg):
+    """Evaluate a run and its parent. Returns the evaluation for the record, {} if the config requests none. `decoding`,
+    the resolved config of a decoder, adds a row to the tasks."""
+    if not is_requested(cfg):
         return {}
     finished = FinishedRun(run)
     dlm, converted = finished.dlm, finished.converted
@@ -56,33 +56,33 @@ def evaluate_run(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = No
     fingerprint = run.record["parent"]["fingerprint"]
     key = digest(parent_settings(cfg, eos_ids(parent.model, parent.tokenizer)), FILE_DIGITS)
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{key}.json"
-    cache.parent.mkdir(exist_ok=True)  # a run may be evaluated in another folder than it was trained in
+    cache.parent.mkdir(exist_ok=True)  # the run may have been trained in another folder of runs
     version = items_version()
-    measured = cached(cache, version)
-    if measured is None:
-        measured = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]
-        write_json(cache, measured | {"items": version})
-    chosen = calibrate(dlm, converted, cfg)
+    parent_metrics = cached_metrics(cache, version)
+    if parent_metrics is None:
+        parent_metrics = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]
+        write_json(cache, parent_metrics | {"items": version})
+    decoders = calibrate(dlm, converted, cfg)
     if decoding:
-        chosen[setting_name(decoding)] = make(decoding)
-    found, items = measure_model(dlm, converted, cfg, {ONE_TOKEN: Fixed(1)} | chosen)
+        decoders[setting_name(decoding)] = make(decoding)
+    dlm_metrics, items = measure_model(dlm, converted, cfg, {ONE_TOKEN: Fixed(1)} | decoders)
     write_atomically(run.folder / "items.csv", items.drop(columns=["step", "confidence"]).to_csv(index=False))
     if decoding:
-        found["generation"][-1]["decoding"] = decoding
-    first = items[items["setting"] == ONE_TOKEN]
-    write_atomically(run.folder / "trace.json", json.dumps(trace_summary(first, dlm.pattern.block_size)))
+        dlm_metrics["generation"][-1]["decoding"] = decoding
+    one_token = items[items["setting"] == ONE_TOKEN]
+    write_atomically(run.folder / "trace.json", json.dumps(trace_summary(one_token, dlm.pattern.block_size)))
     return {
         "settings": OmegaConf.to_container(cfg, resolve=True),
         "items": version,
-        "parent": measured,
-        "dlm": found,
-        "throughput": measure_throughput(ar, dlm, parent, chosen, cfg),
+        "parent": parent_metrics,
+        "dlm": dlm_metrics,
+        "throughput": measure_throughput(ar, dlm, parent, decoders, cfg),
     }
 
 
 def evaluate_again(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> None:
-    """Replace the evaluation of a finished run; only the row of `decoding` where the others have these settings."""
-    if decoding and is_evaluated(run, cfg) and is_wanted(cfg):
+    """Replace the evaluation of a finished run, or only the row of `decoding` if the other rows have these settings."""
+    if decoding and is_evaluated(run, cfg) and is_requested(cfg):
         run.update(evaluation=with_row(run, cfg, decoding))
     else:
         run.update(evaluation=evaluate_run(run, cfg, decoding))
@@ -90,7 +90,7 @@ def evaluate_again(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = 
 
 
 def with_row(run: Run, cfg: DictConfig, decoding: dict[str, Any]) -> dict[str, Any]:
-    """A run's evaluation with the row of one more decoder, or with that row anew."""
+    """A run's evaluation with the row of a decoder added or replaced."""
     finished = FinishedRun(run)
     dlm, converted = finished.dlm, finished.converted
     name, evaluation = setting_name(decoding), run.record["evaluation"]
@@ -99,51 +99,51 @@ def with_row(run: Run, cfg: DictConfig, decoding: dict[str, Any]) -> dict[str, A
     others = [row for row in evaluation["dlm"]["generation"] if row["name"] != name]
     evaluation["dlm"]["generation"] = others + [rows[0] | {"decoding": decoding}]
     evaluation["throughput"] |= interleaved(
-        {name: timed(dlm, converted, decoder, cfg)}, cfg.throughput_repeats, dlm.model.device
+        {name: decoding_timer(dlm, converted, decoder, cfg)}, cfg.throughput_repeats, dlm.model.device
     )
     path = run.folder / "items.csv"
-    before = pd.read_csv(path, dtype=str, keep_default_na=False)
-    added = items.drop(columns=["step", "confidence"])
-    write_atomically(path, pd.concat([before[before["setting"] != name], added]).to_csv(index=False))
+    old_items = pd.read_csv(path, dtype=str, keep_default_na=False)
+    new_items = items.drop(columns=["step", "confidence"])
+    write_atomically(path, pd.concat([old_items[old_items["setting"] != name], new_items]).to_csv(index=False))
     return evaluation
 
 
 def setting_name(decoding: dict[str, Any]) -> str:
-    """How the row of a decoder is called: its option and the values that it has."""
+    """The name of a decoder's row: its option and values, such as `threshold threshold=0.9`."""
     option = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", decoding["_target_"].rpartition(".")[2]).lower()
     return " ".join([option, *(f"{key}={value}" for key, value in decoding.items() if key != "_target_")])
 
 
-def cached(path: Path, version: str) -> dict[str, Any] | None:
-    """What was measured before. None where it was not, where it was of items of another version, or where the file is
-    damaged, which is said."""
+def cached_metrics(path: Path, version: str) -> dict[str, Any] | None:
+    """The cached metrics of the parent. Returns None if they are not cached, are for another version of the items, or
+    if the cache is corrupt (a warning is printed)."""
     if not path.exists():
         return None
     try:
-        measured = read_json(path)
+        metrics = read_json(path)
     except ValueError as error:
         print(f"{path} is damaged ({error}): measuring the parent again", file=sys.stderr)
         return None
-    return measured if measured.pop("items", None) == version else None
+    return metrics if metrics.pop("items", None) == version else None
 
 
 def is_evaluated(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> bool:
-    """Whether a run's record holds what `evaluate_run` would measure. Records of earlier versions do not say of which
-    items they are, and count."""
-    if not is_wanted(cfg):
+    """Whether a run's record already holds the result of `evaluate_run`. A record without a version of the items is
+    accepted."""
+    if not is_requested(cfg):
         return True
-    found = run.record.get("evaluation") or {}
-    if found.get("settings") != OmegaConf.to_container(cfg, resolve=True):
+    evaluation = run.record.get("evaluation") or {}
+    if evaluation.get("settings") != OmegaConf.to_container(cfg, resolve=True):
         return False
-    if "items" in found and found["items"] != items_version():
+    if "items" in evaluation and evaluation["items"] != items_version():
         return False
-    return decoding is None or any(row.get("decoding") == decoding for row in found["dlm"]["generation"])
+    return decoding is None or any(row.get("decoding") == decoding for row in evaluation["dlm"]["generation"])
 
 
 @torch.no_grad()
 def require_decodable(denoiser: Denoiser, decoder: Decoder) -> None:
-    """Decode one block after a single token, so that a decoder that cannot read this model says so (`ValueError`)
-    before the model is trained."""
+    """Decode one block after a single token, so that a decoder which cannot decode this model raises its `ValueError`
+    before training."""
     training, token = denoiser.training, int(denoiser.mask_id == 0)  # any token but the mask
     denoiser.eval()
     try:
@@ -154,34 +154,36 @@ def require_decodable(denoiser: Denoiser, decoder: Decoder) -> None:
 
 
 def parent_settings(cfg: DictConfig, ends: list[int]) -> dict[str, Any]:
-    """What the parent's measurements depend on beside its weights; `ends` are the tokens that end its answers."""
-    used = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
-    return used | ({"ends": ends} if len(ends) > 1 else {})  # a single one is the tokenizer's, and needs no key
+    """The settings that the parent's metrics depend on, besides its weights. `ends` are its end-of-sequence tokens."""
+    settings = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
+    return settings | ({"ends": ends} if len(ends) > 1 else {})  # a single one is the tokenizer's
 
 
 def measure_model(
     denoiser: Denoiser, parent: Parent, cfg: DictConfig, decoders: dict[str, Decoder]
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Likelihood, multiple choice, and the tasks under each decoder (the same items for all)."""
+    """Measure likelihood, multiple choice, and the tasks under each decoder, with the same items for all. Returns the
+    metrics and a table of the decoded items."""
     texts = list(prose.chapters("test"))
     rows, num_bytes = windows(texts, parent.tokenizer, cfg.length, cfg.likelihood_rows)
     bound = likelihood(denoiser, rows, num_bytes, cfg.likelihood_samples, cfg.batch_size)
     questions = cloze.items(texts, parent.tokenizer, cfg.cloze_items)
     answers = cloze.answers(denoiser, questions, parent.tokenizer.eos_token_id, cfg.batch_size)
     generation, items = decode_tasks(denoiser, parent, cfg, decoders)
-    found = {
+    metrics = {
         "likelihood": dataclasses.asdict(bound),
         "cloze": sum(a == q.answer for a, q in zip(answers, questions, strict=True)) / len(questions),
         "cloze_items": len(questions),
         "generation": generation,
     }
-    return found, items
+    return metrics, items
 
 
 def decode_tasks(
     denoiser: Denoiser, parent: Parent, cfg: DictConfig, decoders: dict[str, Decoder]
 ) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """The tasks under each decoder, the same items for all: a row for each, and the items of all of them."""
+    """Decode the tasks with each decoder, the same items for all. Returns a row of metrics per decoder, and a table of
+    all decoded items."""
     examples = tasks.evaluation_set("test", cfg.tasks_per_family)
     rows, items = [], []
     for name, decoder in decoders.items():
@@ -192,8 +194,8 @@ def decode_tasks(
 
 
 def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, Decoder]:
-    """`TPF≈2`, …: for each target the threshold that comes nearest."""
-    found = nearest_thresholds(
+    """For each target of tokens per forward, the decoder with the nearest threshold, named `TPF≈2`."""
+    threshold_by_target = nearest_thresholds(
         denoiser,
         parent.tokenizer,
         Threshold(1.0),
@@ -203,25 +205,28 @@ def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, 
         cfg.max_new_tokens,
         cfg.batch_size,
     )
-    return {f"TPF≈{target:g}": Threshold(threshold) for target, threshold in found.items()}
+    return {f"TPF≈{target:g}": Threshold(threshold) for target, threshold in threshold_by_target.items()}
 
 
 def measure_throughput(
-    ar: Denoiser, dlm: Denoiser, parent: Parent, chosen: dict[str, Decoder], cfg: DictConfig
+    ar: Denoiser, dlm: Denoiser, parent: Parent, decoders: dict[str, Decoder], cfg: DictConfig
 ) -> dict[str, float]:
-    """Tokens/s at batch 1 of the parent and of the dLM at each setting, measured in turns."""
-    contestants = {"parent": timed(ar, parent, Fixed(1), cfg), ONE_TOKEN: timed(dlm, parent, Fixed(1), cfg)}
-    contestants |= {name: timed(dlm, parent, decoder, cfg) for name, decoder in chosen.items()}
-    return interleaved(contestants, cfg.throughput_repeats, dlm.model.device)
+    """Tokens per second at batch size 1 of the parent and of the dLM under each decoder, measured in turns."""
+    timers = {
+        "parent": decoding_timer(ar, parent, Fixed(1), cfg),
+        ONE_TOKEN: decoding_timer(dlm, parent, Fixed(1), cfg),
+    }
+    timers |= {name: decoding_timer(dlm, parent, decoder, cfg) for name, decoder in decoders.items()}
+    return interleaved(timers, cfg.throughput_repeats, dlm.model.device)
 
 
-def timed(denoiser: Denoiser, parent: Parent, decoder: Decoder, cfg: DictConfig) -> Callable[[], int]:
-    """What is timed of a decoder: it answers prompts at batch 1, and returns how many tokens it made."""
+def decoding_timer(denoiser: Denoiser, parent: Parent, decoder: Decoder, cfg: DictConfig) -> Callable[[], int]:
+    """The function to time: it answers prompts at batch size 1 and returns the number of new tokens."""
     examples = tasks.evaluation_set("test", max(1, cfg.throughput_prompts // len(tasks.FAMILIES)))
     prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
     request = Request(prompts, cfg.max_new_tokens, eos_ids(denoiser.model, parent.tokenizer), batch_size=1)
 
-    def once() -> int:
+    def decode() -> int:
         return sum(len(g.tokens) for g in decoder.generate(denoiser, request))
 
-    return once
+    return decode

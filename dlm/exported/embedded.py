@@ -1,7 +1,7 @@
 """Install a finished parent run as the embedded parent: `python -m dlm.exported.embedded run=ID to=dlm/assets/tiny`.
 
-The weights go beside the tokenizer, and a card says what they were trained on, what it cost and what they can do. The
-last step of `make parent`.
+Writes the weights beside the tokenizer, and a card with their training data, cost and accuracy. This is the last step
+of `make parent`.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ their hash: no test prompt was ever trained on.
 | chapters it was trained on | {train.nats:.3f} ± {train.standard_error:.3f} | {train.bits_per_byte:.3f} |
 
 Perplexity {perplexity:.2f} per token on held-out chapters. The small difference between the two rows says that the prose
-is learnt, not memorised. Four-way cloze by likelihood: {found[cloze]:.1%} of {found[cloze_items]} (chance 25 %).
+is learnt, not memorised. Four-way cloze by likelihood: {metrics[cloze]:.1%} of {metrics[cloze_items]} (chance 25 %).
 """  # noqa: E501
 
 
 def card(finished: FinishedRun) -> str:
-    """The card of a parent run, from its record and its model."""
+    """The card, in Markdown, of a parent run."""
     record, config, shape = finished.run.record, finished.config, AutoConfig.from_pretrained(finished.folder)
-    found = record["evaluation"]["dlm"]
-    overall, test = found["generation"][0], Likelihood(**found["likelihood"])
+    metrics = record["evaluation"]["dlm"]
+    overall, test = metrics["generation"][0], Likelihood(**metrics["likelihood"])
     train = likelihood_of_training_prose(finished)
     rows = [
         [name, f"{g['accuracy']:.1%}", f"{g['low']:.1%} – {g['high']:.1%}", str(g["n"])]
@@ -85,20 +85,20 @@ def card(finished: FinishedRun) -> str:
         test=test,
         train=train,
         perplexity=math.exp(test.nats),
-        found=found,
+        metrics=metrics,
     )
 
 
 def likelihood_of_training_prose(finished: FinishedRun) -> Likelihood:
-    """The same measure as on the held-out prose, on as much of the prose that the model was trained on."""
+    """The likelihood of training prose, measured on as many tokens as that of held-out prose."""
     parent, settings = finished.converted, finished.run.record["evaluation"]["settings"]
-    texts = list(prose.chapters("train"))[::18]  # spread over the book, as the held-out chapters are
+    texts = list(prose.chapters("train"))[::18]  # spread over the book like the held-out chapters
     rows, num_bytes = windows(texts, parent.tokenizer, settings["length"], settings["likelihood_rows"])
     return likelihood(ar_denoiser(parent), rows, num_bytes, 1, settings["batch_size"])
 
 
 def install(run: Run, to: Path) -> None:
-    """Copy a run's model to the folder `to` and write its card. `ValueError` where the weights are too large or
+    """Copy a run's model to the folder `to` and write its card. Raises `ValueError` if the weights are too large or
     damaged."""
     finished = FinishedRun(run)
     size = (finished.folder / "model.safetensors").stat().st_size

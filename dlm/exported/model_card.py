@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, how to load it, what was measured."""
+"""The README.md of an exported model: its recipe, its use and its evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ not this model."""
 
 
 def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
-    """Markdown for the model in a folder `name`; the accuracy table is there where the run was evaluated."""
+    """The card, in Markdown, of the model in a folder `name`. It has an accuracy table if the run was evaluated."""
     record = run.record
     source = record.get("parent", {}).get("source") or run.config.model.get("path", "random weights")
     sections = [
@@ -49,7 +49,7 @@ def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
 
 
 def recipe_table(config: DictConfig, settings: dict[str, Any], tokens: int | None) -> str:
-    """The choices of the conversion, one row each."""
+    """A table of the choices of the conversion, one row each."""
     rows = {
         "attention": settings["attention_pattern"],
         "block size": settings["block_size"],
@@ -66,7 +66,7 @@ def recipe_table(config: DictConfig, settings: dict[str, Any], tokens: int | Non
 
 
 def accuracy_table(evaluation: dict[str, Any]) -> str:
-    """Exact match of the parent and of the dLM at every decoding setting, with its interval and its forwards."""
+    """A table of exact match of the parent and of the dLM under every decoder, with intervals and forwards."""
     rows = [
         [
             label(model, g),

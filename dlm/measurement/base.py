@@ -1,4 +1,4 @@
-"""What can be measured of a finished run, and how it is asked for."""
+"""The interface of measurements of a finished run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dlm.model.denoiser import Denoiser
 
 
 class Subject(FinishedRun):
-    """A finished run, and what only measurements ask of one."""
+    """A finished run with the objects that only measurements need."""
 
     def with_block_size(self, block_size: int) -> Denoiser:
-        """The dLM under its own pattern with another block size."""
+        """The dLM under its own attention pattern with another block size."""
         return self.dlm.at(block_size)
 
     @cached_property
@@ -26,9 +26,9 @@ class Subject(FinishedRun):
 
 
 class Measurement(ABC):
-    """One way to look at a run; its settings are its constructor's arguments, values that JSON can hold or objects made
-    from such. Contract: the same weights and settings give the same result, timings apart."""
+    """A measurement of a run. Its settings are its constructor's arguments: JSON values, or objects built from them.
+    Contract: the same weights and settings give the same result, except for timings."""
 
     @abstractmethod
     def __call__(self, subject: Subject) -> dict[str, Any]:
-        """What was found, as JSON can hold it."""
+        """Measure a run and return the result as JSON values."""

@@ -1,4 +1,4 @@
-"""The tasks under one way of decoding: which items are right, the forwards they took, tokens per second."""
+"""Decodes the tasks with one decoder: correct items, forwards, tokens per second."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dlm.measurement.base import Measurement
 class Decode(Measurement):
     """Decodes `items_per_family` test items. `model` is `dlm`, at its own or another `block_size`, or `ar`, its parent.
 
-    With `tpf`, the decoder's threshold is the one of `thresholds` that comes nearest to so many tokens per forward on
-    validation items. With `timed_batch_size`, tokens per second at that batch size are the median of `repeats`.
+    With `tpf`, the decoder uses the threshold of `thresholds` that comes nearest to that many tokens per forward on
+    validation items. With `timed_batch_size`, speed in tokens per second is the median of `repeats` at that batch size.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Decode(Measurement):
         self.repeats = repeats
 
     def __call__(self, subject):
-        """`accuracy, low, high, n, tpf, nfe, tokens_per_row` and the shares of degenerate outputs over all items and in
-        `families`; `items` has for each item, in the order of the evaluation set, its family, whether it is `correct`,
-        its `tokens`, `nfe` and `rows`, and whether it is degenerate."""
+        """The result: `accuracy, low, high, n, tpf, nfe, tokens_per_row` and the shares of degenerate outputs, over all
+        items and in `families`; `items` lists for each item, in the order of the evaluation set, its family, whether it
+        is `correct`, its `tokens`, `nfe` and `rows`, and whether it is degenerate."""
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
         tokenizer = subject.converted.tokenizer
         if self.tpf is not None:
-            found = nearest_thresholds(
+            threshold_by_target = nearest_thresholds(
                 denoiser,
                 tokenizer,
                 self.decoder,
@@ -59,7 +59,7 @@ class Decode(Measurement):
                 self.max_new_tokens,
                 self.batch_size,
             )
-            self.decoder = self.decoder.at(found[self.tpf])
+            self.decoder = self.decoder.at(threshold_by_target[self.tpf])
         examples = tasks.evaluation_set("test", self.items_per_family)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
         columns = ["family", "correct", "tokens", "nfe", "rows", *DEGENERATE]
@@ -72,13 +72,13 @@ class Decode(Measurement):
         }
 
     def time(self, denoiser, tokenizer) -> float | None:
-        """Tokens per second at `timed_batch_size`."""
+        """Tokens per second at `timed_batch_size`; None without one."""
         if self.timed_batch_size is None:
             return None
         examples = tasks.evaluation_set("test", self.timed_items_per_family)
 
-        def once() -> int:
-            made = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.timed_batch_size)
-            return int(made["tokens"].sum())
+        def decode() -> int:
+            results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.timed_batch_size)
+            return int(results["tokens"].sum())
 
-        return interleaved({"it": once}, self.repeats, denoiser.model.device)["it"]
+        return interleaved({"decoding": decode}, self.repeats, denoiser.model.device)["decoding"]

@@ -1,5 +1,4 @@
-"""What was measured of a run, kept beside the fingerprint of the weights and the version of the items that it was found
-of."""
+"""Stores the results of measurements, together with the fingerprint of the weights and the version of the items."""
 
 from __future__ import annotations
 
@@ -19,22 +18,22 @@ from dlm.runs.storage import write_atomically
 
 
 def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a measurement with these resolved settings finds of a run, or has found of the same weights with the same
-    items: `result` and, beside it, `settings`, `weights` (their fingerprint), `items` (their version), `seconds` and
+    """Measure a run with these resolved settings, or load the stored record if the weights and the items are the same.
+    The record holds the `result`, `settings`, `weights` (their fingerprint), `items` (their version), `seconds`, and
     the versions and the machine."""
     run = subject.run
     require_same(run, run.config, "model", "masking")
     path = run.folder / measurement_file(settings)
     key = {"weights": weights_fingerprint(subject.folder), "items": items_version()}
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if key.items() <= found.items():
-            return found
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if key.items() <= record.items():
+            return record
     measurement: Measurement = make(OmegaConf.create({"measurement": settings}).measurement)
     begin = time.perf_counter()
     result = measurement(subject)
-    found = {"run": run.id, "settings": settings, **key, "result": result}
-    found |= {"seconds": time.perf_counter() - begin, **environment()}
+    record = {"run": run.id, "settings": settings, **key, "result": result}
+    record |= {"seconds": time.perf_counter() - begin, **environment()}
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(found))
-    return found
+    write_atomically(path, json.dumps(record))
+    return record

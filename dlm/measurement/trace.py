@@ -1,4 +1,4 @@
-"""How a dLM decodes: when each position of a block is committed, and how confident it was before (Efficient-DLM,
+"""Traces decoding: the step at which each position of a block is committed, and its confidence before (Efficient-DLM,
 Figure 6 a and b)."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from transformers import PreTrainedTokenizerBase
 
 from dlm.data import tasks
 from dlm.decoding.base import Decoder
@@ -22,7 +23,7 @@ from dlm.model.eos import eos_ids
 
 
 class Trace(Measurement):
-    """Decodes `items_per_family` items of a split, and one of them, the one with the longest answer, step by step."""
+    """Decodes `items_per_family` items of a split, and records every step for the item with the longest answer."""
 
     def __init__(self, decoder: Decoder, split: str, items_per_family: int, max_new_tokens: int, batch_size: int):
         if split not in tasks.SPLITS:
@@ -51,18 +52,19 @@ class Trace(Measurement):
             "example": self.record(denoiser, tokenizer, examples[longest]),
         }
 
-    def record(self, denoiser, tokenizer, example: tasks.Example) -> dict[str, Any]:
-        """The decoding of one item: for each forward (`step`, from 1) the `confidence` of every position that was still
-        masked, and which were `committed`; `tokens` has the text of each position of the answer, the first of which is
-        `prompt_tokens`."""
+    def record(self, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, example: tasks.Example) -> dict[str, Any]:
+        """The decoding of one item. `cells` holds, for each forward (`step`, from 1), the `confidence` of every masked
+        position and whether it was `committed`; `tokens` is the text of each position of the answer, which begins at
+        position `prompt_tokens`."""
         (prompt,) = prompt_ids(tokenizer, [example])
         ends = eos_ids(denoiser.model, tokenizer)
-        made, seen = recorded(denoiser, self.decoder.rule, prompt, self.max_new_tokens, ends)
+        generation, confidences = decode_recording(denoiser, self.decoder.rule, prompt, self.max_new_tokens, ends)
         size = denoiser.pattern.block_size
-        step_of = dict(enumerate(made.step, start=len(prompt)))
+        step_of = dict(enumerate(generation.step, start=len(prompt)))
         cells = []
-        for step, confidence in enumerate(seen, start=1):
-            # What is committed from here on begins in the current block; a token behind the later EOS is not kept.
+        for step, confidence in enumerate(confidences, start=1):
+            # The current block holds the first token committed at or after this step. Tokens behind the final EOS,
+            # which are not part of the generation, have no cell.
             block = min(p for p, s in step_of.items() if s >= step) // size
             for position, value in enumerate(confidence, start=block * size):
                 if value >= 0 and position in step_of:
@@ -70,45 +72,46 @@ class Trace(Measurement):
                     cells.append({"position": position, "step": step, "confidence": value, "committed": committed})
         return {
             "prompt": example.prompt,
-            "output": tokenizer.decode(made.tokens, skip_special_tokens=True),
+            "output": tokenizer.decode(generation.tokens, skip_special_tokens=True),
             "prompt_tokens": len(prompt),
-            "tokens": [tokenizer.decode([token]) for token in made.tokens],
+            "tokens": [tokenizer.decode([token]) for token in generation.tokens],
             "cells": cells,
         }
 
 
-class Watched(CommitRule):
-    """Another rule, and what it was shown: `seen` has the confidences of the first block in each forward, -1 where
-    nothing was masked."""
+class RecordingRule(CommitRule):
+    """Wraps a commit rule. `confidences` holds the confidences [K] of the first row's block in each forward, -1 at
+    positions that were not masked."""
 
     def __init__(self, rule: CommitRule):
         super().__init__(rule.temperature, rule.top_p)
-        self.seen: list[list[float]] = []
+        self.confidences: list[list[float]] = []
         self.rule, self.remask_below = rule, rule.remask_below
         self.rank, self.confidence = rule.rank, rule.confidence
 
     def select(self, confidence, rank):
-        self.seen.append(confidence[0].tolist())
+        self.confidences.append(confidence[0].tolist())
         return self.rule.select(confidence, rank)
 
 
-def recorded(
+def decode_recording(
     denoiser: Denoiser, rule: CommitRule, prompt: list[int], max_new_tokens: int, eos_ids: list[int]
 ) -> tuple[Generation, list[list[float]]]:
-    """A prompt decoded block by block, and the confidences of the block in each forward."""
-    watched = Watched(rule)
-    # With a `stop` no step is replayed as a CUDA graph, in which nothing could be recorded.
+    """Decode a prompt block by block. Returns the generation, and the confidences of the block in each forward."""
+    recording = RecordingRule(rule)
+    # A `stop` prevents steps from being replayed as CUDA graphs, which would record nothing.
     request = Request([prompt], max_new_tokens, eos_ids, stop=lambda tokens: False)
-    (made,) = Decoder(Blocks(), watched).generate(denoiser, request)
-    return made, watched.seen
+    (generation,) = Decoder(Blocks(), recording).generate(denoiser, request)
+    return generation, recording.confidences
 
 
 def masked_by_level(results: pd.DataFrame, block_size: int, ends_in_eos: bool) -> Float[np.ndarray, "K K"]:
-    """Row j, column i: how often position i of a block is masked where a fraction in (j, j + 1] / block_size of the
-    block's answer positions is, over all forwards of the decoding: the states that a model meets at test time.
+    """How often each position of a block is masked, by noise level, over all forwards of the decoding. Row j, column i
+    is the frequency of position i being masked when a fraction in (j, j + 1] / block_size of the block's answer
+    positions is.
 
-    Positions behind the EOS of an answer are committed with it, as training documents have EOS up to the end of their
-    block. One observation of each cell is added that says uniform, so a state that was never met is uniform.
+    Positions behind the EOS of an answer count as committed with it, since training documents have EOS up to the end of
+    their block. One uniform observation is added to each cell, so levels that never occurred are uniform.
     """
     masked, present = (np.zeros((block_size, block_size)) for _ in range(2))
     for item in results.itertuples():

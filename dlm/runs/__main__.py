@@ -26,12 +26,12 @@ from rich.text import Text
 
 from dlm.runs.differences import differences, options_of
 from dlm.runs.lease import is_held, lease
-from dlm.runs.run import Run, aside
+from dlm.runs.run import Run, temporary_folder
 from dlm.runs.storage import read_json
 
-# What reading a record raises where a field is missing or has another type.
+# Raised while reading a record in which a field is missing or has another type.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
-MINUTE = 60  # seconds after which what is aside belongs to a process that was killed
+MINUTE = 60  # seconds after which a temporary folder must belong to a killed process
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,11 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
         "verify", help="check every file against its checksum; exit code 1 if one is damaged"
     )
     verifying.set_defaults(command=lambda a: verify(a.runs))
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if not chosen.runs.is_dir():
-            raise ValueError(f"--runs {str(chosen.runs)!r} is not a folder: name the one that holds the runs")
-        return chosen.command(chosen)
+        if not options.runs.is_dir():
+            raise ValueError(f"--runs {str(options.runs)!r} is not a folder: name the one that holds the runs")
+        return options.command(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -71,8 +71,8 @@ def runs_in(folder: Path) -> list[Run]:
 
 
 def read(run: Run) -> tuple[str, dict[str, Any]]:
-    """The state of a run and its record: `killed` where the process that worked on it is gone, `damaged` where the
-    record cannot be read."""
+    """The state of a run and its record. The state is `killed` if the process of a running run is gone, and `damaged`
+    if the record cannot be read."""
     try:
         record = run.record
         status = record["status"]
@@ -82,27 +82,27 @@ def read(run: Run) -> tuple[str, dict[str, Any]]:
     return ("killed" if status == "running" and not is_held(run.folder) else str(status)), record
 
 
-def list_runs(folder: Path, wanted: str | None) -> int:
-    """A row per run; of the options only those that differ among the runs."""
-    found = [(run.id, *read(run)) for run in runs_in(folder)]
-    lines = {name: line_of(record) for name, _, record in found}
-    differing = differences({name: record for name, status, record in found if status != "damaged"})
-    table = Table(title=Text(f"{len(found)} runs in {folder}"))
+def list_runs(folder: Path, only_status: str | None) -> int:
+    """Print a row per run, with the options in which the runs differ; `only_status` selects runs of one state."""
+    runs = [(run.id, *read(run)) for run in runs_in(folder)]
+    lines = {name: line_of(record) for name, _, record in runs}
+    differing = differences({name: record for name, status, record in runs if status != "damaged"})
+    table = Table(title=Text(f"{len(runs)} runs in {folder}"))
     for column in ("run", "status", "ended", "what differs", "NELBO", "accuracy"):
         table.add_column(column, no_wrap=column in ("run", "status", "ended"), min_width=len(column))
-    for name, status, _ in sorted(found, key=lambda run: lines[run[0]].created):
-        if wanted in (None, status):
+    for name, status, _ in sorted(runs, key=lambda run: lines[run[0]].created):
+        if only_status in (None, status):
             line = lines[name]
-            what = line.damage or " ".join(f"{option}={value}" for option, value in differing[name].items())
-            # Text: what stands in brackets would be taken for markup.
-            table.add_row(*map(Text, (name, status, line.ended, what, line.nelbo, line.accuracy)))
+            details = line.damage or " ".join(f"{option}={value}" for option, value in differing[name].items())
+            # As `Text`, because rich would read brackets in a plain string as markup.
+            table.add_row(*map(Text, (name, status, line.ended, details, line.nelbo, line.accuracy)))
     Console().print(table)
     return 0
 
 
 @dataclass(frozen=True)
 class Line:
-    """What `list` says of a run."""
+    """The row of a run in `list`, besides its id, state and options. `created` is in seconds since the epoch."""
 
     created: float
     ended: str
@@ -112,7 +112,7 @@ class Line:
 
 
 def line_of(record: dict[str, Any]) -> Line:
-    """One of `MALFORMED` where a field has another type."""
+    """The row of a record. Raises one of `MALFORMED` if a field has another type."""
     options_of(record)
     train = record.get("train", {})
     bound = train.get("val/nelbo_final", train.get("val/nelbo"))
@@ -138,18 +138,19 @@ def show(folder: Path, name: str) -> int:
 
 
 def remove(folder: Path, names: list[str]) -> int:
-    """Every run is found before the first is removed, and is put aside first, so that none is ever half there."""
+    """Remove runs. All names are resolved before the first run is removed. A run is renamed before its files are
+    deleted, so that it is never listed half deleted."""
     for run in [Run.load(name, folder) for name in names]:
         with lease(run.folder):
-            gone = run.folder.rename(aside(folder))
-        shutil.rmtree(gone)
+            renamed = run.folder.rename(temporary_folder(folder))
+        shutil.rmtree(renamed)
         print(f"removed run {run.id}")
     return 0
 
 
 def collect(folder: Path, dry_run: bool) -> int:
     total = 0
-    for path in [*rubbish(folder)]:
+    for path in [*unneeded_paths(folder)]:
         size = sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
         total += size
         print(f"{'would remove' if dry_run else 'removed'} {path} ({size / 1e6:.1f} MB)")
@@ -159,24 +160,24 @@ def collect(folder: Path, dry_run: bool) -> int:
     return 0
 
 
-def rubbish(folder: Path) -> Iterator[Path]:
-    """What no run needs. A run that is worked on or whose record cannot be read is left alone."""
+def unneeded_paths(folder: Path) -> Iterator[Path]:
+    """The paths that no run needs. Nothing of a run in progress or with an unreadable record is among them."""
     yield from (path for path in folder.glob(".tmp/*") if time.time() - path.stat().st_mtime > MINUTE)
     records = {run: read(run) for run in runs_in(folder)}
     for run, (status, _) in records.items():
         if status == "damaged" or is_held(run.folder):
             continue
-        yield from run.leavings()
+        yield from run.temporary_files()
         if status == "finished" and run.checkpoint.parent.exists():
             yield run.checkpoint.parent
     if any(status in ("damaged", "running") for status, _ in records.values()):
-        return  # which parents are in use cannot be known, or may change at this moment
+        return  # the parents in use are unknown, or may change at this moment
     used = {record["parent"]["fingerprint"] for _, record in records.values() if "parent" in record}
     yield from (path for path in folder.glob(".parents/*") if path.name[:16] not in used)
 
 
 def verify(folder: Path) -> int:
-    """Print every damaged file; 1 where there is one."""
+    """Print every damaged file. Returns the exit code: 1 if there is one."""
     runs = runs_in(folder)
     problems = [problem for run in runs for problem in problems_of(run)] + problems_of_parents(folder)
     for problem in problems:
@@ -186,33 +187,33 @@ def verify(folder: Path) -> int:
 
 
 def problems_of(run: Run) -> Iterator[str]:
-    """What is damaged of a run."""
+    """A line for every damaged file of a run."""
     try:
-        sealed = run.damaged()
+        damaged = run.damaged()
     except MALFORMED as error:
         yield str(error) if isinstance(error, ValueError) else f"{run.record_path} is malformed ({error!r})"
         return
-    for name in sealed:
+    for name in damaged:
         yield f"{run.folder / name} is not what was written (checksum)"
     for path in run.checkpoint.parent.glob("*.ckpt"):
         try:
             with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
+                problem = archive.testzip()
         except (OSError, zipfile.BadZipFile) as error:
-            broken = str(error)
-        if broken:
-            yield f"{path} is damaged ({broken})"
+            problem = str(error)
+        if problem:
+            yield f"{path} is damaged ({problem})"
 
 
 def problems_of_parents(folder: Path) -> list[str]:
-    """What is damaged of what was measured of parents."""
-    found = []
+    """A line for every damaged file of cached parent measurements."""
+    problems = []
     for path in sorted(folder.glob(".parents/*.json")):
         try:
             read_json(path)
         except ValueError as error:
-            found.append(f"{path} is damaged ({error}): delete it, it is measured again")
-    return found
+            problems.append(f"{path} is damaged ({error}): delete it, it is measured again")
+    return problems
 
 
 if __name__ == "__main__":

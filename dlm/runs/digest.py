@@ -1,6 +1,6 @@
-"""Short names of contents, all SHA-256 in hexadecimal digits: of values, of files, of weights.
+"""Digests of values, files and weights, all SHA-256 in hexadecimal digits.
 
-Ids of runs and names of files are made of them, so the same content has to give the same digits for ever.
+Run ids and file names contain them, so the same content must always give the same digits.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ RUN_DIGITS, FILE_DIGITS, WEIGHT_DIGITS = 12, 8, 16
 
 
 def digest(values: Mapping[str, Any], digits: int = RUN_DIGITS) -> str:
-    """Of values that JSON can hold, in whatever order their keys come."""
+    """The digest of JSON values, independent of the order of their keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def checksum(file: Path) -> str:
-    """Of a file's bytes, all 64 digits."""
+    """The digest of a file's bytes, all 64 digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def fingerprint(parts: Iterable[Buffer]) -> str:
-    """Of bytes, as if they were one after the other."""
-    found = hashlib.sha256()
+    """The digest of the concatenated parts, 16 digits."""
+    sha256 = hashlib.sha256()
     for part in parts:
-        found.update(part)
-    return found.hexdigest()[:WEIGHT_DIGITS]
+        sha256.update(part)
+    return sha256.hexdigest()[:WEIGHT_DIGITS]
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Of the weights in a model's folder, adapters included, as they lie on the disk. (`Parent.fingerprint` is of the
-    weights in memory, in whatever files they were.)"""
+    """The digest of the weight files in a model's folder, adapters included, 16 digits. (`Parent.fingerprint` is that
+    of the weights in memory, independent of their files.)"""
     return fingerprint(bytes.fromhex(checksum(path)) for path in sorted(folder.rglob("*.safetensors")))

@@ -1,9 +1,9 @@
-"""Who works on a run. Any number of processes, on any number of machines that share the folder, may be given the same
-sweep: each run is worked on by the one that holds its lease, and the others go on with the next.
+"""Leases of runs. Any number of processes, on any number of machines that share the folder, may work on the same sweep:
+a process works on a run only while it holds the run's lease, and otherwise continues with the next run.
 
-The lease is a file that its holder touches (filelock's `SoftFileLease`). A holder that died on this machine is known at
-once by its process id; one on another machine by `LEASE_SECONDS` without a touch, by the watcher's own monotonic clock,
-so no clock that jumps or differs can end a lease.
+The lease is a file that its holder touches (filelock's `SoftFileLease`). A dead holder on this machine is detected at
+once by its process id; one on another machine, after `LEASE_SECONDS` without a touch. The waiting process measures this
+on its own monotonic clock, so clocks that jump or differ cannot end a lease.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from filelock import SoftFileLease, Timeout
 
 NAME = ".lease"
 LEASE_SECONDS = 60.0
-BUSY = 75  # the exit code of a command whose run another process works on: EX_TEMPFAIL of sysexits.h
+BUSY = 75  # the exit code if another process works on the run: EX_TEMPFAIL of sysexits.h
 
 
 class Busy(ValueError):
@@ -29,9 +29,9 @@ class Busy(ValueError):
 
 @contextmanager
 def lease(folder: Path, seconds: float = LEASE_SECONDS) -> Iterator[SoftFileLease]:
-    """Hold the lease of a folder; `Busy` where another process does. A lease that is lost (a machine that slept for
-    longer than it lasts) interrupts the process: another one works on the run now."""
-    claim = claim_on(folder, seconds)
+    """Hold the lease of a folder for `seconds` after each touch. Raises `Busy` if another process holds it. Losing the
+    lease (the machine slept for longer) interrupts this process, because another may have taken over the run."""
+    claim = new_claim(folder, seconds)
     owner = claim.owner
     same_host = owner is None or owner.hostname == hostname()
     try:
@@ -48,7 +48,7 @@ def lease(folder: Path, seconds: float = LEASE_SECONDS) -> Iterator[SoftFileLeas
         claim.release()
 
 
-def claim_on(folder: Path, seconds: float = LEASE_SECONDS) -> SoftFileLease:
+def new_claim(folder: Path, seconds: float = LEASE_SECONDS) -> SoftFileLease:
     return SoftFileLease(
         folder / NAME,
         lease_duration=seconds,
@@ -59,21 +59,21 @@ def claim_on(folder: Path, seconds: float = LEASE_SECONDS) -> SoftFileLease:
 
 @cache
 def hostname() -> str:
-    """This machine's name as leases have it (with the container's process namespace where there is one)."""
-    with tempfile.TemporaryDirectory() as folder, claim_on(Path(folder)) as claim:
+    """This machine's name in leases (with the container's process namespace, if any)."""
+    with tempfile.TemporaryDirectory() as folder, new_claim(Path(folder)) as claim:
         return claim.owner.hostname
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether a process holds the lease of a folder, or died with it."""
+    """Whether a process holds the lease of a folder or died while holding it."""
     return (folder / NAME).exists()
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process that may be alive holds the lease of a folder."""
+    """Whether a process, not known to be dead, holds the lease of a folder."""
     if not is_marked(folder):
         return False
-    claim = claim_on(folder)
+    claim = new_claim(folder)
     try:
         claim.acquire(timeout=0)
     except Timeout:

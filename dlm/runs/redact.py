@@ -1,4 +1,4 @@
-"""Secrets stay out of what is written: the values of environment variables that hold one."""
+"""Keeps secrets, such as API keys in environment variables, out of written files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import re
 
 NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-SHORTEST = 8  # shorter values are switches, and parts of other words
+SHORTEST = 8  # shorter values are switches, and occur within other words
 
 
 def redacted(text: str) -> str:
-    """The text with the name of the variable in place of its value."""
+    """Replace the value of every secret environment variable in a text by the variable's name."""
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and NAMES.search(name):
             text = text.replace(value, f"<{name}>")

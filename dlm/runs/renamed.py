@@ -1,10 +1,10 @@
-"""Code that moved, so that configs of earlier versions still lead to it and no run changes its id."""
+"""Former names of `_target_`s, so that old configs still find their code and run ids stay the same."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Present name → the name that runs of earlier versions have in their configs and, hashed, in their ids.
+# Present name → former name, which stands in old configs and enters the hash of every run id.
 RENAMED = {
     "dlm.optimizer.adamw.AdamWCosine": "dlm.optim.AdamWCosine",
     "dlm.model.parent.load_gguf_package": "dlm.parent.load_gguf_package",
@@ -18,7 +18,7 @@ PRESENT = {old: new for new, old in RENAMED.items()}
 
 
 def with_targets(config: Any, names: dict[str, str]) -> Any:
-    """A plain config (dicts and lists) with every `_target_` that `names` lists replaced by what it maps to."""
+    """A copy of a plain config (dicts and lists) with every `_target_` translated by `names`."""
     if isinstance(config, list):
         return [with_targets(value, names) for value in config]
     if not isinstance(config, dict):

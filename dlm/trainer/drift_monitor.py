@@ -9,8 +9,8 @@ from dlm.trainer.metrics import MetricTable
 
 
 class DriftMonitor(Callback):
-    """Logs the drift every `every` optimizer steps as `drift/<kind>/<measure>`, and adds it to the table of metrics.
-    The module knows where the parent's weights are (`reference`)."""
+    """Logs the drift from the parent's weights (`module.reference`) every `every` optimizer steps, as
+    `drift/<kind>/<measure>`, to the loggers and the metric table. `every=0` turns it off."""
 
     def __init__(self, every: int):
         self.every, self.last = every, 0
@@ -22,9 +22,9 @@ class DriftMonitor(Callback):
         step = trainer.global_step
         if self.every and step and step % self.every == 0 and step != self.last:
             self.last = step
-            found = {f"drift/{k}": v for k, v in summary(measure(module.denoiser.model, module.reference)).items()}
-            for table in trainer.callbacks:
-                if isinstance(table, MetricTable):
-                    table.add(step - 1, found)
+            metrics = {f"drift/{k}": v for k, v in summary(measure(module.denoiser.model, module.reference)).items()}
+            for callback in trainer.callbacks:
+                if isinstance(callback, MetricTable):
+                    callback.add(step - 1, metrics)
             for logger in trainer.loggers:
-                logger.log_metrics(found, step - 1)  # with the other metrics of the step that was just made
+                logger.log_metrics(metrics, step - 1)  # beside the other metrics of the step just completed

@@ -1,5 +1,5 @@
-"""The validation of the result. Scheduled validations come every so many steps, so the last of them can lie long before
-the end of a run."""
+"""Validates the trained model. Validations are scheduled every few steps, so the last of them can lie long before the
+end of a run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dlm.trainer.metrics import MetricTable
 
 
 class FinalValidation(Callback):
-    """`nelbo`: what `val/nelbo` is after the last step, in nats per maskable token. It is `val/nelbo_final` in the
-    record, where `val/nelbo` stays that of the last scheduled validation, so that runs of all times compare. It is no
-    step of the metrics, draws no randomness, and so changes nothing else."""
+    """Computes `nelbo`, the validation NELBO after the last step, in nats per maskable token. The record holds it as
+    `val/nelbo_final`; `val/nelbo` is that of the last scheduled validation, so that old and new runs stay comparable.
+    It adds no row to the metrics and leaves the random state of training alone."""
 
     def __init__(self, table: MetricTable):
         self.table = table
@@ -26,9 +26,9 @@ class FinalValidation(Callback):
         module.eval()
         module.on_validation_epoch_start()
         with torch.inference_mode(), trainer.precision_plugin.val_step_context():
-            for number, batch in enumerate(trainer.datamodule.val_dataloader()):
+            for batch_idx, batch in enumerate(trainer.datamodule.val_dataloader()):
                 pieces = module.on_before_batch_transfer(batch, 0)
-                module.validation_step(module.transfer_batch_to_device(pieces, module.device, 0), number)
-        self.nelbo = torch.tensor(module.val_nelbo()).item()  # rounded, as what Lightning logs
+                module.validation_step(module.transfer_batch_to_device(pieces, module.device, 0), batch_idx)
+        self.nelbo = torch.tensor(module.val_nelbo()).item()  # rounded to float32, as Lightning rounds what it logs
         module.train()
         trainer.training = True

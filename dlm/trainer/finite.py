@@ -1,8 +1,8 @@
-"""A step whose loss or gradient is not finite changes no weight. It stops the run with the step, the tensors and the
-batch (`python -m dlm.replay` computes it again), or is left out and counted.
+"""A step whose loss or gradient is not finite changes no weight. Either it stops the run, which then reports the step
+and the tensors and saves the batch (`python -m dlm.replay` computes it again), or the step is skipped and counted.
 
-On a GPU nothing waits for this: the flags stay on the device until `poll` steps are looked at together, and the fused
-optimizer leaves the weights alone by itself (`found_inf`, which gradient scaling uses).
+On a GPU no step waits for this check: the flags stay on the device until those of `poll` steps are read together, and
+the fused optimizer itself leaves the weights alone (`found_inf`, which gradient scaling uses).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from lightning import Callback
 
-from dlm.trainer.processes import of_all_processes
+from dlm.trainer.processes import all_gather
 
 LOSS = "the loss"
 
 
 class NotFinite(ValueError):
-    """A number that training cannot go on from."""
+    """A loss, gradient or weight is not finite."""
 
 
 class FiniteGuard(Callback):
-    """Watches loss and gradients of every step, and the weights of every checkpoint and of the result. `skipped` are
-    the steps that were left out. A batch that stops the run is written to `path`."""
+    """Checks the loss and the gradients of every step, and the weights of every checkpoint and of the result. `skipped`
+    lists the skipped steps. A batch that stops the run is written to `path`. Raises `NotFinite` unless `skip`."""
 
     def __init__(self, skip: bool, poll: int, path: Path):
         self.skip, self.poll, self.path = skip, poll, path
@@ -32,9 +32,9 @@ class FiniteGuard(Callback):
 
     def on_train_start(self, trainer, module) -> None:
         self.step = trainer.global_step
-        self.batches: list[Any] = []  # of the step that is being made
-        self.losses: list[torch.Tensor] = []
-        self.unseen: list[tuple[int, list[Any], torch.Tensor]] = []  # steps, their batches and their flags
+        self.batches: list[Any] = []  # the micro-batches of the current step
+        self.losses: list[torch.Tensor] = []  # their losses
+        self.unchecked: list[tuple[int, list[Any], torch.Tensor]] = []  # steps, their micro-batches and their flags
         self.names = [name for name, p in module.denoiser.model.named_parameters() if p.requires_grad]
         if module.device.type == "cpu":
             self.poll = 1
@@ -46,27 +46,27 @@ class FiniteGuard(Callback):
         self.losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
-        """`self.flags`: of the loss and of every trainable tensor's gradient, whether it is not finite."""
+        """Sets `self.flags` [1 + number of trainable tensors]: whether the loss and each gradient is not finite."""
         parameters = [p for p in module.denoiser.model.parameters() if p.requires_grad]
         norms = dict(zip((p for p in parameters if p.grad is not None), norms_of(parameters), strict=True))
         zero = torch.zeros((), device=module.device)
         values = [torch.stack(self.losses).sum(), *(norms.get(p, zero).float() for p in parameters)]
         flags = ~torch.isfinite(torch.stack([value.float() for value in values]))
-        # A loss is that of one process, and all of them have to leave the step out.
+        # The loss differs between processes, but all of them have to skip the step.
         self.flags = trainer.strategy.reduce(flags.float(), reduce_op="max") > 0
         if all(group["fused"] for group in optimizer.param_groups):
             optimizer.found_inf = self.flags.any().float()
         elif self.flags.any():
-            optimizer.zero_grad(set_to_none=True)  # without a gradient it leaves a weight alone
+            optimizer.zero_grad(set_to_none=True)  # the optimizer ignores parameters without a gradient
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
-        self.unseen.append((self.step - 1, self.batches, self.flags))
+        self.unchecked.append((self.step - 1, self.batches, self.flags))
         self.batches, self.losses = [], []
         if self.step % self.poll == 0:
-            self.look(module)
+            self.check_steps(module)
 
     def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
         self.check_weights(module)
@@ -74,44 +74,48 @@ class FiniteGuard(Callback):
     def on_train_end(self, trainer, module) -> None:
         self.check_weights(module)
 
-    def look(self, module) -> None:
-        """Judge the steps that nobody has looked at."""
-        unseen, self.unseen = self.unseen, []
-        if not unseen:
+    def check_steps(self, module) -> None:
+        """Read the flags of all unchecked steps: skip those that are not finite, or stop at the first of them."""
+        unchecked, self.unchecked = self.unchecked, []
+        if not unchecked:
             return
-        flags = torch.stack([flags for *_, flags in unseen]).cpu()
-        for (step, batches, _), row in zip(unseen, flags, strict=True):
-            if not row.any():
+        flags = torch.stack([flags for *_, flags in unchecked]).cpu()
+        for (step, batches, _), step_flags in zip(unchecked, flags, strict=True):
+            if not step_flags.any():
                 continue
             if self.skip:
                 self.skipped.append(step)
                 print(f"step {step} left out: its loss or gradient is not finite")
                 continue
-            what = [LOSS] * bool(row[0]) + [n for n, bad in zip(self.names, row[1:].tolist(), strict=True) if bad]
-            self.keep(step, batches, what, module)
+            loss_flag, *gradient_flags = step_flags.tolist()
+            bad = [LOSS] * loss_flag + [n for n, flag in zip(self.names, gradient_flags, strict=True) if flag]
+            self.save_batch(step, batches, bad, module)
             raise NotFinite(
-                f"step {step}: {some(what)} not finite. No weight was changed by it. To compute it again: python -m "
-                f"dlm.replay run={self.path.parent.name}. Lower lr, or leave such steps out: trainer.on_nonfinite=skip"
+                f"step {step}: {first_few(bad)} not finite. No weight was changed by it. To compute it again: python "
+                f"-m dlm.replay run={self.path.parent.name}. Lower lr, or leave such steps out: "
+                "trainer.on_nonfinite=skip"
             )
 
     def check_weights(self, module) -> None:
-        self.look(module)
+        """Raises `NotFinite` before weights that are not finite are written."""
+        self.check_steps(module)
         state = dict(module.denoiser.model.named_parameters())
         finite = torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm([*state.values()])])).cpu()
         if not finite.all():
             bad = [name for name, is_finite in zip(state, finite.tolist(), strict=True) if not is_finite]
             raise NotFinite(
-                f"after step {self.step - 1} the weights {some(bad)} are not finite, and are not written: the last "
-                "checkpoint is from before. Lower lr"
+                f"after step {self.step - 1} the weights {first_few(bad)} are not finite, and are not written: the "
+                "last checkpoint is from before. Lower lr"
             )
 
-    def keep(self, step: int, batches: list[Any], what: list[str], module) -> None:
-        """What `dlm.replay` needs: the micro-batches of all processes."""
-        own = [[piece.to("cpu") for piece in batch] for batch in batches]
-        kept = {"step": step, "what": what, "batches": [batch for other in of_all_processes(own) for batch in other]}
+    def save_batch(self, step: int, batches: list[Any], bad: list[str], module) -> None:
+        """Write the input of `dlm.replay`: the micro-batches of all processes and the weights."""
+        local = [[piece.to("cpu") for piece in batch] for batch in batches]
+        gathered = [batch for of_process in all_gather(local) for batch in of_process]
         if module.trainer.is_global_zero:
-            torch.save(kept | {"weights": module.denoiser.model.state_dict()}, self.path)
-        module.trainer.strategy.barrier()  # Lightning kills the first process soon after another one has ended badly
+            contents = {"step": step, "what": bad, "batches": gathered}
+            torch.save(contents | {"weights": module.denoiser.model.state_dict()}, self.path)
+        module.trainer.strategy.barrier()  # Lightning kills the first process soon after another one has failed
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
@@ -121,12 +125,12 @@ class FiniteGuard(Callback):
 
 
 def norms_of(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """The norm of every gradient that is there, all at once."""
-    # `torch.nn.utils.get_total_norm`, the public way to this function, makes one number of them, which cannot say which
-    # tensor is bad; called for each it would be one kernel a tensor.
+    """The norm of the gradient of every parameter that has one, from one fused call."""
+    # `torch.nn.utils.get_total_norm`, the public function around this one, returns a single number, which does not tell
+    # which tensor is bad; calling it per tensor would launch a kernel for each.
     return list(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
 
 
-def some(names: list[str]) -> str:
-    """The first few of many names."""
+def first_few(names: list[str]) -> str:
+    """The first three names, and how many follow."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

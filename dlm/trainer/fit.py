@@ -14,17 +14,17 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 from torch._inductor.config import cpp
 
-from dlm.config.build import Experiment, asked_decoding, build, make, make_callbacks, num_processes
+from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding
 from dlm.config.inputs import require_fingerprint
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
-from dlm.evaluation.suite import is_wanted, require_decodable
+from dlm.evaluation.suite import is_requested, require_decodable
 from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
 from dlm.trainer import memory
-from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
+from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_intact
 from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
@@ -33,32 +33,33 @@ from dlm.trainer.metrics import MetricTable
 from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
 
-# What a run writes, in sizes of the model: the reference of drift, two checkpoints with two moments of AdamW, the
-# result.
+# The disk space of a run, in sizes of the model: the reference of drift, two checkpoints with both moments of AdamW,
+# the result.
 SPACE_IN_WEIGHTS = 8
 
 
-AlwaysOn = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
+RequiredCallbacks = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
 
 
 def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
-    """Train, and leave the converted model, the metrics and the drift in the run's folder."""
+    """Train a run, each micro-batch in `pieces`, and write the converted model, the metrics and the drift to its
+    folder. Raises `KeyboardInterrupt` if the run was asked to stop, after its last checkpoint."""
     runtime = cfg.runtime
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only for what libraries draw (LoRA's A)
-    skip = skips(cfg.trainer.on_nonfinite)
-    # Only the first process repairs what is damaged; it has done so before the others are started, or meets them.
-    resume = existing(run.checkpoint) if isinstance(run, Follower) else newest_whole(run.checkpoint.parent)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only libraries draw from it (LoRA's A)
+    skip = skips_nonfinite(cfg.trainer.on_nonfinite)
+    # Only the first process sets a damaged checkpoint aside. `SameStart` stops followers that began before it had.
+    resume = if_exists(run.checkpoint) if isinstance(run, Follower) else newest_intact(run.checkpoint.parent)
     if resume:
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
     require_evaluation(cfg, experiment)
-    decoding = asked_decoding(cfg)
-    if decoding and is_wanted(cfg.get("evaluation")):
+    decoding = requested_decoding(cfg)
+    if decoding and is_requested(cfg.get("evaluation")):
         require_decodable(experiment.denoiser, make(decoding))
     run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
-    experiment.conversion.reference = reference_of(cfg, run, experiment, resume is not None)
+    experiment.conversion.reference = save_parent_reference(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
     experiment.conversion.pieces = pieces
     fit_into_memory(cfg, experiment, pieces)
@@ -67,45 +68,52 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     table, interruption = MetricTable(run.folder / "metrics.csv", runtime.log_every), Interruption()
     guard, final = FiniteGuard(skip, runtime.log_every, run.nonfinite), FinalValidation(table)
     trainer = make_trainer(cfg, run, experiment, (SameStart(run, resume), interruption, guard, table, final))
-    begin, earlier = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
+    run_trainer(trainer, experiment, run, resume, interruption)
+    if not isinstance(run, Follower):
+        save_results(run, experiment, trainer, guard, final)
+    if interruption.requested:  # in the last step
+        raise KeyboardInterrupt
+
+
+def run_trainer(
+    trainer: lightning.Trainer, experiment: Experiment, run: Run, resume: Path | None, interruption: Interruption
+) -> None:
+    """Train from the checkpoint `resume` or from the start, and add the time to the record's `train_seconds`."""
+    begin, earlier_seconds = time.perf_counter(), run.record.get("train_seconds", 0.0) if resume else 0.0
     try:
         with launching():
             trainer.fit(experiment.conversion, datamodule=experiment.data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+    except SystemExit:  # Lightning turns a KeyboardInterrupt into this
         raise KeyboardInterrupt from None
     except torch.OutOfMemoryError:
         if interruption.requested:
             raise KeyboardInterrupt from None
         raise
-    finally:  # what an interrupted run has cost so far counts
-        run.update(train_seconds=earlier + time.perf_counter() - begin)
-    if not isinstance(run, Follower):
-        keep(run, experiment, trainer, guard, final)
-    if interruption.requested:  # in the last step
-        raise KeyboardInterrupt
+    finally:  # the time of an interrupted run counts as well
+        run.update(train_seconds=earlier_seconds + time.perf_counter() - begin)
 
 
 def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
-    """Refuse, before training, an evaluation whose rows the model has no positions for."""
-    if is_wanted(cfg.get("evaluation")):
-        rows = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
-        require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *rows)
+    """Raises `ValueError`, before training, if an evaluation needs rows longer than the model's positions."""
+    if is_requested(cfg.get("evaluation")):
+        sizes = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
+        require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *sizes)
 
 
-def existing(checkpoint: Path) -> Path | None:
+def if_exists(checkpoint: Path) -> Path | None:
     return checkpoint if checkpoint.exists() else None
 
 
-def keep(
+def save_results(
     run: Run, experiment: Experiment, trainer: lightning.Trainer, guard: FiniteGuard, final: FinalValidation
 ) -> None:
-    """What training has made and measured."""
+    """Write the metrics, the drift and the converted model to the run's folder and its record."""
     table = final.table
-    last = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    last_metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     drift = measure(experiment.parent.model, experiment.conversion.reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
-        train=table.last_validation() | last | {"val/nelbo_final": final.nelbo},
+        train=table.last_validation() | last_metrics | {"val/nelbo_final": final.nelbo},
         drift=summary(drift),
         peak_memory=peak_memory(),
         selfcheck_seconds=sum(check.seconds for check in trainer.callbacks if isinstance(check, SelfCheck)),
@@ -117,8 +125,9 @@ def keep(
     save_model(experiment, run)
 
 
-def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
-    """The parent's weights, saved for drift to be measured against; `ValueError` where a run began with others."""
+def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
+    """Save the parent's weights, against which drift is measured, and return the file. Raises `ValueError` if a resumed
+    run began with another parent or other data."""
     parent = experiment.parent
     fingerprint, data = parent.fingerprint(), experiment.data.fingerprint()
     if resumed:
@@ -138,13 +147,14 @@ def reference_of(cfg: DictConfig, run: Run, experiment: Experiment, resumed: boo
 
 
 def device_of(cfg: DictConfig) -> torch.device:
-    """Where Lightning will move the model."""
+    """The device to which Lightning will move the model."""
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
 
 
 def compile_layers(denoiser: Denoiser, device: torch.device) -> None:
-    """Compile the layers as it is best for a device; `ValueError` where there is nothing to compile them with."""
+    """Compile the layers: for a few fixed shapes on a GPU, for dynamic shapes on a CPU. Raises `ValueError` if a CPU
+    has no C++ compiler."""
     compiler = shlex.split(cpp.cxx[-1])[0]
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise ValueError(
@@ -155,7 +165,8 @@ def compile_layers(denoiser: Denoiser, device: torch.device) -> None:
 
 
 def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
-    """Say what a step needs, and compute layers again in the backward where that is what makes it fit."""
+    """Print the memory estimate of a step, and turn on activation checkpointing if the step needs it to fit. Raises
+    `ValueError` if the step cannot fit."""
     denoiser, runtime, device = experiment.denoiser, cfg.runtime, device_of(cfg)
     views, precision = experiment.conversion.masking.views, cfg.trainer.precision
     step = memory.Step(cfg.data.length, views, precision, device, num_processes(cfg))
@@ -176,7 +187,8 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
         memory.checkpoint_activations(denoiser.model)
 
 
-def skips(on_nonfinite: str) -> bool:
+def skips_nonfinite(on_nonfinite: str) -> bool:
+    """Whether steps that are not finite are skipped; `ValueError` unless `on_nonfinite` is stop or skip."""
     if on_nonfinite not in ("stop", "skip"):
         raise ValueError(f"trainer.on_nonfinite {on_nonfinite!r} is unknown: choose stop or skip")
     return on_nonfinite == "skip"
@@ -186,13 +198,17 @@ def make_trainer(
     cfg: DictConfig,
     run: Run,
     experiment: Experiment,
-    own: AlwaysOn,
+    required: RequiredCallbacks,
 ) -> lightning.Trainer:
-    """The Lightning trainer of a run, with the callbacks that every run has and those of the config."""
+    """The Lightning trainer of a run, with the callbacks that every run needs and those of the config."""
     runtime = cfg.runtime
     val_every = min(runtime.val_every, experiment.num_steps)
-    _, interruption, _, table, _ = own
-    added = [c for c in make_callbacks(cfg.get("callbacks")) if runtime.progress_bar or not isinstance(c, ProgressBar)]
+    _, interruption, _, table, _ = required
+    optional = [
+        callback
+        for callback in make_callbacks(cfg.get("callbacks"))
+        if runtime.progress_bar or not isinstance(callback, ProgressBar)
+    ]
     checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
     return lightning.Trainer(
         accelerator=cfg.trainer.accelerator,
@@ -209,9 +225,9 @@ def make_trainer(
         log_every_n_steps=runtime.log_every,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in added),  # it would add its own
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in optional),  # else Lightning adds its own
         enable_model_summary=False,
-        callbacks=[*own, *added, checkpoints],
+        callbacks=[*required, *optional, checkpoints],
         plugins=[AtomicCheckpointIO(), *cluster()],
         logger=loggers(cfg.get("logger"), run),
         default_root_dir=run.folder,
@@ -219,7 +235,7 @@ def make_trainer(
 
 
 def save_model(experiment: Experiment, run: Run) -> None:
-    """The converted model as a Hugging Face folder, written beside and renamed."""
+    """Write the converted model as a Hugging Face folder, under a temporary name that is then renamed."""
     temporary = run.folder / ".model.tmp"
     model = experiment.trainable.merged(experiment.parent.model)
     gate.save_model(model, temporary)
@@ -230,7 +246,7 @@ def save_model(experiment: Experiment, run: Run) -> None:
 
 
 def peak_memory() -> int:
-    """Bytes: of the device where there is one, else of the process."""
+    """The peak memory in bytes: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

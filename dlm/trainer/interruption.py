@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM (SLURM's pre-emption) end a run where it can go on: at the end of an optimizer step, after a
-checkpoint. A second signal ends it at once, and costs the steps since the last checkpoint."""
+"""Ctrl-C and SIGTERM (SLURM's pre-emption) stop a run where it can be resumed: after the current optimizer step, once
+its checkpoint is written. A second signal stops it at once and loses the steps since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption(Callback):
-    """A signal that comes during training is a wish, `requested`, that the checkpoints grant. Lightning puts the
-    handlers back that were there before it."""
+    """Turns the first signal during training into `requested`, on which `Checkpoints` saves and stops. Lightning
+    restores the previous handlers after training."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def on_train_start(self, trainer, module) -> None:
         for number in SIGNALS:
-            handle(number, self.hear)
+            set_handler(number, self.on_signal)
 
-    def hear(self, number: int, frame: object) -> None:
+    def on_signal(self, number: int, frame: object) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -32,23 +32,23 @@ class Interruption(Callback):
         print(f"{name}: stopping after this step (again to stop at once)", file=sys.stderr, flush=True)
 
     def on_validation_batch_start(self, trainer, *_) -> None:
-        if self.requested:  # the weights are those of the last step, and its checkpoint is there or is made again
+        if self.requested:  # validation changes no weight, so the last checkpoint is enough to resume from
             raise KeyboardInterrupt
 
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Within, SIGTERM is Ctrl-C, so that both leave the same record."""
-    before = signal.getsignal(signal.SIGTERM)
-    handle(signal.SIGTERM, signal.default_int_handler)
+    """A context in which SIGTERM raises `KeyboardInterrupt` as Ctrl-C does, so that both leave the same record."""
+    previous = signal.getsignal(signal.SIGTERM)
+    set_handler(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        handle(signal.SIGTERM, before)
+        set_handler(signal.SIGTERM, previous)
 
 
-def handle(number: int, handler) -> None:
-    """`signal.signal`, or nothing outside the main thread, where signals are not heard."""
+def set_handler(number: int, handler) -> None:
+    """`signal.signal`; does nothing outside the main thread, where Python allows no handlers."""
     try:
         signal.signal(number, handler)
     except ValueError:

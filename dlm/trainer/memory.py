@@ -1,7 +1,7 @@
-"""What a training step needs in memory, known before it runs.
+"""Estimates the memory of a training step before it runs.
 
-The forward of the decoder is traced on meta tensors, which have shapes and no bytes; what autograd would keep for the
-backward is added up. So the estimate holds for any architecture, and costs no memory itself.
+The decoder's forward is traced on meta tensors, which have shapes but no data, and the tensors that autograd would save
+for the backward are added up. The estimate therefore holds for any architecture and takes no memory itself.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from dlm.trainable.gate import gate_of
 from dlm.types import Batch, Noised, Rows
 
 GB = 1e9
-TRACED = "traced"  # the name of the attention that only keeps what the kernels keep
-# A chunk's logits, in the model's type and in float32, their log-softmax, and the gradients of both.
+TRACED = "traced"  # the name of an attention function that only saves for the backward what the kernels save
+# The logits of a chunk in the model's type and in float32, their log-softmax, and the gradients of both.
 LOGITS_COPIES = 5
-# Allocators leave gaps, and the temporary tensors of one operation come on top.
+# For fragmentation of the allocator and the temporary tensors of single operations.
 SLACK = 1.1
 PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 
 
 class Unknown(Exception):
-    """What a model needs cannot be known before it runs."""
+    """The memory of a model cannot be estimated before it runs."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the peak of one training step, by what they hold."""
+    """Bytes at the peak of one training step, by kind of tensor."""
 
     weights: int
     gradients: int
@@ -64,8 +64,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step on rows of `length` tokens, with `views` noisy views of each, by each of several `processes`.
-    `precision` is Lightning's."""
+    """A training step on rows of `length` tokens with `views` noisy views each, on one of `processes` devices.
+    `precision` is the name that Lightning uses, such as `bf16-mixed`."""
 
     length: int
     views: int
@@ -78,8 +78,8 @@ class Step:
         return PRECISIONS.get(self.precision.split("-")[0]) or model.dtype
 
     def stored(self, parameter: Tensor, activations: torch.dtype) -> int:
-        """The bytes of a parameter. Under autocast a matrix keeps its type, and has a copy in that of the activations;
-        otherwise the whole model is cast."""
+        """The bytes of a parameter. Under autocast a matrix keeps its type and has a copy in the type of the
+        activations; otherwise the whole model is cast."""
         if self.precision.endswith("mixed"):
             copied = parameter.ndim > 1 and parameter.dtype != activations
             return parameter.nbytes + copied * parameter.numel() * activations.itemsize
@@ -88,7 +88,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is to be trained, and what it is expected to need."""
+    """Whether to use activation checkpointing, and the memory expected then."""
 
     checkpointing: bool
     estimate: Estimate
@@ -97,29 +97,32 @@ class Plan:
 def plan(
     denoiser: Denoiser, step: Step, batch_size: int, limit: int, checkpointing: bool | None = None, pieces: int = 1
 ) -> Plan:
-    """Whether layers are to be computed again in the backward (activation checkpointing) for a step on `batch_size`
-    rows, in so many pieces, to stay below `limit` bytes; `checkpointing` settles it beforehand.
+    """Decide whether a step on `batch_size` rows, in `pieces`, needs activation checkpointing to stay below `limit`
+    bytes. `checkpointing` fixes the answer beforehand.
 
-    Raises `ValueError`, naming the fewest pieces and the largest batch that fit, where the step cannot fit, and
-    `Unknown` where nothing can be said.
+    Raises `ValueError`, naming the fewest pieces and the largest batch that fit, if the step cannot fit, and `Unknown`
+    if it cannot be estimated.
     """
-    ways = [False, True] if checkpointing is None else [checkpointing]
+    options = [False, True] if checkpointing is None else [checkpointing]
     rows = rows_of_piece(batch_size, pieces)
 
-    def fitting(rows: int, in_pieces: bool) -> Plan | None:
-        plans = (Plan(way, estimate(denoiser, step, rows, way, in_pieces)) for way in ways)
+    def fitting_plan(rows: int, in_pieces: bool) -> Plan | None:
+        plans = (Plan(option, estimate(denoiser, step, rows, option, in_pieces)) for option in options)
         return next((p for p in plans if p.estimate.total <= limit), None)
 
-    def largest(in_pieces: bool) -> int:  # costs grow with the batch, so bisection finds the last that fits
-        return bisect_left(range(1, batch_size), True, key=lambda rows: fitting(rows, in_pieces) is None)
+    def most_rows(in_pieces: bool) -> int:  # memory grows with the rows, so bisection finds the most that fit
+        return bisect_left(range(1, batch_size), True, key=lambda rows: fitting_plan(rows, in_pieces) is None)
 
-    if found := fitting(rows, pieces > 1):
-        return found
-    need, whole, piece = estimate(denoiser, step, rows, ways[-1], pieces > 1), largest(False), largest(True)
-    same = f"runtime.pieces={math.ceil(batch_size / piece)} (the same run, piece by piece) or " if piece else ""
+    if fitting := fitting_plan(rows, pieces > 1):
+        return fitting
+    need = estimate(denoiser, step, rows, options[-1], pieces > 1)
+    batch_rows, piece_rows = most_rows(False), most_rows(True)
+    same_run = (
+        f"runtime.pieces={math.ceil(batch_size / piece_rows)} (the same run, piece by piece) or " if piece_rows else ""
+    )
     remedy = (
-        f"set {same}data.batch_size={whole} trainer.accumulate={math.ceil(batch_size / whole)}"
-        if whole
+        f"set {same_run}data.batch_size={batch_rows} trainer.accumulate={math.ceil(batch_size / batch_rows)}"
+        if batch_rows
         else "not even data.batch_size=1 does: choose a shorter data.length, trainable=lora or a smaller model"
     )
     raise ValueError(
@@ -129,26 +132,26 @@ def plan(
 
 
 def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: bool, in_pieces: bool = False) -> Estimate:
-    """The bytes of a step on whole rows, every token of which is masked: what a batch needs at most. If it is one piece
-    of several, the sum of their gradients stands beside its own; what DDP exchanges are copies of gradients."""
+    """The bytes of a step on rows whose tokens are all masked, which is the most that a batch can need. With several
+    pieces, accumulated gradients are held in addition; DDP buckets add another copy."""
     model = denoiser.model
     dtype = step.activations(model)
     parameters = [(step.stored(p, dtype), p.requires_grad) for p in model.parameters()]
     trainable = sum(size for size, is_trained in parameters if is_trained)
-    kept, boundary = traced(denoiser, step, batch_size)
+    saved, boundary = traced(denoiser, step, batch_size)
     layers = model.config.get_text_config().num_hidden_layers
-    if checkpointing:  # the inputs of all layers, and all that one keeps
-        kept = layers * boundary + kept // layers
+    if checkpointing:  # the inputs of all layers, and the activations of one
+        saved = layers * boundary + saved // layers
     output = model.get_output_embeddings().weight
     chunk = min(batch_size * step.views * step.length * denoiser.row_bytes, chunk_bytes(step.device))
     head = LOGITS_COPIES * chunk + output.requires_grad * output.numel() * 4
     gradients = trainable * (1 + in_pieces + (step.processes > 1))
-    return Estimate(sum(size for size, _ in parameters), gradients, 2 * trainable, kept, head)
+    return Estimate(sum(size for size, _ in parameters), gradients, 2 * trainable, saved, head)
 
 
 def traced(denoiser: Denoiser, step: Step, batch_size: int) -> tuple[int, int]:
-    """The bytes that autograd keeps of the decoder's forward, and those of the hidden states between two layers. Raises
-    `Unknown` where the decoder cannot be traced."""
+    """The bytes that autograd saves in the decoder's forward, and the bytes of the hidden states between two layers.
+    Raises `Unknown` if the decoder cannot be traced."""
     model = denoiser.model
     decoder, dtype = model.get_decoder(), step.activations(model)
     rows = layout(denoiser, step)
@@ -162,20 +165,20 @@ def traced(denoiser: Denoiser, step: Step, batch_size: int) -> tuple[int, int]:
     ids = torch.empty(batch_size, size, dtype=torch.long, device="meta")
     mask = mask_like(denoiser, rows, batch_size, step.device)
     masks = mask if len(denoiser.layer_types) == 1 else dict.fromkeys(denoiser.layer_types, mask)
-    call = {"input_ids": ids, "position_ids": ids, "attention_mask": masks, "use_cache": False}
-    with keeping(model) as kept, AnyGroupedProduct():
+    arguments = {"input_ids": ids, "position_ids": ids, "attention_mask": masks, "use_cache": False}
+    with saved_tensors(model) as saved, GroupedProductOfAnyType():
         try:
-            torch.func.functional_call(decoder, state, kwargs=call)
-        except Exception as error:  # whatever a foreign forward raises on tensors without values
+            torch.func.functional_call(decoder, state, kwargs=arguments)
+        except Exception as error:  # any architecture may raise anything on tensors without values
             raise Unknown(f"{type(model).__name__} does not run without values: {one_line(error)}") from error
-    own = {t.untyped_storage()._cdata for t in state.values()}
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
-    total = sum(nbytes for storage, nbytes in storages.items() if storage not in own)
+    of_weights = {t.untyped_storage()._cdata for t in state.values()}
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in saved}
+    total = sum(nbytes for storage, nbytes in storages.items() if storage not in of_weights)
     return total, batch_size * size * model.config.get_text_config().hidden_size * dtype.itemsize
 
 
 def layout(denoiser: Denoiser, step: Step) -> Rows:
-    """One row of a batch as the network reads it: a single document, all of it masked."""
+    """The network's input rows for one row of a batch: a single document, all of it masked."""
     one = torch.zeros(1, step.length, dtype=torch.long)
     batch = Batch(one, one == 0, one, torch.arange(step.length)[None])
     views = one.repeat(1, step.views)
@@ -183,7 +186,8 @@ def layout(denoiser: Denoiser, step: Step) -> Rows:
 
 
 def mask_like(denoiser: Denoiser, rows: Rows, batch_size: int, device: torch.device) -> BandMask | Tensor:
-    """What the layers will be given: bands (none on a GPU, where a kernel has the mask), or a dense mask on meta."""
+    """The attention mask that the layers receive: bands (none on a GPU, where the kernel holds the mask), or a dense
+    mask [B, 1, K, K] on the meta device."""
     implementation, size = denoiser.model.config._attn_implementation, rows.position.shape[1]
     if implementation in (block_sparse.NAME, "flex_attention"):
         return band_mask(denoiser.pattern, rows) if device.type == "cpu" else BandMask((batch_size, 1, size, size), [])
@@ -192,28 +196,29 @@ def mask_like(denoiser: Denoiser, rows: Rows, batch_size: int, device: torch.dev
 
 
 @contextmanager
-def keeping(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """All that autograd keeps meanwhile; fused attention is replaced, because on meta tensors it is not fused."""
-    kept: list[Tensor] = []
-    own, training = model.config._attn_implementation, model.training
+def saved_tensors(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """A context that lists the tensors which autograd saves. Fused attention is replaced by `traced_attention`, since
+    on meta tensors it would not be fused."""
+    saved: list[Tensor] = []
+    implementation, training = model.config._attn_implementation, model.training
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+    def save(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
         return tensor
 
     model.train()
-    if own != "eager":
+    if implementation != "eager":
         model.config._attn_implementation = TRACED
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
-            yield kept
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), torch.enable_grad():
+            yield saved
     finally:
-        model.config._attn_implementation = own
+        model.config._attn_implementation = implementation
         model.train(training)
 
 
-class AnyGroupedProduct(TorchDispatchMode):
-    """The products of a mixture of experts on meta tensors, for which torch takes bfloat16 only."""
+class GroupedProductOfAnyType(TorchDispatchMode):
+    """Allows the products of a mixture of experts on meta tensors of any type; torch takes bfloat16 only."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._grouped_mm.default:
@@ -222,20 +227,20 @@ class AnyGroupedProduct(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Kept(torch.autograd.Function):
-    """An attention kernel as autograd sees it: it keeps its arguments, its output and a log-sum-exp per row."""
+class SavesLikeKernel(torch.autograd.Function):
+    """Saves what an attention kernel saves for its backward: its arguments, its output and a log-sum-exp per row."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: BandMask | Tensor) -> Tensor:
         batch, heads, rows, _ = query.shape
-        output = query.new_empty(batch, rows, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it out
-        kept = [query, output, query.new_empty(batch, heads, rows, dtype=torch.float32)]
+        output = query.new_empty(batch, rows, heads, value.shape[-1]).transpose(1, 2)  # the kernels' memory layout
+        saved = [query, output, query.new_empty(batch, heads, rows, dtype=torch.float32)]
         if isinstance(mask, BandMask):
-            kept += [key, value]
-        else:  # transformers repeat keys and values for all heads wherever there is a mask
-            kept += [mask, *(x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))]
-            kept += [query.new_empty(mask.shape)]  # what a kernel adds to the scores
-        ctx.save_for_backward(*kept)
+            saved += [key, value]
+        else:  # with a dense mask, transformers repeats keys and values for all heads
+            saved += [mask, *(x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))]
+            saved += [query.new_empty(mask.shape)]  # the mask in the type of the scores, to which kernels add it
+        ctx.save_for_backward(*saved)
         return output
 
 
@@ -247,20 +252,20 @@ def traced_attention(
     attention_mask: BandMask | Tensor,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B Q H E"], None]:
-    """The interface of transformers' attention functions."""
-    return Kept.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+    """An attention function, in the interface of transformers, that only allocates what a kernel allocates."""
+    return SavesLikeKernel.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep only the inputs of the layers for the backward, which computes the rest again."""
-    # Older releases have it under the second name only.
+    """Turn on activation checkpointing: only the inputs of layers are saved, and the backward recomputes the rest."""
+    # Older releases of transformers have the second name only.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     gate = gate_of(model)
     enable({"use_reentrant": False} | ({} if gate is None else {"context_fn": gate.contexts}))
 
 
 def available(device: torch.device) -> int:
-    """The bytes that this process may still take, what it holds already included."""
+    """The bytes that this process may hold in total: those free on the device and those it already holds."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss

@@ -1,7 +1,7 @@
 """The metrics of a run over time: `metrics.csv`, one row per optimizer step.
 
-The rows travel in the checkpoint, with the weights that they describe: a run that is killed and resumed ends with the
-table of an uninterrupted one, no row missing and none from a step that was made again.
+The rows are part of the checkpoint, together with the weights they describe. A run that is killed and resumed therefore
+ends with the table of an uninterrupted one: no row is missing, and none comes from a step that was repeated.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from lightning import Callback
 
 from dlm.runs.storage import write_atomically
 
-ROWS = 5  # with fewer a difference is noise
+MIN_ROWS = 5  # per quarter; with fewer a difference is noise
 
 
 class MetricTable(Callback):
-    """Keeps the training metrics of every `every`-th optimizer step and those of every validation. Steps count from 0,
-    so the row of a validation is that of the step that was just made."""
+    """Collects the training metrics of every `every`-th optimizer step and those of every validation. Steps count from
+    0; a validation belongs to the row of the step just completed."""
 
     def __init__(self, path: Path, every: int):
         self.path, self.every = path, every
@@ -43,24 +43,25 @@ class MetricTable(Callback):
         self.add(trainer.global_step - 1, current(trainer, validation=True))
 
     def validated(self, step: int) -> bool:
-        """Whether the row of a step holds what a validation measured."""
+        """Whether the row of a step holds validation metrics."""
         return any(is_validation(name) for name in self.rows.get(step, {}))
 
     def last_validation(self) -> dict[str, float]:
-        """What the last validation measured; {} before the first."""
+        """The metrics of the last validation; {} before the first."""
         return {n: v for step in sorted(self.rows) for n, v in self.rows[step].items() if is_validation(n)}
 
     def diverged(self) -> bool:
-        """Whether training made the loss worse: the NELBO of the last quarter of the rows is not finite, or lies above
-        that of the first quarter by more than three standard errors of their difference (at least 5 rows each)."""
-        found = [self.rows[step]["train/nelbo"] for step in sorted(self.rows) if "train/nelbo" in self.rows[step]]
-        quarter = len(found) // 4
-        if found and not any(map(math.isfinite, found[-max(quarter, 1) :])):
+        """Whether training made the loss worse: the NELBO of the last quarter of the rows is not finite, or its mean
+        exceeds that of the first quarter by more than three standard errors of their difference (with at least
+        `MIN_ROWS` finite rows in each)."""
+        nelbo = [self.rows[step]["train/nelbo"] for step in sorted(self.rows) if "train/nelbo" in self.rows[step]]
+        quarter = len(nelbo) // 4
+        if nelbo and not any(map(math.isfinite, nelbo[-max(quarter, 1) :])):
             return True
         first, last = (
-            [v for v in part if math.isfinite(v)] for part in (found[:quarter], found[len(found) - quarter :])
+            [v for v in part if math.isfinite(v)] for part in (nelbo[:quarter], nelbo[len(nelbo) - quarter :])
         )
-        if min(len(first), len(last)) < ROWS:
+        if min(len(first), len(last)) < MIN_ROWS:
             return False
         error = math.sqrt(variance(first) / len(first) + variance(last) / len(last))
         return mean(last) - mean(first) > 3 * error
@@ -81,5 +82,5 @@ def is_validation(name: str) -> bool:
 
 
 def current(trainer, validation: bool) -> dict[str, Any]:
-    """What is logged at this moment, of validation or of training."""
+    """The latest logged metrics, either those of validation or those of training."""
     return {name: value for name, value in trainer.callback_metrics.items() if is_validation(name) == validation}

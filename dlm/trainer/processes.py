@@ -1,6 +1,6 @@
-"""Several processes of one training, one for each device (DDP). Lightning starts the others with the command of the
-first one, or torchrun or SLURM starts all of them. The first one leads: it holds the run's lease and writes all that is
-written. The others follow it through the training, and end."""
+"""Several processes train one run, one per device (DDP). Either Lightning starts the others with the command of the
+first one, or torchrun or SLURM starts all of them. The first one leads: it holds the run's lease and writes all files.
+The others follow it through the training and end."""
 
 from __future__ import annotations
 
@@ -25,59 +25,59 @@ LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def is_follower(cfg: DictConfig) -> bool:
-    """Whether this process is one of several of one training, and not the first."""
+    """Whether this process is one of several that train a run, and not the first."""
     return num_processes(cfg) > 1 and any(int(os.environ.get(name) or 0) > 0 for name in RANKS)
 
 
 class Follower(Run):
-    """A run as those see it that only follow: they read its record, and leave writing it to the leader."""
+    """The run in a process that follows: it reads the record and leaves writing to the leader."""
 
     def update(self, **values: Any) -> None:
-        """Nothing."""
+        """Does nothing: the leader writes the record."""
 
 
 def cluster() -> list[ClusterEnvironment]:
-    """Under SLURM, its environment without Lightning's own requeueing: that writes a checkpoint amid a step, which
-    nothing removes. The run is resumed from our own. (torchrun comes first, as with Lightning.)"""
+    """Under SLURM, its environment without Lightning's requeueing, which writes a checkpoint amid a step that nothing
+    removes. The run resumes from our own checkpoints. (torchrun takes precedence, as in Lightning.)"""
     started_by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     return [SLURMEnvironment(auto_requeue=False)] if started_by_slurm else []
 
 
 @contextmanager
 def launching() -> Iterator[None]:
-    """Within, Lightning can start the other processes of this job; they run this job alone where it is one of a sweep.
-    Afterwards it can do so again for the next job."""
-    argv, before = sys.argv, {name: os.environ.get(name) for name in LAUNCH}
+    """A context in which Lightning can start the other processes of this job. In a sweep they run this job only. On
+    leaving, the environment is restored, so that the next job can start its own."""
+    argv, environment = sys.argv, {name: os.environ.get(name) for name in LAUNCH}
     if is_sweep():
         sys.argv = [argv[0], *HydraConfig.get().overrides.task]
     try:
         yield
     finally:
         sys.argv = argv
-        launched = before["LOCAL_RANK"] is None and dist.is_available() and dist.is_initialized()
-        for name, value in before.items():
+        launched = environment["LOCAL_RANK"] is None and dist.is_available() and dist.is_initialized()
+        for name, value in environment.items():
             os.environ.pop(name, None)
             os.environ.update({} if value is None else {name: value})
         if launched:
             dist.destroy_process_group()
 
 
-def of_all_processes(own: Any) -> list[Any]:
-    """What every process of the training has, in order."""
+def all_gather(value: Any) -> list[Any]:
+    """The `value` of every process, by rank; [value] if there is one process."""
     if not (dist.is_available() and dist.is_initialized()):
-        return [own]
-    found = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
-    return found
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 class SameStart(Callback):
-    """All processes of a training begin the same run at the same checkpoint, or none does."""
+    """Raises `ValueError` unless all processes start the same run from the same checkpoint."""
 
     def __init__(self, run: Run, resume: Any):
         self.start = f"run {run.id} from {resume or 'its start'}"
 
     def setup(self, trainer, module, stage) -> None:
-        starts = of_all_processes(self.start)
+        starts = all_gather(self.start)
         if len(set(starts)) > 1:
             raise ValueError(f"the processes of a training begin {'; '.join(starts)}: give the same command again")

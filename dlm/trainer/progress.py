@@ -1,4 +1,4 @@
-"""How far a training is, in one line of the terminal."""
+"""The progress bar of training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Progress(TQDMProgressBar):
-    """Steps, ETA, tokens/s and the losses."""
+    """Shows steps, ETA, tokens/s and the losses in one line."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10)
@@ -16,7 +16,7 @@ class Progress(TQDMProgressBar):
     def on_train_start(self, trainer, module) -> None:
         super().on_train_start(trainer, module)
         self.began, self.first = time.perf_counter(), module.micro_batches
-        self.on_train_epoch_start(trainer, module)  # a run that resumes amid its only epoch gets no such call
+        self.on_train_epoch_start(trainer, module)  # Lightning does not call it in a run that resumes within its epoch
 
     def on_train_epoch_start(self, trainer, module) -> None:
         super().on_train_epoch_start(trainer, module)

@@ -1,12 +1,12 @@
-"""What every run checks of itself before its first step, on the real parent and a real text: a few forwards of one row,
-of its first, second and last block. A violation ends the run with an explanation, before any compute is spent on wrong
-numbers; what passed is printed in one line. (The pattern's predicate alone is checked as it is built, by
-`dlm.attention.check`.)
+"""Checks of the conversion itself before the first step, on the real parent and a real text: a few forwards of one row,
+with its first, second and last block hidden in turn. A violation ends the run with an explanation before compute is
+spent on wrong numbers; passed checks are printed in one line. (`dlm.attention.check` checks the pattern's predicate
+when it is built.)
 
-    no leak      what scores a hidden token depends neither on its clean value nor on a later block       (I4)
-    parity       training scores a partly masked block as decoding does, clean prefix in the cache        (I3)
-    AR limit     in blocks of one token with the token shift, the parent's own likelihood: NELBO = NLL    (I1)
-    no drift     before training the weights are the parent's, bit for bit                                (I11)
+    no leak      the logits of a hidden token depend neither on its clean value nor on a later block      (I4)
+    parity       training scores a partly masked block as decoding with a cached clean prefix does        (I3)
+    AR limit     with blocks of one token and the token shift, NELBO = NLL of the parent                  (I1)
+    no drift     before training, the weights equal the parent's bit for bit                              (I11)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dlm.model.closeness import distance, tolerance
 from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, ModelInputs, Noised
 
-LONGEST = 1024  # tokens of a text that are read: without a compiled kernel their attention matrix is a whole one
+LONGEST = 1024  # tokens of the text: without a compiled kernel, the attention matrix is dense
 OF_PARENT = (
     "Try model.attn_implementation=eager; if that is refused as well, the parent's forward does not obey its attention "
     "mask"
@@ -39,7 +39,7 @@ OF_PARENT = (
 
 
 class SelfCheck(Callback):
-    """Runs the checks as training begins; `seconds` is what they cost."""
+    """Runs the checks when training starts; `seconds` is the time they took."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -64,9 +64,10 @@ class SelfCheck(Callback):
 
 
 def check(denoiser: Denoiser, text: Int[Tensor, " L"], half: bool, untrained: bool) -> list[str]:
-    """Leak, parity and, of an `untrained` model, the AR limit, in the first, second and last block of a text; what
-    passed, in words. `half`: forwards are in 16 bits. Raises `ValueError` at the first violation."""
-    blocks = probed(denoiser, len(text))
+    """Check for leaks, parity and, if the model is `untrained`, the AR limit, in the first, second and last block of a
+    text. `half`: forwards are in 16 bits. Returns the passed checks in words; raises `ValueError` at the first
+    violation."""
+    blocks = probed_blocks(denoiser, len(text))
     for block in blocks:
         check_leak(denoiser, Probe.of(denoiser, text, block), half)
         check_parity(denoiser, Probe.of(denoiser, text, block, partly=True), half)
@@ -77,17 +78,17 @@ def check(denoiser: Denoiser, text: Int[Tensor, " L"], half: bool, untrained: bo
     return passed
 
 
-def probed(denoiser: Denoiser, length: int) -> list[int]:
-    """The numbers of the blocks that are probed in a text of `length` tokens."""
+def probed_blocks(denoiser: Denoiser, length: int) -> list[int]:
+    """The indices of the blocks to probe in a text of `length` tokens."""
     size = denoiser.pattern.block_size
     last = max(min(length, LONGEST) // size, 1) - 1
-    nothing_to_hide = {0} if size == 1 and denoiser.token_shift else set()  # position 0 is not scored then
-    return sorted({0, min(1, last), last} - nothing_to_hide)
+    without_score = {0} if size == 1 and denoiser.token_shift else set()  # the token shift never scores position 0
+    return sorted({0, min(1, last), last} - without_score)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Some tokens of text, of which those from `begin` to `end` are hidden: of one block."""
+    """A text `x0` in which the tokens [begin, end) of one block are hidden."""
 
     x0: Int[Tensor, "1 L"]
     begin: int
@@ -95,14 +96,15 @@ class Probe:
 
     @classmethod
     def of(cls, denoiser: Denoiser, text: Int[Tensor, " L"], block: int, partly: bool = False) -> Probe:
-        """A text up to the block after `block`, which is hidden, or `partly` its second half alone."""
+        """The text up to the end of the block after `block`, with `block` hidden, or only its second half if
+        `partly`."""
         size = denoiser.pattern.block_size
         begin, end = block * size + partly * (size // 2), (block + 1) * size
-        # With the shift position 0 is never scored.
+        # The token shift never scores position 0.
         return cls(text[None, : end + size][:, : len(text) // size * size], max(begin, int(denoiser.token_shift)), end)
 
     def inputs(self, denoiser: Denoiser) -> ModelInputs:
-        """What training reads, with nothing left out."""
+        """The network input of training, without trimming."""
         x0 = self.x0
         masked = torch.zeros_like(x0, dtype=torch.bool)
         masked[:, self.begin : self.end] = True
@@ -112,55 +114,58 @@ class Probe:
         return denoiser.inputs(batch, noised)[0]
 
     def logits(self, denoiser: Denoiser) -> Float[Tensor, "N V"]:
-        """What training computes of the hidden tokens."""
+        """The logits of the N hidden tokens, as training computes them."""
         return denoiser(self.inputs(denoiser).to(denoiser.model.device))
 
-    def changed(self, where: slice, mask_id: int) -> Probe:
-        """With other tokens there: those of the text in reverse, and one further where that is the same."""
-        x0, part = self.x0.clone(), self.x0[:, where]
-        other = torch.where(part.flip(1) == part, self.x0[:, :1], part.flip(1))
-        # A text of one token repeated has no other; any id that is neither this one nor the mask will do.
+    def changed(self, positions: slice, mask_id: int) -> Probe:
+        """The probe with another token at every one of `positions`: the reversed slice, or, where that agrees with the
+        original, the first token of the text."""
+        x0, original = self.x0.clone(), self.x0[:, positions]
+        replacement = torch.where(original.flip(1) == original, self.x0[:, :1], original.flip(1))
+        # A text of one repeated token has no other token; any id but this one and the mask will do.
         spare = next(i for i in range(3) if i not in (mask_id, int(self.x0[0, 0])))
-        x0[:, where] = torch.where(other == part, spare, other)
+        x0[:, positions] = torch.where(replacement == original, spare, replacement)
         return replace(self, x0=x0)
 
 
 def check_leak(denoiser: Denoiser, probe: Probe, half: bool) -> None:
+    """Raises `ValueError` if the logits of hidden tokens change with their clean values or with later blocks."""
     end = probe.x0.shape[1] if denoiser.pattern.cacheable else probe.end
     other = probe.changed(slice(probe.begin, end), denoiser.mask_id)
-    far = distance(other.logits(denoiser), probe.logits(denoiser))
-    if far > allowed(denoiser, half):
+    change = distance(other.logits(denoiser), probe.logits(denoiser))
+    if change > max_distance(denoiser, half):
         name = type(denoiser.pattern).__name__
-        seen = lets_through(probe.inputs(denoiser), other.inputs(denoiser))
+        leaks = pattern_leaks(probe.inputs(denoiser), other.inputs(denoiser))
         raise violation(
             denoiser,
-            f"what it predicts of hidden position {probe.begin} and those after it changes by {far:.2g} with their "
+            f"what it predicts of hidden position {probe.begin} and those after it changes by {change:.2g} with their "
             "tokens or with later blocks: it would learn to copy",
-            f"The pattern lets them be seen: mend {name}.allowed" if seen else OF_PARENT,
+            f"The pattern lets them be seen: mend {name}.allowed" if leaks else OF_PARENT,
         )
 
 
-def lets_through(before: ModelInputs, after: ModelInputs) -> bool:
-    """Whether the pattern itself leads from a row that is scored to one whose token differs."""
-    rows, need = before.rows[0], torch.zeros(before.input_ids.shape[1], dtype=torch.bool)
-    need[before.scored] = True
-    sees = before.pattern.visible(rows[:, None], rows[None])
-    while not torch.equal(grown := need | sees[need].any(0), need):
-        need = grown
-    return bool((need & (before.input_ids != after.input_ids)[0]).any())
+def pattern_leaks(original: ModelInputs, changed: ModelInputs) -> bool:
+    """Whether, through any number of layers, the pattern lets a scored row see a row whose token was changed."""
+    rows, reached = original.rows[0], torch.zeros(original.input_ids.shape[1], dtype=torch.bool)
+    reached[original.scored] = True
+    visible = original.pattern.visible(rows[:, None], rows[None])
+    while not torch.equal(grown := reached | visible[reached].any(0), reached):
+        reached = grown
+    return bool((reached & (original.input_ids != changed.input_ids)[0]).any())
 
 
 def check_parity(denoiser: Denoiser, probe: Probe, half: bool) -> None:
+    """Raises `ValueError` if decoding scores the hidden tokens otherwise than training."""
     prompt = probe.x0[0, : probe.begin].tolist()
-    if not prompt:  # nothing to go on from
+    if not prompt:  # decoding needs a prompt
         return
-    training = replace(probe, x0=probe.x0[:, : probe.end]).logits(denoiser)
+    in_training = replace(probe, x0=probe.x0[:, : probe.end]).logits(denoiser)
     canvas = Canvas(denoiser, Request([prompt], probe.end - probe.begin), [0], probe.end)
-    far = distance(forward(denoiser, canvas), training)
-    if far > allowed(denoiser, half):
+    gap = distance(forward(denoiser, canvas), in_training)
+    if gap > max_distance(denoiser, half):
         raise violation(
             denoiser,
-            f"decoding scores position {probe.begin} and the rest of its block otherwise than training, by {far:.2g}",
+            f"decoding scores position {probe.begin} and the rest of its block otherwise than training, by {gap:.2g}",
             f"Either training sees what decoding does not have, such as noisy earlier blocks. Or else: {OF_PARENT}",
         )
 
@@ -176,41 +181,44 @@ def is_ar_limit(denoiser: Denoiser) -> bool:
 
 
 def check_ar_limit(denoiser: Denoiser, probe: Probe, half: bool) -> None:
+    """Raises `ValueError` if a denoiser in the AR limit scores the hidden tokens otherwise than its parent."""
     parent = Denoiser(denoiser.model, AR(), denoiser.mask_id, True, denoiser.layer_types)
-    far = distance(probe.logits(denoiser), probe.logits(parent))
-    if far > allowed(denoiser, half):
-        what = f"with blocks of one token it is not its parent, by {far:.2g}: NELBO < NLL is possible"
-        raise violation(denoiser, what, OF_PARENT)
+    gap = distance(probe.logits(denoiser), probe.logits(parent))
+    if gap > max_distance(denoiser, half):
+        problem = f"with blocks of one token it is not its parent, by {gap:.2g}: NELBO < NLL is possible"
+        raise violation(denoiser, problem, OF_PARENT)
 
 
 def check_untouched(denoiser: Denoiser, reference: Path) -> None:
-    """`ValueError` where the file that drift is measured against does not hold the weights as they are now, in the
-    precision in which they are trained."""
+    """Raises `ValueError` unless the file `reference`, against which drift is measured, holds the model's present
+    weights, compared in the precision of training."""
     try:
         with safe_open(reference, framework="pt") as parent:
-            wrong = [
+            differing = [
                 name
                 for name, weight in effective_weights(denoiser.model)
                 for original in [parent.get_tensor(name).to(weight.dtype)]
                 if not torch.equal(original, weight.cpu()[: len(original)])
             ]
     except (SafetensorError, OSError) as error:
-        wrong = [str(error)]
-    if wrong:
+        differing = [str(error)]
+    if differing:
         raise ValueError(
-            f"the parent's weights in {str(reference)!r} are not those of the parent ({', '.join(wrong[:3])}): the "
+            f"the parent's weights in {str(reference)!r} are not those of the parent ({', '.join(differing[:3])}): the "
             "file is damaged. Delete it, it is written again"
         )
 
 
-def allowed(denoiser: Denoiser, half: bool) -> float:
-    """How far apart logits may be; `half` where Lightning computes in 16 bits whatever the weights are in."""
+def max_distance(denoiser: Denoiser, half: bool) -> float:
+    """The largest tolerated distance between logits. `half`: Lightning computes in 16 bits, whatever the type of the
+    weights."""
     return tolerance(torch.float16 if half else denoiser.model.dtype)
 
 
-def violation(denoiser: Denoiser, what: str, remedy: str) -> ValueError:
+def violation(denoiser: Denoiser, problem: str, remedy: str) -> ValueError:
+    """The error of a failed check."""
     pattern, model = type(denoiser.pattern).__name__, denoiser.model.config.model_type
     return ValueError(
-        f"self-check: {model} under the attention pattern {pattern} cannot be converted: {what}. Nothing was trained. "
-        f"{remedy}"
+        f"self-check: {model} under the attention pattern {pattern} cannot be converted: {problem}. Nothing was "
+        f"trained. {remedy}"
     )
