@@ -109,6 +109,14 @@ def pytest_collection_modifyitems(items):
                     item.add_marker("grid")
 
 
+def everyday(values, number: int = 1):
+    """Parameters of which `make test` takes the first `number`, and `make test-all` all."""
+    return [
+        pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.grid if i >= number else ())
+        for i, v in enumerate(values)
+    ]
+
+
 def tiny(architecture: str, dtype=torch.float64):
     """A random model of 3 layers, in float64 so that equality means equality."""
     torch.manual_seed(0)

@@ -107,6 +107,7 @@ def runs_or_is_refused(chosen: list[str], folder, monkeypatch) -> None:
             assert record["status"] == "finished" and steps > 0 and math.isfinite(record["train"]["val/nelbo"])
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=12)
 @given(chosen=overrides())
 def test_any_combination_of_options_runs_or_is_refused_before_any_compute(chosen, tmp_path_factory, monkeypatch):

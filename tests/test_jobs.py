@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import study_jobs
-from conftest import ROOT
+from conftest import ROOT, everyday
 
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import FINISHED, load_sweep
@@ -153,7 +153,7 @@ def written(runs_dir) -> list[str]:
     return [p.read_text() for p in (runs_dir / ".logs").glob("*.log")]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", everyday([signal.SIGTERM, signal.SIGINT]))
 def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_path):
     """Also by SIGTERM in the background of a shell, where SIGINT is ignored."""
     ignored = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
@@ -194,6 +194,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_what_jobs_import_is_imported_before_they_fork_and_leaves_gpus_alone(tmp_path):
     arguments = ["scale=smoke", "logger=csv", "attention=block", f"runs_dir={tmp_path}"]
     done = subprocess.run(

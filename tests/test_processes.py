@@ -81,6 +81,7 @@ def test_a_run_of_several_processes_is_one_whole_run(two):
     assert len(runs(two.folder.parent)) == 1 and metrics(two).index.is_unique
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(number, code, two, tmp_path):
     """Also where the first of them is killed: the other one notices, and ends."""
@@ -97,6 +98,7 @@ def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(numb
     pd.testing.assert_frame_equal(metrics(run), metrics(two), check_exact=True)
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_is_trained_by_several_processes(two, tmp_path):
     finished(start(tmp_path, "-m", "seed=0,1", TWO, "runtime.pieces=2"))
     first, second = sorted(runs(tmp_path), key=lambda run: run.record["config"]["seed"])
@@ -104,6 +106,7 @@ def test_every_job_of_a_sweep_is_trained_by_several_processes(two, tmp_path):
     assert all(torch.equal(weight, weights(first)[name]) for name, weight in weights(two).items())
 
 
+@pytest.mark.slow
 def test_a_loss_of_one_process_that_is_not_finite_stops_all_of_them_or_is_left_out_by_all(tmp_path):
     """The micro-batches of both are kept for a replay, and a sweep goes on with its next job."""
     program = (str(Path(__file__).with_name("spoiled_process.py")), "-m", "trainer.on_nonfinite=stop,skip")

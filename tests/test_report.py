@@ -58,6 +58,7 @@ def rendered(study, out):
     return [(out / name).read_text() for name in ("index.html", "index.md", "index.tex")]
 
 
+@pytest.mark.slow
 def test_results_come_back_as_they_were_saved(whole, tmp_path):
     results = Results.load(whole / "results.json")
     results.save(tmp_path / "again.json")
@@ -70,6 +71,7 @@ def test_results_come_back_as_they_were_saved(whole, tmp_path):
         pd.testing.assert_frame_equal(*alike, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_report_is_made_again_byte_for_byte(whole, tmp_path):
     (tmp_path / "results.json").write_bytes((whole / "results.json").read_bytes())
     assert main(["--committed", "--out", str(tmp_path)]) == 0

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser
+from conftest import EOS_ID, MASK_ID, config, denoiser, everyday
 from naive_blocks import scores
 
 from dlm.config.build import make
@@ -147,7 +147,7 @@ def naive(scorer, prompt, decoder, eos):
     return x[len(prompt) : waited[-1] + 1], nfe
 
 
-@pytest.mark.parametrize("decoder", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("decoder", everyday(SETTINGS.values(), 3))
 def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(scorer, decoder):
     """Blocks settle sequence by sequence, so a batch gives what single prompts give (I5)."""
     eos = LIKED[scorer.token_shift]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import denoiser, random_batch, tiny
+from conftest import denoiser, everyday, random_batch, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
@@ -109,8 +109,10 @@ def assert_same(steps, expected):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("architecture", "checkpointing"),
+    everyday([("llama", True), ("llama", False), ("gemma3_text", False), ("gemma3_text", True)]),
+)
 def test_layers_are_compiled_once_for_a_shape_whatever_the_masks(architecture, checkpointing):
     torch._dynamo.reset()
     model = tiny(architecture).train()
@@ -127,6 +129,7 @@ def test_layers_are_compiled_once_for_a_shape_whatever_the_masks(architecture, c
     assert counter.frame_count <= 2 * kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
 def test_layers_are_compiled_for_all_shapes_in_the_first_step_where_padding_costs(architecture):
     """On CPUs. Nothing is padded, and the last layer's MLP still leaves out what nobody reads."""

@@ -36,6 +36,7 @@ def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(ov
     assert (parents >= {"Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-4B-Base", "Qwen/Qwen3-8B-Base"}) == bool(overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["quick", "embedded"])
 def test_what_is_measured_of_a_run_answers_the_items_that_the_run_answered(scale):
     """The report pairs them, item by item."""

@@ -44,6 +44,7 @@ def records(runs_dir) -> list[dict]:
     return [json.loads(path.read_text()) for path in runs_dir.glob("*/run.json")]
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_stop_the_others_and_a_rerun_trains_only_what_is_missing(tmp_path):
     first = sweep(tmp_path, "block_size=7,8", "attention=bidir,block")
     assert first.returncode == 1

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import LIGHT_EVALUATION, config, options
+from conftest import LIGHT_EVALUATION, config, everyday, options
 from hydra.errors import HydraException
 from hydra.utils import get_method
 from safetensors.torch import load_file
@@ -35,7 +35,6 @@ TRAINED = (
     "auxiliary",
     "rollout",
     "block_schedule",
-    "decoding",
 )
 TRAINED += ("trainable", "optimizer", "trainer", "logger", "data", "recipe", "pretrain")
 # What an option needs beside itself.
@@ -54,7 +53,9 @@ def text_file(tmp_path):
     return file
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g in TRAINED for o in options(g)])
+@pytest.mark.parametrize(
+    ("group", "option"), [case for g in TRAINED for case in everyday([(g, o) for o in options(g)])]
+)
 def test_every_option_of_every_group_trains(group, option, runs_dir, tmp_path):
     needs = NEEDS.get((group, option), [])
     if (group, option) == ("data", "text"):
@@ -97,8 +98,9 @@ def test_every_evaluation_yaml_evaluates(option, runs_dir):
     assert [table.row_count > 0 for table in report(run)] == [True] * 4
 
 
-@pytest.mark.parametrize("checkpoint_every", [1, 1000])
-@pytest.mark.parametrize("trainable", options("trainable"))
+@pytest.mark.parametrize(
+    ("trainable", "checkpoint_every"), everyday([(t, every) for every in (1, 1000) for t in options("trainable")], 2)
+)
 def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, checkpoint_every, runs_dir, monkeypatch):
     overrides = (f"trainable={trainable}", f"runtime.checkpoint_every={checkpoint_every}")
     overrides += ("masking=uniform", "masking.count=bernoulli", "trainer.accumulate=2", "tokens=2048")
