@@ -211,9 +211,9 @@ def test_an_empty_prompt_is_refused_with_the_shift_and_continued_without(llama):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["decoding.threshold=-0.5"], "threshold -0.5 must be >= 0"),
-        (["decoding.temperature=-1.0"], "temperature -1.0 must be >= 0"),
-        (["decoding.top_p=0.0"], "top_p 0.0 must lie in"),
+        (["decoding=threshold", "decoding.threshold=-0.5"], "threshold -0.5 must be >= 0"),
+        (["decoding=threshold", "decoding.temperature=-1.0"], "temperature -1.0 must be >= 0"),
+        (["decoding=threshold", "decoding.top_p=0.0"], "top_p 0.0 must lie in"),
         (["decoding=fixed", "decoding.tokens_per_step=0"], "tokens_per_step 0 must be at least 1"),
     ],
 )

@@ -239,7 +239,7 @@ def test_repr_align_is_at_its_goal_where_the_student_reads_what_its_teacher_read
 def test_opdlm_is_the_teachers_divergence_on_its_own_text_alone(batch):
     made, teacher = recipe("opdlm", change=0.1), tiny("llama")
     rollout = make(made.cfg.rollout)
-    rollout.eos_id = EOS_ID
+    rollout.eos_id, rollout.ends = EOS_ID, [EOS_ID]
     x0 = batch.x0
     batch, noised = rollout(made.scorer, *made.draw(batch), generator(0))
     assert not torch.equal(batch.x0, x0) and noised.masked.any()

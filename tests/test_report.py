@@ -264,7 +264,10 @@ def test_the_same_cells_are_in_the_terminal_markdown_and_latex():
     assert "| g | 63.1 (58.0 to 67.9; 3 × 360) |" in render.to_markdown(table)
     assert r"g & 63.1 {\tiny (58.0 to 67.9; 3 $\times$ 360)} \\" in render.to_latex(table)
     (row, accuracy) = render.to_terminal(table).columns
-    assert [*row.cells, *accuracy.cells] == ["g", "63.1\n58.0 to 67.9; 3 × 360"] and accuracy.justify == "right"
+    assert [str(cell) for cell in (*row.cells, *accuracy.cells)] == [
+        "g",
+        "63.1\n58.0 to 67.9; 3 × 360",
+    ] and accuracy.justify == "right"
 
 
 @pytest.mark.parametrize(("value", "text"), [(6.37e12, "6.37 TFLOP"), (950, "950 FLOP"), (0, "0 FLOP"), (None, "–")])

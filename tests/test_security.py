@@ -64,10 +64,10 @@ def test_no_secret_reaches_a_record_or_a_config(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", secret)
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghij")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its name would match
-    run = Run.create(config(f"runs_dir={tmp_path}", f"logger.project={secret}"), {})
+    run = Run.create(config(f"runs_dir={tmp_path}", f"logger.wandb.project={secret}"), {})
     run.update(error=f"Traceback: 401 for {secret} and hf_abcdefghij, false")
     written = "".join(path.read_text() for path in run.folder.iterdir())
     assert secret not in written and "hf_abcdefghij" not in written
     assert run.record["error"] == "Traceback: 401 for <WANDB_API_KEY> and <HF_TOKEN>, false"
-    assert json.loads(run.record_path.read_text())["config"]["logger"]["project"] == "<WANDB_API_KEY>"
+    assert json.loads(run.record_path.read_text())["config"]["logger"]["wandb"]["project"] == "<WANDB_API_KEY>"
     assert redacted("nothing") == "nothing"

@@ -1,4 +1,4 @@
-"""`python -m analysis.site` writes the pages and pictures of docs/ that are made from the code."""
+"""Write the pages and pictures of docs/ that are made from the code: `python -m analysis.site`."""
 
 from analysis.site.generate import generated
 
