@@ -23,8 +23,8 @@ train: $(BIN)/.installed ## convert the embedded parent and evaluate it: the mai
 	$(BIN)/python -m dlm.train $(ARGS)
 
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
-test-fast: $(BIN)/.installed ## the tests that train nothing: under a minute
-	$(PYTEST) -m "not trains and not grid and not slow and not gpu"
+test-fast: $(BIN)/.installed ## a case of every test that trains nothing: under a minute
+	$(PYTEST) -m "not trains and not more and not grid and not slow and not gpu"
 
 test: $(BIN)/.installed ## the tests, without the slow ones and the large grids: under four minutes
 	$(PYTEST) -m "not grid and not slow and not gpu"

@@ -92,7 +92,8 @@ EVERYDAY = ("llama", "gemma3_text")
 
 def pytest_collection_modifyitems(items):
     """Mark as `grid` the cases that `make test` leaves to `make test-all`: those of architectures that are not everyday
-    ones, and those of a product over three parameters or more that add no pair of values."""
+    ones, and those of a product over three parameters or more that add no pair of values. `make test-fast` takes the
+    first case of every test, and leaves the others, marked as `more`."""
     products: dict[str, list] = {}
     for item in items:
         if hasattr(item, "callspec"):
@@ -101,6 +102,8 @@ def pytest_collection_modifyitems(items):
             else:
                 products.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in products.values():
+        for item in cases[1:]:
+            item.add_marker("more")
         values = [{name: repr(value) for name, value in item.callspec.params.items()} for item in cases]
         if len(values[0]) > 2:
             enough = covering(values)

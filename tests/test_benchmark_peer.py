@@ -21,6 +21,8 @@ from dlm.bench.gate import TOLERANCE, GateError
 from dlm.bench.peer import DLLM, Dllm, Worker, converted
 from dlm.evaluation.timing import Arm, Elsewhere, interleaved
 
+pytestmark = pytest.mark.trains
+
 
 def clone(folder, package=ROOT / "tests" / "fake_dllm"):
     """A folder like a clone with its environment: the package, and this Python under the name of its own."""

@@ -10,7 +10,7 @@ from dlm.config.build import make_callbacks
 from dlm.runs.run import run_id
 from dlm.train import train
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 MINE = "+callbacks.mine={_target_:lightning.pytorch.callbacks.Timer,duration:'01:00:00:00'}"
 CSV = "+logger.mine={_target_:lightning.pytorch.loggers.CSVLogger,flush_logs_every_n_steps:1}"

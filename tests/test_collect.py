@@ -23,6 +23,8 @@ from dlm.evaluation.flops import executed
 from dlm.model.last_layer import LastLayer
 from dlm.types import generator
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture
 def sweeps(tmp_path):

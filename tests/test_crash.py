@@ -8,6 +8,8 @@ from crash import AtCall, AtWrite, InWrite, Processes, elapsed, outcome
 
 from dlm.runs.run import Run
 
+pytestmark = pytest.mark.trains
+
 KILLED = -signal.SIGKILL
 SLOW = pytest.mark.slow
 FAULTS = {

@@ -14,6 +14,8 @@ from analysis.tables.earlier import Earlier
 from analysis.tables.results import COLUMNS, Results
 from dlm.runs.digest import digest
 
+pytestmark = pytest.mark.trains
+
 MASKED = {"result": {"block_size": 2, "probability": [0.25, 0.75], "by_hidden": []}}
 CHILD = """
 title: child

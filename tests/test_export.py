@@ -26,6 +26,8 @@ from dlm.runs.run import Run
 from dlm.trainable.lora import Lora
 from dlm.types import generator
 
+pytestmark = pytest.mark.trains
+
 TINY = "pkg://dlm/assets/tiny"
 SHAPE = {
     "hidden_size": 32,

@@ -19,7 +19,7 @@ from dlm.trainer.finite import FiniteGuard, NotFinite, norms_of
 from dlm.trainer.metrics import MetricTable
 from dlm.types import generator
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 EVERY_STEP = "runtime.checkpoint_every=1"
 

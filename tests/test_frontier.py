@@ -15,6 +15,8 @@ from analysis.evidence.compare import final_evaluation
 from analysis.pages.exhibits import Plot, Table
 from analysis.tables.results import LATER, Results
 
+pytestmark = pytest.mark.trains
+
 
 def of_recipes(seeds=(0, 1, 2), **kwargs) -> Study:
     study = Study()

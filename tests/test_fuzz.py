@@ -29,7 +29,7 @@ from dlm.runs.__main__ import main
 from dlm.train import train
 from dlm.types import generator
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 

@@ -21,6 +21,8 @@ from dlm.model.packed_linears import PackedLinears
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run
 
+pytestmark = pytest.mark.trains
+
 PROMPT, NEW_TOKENS = "reverse:ABCDEFG=", 16
 
 

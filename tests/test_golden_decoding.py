@@ -20,6 +20,8 @@ from dlm.config.build import make
 from dlm.decoding.engine.request import Request
 from dlm.types import generator
 
+pytestmark = pytest.mark.trains
+
 GOLDEN = Path(__file__).parent / "data" / "golden_decoding.json"
 REFUSED = "refused"
 # Of different lengths: with blocks of 4 some end with a block and some inside one. One repeats itself, for lookup.

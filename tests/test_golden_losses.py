@@ -23,6 +23,8 @@ from dlm.conversion.pieces import loss_of
 from dlm.data.packing import collate
 from dlm.types import generator
 
+pytestmark = pytest.mark.trains
+
 GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
 CLOSE = 1e-6  # weights of tokens are in float32, and CPUs round them differently: by 6e-8 of the loss at most
 ROWS, LENGTH = 2, 64

@@ -18,7 +18,7 @@ from dlm.model.parent import Parent
 from dlm.runs.run import Run, run_id
 from dlm.train import train
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 TEXT = "\n\n".join(f"Paragraph {i} of a text that is short." for i in range(40))
 NOW = r"fingerprint (\w{16}), and .* has (?!\1)\w{16} now: bring the old content back, .*force=true"

@@ -18,6 +18,8 @@ from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, plan_p
 from dlm.runs.lease import NAME
 from dlm.runs.run import Run
 
+pytestmark = pytest.mark.trains
+
 
 def pretend(runs_dir, failing=(), diverging=()):
     """Jobs that note what a study would have made; a run of a point in `failing` fails."""

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 
 from dlm.runs.run import NEUTRAL, run_id
 
+pytestmark = pytest.mark.trains
+
 KEPT = Path(__file__).parent / "data" / "run_ids.json"
 # Groups whose choice can be part of who a run is; what goes beside an option so that its config is whole.
 GROUPS = ("attention", "masking", "noise_level", "kernel", "loss", "auxiliary", "rollout", "block_schedule")

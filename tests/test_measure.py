@@ -22,6 +22,8 @@ from dlm.measurement.store import measure
 from dlm.runs.run import Run, measurement_file
 from dlm.train import train
 
+pytestmark = pytest.mark.trains
+
 LIGHT = ("items_per_family=1", "rows=3", "length=32", "samples=2", "repeats=1", "max_new_tokens=6", "texts=20")
 
 

@@ -14,6 +14,8 @@ from hydra.utils import get_object
 from dlm.__main__ import commands
 from dlm.config import folders
 
+pytestmark = pytest.mark.trains
+
 SOURCES = (
     "dlm",
     "analysis",

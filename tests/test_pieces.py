@@ -22,7 +22,7 @@ from dlm.train import train
 from dlm.trainer.memory import checkpoint_activations
 from dlm.types import generator
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 # In float64, and with layers whose sums are made in another order where there are pieces.
 OVERRIDES = (*SMALL, "model.dtype=float64", "trainer.accumulate=2", "tokens=2048", "masking=uniform")

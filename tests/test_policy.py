@@ -21,7 +21,7 @@ from dlm.runs.storage import write_json
 from dlm.train import train
 from dlm.types import Batch, Noised, generator
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 LEARN = {"items_per_family": 2, "max_new_tokens": 8, "held_out": 0.5, "seed": 0}
 

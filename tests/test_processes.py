@@ -24,6 +24,8 @@ from dlm.train import train
 from dlm.trainer.checkpoints import Checkpoints
 from dlm.trainer.processes import cluster, is_follower
 
+pytestmark = pytest.mark.trains
+
 # Nothing is drawn: everything is hidden, so that what two processes train on can be had from one.
 OVERRIDES = [*SMALL, "model.dtype=float64", "trainer.precision=64-true", "noise_level=full", "masking=uniform"]
 OVERRIDES += ["loss=mean", "tokens=2048", "runtime.threads=1"]

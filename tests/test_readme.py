@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 from dlm import __main__ as overview
 
+pytestmark = pytest.mark.trains
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [
     line

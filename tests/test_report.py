@@ -21,6 +21,8 @@ from analysis.pages.provenance import quantity
 from analysis.report import main, render_report
 from analysis.tables.results import COLUMNS, Results, decode_texts, encode_texts
 
+pytestmark = pytest.mark.trains
+
 VOID = {"meta", "br", "img", "link", "use", "path"}
 
 

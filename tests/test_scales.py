@@ -6,6 +6,8 @@ from omegaconf import OmegaConf
 
 from dlm.evaluation.suite import is_requested
 
+pytestmark = pytest.mark.trains
+
 DEFAULTS = OmegaConf.load(CONF / "train.yaml").defaults
 GROUPS = sorted({group for entry in DEFAULTS if OmegaConf.is_dict(entry) for group in entry} - {"scale"})
 SETTINGS = set(OmegaConf.load(CONF / "evaluation" / "full.yaml"))

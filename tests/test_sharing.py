@@ -11,6 +11,8 @@ from crash import AtCall, Processes, sweep
 from dlm.runs.lease import NAME, Busy, is_held, lease
 from dlm.runs.run import Run
 
+pytestmark = pytest.mark.trains
+
 LIGHT = ("evaluation.tasks_per_family=0", "tokens=512", "data.mixture={tasks: 1.0}")
 ELSEWHERE = "filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken={token}\nduration={seconds}\n"
 

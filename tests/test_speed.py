@@ -18,6 +18,8 @@ from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
 from dlm.types import Batch, generator
 
+pytestmark = pytest.mark.trains
+
 SHAPES = {
     "qwen2.5-1.5b": {
         "model_type": "qwen2",

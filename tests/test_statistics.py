@@ -19,6 +19,8 @@ from analysis.evidence.stats import (
 )
 from analysis.tables.results import pack, unpack
 
+pytestmark = pytest.mark.trains
+
 
 def test_the_interval_over_seeds_is_students():
     mean, low, high = over_seeds([1.0, 2.0, 6.0])

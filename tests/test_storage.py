@@ -16,7 +16,7 @@ from dlm.runs.storage import disk_is_full, read_json, write_json
 from dlm.train import train
 from dlm.trainer.checkpoints import LAST, PREVIOUS, damage, newest_intact
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 EVERY_STEP = "runtime.checkpoint_every=1"
 

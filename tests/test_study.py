@@ -17,6 +17,8 @@ from analysis.plan.sweep import FINISHED, load_sweep
 from analysis.study import Commands, Study, plan_points
 from dlm.runs.run import Run, run_id
 
+pytestmark = pytest.mark.trains
+
 TABLE1 = ROOT / "sweeps" / "table1_attention.yaml"
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 

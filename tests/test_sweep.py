@@ -17,6 +17,8 @@ from rich.console import Console
 
 from dlm.config.multirun import SWEEP, SweepCallback, claim_folder, summary_table
 
+pytestmark = pytest.mark.trains
+
 SMALL = [
     "tokens=512",
     "data.length=64",

@@ -24,7 +24,7 @@ from dlm.runs.run import Run, headline
 from dlm.train import train
 from dlm.trainer.loggers import loggers
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 TRAINED = (
     "attention",

@@ -33,7 +33,7 @@ from dlm.trainable.lora import Lora
 from dlm.trainer.memory import Step, checkpoint_activations, traced
 from dlm.types import Noised, generator
 
-pytestmark = pytest.mark.usefixtures("short_prose")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 TINY = "pkg://dlm/assets/tiny"
 
