@@ -13,6 +13,7 @@ from typing import Any
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf.errors import MissingMandatoryValue
 
 STOPPED = "stopped: the same command goes on where it was"
 
@@ -43,10 +44,12 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         quiet()
         try:
             return main(*args, **kwargs)
-        except ValueError as error:
+        except (ValueError, MissingMandatoryValue) as error:
             if is_sweep() or os.environ.get("HYDRA_FULL_ERROR"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            missing = isinstance(error, MissingMandatoryValue)
+            text = f"{error.full_key} is not set: give {error.full_key}=VALUE" if missing else error
+            print(f"error: {text}", file=sys.stderr)
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             print(STOPPED, file=sys.stderr)

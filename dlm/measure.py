@@ -7,6 +7,7 @@ the weights. The same weights are not measured twice with the same settings.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +18,17 @@ from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
 from dlm.runs.run import Run, measurement_file
 
+LONG = 40  # values of a list that the screen shows
+
+
+def shortened(value: Any) -> Any:
+    """A result for the screen: long lists are counted, and the file holds them whole."""
+    if isinstance(value, dict):
+        return {key: shortened(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return f"[{len(value)} values]" if len(value) > LONG else [shortened(part) for part in value]
+    return value
+
 
 @hydra_command("measure")
 def main(cfg: DictConfig) -> None:
@@ -24,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     run = Run.load(str(cfg.run), cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)
     record = measure(Subject(run), settings)
-    print(json.dumps(record["result"], indent=1))
+    print(json.dumps(shortened(record["result"]), indent=1))
     print(run.folder / measurement_file(settings))
 
 

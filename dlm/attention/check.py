@@ -70,6 +70,9 @@ def check_pattern(pattern: AttentionPattern) -> None:
         never(seen & q.clean & noisy_k, "sees, unlike in decoding,", f"{mend}: clean rows see clean columns only")
         earlier = seen & noisy_q & noisy_k & (k_block < q_block)
         never(earlier, "sees, unlike in decoding,", f"{mend}: earlier blocks are seen in the clean stream")
+    if not (seen & (k_block < q_block)).any(1)[q_block[:, 0] > 0].all():
+        remedy = mend if both else f"{mend}, or set clean_stream = True if it speaks of clean columns"
+        raise pattern_error(pattern, "there are rows that see nothing of an earlier block", remedy)
     if both or pattern.cacheable:
         remedy = mend if both else f"{mend}, or set cacheable = False"
         never(seen & (k_block > q_block), "sees the later block of", remedy)

@@ -127,7 +127,7 @@ def requested_decoding(cfg: DictConfig, base: DictConfig | None = None) -> dict[
     is_complete = "_target_" in requested
     decoding = requested if is_complete else OmegaConf.merge(base or default_decoding(OmegaConf.create()), requested)
     plain = OmegaConf.to_container(decoding, resolve=True)
-    make(plain)
+    make(OmegaConf.create({"decoding": plain}).decoding)  # errors name options by their full keys
     return plain
 
 
