@@ -18,7 +18,7 @@ from faulty_patterns import (
     SinkOfAnyBlock,
 )
 
-from dlm.attention.base import NoisePer
+from dlm.attention.base import AttentionPattern, NoisePer
 from dlm.attention.block import Block
 from dlm.attention.check import WIDTH, grid
 from dlm.conversion.prepare import prepare
@@ -157,3 +157,16 @@ def test_equal_patterns_are_one_to_a_compiler():
             )
     assert len(compiled) <= 3  # of one size, of another, and of any
     torch._dynamo.reset()
+
+
+class ForgetsItsStream(AttentionPattern):
+    """Written for [noisy ; clean], without `clean_stream = True`."""
+
+    def allowed(self, q, k):
+        own = ~k.clean & (self.block(q) == self.block(k))
+        return own | (k.clean & (self.block(k) < self.block(q)))
+
+
+def test_a_pattern_whose_rows_have_no_context_is_refused_with_what_was_forgotten():
+    with pytest.raises(ValueError, match="nothing of an earlier block.*set clean_stream = True"):
+        ForgetsItsStream(4)
