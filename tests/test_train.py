@@ -256,6 +256,7 @@ def test_the_variables_of_wandb_say_what_the_config_leaves_open(runs_dir, monkey
 
 
 BAD = {
+    "runtime.strategy=fsdp": "runtime.strategy 'fsdp' may shard the model, which cannot be: choose auto or ddp",
     "block_size=7": "block_size 7 must divide data.length 64: choose one of 1, 2, 4, 8, 16, 32, 64",
     "block_size=0": "block_size 0 must be at least 1",
     "block_size=-4": "block_size -4 must be at least 1",

@@ -49,6 +49,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         torch.set_num_threads(runtime.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only libraries draw from it (LoRA's A)
     skip = skips_nonfinite(cfg.trainer.on_nonfinite)
+    require_whole_model(runtime.strategy)
     # Only the first process sets a damaged checkpoint aside. `SameStart` stops followers that began before it had.
     resume = if_exists(run.checkpoint) if isinstance(run, Follower) else newest_intact(run.checkpoint.parent)
     if resume:
@@ -185,6 +186,12 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
     if plan.checkpointing:
         memory.checkpoint_activations(denoiser.model)
+
+
+def require_whole_model(strategy: str) -> None:
+    """`ValueError` for a strategy that shards the model: the head, the drift and the finite guard read whole weights."""
+    if strategy != "auto" and not strategy.startswith("ddp"):
+        raise ValueError(f"runtime.strategy {strategy!r} may shard the model, which cannot be: choose auto or ddp")
 
 
 def skips_nonfinite(on_nonfinite: str) -> bool:
