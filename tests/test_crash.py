@@ -37,7 +37,7 @@ def straight(processes, tmp_path_factory):
     return found, seconds
 
 
-@pytest.mark.parametrize("fault", [pytest.param(f, marks=SLOW if "renames" in f else ()) for f in FAULTS])
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=() if "writing of a" in f else SLOW) for f in FAULTS])
 def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(fault, processes, straight, tmp_path):
     assert processes.run(tmp_path / "runs", fault=FAULTS[fault]) == KILLED
     assert processes.run(tmp_path / "runs") == 0

@@ -156,6 +156,7 @@ print(counter.frame_count)
 """
 
 
+@pytest.mark.slow
 def test_a_step_compiles_whole_with_sparse_attention_once_for_a_number_of_rows():
     # In a process of its own: torch cannot trace through the shape checks of the tests.
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=ROOT)

@@ -165,6 +165,7 @@ def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_pa
     assert written(tmp_path) == ["begun\nclean\n"] * 2
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_leaves_no_job_behind(tmp_path):
     process = begin_two_jobs(tmp_path)
     process.kill()

@@ -89,6 +89,7 @@ def test_a_run_that_is_worked_on_is_left_alone_and_that_of_a_dead_process_is_tak
     assert run.status == "finished"
 
 
+@pytest.mark.slow
 def test_processes_that_are_given_the_same_sweep_train_every_point_once(processes, tmp_path):
     started = [processes.start(tmp_path / "runs", *LIGHT, target=sweep) for _ in range(3)]
     for process in started:

@@ -135,6 +135,7 @@ def load_sweep_of(folder, text):
     return by_name(load_sweep(folder / "every.yaml", ["seed=0"]))
 
 
+@pytest.mark.slow
 def test_recipes_that_a_second_stage_continues_are_there_at_every_scale():
     for scale in ("embedded", "quick", "smoke", "paper"):
         options = PAPER_SCALE if scale == "paper" else [f"scale={scale}"]

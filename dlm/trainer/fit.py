@@ -189,7 +189,7 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
 
 
 def require_whole_model(strategy: str) -> None:
-    """`ValueError` for a strategy that shards the model: the head, the drift and the finite guard read whole weights."""
+    """`ValueError` for a strategy that shards the model: head, drift and finite guard read whole weights."""
     if strategy != "auto" and not strategy.startswith("ddp"):
         raise ValueError(f"runtime.strategy {strategy!r} may shard the model, which cannot be: choose auto or ddp")
 
