@@ -60,7 +60,8 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
 def quiet() -> None:
     """Suppress progress bars, notices and benign warnings of libraries."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    rank_zero = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+    for name in (*rank_zero, "lightning.pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     for message in BENIGN:
