@@ -23,10 +23,10 @@ train: $(BIN)/.installed ## convert the embedded parent and evaluate it: the mai
 	$(BIN)/python -m dlm.train $(ARGS)
 
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
-test-fast: $(BIN)/.installed ## a case of every test that trains nothing: under a minute
+test-fast: $(BIN)/.installed ## a case of every test that trains nothing: about a minute
 	$(PYTEST) -m "not trains and not more and not grid and not slow and not gpu"
 
-test: $(BIN)/.installed ## the tests, without the slow ones and the large grids: under four minutes
+test: $(BIN)/.installed ## the tests, without the slow ones and the large grids
 	$(PYTEST) -m "not grid and not slow and not gpu"
 
 test-all: $(BIN)/.installed ## every test that this machine can run
