@@ -275,6 +275,15 @@ def runs_dir(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
+def exit_code(main) -> int:
+    """The exit code of a command that is called in this process."""
+    try:
+        main()
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
 @pytest.fixture
 def benchmark_command(tmp_path, monkeypatch, capsys):
     """`dlm.benchmark` in this process: (exit code, stdout, stderr)."""
@@ -286,12 +295,7 @@ def benchmark_command(tmp_path, monkeypatch, capsys):
     def run(*arguments: str) -> tuple[int, str, str]:
         shared = ["--config-path", str(CONF), f"runs_dir={tmp_path}", *workbenches.FAST]
         monkeypatch.setattr(sys, "argv", ["benchmark", *shared, *arguments])
-        try:
-            benchmark.main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
+        return exit_code(benchmark.main), *capsys.readouterr()
 
     yield run
     HydraConfig.instance().cfg = None

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CONF, EOS_ID, ROOT, config
+from conftest import CONF, EOS_ID, ROOT, config, exit_code
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 
@@ -69,12 +69,7 @@ def command(runs_dir, monkeypatch, capsys):
     def run(*arguments: str) -> tuple[int, str, str]:
         options = ["--config-path", str(CONF), f"runs_dir={runs_dir}"]
         monkeypatch.setattr(sys, "argv", ["generate", *options, *map(literal, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
+        return exit_code(main), *capsys.readouterr()
 
     yield run
     HydraConfig.instance().cfg = None

@@ -120,7 +120,7 @@ def test_a_run_checks_itself_before_its_first_step_and_says_what_passed(small, m
     assert len(asked) == 3 * 3  # in three blocks: two for the leak, one for parity
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("self-check: ")]
     assert said == ("self-check: no leak in blocks 0, 1, 7; decoding scores as training; the weights are the parent's")
-    assert 0 < record["selfcheck_seconds"] < record["train_seconds"]
+    assert 0 < record["selfcheck_seconds"] < min(5, record["train_seconds"])
 
 
 def test_a_violation_ends_the_run_before_any_step(small, unchecked, monkeypatch):
