@@ -167,6 +167,15 @@ def unchecked(monkeypatch):
     monkeypatch.setattr("dlm.attention.base.check_pattern", lambda pattern: None)
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """What decoding would compile runs as it is. Returns the functions that it asked to compile."""
+    asked = []
+    for module in ("step", "graph"):
+        monkeypatch.setattr(f"dlm.decoding.engine.{module}.compiled", lambda part: asked.append(part) or part)
+    return asked
+
+
 @pytest.fixture(params=["llama", pytest.param("gemma3_text", id="gemma3")])
 def full_or_sliding(request):
     """A model without and one with sliding windows: for what depends on nothing else of an architecture."""
@@ -182,6 +191,11 @@ def llama():
 
 def denoiser(model, pattern: str, block_size: int, token_shift: bool) -> Denoiser:
     return Denoiser(model, pattern_of(pattern, block_size), MASK_ID, token_shift, layer_types(model))
+
+
+def let_it_say(scorer: Denoiser, score) -> None:
+    """Let `score(scored, ids, positions, …)` give the logits of a denoiser's decoding forwards."""
+    scorer.hidden, scorer.logits = score, lambda logits: logits
 
 
 def random_batch(rows: int, length: int, documents: list[int] | None = None, seed: int = 0) -> Batch:

@@ -5,13 +5,12 @@ import itertools
 import pytest
 import tokenizers
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, random_batch
+from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, random_batch
 from transformers import PreTrainedTokenizerFast
 
 from dlm.config.build import make
 from dlm.data.tasks import Example
 from dlm.decoding.base import Decoder
-from dlm.decoding.engine import loop
 from dlm.decoding.engine.canvas import Generation
 from dlm.decoding.engine.loop import Loop
 from dlm.decoding.engine.request import Request
@@ -106,8 +105,7 @@ def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shi
 
 @pytest.mark.parametrize("token_shift", [False, True])
 @pytest.mark.parametrize("decoder", RULES, ids=lambda d: type(d).__name__)
-def test_fixed_shapes_give_the_same(llama, monkeypatch, decoder, token_shift):
-    monkeypatch.setattr(loop, "compiled", lambda step: step)
+def test_fixed_shapes_give_the_same(llama, uncompiled, decoder, token_shift):
     scorer = denoiser(llama, "block", 4, token_shift)
     assert decoder.generate(scorer, Request(PROMPTS, NEW, EOS_ID, batch_size=2, compile=True)) == decode(
         scorer, decoder
@@ -115,7 +113,7 @@ def test_fixed_shapes_give_the_same(llama, monkeypatch, decoder, token_shift):
 
 
 class Script:
-    """A denoiser's `score`: in forward i, slot s predicts `plan[i][s] = (token, probability)`."""
+    """What a denoiser says: in forward i, slot s predicts `plan[i][s] = (token, probability)`."""
 
     def __init__(self, plan):
         self.plan, self.calls = plan, 0
@@ -132,7 +130,7 @@ class Script:
 
 def scripted(llama, plan):
     scorer = denoiser(llama, "block", 4, False)
-    scorer.score = Script(plan)
+    let_it_say(scorer, Script(plan))
     return scorer
 
 

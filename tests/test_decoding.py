@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, logits_in_bfloat16, options, random_batch
+from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, logits_in_bfloat16, options, random_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
@@ -155,8 +155,11 @@ def test_threshold_commits_exactly_what_exceeds_it():
 def test_generation_ends_with_eos_and_the_tail_costs_no_forwards(llama):
     """A model that always predicts EOS ends in one forward, whatever the block size."""
     scorer = denoiser(llama, "block", 8, False)
-    scorer.score = lambda scored, *args, **kwargs: (
-        torch.nn.functional.one_hot(torch.full((len(scored),), EOS_ID), 61).float() * 20
+    let_it_say(
+        scorer,
+        lambda scored, *args, **kwargs: (
+            torch.nn.functional.one_hot(torch.full((len(scored),), EOS_ID), 61).float() * 20
+        ),
     )
     made = decode(scorer, [[5, 6, 7]], Fixed(1), new=16, eos=EOS_ID)[0]
     assert made.tokens == [EOS_ID] and made.nfe == 1

@@ -195,8 +195,8 @@ def test_a_sampled_answer_is_that_of_its_generator(name, pattern):
 
 
 @pytest.mark.parametrize(("name", "pattern"), ONE_EACH)
-def test_a_compiled_step_gives_the_same_or_is_refused_by_name(name, pattern, monkeypatch):
-    monkeypatch.setattr("dlm.decoding.engine.loop.compiled", lambda step: step)  # fixed shapes, without a compiler
+def test_a_compiled_step_gives_the_same_or_is_refused_by_name(name, pattern, uncompiled):
+    """Fixed shapes, and numbers as tensors, without a compiler."""
     asked = replace(REQUEST, compile=True)
     if decoder(name).loop.compiles:
         assert decoder(name).generate(scorer(pattern), asked) == decoded(name, pattern)[0]

@@ -1,12 +1,10 @@
-"""Decoding as on a GPU: fixed shapes, state that stays where it is, a step that is compiled whole and replayed."""
+"""Decoding as on a GPU: fixed shapes, state that stays where it is, a step that is replayed."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOS_ID, PATTERNS, ROOT, Rows, denoiser, pattern_of
+from conftest import EOS_ID, PATTERNS, Rows, denoiser, pattern_of
 
 from dlm.attention.masks import block_mask, dense_mask
 from dlm.decoding.engine import loop
@@ -28,15 +26,14 @@ class Recording:
 
 
 @pytest.fixture
-def like_a_gpu(monkeypatch):
+def like_a_gpu(monkeypatch, uncompiled):
     """Fixed shapes and replays, without a compiler and without CUDA. Returns how many graphs were recorded."""
     recorded = []
 
     def record(self, canvas):
-        recorded.append(len(canvas))
+        recorded.append((len(canvas), canvas.max_pending))
         return Recording(lambda: self.step(canvas))
 
-    monkeypatch.setattr(loop, "compiled", lambda step: step)
     monkeypatch.setattr(loop, "replays", lambda *args: True)
     monkeypatch.setattr(Replay, "warm_up", lambda self, canvas: self.step(canvas))
     monkeypatch.setattr(Replay, "record", record)
@@ -54,17 +51,15 @@ def test_fixed_shapes_and_replays_give_the_same_tokens_and_the_same_nfe(
     made = Threshold(0.3).generate(scorer, replace(request, compile=True))
     recorded = list(like_a_gpu)
     assert made == Threshold(0.3).generate(scorer, request)
-    assert recorded and recorded == sorted(set(recorded), reverse=True)  # none twice for a number of rows
+    assert len(recorded) == len(set(recorded)) > 0  # none twice for a batch size, with or without pending rows
 
 
 @pytest.mark.parametrize("stop", [None, lambda tokens: 7 in tokens])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_only_a_step_that_asks_nothing_of_the_host_is_compiled(llama, monkeypatch, temperature, stop):
-    asked = []
-    monkeypatch.setattr(loop, "compiled", lambda step: asked.append(1) or step)
+def test_only_a_step_that_asks_nothing_of_the_host_is_compiled(llama, uncompiled, temperature, stop):
     scorer, rule = denoiser(llama, "block", 4, True), Threshold(0.3, temperature=temperature)
     made = rule.generate(scorer, Request(PROMPTS[:2], NEW, EOS_ID, stop=stop, compile=True))
-    assert len(made) == 2 and bool(asked) == (temperature == 0 and stop is None)
+    assert len(made) == 2 and bool(uncompiled) == (temperature == 0 and stop is None)
 
 
 def test_a_new_prompt_takes_the_place_of_a_finished_one_and_nothing_moves(llama):
@@ -123,42 +118,3 @@ def test_a_block_mask_of_few_rows_over_a_cache_is_the_dense_mask(pattern):
     tiles = mask.to_dense()[0, 0, 0]
     expected = torch.nn.functional.pad(dense[0, 0].any(0), (0, -300 % 128)).view(-1, 128).any(-1)
     assert torch.equal(tiles.bool(), expected)
-
-
-COMPILED = """
-from dataclasses import replace
-import torch
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.attention.flex_attention import flex_attention
-from transformers import AutoConfig, AutoModelForCausalLM
-from dlm.attention import block_sparse
-from dlm.attention.block import Block
-from dlm.decoding.engine import loop
-from dlm.decoding.engine.request import Request
-from dlm.decoding.threshold import Threshold
-from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
-shape = dict(vocab_size=61, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-config = AutoConfig.for_model("llama", num_key_value_heads=2, initializer_range=0.3, **shape)
-torch.manual_seed(0)
-model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-block_sparse.set_implementation(model, "block_sparse")
-block_sparse.compiled_flex_attention = lambda: flex_attention
-scorer = Denoiser(model, Block(4), 60, True, layer_types(model))
-prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [3] * 9, [4] * 6, [7, 8]]
-request = Request(prompts, 12, 0, batch_size=2)
-plain = Threshold(0.5).generate(scorer, request)
-counter = CompileCounterWithBackend("eager")
-loop.compiled = lambda step: torch.compile(step, backend=counter, fullgraph=True, dynamic=False)
-ours = Threshold(0.5).generate(scorer, replace(request, compile=True))
-assert [(g.tokens, g.nfe) for g in ours] == [(g.tokens, g.nfe) for g in plain], (ours, plain)
-print(counter.frame_count)
-"""
-
-
-@pytest.mark.slow
-def test_a_step_compiles_whole_with_sparse_attention_once_for_a_number_of_rows():
-    # In a process of its own: torch cannot trace through the shape checks of the tests.
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) == 2  # two rows, and the last one alone

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, tiny
+from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, tiny
 from naive_blocks import scores
 
 from dlm.config.build import make
@@ -166,7 +166,7 @@ def test_no_block_is_added_behind_an_eos_and_those_that_are_there_are_dropped(ll
         logits[(at >= 12) & (at < 16) & (at.max() >= 16), EOS_ID] = 50.0
         return logits
 
-    scorer.score = score
+    let_it_say(scorer, score)
     made = Pipelined(0.9, 0.0, 1.0).generate(
         scorer, Request([[5, 6, 7, 8]], 40, EOS_ID, on_step=lambda canvas: ends.append(int(canvas.end[0])))
     )[0]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, denoiser
+from conftest import EOS_ID, MASK_ID, PATTERNS, denoiser, let_it_say
 
 from dlm.attention.block import Block
 from dlm.attention.block_causal import BlockCausal
@@ -131,9 +131,8 @@ def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shi
 
 
 @pytest.fixture
-def like_a_gpu(monkeypatch):
+def like_a_gpu(monkeypatch, uncompiled):
     """Fixed shapes, without a compiler and without CUDA."""
-    monkeypatch.setattr(loop, "compiled", lambda step: step)
     monkeypatch.setattr(loop, "replays", lambda *args: False)
 
 
@@ -201,7 +200,7 @@ def test_no_forward_is_spent_on_what_lies_behind_an_eos(llama):
             row[token] = value
         return logits
 
-    eager.score = score
+    let_it_say(eager, score)
     (made,) = decode(eager, Threshold(0.99, sliding=True), [[5, 6, 7]], 16)
     assert made.tokens == [7, 7, EOS_ID] and made.step == [1, 2, 1] and made.nfe == 2
 

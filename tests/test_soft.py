@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, everyday
+from conftest import EOS_ID, MASK_ID, config, denoiser, everyday, let_it_say
 from naive_blocks import scores
 
 from dlm.config.build import make
@@ -211,7 +211,7 @@ def test_an_eos_ends_an_answer_only_when_its_block_has_settled(llama):
     def score(scored, *args, **kwargs):
         return torch.nn.functional.one_hot(torch.full((len(scored),), next(said)), 61) * 5.0
 
-    scorer.score = score
+    let_it_say(scorer, score)
     (made,) = Soft(0.0, 2.0).generate(scorer, Request([[5, 6, 7, 8]], 8, EOS_ID))
     assert made.tokens == [9] * 4 + [EOS_ID] and made.step == [2] * 4 + [4]
     assert made.nfe == 5  # a forward without a change ends each block

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, random_batch, tiny
+from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, random_batch, tiny
 from made_recipe import LENGTH, ROWS, recipe
 from naive_losses import ar_nlls, pairs, plain
 
@@ -143,7 +143,7 @@ def test_pipelined_decoding_of_one_block_is_threshold_decoding_wherever_blocks_a
 def test_a_threshold_of_one_is_static_decoding_one_token_per_forward(llama, pattern):
     """Also where several probabilities round to 1: none exceeds the threshold, and a tie has one winner."""
     scorer = denoiser(llama, pattern, 4, False)
-    scorer.score = lambda scored, *args, **kwargs: torch.nn.functional.one_hot(scored % 50 + 2, 61) * 1000.0
+    let_it_say(scorer, lambda scored, *args, **kwargs: torch.nn.functional.one_hot(scored % 50 + 2, 61) * 1000.0)
     dynamic, static = (d.generate(scorer, Request(PROMPTS, 14, None)) for d in (Threshold(1.0), Fixed(1)))
     assert [(g.tokens, g.nfe, g.step) for g in dynamic] == [(g.tokens, g.nfe, g.step) for g in static]
     assert all(sorted(g.step) == sorted(set(g.step)) for g in dynamic)

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dlm.attention.masks import Band, BandMask
+from dlm.attention.masks import TILE, Band, BandMask
 
 NAME = "block_sparse"
 FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -61,9 +61,24 @@ def block_sparse_attention(
         raise ValueError(f"attn_implementation={NAME} has no attention dropout on CUDA: use sdpa")
     # Under autocast, normalised queries and keys are wider than the values; FlexAttention requires one type.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    # Called directly: the wrapper of transformers repeats the keys if the number of heads is no power of two.
-    output = compiled_flex_attention()(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
+    # Called directly: the wrapper of transformers repeats the keys if the number of heads is no power of two. What is
+    # being compiled already takes FlexAttention in; a call of `torch.compile` would break its graph.
+    flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    options = kernel_options(query.shape[2], query.shape[1] // key.shape[1])
+    output = flex(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True, kernel_options=options)
     return output.transpose(1, 2).contiguous(), None
+
+
+def kernel_options(num_queries: int, heads_per_key: int) -> dict[str, bool] | None:
+    """The options of FlexAttention for `num_queries` rows and `heads_per_key` query heads for each key head, None for
+    its own choice. For fewer than 128 rows and a power of two it takes a kernel that puts the rows of all these heads
+    into one tile. Where they do not fit into a tile of the mask, that has no valid configuration (torch 2.11 to 2.13).
+    """
+    is_power_of_two = heads_per_key & (heads_per_key - 1) == 0
+    packed = 1 << (num_queries * heads_per_key - 1).bit_length()
+    if num_queries < 128 and is_power_of_two and packed > TILE:
+        return {"FORCE_USE_FLEX_ATTENTION": True}
+    return None
 
 
 def band_attention(

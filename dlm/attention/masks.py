@@ -18,6 +18,7 @@ from dlm.attention.base import AttentionPattern
 from dlm.types import Rows
 
 TILE = 128  # rows and columns of a FlexAttention tile
+PAIRS = 2**26  # rows x columns of which the predicate is evaluated at once: 64 MiB of booleans
 CHUNK = 64  # query rows of a band: the fastest of 32, 64 and 128 on CPUs
 
 
@@ -67,20 +68,13 @@ def dense_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None =
 def block_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None = None) -> BlockMask:
     """The `BlockMask` of [B Q] rows over [B K] columns, both padded to whole tiles by the kernel.
 
-    The predicate is evaluated one band of rows at a time to find the empty, full and partial tiles. Unlike
-    `create_block_mask`, this stores nothing of size Q x K and never waits for the host.
+    The predicate is evaluated for many bands of rows at once to find the empty, full and partial tiles. Unlike
+    `create_block_mask`, this stores nothing of size Q x K for long rows, and never waits for the host.
     """
     sizes = q.position.shape[1], k.position.shape[1]
     # Padding rows and padding columns belong to two documents of their own.
     q_padded, k_padded = padded(q, -2), padded(k, -3)
-    any_by_band, all_by_band = [], []
-    for start in range(0, q_padded.position.shape[1], TILE):
-        band = dense_mask(pattern, q_padded[:, start : start + TILE], k_padded, window)
-        band = band.unflatten(-1, (-1, TILE))
-        any_by_band.append(band.any(-1).any(2))
-        all_by_band.append(band.all(-1).all(2))
-    any_tile, full_tile = torch.stack(any_by_band, 2), torch.stack(all_by_band, 2)  # [B 1 tiles tiles]
-    partial_tile = any_tile & ~full_tile
+    any_tile, full_tile = tiles_of(pattern, q_padded, k_padded, window)
 
     def mask_mod(b, h, q_idx, kv_idx):
         row, column = q_padded[b, q_idx], k_padded[b, kv_idx]
@@ -88,10 +82,31 @@ def block_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None =
         return visible if window is None else visible & ((row.position - column.position).abs() < window)
 
     mask = BlockMask.from_kv_blocks(
-        *compressed(partial_tile), *compressed(full_tile), BLOCK_SIZE=TILE, mask_mod=mask_mod, seq_lengths=sizes
+        *compressed(any_tile & ~full_tile),
+        *compressed(full_tile),
+        BLOCK_SIZE=TILE,
+        mask_mod=mask_mod,
+        seq_lengths=sizes,
+        compute_q_blocks=q is k,  # which only the backward reads; decoding has none
     )
     mask.ndim = BandMask.ndim
     return mask
+
+
+def tiles_of(
+    pattern: AttentionPattern, q: Rows, k: Rows, window: int | None
+) -> tuple[Bool[Tensor, "B 1 R C"], Bool[Tensor, "B 1 R C"]]:
+    """Which tiles of [B Q] rows over [B K] columns, both whole tiles, have a visible pair, and which have only those.
+    At most `PAIRS` pairs are evaluated at once."""
+    batch, height = q.position.shape
+    rows = max(PAIRS // (batch * k.position.shape[1] * TILE), 1) * TILE
+    any_of, all_of = [], []
+    for start in range(0, height, rows):
+        visible = dense_mask(pattern, q[:, start : start + rows], k, window)
+        tiles = visible.unflatten(3, (-1, TILE)).unflatten(2, (-1, TILE))
+        any_of.append(tiles.any(-1).any(3))
+        all_of.append(tiles.all(-1).all(3))
+    return torch.cat(any_of, 2), torch.cat(all_of, 2)
 
 
 def padded(rows: Rows, document: int) -> Rows:
@@ -134,20 +149,25 @@ def compressed(tiles: Bool[Tensor, "B 1 R C"]) -> tuple[Int[Tensor, "B 1 R"], In
 
 
 def attention_masks(
-    pattern: AttentionPattern, q: Rows, k: Rows, layer_types: dict[str, int | None], implementation: str
+    pattern: AttentionPattern,
+    q: Rows,
+    k: Rows,
+    layer_types: dict[str, int | None],
+    implementation: str,
+    tiled: bool = False,
 ) -> Any:
     """The `attention_mask` argument for rows `q` [B Q] over columns `k` [B K]: one mask, or a dict with one per layer
     type if `layer_types` ({type: window or None}) has several.
 
     `eager` attention adds its mask, so it gets 0 and -inf instead of booleans. `block_sparse` has its own masks for
-    rows over themselves. In decoding, where `q` is short and has many shapes, it takes a dense mask; in a compiled step
-    it takes a `BlockMask`, with which it reads only the used tiles of the cache."""
+    rows over themselves. In decoding, where `q` is short and has many shapes, it takes a dense mask; with `tiled`, for
+    compiled layers of few shapes, a `BlockMask`, with which it reads only the used tiles of the cache."""
 
     def build(window: int | None) -> Any:
         if implementation == "block_sparse":
             if q is k and not q.position.is_cuda:
                 return band_mask(pattern, q, window)
-            if q is k or torch.compiler.is_compiling():
+            if q is k or tiled:
                 return block_mask(pattern, q, k, window)
         if implementation == "flex_attention":
             return block_mask(pattern, q, k, window)

@@ -21,6 +21,8 @@ class WithinEntropy(CommitRule):
     the largest is at most `bound`, in nats. Its confidence is exp(-entropy): 1 where the model is certain, 1/n where n
     tokens are equally probable."""
 
+    compared = ("bound",)
+
     def __init__(self, bound: float, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(temperature, top_p)
         if bound < 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -14,6 +13,8 @@ from dlm.decoding.engine.rule import CommitRule
 class MostConfident(CommitRule):
     """Commits the `tokens_per_step` most confident masked positions; of equally confident ones, the leftmost."""
 
+    compared = ("tokens_per_step",)
+
     def __init__(self, tokens_per_step: int = 1, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(temperature, top_p)
         if tokens_per_step < 1:
@@ -23,8 +24,7 @@ class MostConfident(CommitRule):
     def select(self, confidence: Float[Tensor, "B K"], rank: Float[Tensor, "B K"]) -> Bool[Tensor, "B K"]:
         # Not topk: it breaks ties differently from argmax, by which the engine commits at least one position, so that
         # one token per step could become two.
-        best = rank.argsort(dim=1, descending=True, stable=True)[:, : self.tokens_per_step]
-        return torch.zeros_like(rank, dtype=torch.bool).scatter(1, best, True)
+        return rank.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < self.tokens_per_step
 
 
 class Fixed(Decoder):

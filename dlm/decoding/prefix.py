@@ -16,6 +16,8 @@ class ConfidentPrefix(CommitRule):
     """Commits the first masked position, whatever its confidence, and the following ones up to the first whose
     confidence is below `threshold`. A threshold of None commits only the first, a threshold of 0 the whole block."""
 
+    compared = ("threshold",)
+
     def __init__(self, threshold: float | None, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(temperature, top_p)
         if threshold is not None and threshold < 0:

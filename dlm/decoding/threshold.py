@@ -13,6 +13,8 @@ from dlm.decoding.engine.rule import CommitRule
 class AboveThreshold(CommitRule):
     """Commits all positions whose confidence exceeds `threshold`; at 1 or above, one token per step."""
 
+    compared = ("threshold",)
+
     def __init__(self, threshold: float, temperature: float = 0.0, top_p: float = 1.0):
         super().__init__(temperature, top_p)
         if threshold < 0:

@@ -68,16 +68,21 @@ class Denoiser(nn.Module):
         which forwards are padded. Without, for CPUs, where padding costs compute, it has dynamic shapes (and is
         specialised on a single row and on validation). A last layer whose MLP leaves rows out is then not compiled,
         since their number changes in every forward. `options` are passed to `torch.compile`. Raises `ValueError` for a
-        model without layers to compile or with gated adapters."""
-        if gate_of(self.model) is not None:
-            raise ValueError("trainer.compile=true does not see which tokens gated adapters act at: set it to false")
-        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        if not layers:
-            raise ValueError(f"trainer.compile=true finds no layers in {type(self.model).__name__}: set it to false")
+        model whose layers cannot be compiled."""
+        layers = self.layers()
         for layer in layers if few_shapes or self.last_layer.mlp is None else layers[:-1]:
             layer.compile(dynamic=not few_shapes, **options)
         if few_shapes:
             self.few_shapes, self.last_layer.mlp = True, None
+
+    def layers(self) -> list[nn.Module]:
+        """The layers of the network, to be compiled. Raises `ValueError` if they cannot be."""
+        if gate_of(self.model) is not None:
+            raise ValueError("compile=true does not see which tokens gated adapters act at: set it to false")
+        layers = [m for m in self.model.get_decoder().modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not layers:
+            raise ValueError(f"compile=true finds no layers in {type(self.model).__name__}: set it to false")
+        return layers
 
     def at(self, block_size: int) -> Denoiser:
         """A view of this denoiser with another block size. Both share the model."""
@@ -173,13 +178,15 @@ class Denoiser(nn.Module):
             wide[:, self.mask_id] = -torch.inf
         return wide
 
-    def masks(self, q: Rows, k: Rows, layout: str = "", pattern: AttentionPattern | None = None) -> Any:
+    def masks(
+        self, q: Rows, k: Rows, layout: str = "", pattern: AttentionPattern | None = None, tiled: bool = False
+    ) -> Any:
         """The `attention_mask` argument for rows `q` [B Q] over columns `k` [B K] under a `pattern`, by default that of
-        the denoiser (see `attention_masks`). The masks of the previous forward are reused if it had the same `layout`
-        and pattern."""
+        the denoiser (see `attention_masks`, also for `tiled`). The masks of the previous forward are reused if it had
+        the same `layout` and pattern."""
         implementation, pattern = self.model.config._attn_implementation, pattern or self.pattern
         if not layout:
-            return attention_masks(pattern, q, k, self.layer_types, implementation)
+            return attention_masks(pattern, q, k, self.layer_types, implementation, tiled)
         # Autograd cannot save a tensor that was made in inference mode.
         key = layout, pattern, implementation, q.position.device, torch.is_inference_mode_enabled()
         if key != self.last_masks[0]:

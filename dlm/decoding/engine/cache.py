@@ -31,9 +31,11 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        slots = self.cache.slots[:, None, :, None] + 1
-        self.keys.scatter_(2, slots.expand_as(key_states), key_states)
-        self.values.scatter_(2, slots.expand_as(value_states), value_states)
+        # By index, not `scatter_`: of a compiled layer, torch turns only this into a write that copies no cache.
+        slots = self.cache.slots + 1
+        sequences = torch.arange(len(slots), device=slots.device)[:, None]
+        self.keys[sequences, :, slots] = key_states.transpose(1, 2)
+        self.values[sequences, :, slots] = value_states.transpose(1, 2)
         return self.keys[:, :, : self.cache.read + 1], self.values[:, :, : self.cache.read + 1]
 
     def get_mask_sizes(self, query_length):

@@ -128,6 +128,11 @@ class Canvas:
         """The number of slots before the first masked one."""
         return self.masked.int().argmax(1)
 
+    def skip_pending(self) -> None:
+        """Let the next forward read no rows for pending tokens if there are none, for which the host waits."""
+        has_pending = ((self.start > self.written) & ~self.finished).any()
+        self.max_pending = self.block_size if bool(has_pending) else 0
+
     def is_eos(self, token: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return torch.isin(token, self.eos_ids)
 

@@ -1,29 +1,64 @@
-"""A step that costs the host almost nothing: compiled, and replayed as a CUDA graph.
+"""A step that costs the host almost nothing: compiled in parts, and replayed as a CUDA graph.
 
 Otherwise a forward of a small batch takes as long as launching its kernels: for 8B parameters, five times as long as
-reading the weights.
+reading the weights. All layers of a model share one compiled function, so that compiling takes as long for 36 layers as
+for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
 
 import torch
+from torch import nn
 
+from dlm.decoding.engine.cache import SlotCache
 from dlm.decoding.engine.canvas import Canvas
+from dlm.model.denoiser import Denoiser
 
 WARM_UP = 2  # steps before the capture, in which libraries choose kernels and allocate their workspaces
+VERSIONS = 64  # of a compiled function: for each type, batch size, number of slots, and blocks with or without pending
 
 
 @cache
-def compiled(step: Callable[..., None]) -> Callable[..., None]:
-    """The whole step as one compiled function."""
-    return torch.compile(step, fullgraph=True, dynamic=False)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one graph for each shape."""
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def compiled_layers(denoiser: Denoiser) -> Iterator[None]:
+    """A context in which every layer of the network, reading a `SlotCache`, runs the one compiled `call`. Raises
+    `ValueError` for a model whose layers cannot be compiled."""
+    layers = denoiser.layers()
+    before = [layer._compiled_call_impl for layer in layers]
+    try:
+        for index, layer in enumerate(layers):
+            layer._compiled_call_impl = partial(call_layer, layer, index)
+        with torch._dynamo.config.patch(recompile_limit=VERSIONS):
+            yield
+    finally:
+        for layer, implementation in zip(layers, before, strict=True):
+            layer._compiled_call_impl = implementation
+
+
+def call_layer(layer: nn.Module, index: int, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer compiled. It is given its own part of the cache: the whole cache, which it would index by its number,
+    would make another version of every layer."""
+    own = {name: v.layers[index] if isinstance(v, SlotCache) else v for name, v in kwargs.items()}
+    return compiled(call)(layer, *args, **own)
+
+
+def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return layer._call_impl(*args, **kwargs)
 
 
 class Replay:
     """`step(canvas)`, recorded as a CUDA graph after `WARM_UP` calls and replayed from then on, if it `can_record`.
+    Steps with and without pending rows are two graphs.
 
     A recording is valid as long as the canvas's tensors stay where they are; a step changes them in place.
     """
@@ -31,20 +66,21 @@ class Replay:
     def __init__(self, step: Callable[[Canvas], None], can_record: bool):
         self.step, self.can_record = step, can_record
         self.placement: object = None
-        self.calls = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.calls: dict[int, int] = {}
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def __call__(self, canvas: Canvas) -> None:
         if not self.can_record:
             return self.step(canvas)
         if self.placement is not canvas.placement:  # the tensors have moved
-            self.placement, self.calls, self.graph = canvas.placement, 0, None
-        self.calls += 1
-        if self.calls <= WARM_UP:
-            self.warm_up(canvas)
-        else:
-            self.graph = self.graph or self.record(canvas)  # recording does not run anything
-            self.graph.replay()
+            self.placement, self.calls, self.graphs = canvas.placement, {}, {}
+        pending = canvas.max_pending
+        self.calls[pending] = self.calls.get(pending, 0) + 1
+        if self.calls[pending] <= WARM_UP:
+            return self.warm_up(canvas)
+        if pending not in self.graphs:
+            self.graphs[pending] = self.record(canvas)  # recording does not run anything
+        self.graphs[pending].replay()
 
     def warm_up(self, canvas: Canvas) -> None:
         """A step on a separate stream, which PyTorch requires before a capture."""

@@ -9,7 +9,7 @@ the last pending token scores, so nothing is read as `current`.
 Sequences are independent: a finished one leaves the batch, and waiting prompts take its place. On a CPU, shapes follow
 the contents, so that a step computes no padding. On a GPU, shapes are fixed: a finished sequence keeps its place until
 another takes it, the step is replayed as a CUDA graph, and the host waits for the device only to see which sequences
-have finished.
+have finished and, where a batch is so large that rows cost time, whether any has pending tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from dlm.attention.base import AttentionPattern
 from dlm.decoding.engine.canvas import Canvas, Generation
-from dlm.decoding.engine.graph import Replay, compiled
+from dlm.decoding.engine.graph import Replay
 from dlm.decoding.engine.lengths import room, whole_blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
@@ -32,6 +32,7 @@ from dlm.model.denoiser import Denoiser
 # Prompts join a batch when this fraction of it is free: each joining costs a separate forward.
 JOIN_AT = 0.25
 POLL = 4  # forwards between two reads of `finished` from a GPU; with free shapes it is read after every forward
+FREE_ROWS = 128  # rows of a forward that a GPU computes in the time in which it reads the weights
 BUCKET = 256  # fixed shapes have a multiple of this many slots, so that few shapes are compiled
 
 
@@ -63,14 +64,14 @@ class Blocks(Loop):
         self.sliding = sliding
 
     def generate(self, denoiser, rule, request):
-        waiting = request.by_length()
-        fixed_shapes = request.compile or denoiser.model.device.type != "cpu"
-        num_slots = self.num_slots(denoiser, request, fixed_shapes)
-        arguments = {"rule": rule, "generator": request.generator, "stop": request.stop}
-        closed = is_closed(rule, request)
-        first_step = partial(step, denoiser, **arguments)
-        one_step = compiled(step) if request.compile and closed else step
-        further_step = Replay(partial(one_step, denoiser, **arguments), closed and replays(denoiser.model.device))
+        device, closed = denoiser.model.device, is_closed(rule, request)
+        fixed_shapes, compiles = request.compile or device.type != "cpu", request.compile and closed
+        first_step = partial(step, denoiser, rule=rule, generator=request.generator, stop=request.stop)
+        further_step = Replay(
+            partial(first_step, rule=rule.on(device), compile=True) if compiles else first_step,
+            can_record=closed and replays(device),
+        )
+        waiting, num_slots = request.by_length(), self.num_slots(denoiser, request, fixed_shapes)
         generations: dict[int, Generation] = {}
         canvas: Canvas | None = None
         while waiting or canvas is not None:
@@ -83,6 +84,8 @@ class Blocks(Loop):
                 canvas = new if canvas is None else canvas.join(new)
             else:
                 for _ in range(POLL if fixed_shapes else 1):
+                    if fixed_shapes and has_costly_padding(denoiser, canvas):
+                        canvas.skip_pending()
                     further_step(canvas)
                     request.report(canvas)
             generations |= canvas.harvest(keep_places=fixed_shapes and bool(waiting))
@@ -128,6 +131,12 @@ class Batches(Loop):
                     generations |= canvas.harvest()
             generations |= canvas.results(canvas.live)
         return [generations[i] for i in range(len(order))]
+
+
+def has_costly_padding(denoiser: Denoiser, canvas: Canvas) -> bool:
+    """Whether the rows for pending tokens, of which there are none in most steps, cost more than to ask for them."""
+    pattern = denoiser.pattern
+    return pattern.cacheable and pattern.noisy_stream and 2 * canvas.block_size * len(canvas) > FREE_ROWS
 
 
 def is_closed(rule: CommitRule, request: Request) -> bool:

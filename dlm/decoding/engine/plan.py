@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,19 +30,14 @@ class ForwardPlan:
     positions: Int[Tensor, "B R"] | None = None
     embeds: Float[Tensor, "B R D"] | None = None
 
-    def hidden(self, denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "M D"]:
-        """Run the forward: the hidden states of the scored rows."""
-        return self.run(denoiser.hidden, denoiser, canvas)
-
     def logits(self, denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "M V"]:
         """Run the forward: the logits of the scored rows."""
-        return self.run(denoiser.score, denoiser, canvas)
+        return denoiser.logits(self.hidden(denoiser, canvas))
 
-    def run(
-        self, network: Callable[..., Float[Tensor, "M _"]], denoiser: Denoiser, canvas: Canvas
-    ) -> Float[Tensor, "M _"]:
-        """Run one forward of the network. It writes keys and values into the cache of the canvas, and counts in its
-        `nfe` and `rows`."""
+    def hidden(self, denoiser: Denoiser, canvas: Canvas, tiled: bool = False) -> Float[Tensor, "M D"]:
+        """Run the forward: the hidden states of the scored rows, of which the head makes the logits. It writes keys and
+        values into the cache of the canvas, and counts in its `nfe` and `rows`. With `tiled`, attention reads only the
+        used tiles of the cache."""
         cache = canvas.cache
         cache.slots, cache.read = self.slots, self.columns.position.shape[1] - 1
         canvas.rows += (self.slots != SCRATCH).sum(1)
@@ -51,8 +45,8 @@ class ForwardPlan:
         readable = self.slots.clamp_min(0)
         positions = readable if self.positions is None else self.positions.clamp_min(0)
         ids = canvas.x.gather(1, readable) if self.embeds is None else None
-        masks = denoiser.masks(self.rows, self.columns)
-        return network(
+        masks = denoiser.masks(self.rows, self.columns, tiled=tiled)
+        return denoiser.hidden(
             self.scored, ids, positions, masks, inputs_embeds=self.embeds, past_key_values=cache, use_cache=True
         )
 

@@ -8,7 +8,9 @@ none, the engine commits the most confident one.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +29,7 @@ class CommitRule(ABC):
     `top_p` < 1 samples from the nucleus. Raises `ValueError` for values outside their range."""
 
     remask_below: float = 0.0  # a committed token of the current block is remasked once its probability is lower
+    compared: tuple[str, ...] = ()  # the numbers that `select` compares with tensors (see `on`)
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0):
         if temperature < 0 or not 0 < top_p <= 1:
@@ -34,6 +37,15 @@ class CommitRule(ABC):
                 f"decoding.temperature {temperature} must be >= 0 and decoding.top_p {top_p} must lie in (0, 1]"
             )
         self.temperature, self.top_p = temperature, top_p
+
+    @final
+    def on(self, device: torch.device) -> CommitRule:
+        """This rule with the `compared` numbers as tensors, so that one compiled step serves all their values."""
+        rule = copy.copy(self)
+        for name in self.compared:
+            number = getattr(self, name)
+            setattr(rule, name, None if number is None else torch.tensor(number, dtype=torch.float64, device=device))
+        return rule
 
     @abstractmethod
     def select(self, confidence: Float[Tensor, "B K"], rank: Float[Tensor, "B K"]) -> Bool[Tensor, "B K"]:

@@ -1,7 +1,7 @@
 """One denoising step of all sequences of a canvas: a forward, and the commit of its predictions.
 
 The state is on the device and changed in place, and the host never waits for it: with `canvas.fixed_shapes` neither
-shapes nor branches depend on values, so that a step can be compiled and replayed as a CUDA graph.
+shapes nor branches depend on values, so that its parts can be compiled and the whole replayed as a CUDA graph.
 
 The pattern's predicate, applied to the slots, says which row sees which slot. A sliding block does not begin on the
 grid of blocks, so the predicate is given positions that are shifted until it does; the model is given the true ones.
@@ -14,12 +14,15 @@ keys and values depend on which tokens were committed together.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.engine.canvas import SCRATCH, Canvas
 from dlm.decoding.engine.commit import from_first, select_commits, write
+from dlm.decoding.engine.graph import compiled, compiled_layers
 from dlm.decoding.engine.plan import ForwardPlan, flat_index, plan_forward
 from dlm.decoding.engine.request import Stop
 from dlm.decoding.engine.rule import CommitRule
@@ -32,23 +35,70 @@ def step(
     rule: CommitRule,
     generator: torch.Generator | None = None,
     stop: Stop | None = None,
+    compile: bool = False,
 ) -> None:
-    """One forward, and the commit of its predictions. With a `stop` the host waits for the tokens."""
-    token, confidence = predict(denoiser, canvas, rule, generator)
-    commit(canvas, rule, token, confidence, denoiser.token_shift)
-    advance(canvas, stop)
+    """One forward, and the commit of its predictions. With a `stop` the host waits for the tokens. With `compile`, the
+    layers of the network and what comes before and after it are compiled, and the network reads only the used tiles of
+    the cache."""
+    before, after = (compiled(part) if compile else part for part in (plan_step, conclude))
+    with compiled_layers(denoiser) if compile else nullcontext():
+        plan, predicted = before(denoiser, canvas, rule.remask_below > 0)
+        hidden = read(denoiser, canvas, plan, predicted, tiled=compile)
+        after(denoiser, canvas, rule, hidden, generator, stop)
 
 
 def predict(
     denoiser: Denoiser, canvas: Canvas, rule: CommitRule, generator: torch.Generator | None
 ) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
-    """A token and its confidence for every open position of each current block; elsewhere the values have no
-    meaning."""
-    revises = rule.remask_below > 0
-    logits = forward(denoiser, canvas, revises)
+    """Run one forward: a token and its confidence for every open position of each current block; elsewhere the values
+    have no meaning."""
+    plan, predicted = plan_step(denoiser, canvas, rule.remask_below > 0)
+    return sample(denoiser, canvas, rule, read(denoiser, canvas, plan, predicted), generator)
+
+
+def forward(denoiser: Denoiser, canvas: Canvas) -> Float[Tensor, "M V"]:
+    """Run the forward of the current blocks: the logits of the masked positions (`canvas.predicted`), in order; with
+    fixed shapes, those of all positions."""
+    return denoiser.logits(read(denoiser, canvas, *plan_step(denoiser, canvas, revises=False)))
+
+
+def read(
+    denoiser: Denoiser, canvas: Canvas, plan: ForwardPlan, predicted: Bool[Tensor, "B K"], tiled: bool = False
+) -> Float[Tensor, "M D"]:
+    """Run the network: the hidden states that score the `predicted` positions, in order; with fixed shapes, all."""
+    hidden = plan.hidden(denoiser, canvas, tiled)
+    canvas.predicted.copy_(predicted)
+    if denoiser.pattern.cacheable:
+        canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start))
+        canvas.max_pending = canvas.block_size
+    return hidden
+
+
+def conclude(
+    denoiser: Denoiser,
+    canvas: Canvas,
+    rule: CommitRule,
+    hidden: Float[Tensor, "M D"],
+    generator: torch.Generator | None,
+    stop: Stop | None,
+) -> None:
+    """What follows the network in a step: logits, predictions, commits, and the move to the next block."""
+    token, confidence = sample(denoiser, canvas, rule, hidden, generator)
+    commit(canvas, rule, token, confidence, denoiser.token_shift)
+    advance(canvas, stop)
+
+
+def sample(
+    denoiser: Denoiser,
+    canvas: Canvas,
+    rule: CommitRule,
+    hidden: Float[Tensor, "M D"],
+    generator: torch.Generator | None,
+) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
+    """A token and its confidence for every predicted position; the others keep their last ones."""
+    logits, predicted = denoiser.logits(hidden), canvas.predicted
     token, confidence = rule.sample(logits[None], generator)
-    predicted = canvas.predicted
-    if revises:  # a committed token is scored by its own probability
+    if rule.remask_below > 0:  # a committed token is scored by its own probability
         committed, present = canvas.committed(), canvas.x.gather(1, canvas.block_slots())
         is_committed, present = (
             t.view_as(token) if canvas.fixed_shapes else t[predicted][None] for t in (committed, present)
@@ -62,18 +112,6 @@ def predict(
         else:
             state[predicted] = new[0].to(state.dtype)
     return canvas.token, canvas.certainty
-
-
-def forward(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> Float[Tensor, "M V"]:
-    """Run the forward of the current blocks. Returns the logits of the positions that it predicts
-    (`canvas.predicted`), in order; with fixed shapes, those of all positions."""
-    plan, predicted = plan_step(denoiser, canvas, revises)
-    canvas.predicted.copy_(predicted)
-    logits = plan.logits(denoiser, canvas)
-    if denoiser.pattern.cacheable:
-        canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start))
-        canvas.max_pending = canvas.block_size
-    return logits
 
 
 def plan_step(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> tuple[ForwardPlan, Bool[Tensor, "B K"]]:

@@ -1,0 +1,60 @@
+"""What is compiled, how often, and that nothing breaks a graph: with Lightning imported and nothing replaced."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from dlm.attention.block_sparse import kernel_options
+
+
+def result(program: str) -> dict:
+    """What a program of tests/compiled.py finds."""
+    command = [sys.executable, str(ROOT / "tests" / "compiled.py"), program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.trains
+def test_a_compiled_step_gives_the_same_and_one_version_serves_every_layer_and_every_number_of_a_rule():
+    """Three graphs: a layer, and what comes before and after the network. A second of each for the last sequence, and
+    one of the rule's part for another class of rules."""
+    found = result("tokens")
+    assert found["breaks"] == 0
+    threshold, other_threshold, one, two, four = found["graphs"]
+    assert threshold == other_threshold == 2 * 3
+    assert one == two == four <= threshold + 2
+
+
+@pytest.mark.trains
+def test_a_compiled_layer_of_a_training_step_is_one_graph_whatever_the_masks():
+    assert result("training_layer") == {"graphs": 1, "breaks": 0}
+
+
+@pytest.mark.slow
+def test_the_points_of_the_decoding_benchmark_need_few_versions():
+    """k tokens per step are numbers, not versions. Large batches have a version without pending rows."""
+    found = result("points")
+    assert found["breaks"] == 0
+    graphs = {(dtype, batch, k): count for dtype, batch, k, count in found["graphs"]}
+    assert len(graphs) == 24
+    assert all(count == 0 for (_, _, k), count in graphs.items() if k in (2, 4))
+    assert max(graphs.values()) <= 6 and sum(graphs.values()) <= 40
+
+
+@pytest.mark.slow
+def test_a_compiled_layer_copies_no_cache():
+    """Read in the generated code: no buffer is as large as the keys of the cache."""
+    found = result("cache_copies")
+    assert found["largest"] < found["cache"] / 8
+
+
+def test_the_kernel_for_few_rows_is_not_taken_where_it_has_no_configuration():
+    """Its one tile holds the rows of all heads of a key, and must fit into a tile of the mask."""
+    forced = {"FORCE_USE_FLEX_ATTENTION": True}
+    assert kernel_options(64, 4) == kernel_options(32, 8) == kernel_options(127, 2) == forced
+    for num_queries, heads in ((64, 6), (1, 4), (32, 4), (16, 8), (64, 2), (128, 4), (8192, 4)):
+        assert kernel_options(num_queries, heads) is None
