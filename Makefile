@@ -101,7 +101,7 @@ BENCH_PYTHON ?= python3
 PEAKS ?= peak_tflops=790 peak_bandwidth_gbs=4300
 GPU = $(BENCH_PYTHON) -m dlm.benchmark device=cuda dtype=bfloat16 compile=true $(PEAKS)
 TRAIN = $(GPU) bench=train bench.length=4096 bench.batch_size=1 bench.block_size=32
-DECODE = $(GPU) bench=decode bench.prompt_length=512 bench.new_tokens=128 bench.block_sizes=[32]
+DECODE = $(GPU) bench=decode bench.prompt_length=512 bench.new_tokens=128 bench.shorter=32 bench.block_sizes=[32]
 bench-gpu: ## the GPU tests, and a training step at the shape of Qwen2.5-1.5B on one GPU
 	$(BENCH_PYTHON) -m pytest -m gpu
 	$(TRAIN) model=random_1_5b $(ARGS)
@@ -112,7 +112,7 @@ bench-gpu-8b: ## a training step at the shape of Qwen3-8B
 bench-gpu-decode: ## decoding at the shapes of Qwen2.5-1.5B, Qwen3-4B and Qwen3-8B
 	$(DECODE) model=random_1_5b bench.batch_sizes=[1,8,32] bench.tokens_per_step=[1,2,4] $(ARGS)
 	$(DECODE) model=random_4b bench.batch_sizes=[1] $(ARGS)
-	$(DECODE) model=random_8b bench.batch_sizes=[1] gate_dtype=bfloat16 $(ARGS)
+	$(DECODE) model=random_8b bench.batch_sizes=[1] $(ARGS)
 
 clean: ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

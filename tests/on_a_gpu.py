@@ -1,5 +1,5 @@
-"""Programs of tests/test_on_a_gpu.py: `python tests/on_a_gpu.py NAME`. What the product does with a model on a GPU, on a
-pretended one."""
+"""Programs of tests/test_on_a_gpu.py: `python tests/on_a_gpu.py NAME`. What the product does with a model on a
+pretended GPU."""
 
 import json
 import sys
@@ -19,8 +19,8 @@ from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
 from dlm.types import generator
 
-PROMPTS = [[5, 6, 7, 8, 9], [11], [30, 31, 32, 33], [12, 13, 14, 12, 13, 14, 12], [8, 9]]
-REQUEST = Request(PROMPTS, 10, (EOS_ID, 17), batch_size=2)
+PROMPTS = [[5, 6, 7, 8, 9], [30, 31, 32, 33], [12, 13, 14, 12, 13, 14, 12]]
+REQUEST = Request(PROMPTS, 7, (EOS_ID, 17), batch_size=2)
 NUMBERS = {"threshold": 0.25, "bound": 1.5, "tokens_per_step": 2}
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from workbenches import FAST, SMALL, losses_of, workbench
 
 from dlm import benchmark as command_module
-from dlm.bench import decode, naive, train
+from dlm.bench import decode, engines, naive, train
 from dlm.bench.base import cast, use
 from dlm.bench.gate import TOLERANCE, GateError, require_same_step, require_same_tokens
 from dlm.benchmark import benchmark
@@ -230,12 +230,38 @@ def test_our_engines_alone_decode_from_packed_weights_and_not_what_is_compiled(m
     monkeypatch.setattr(packed_linears, "MIN_ELEMENTS", 0)
     bench = workbench(tiny("llama", torch.float32))
     bench.compile = compiles
-    monkeypatch.setattr(decode, "Request", lambda *args, **options: Request(*args, **options | {"compile": False}))
+    monkeypatch.setattr(engines, "Request", lambda *args, **options: Request(*args, **options | {"compile": False}))
     with torch.no_grad(), decode.ignoring_eos(bench.model):
-        for name, engine in decode.Decode(8, 8, [1], [4], [2]).engines(bench, 1, 4, 2).items():
+        for name, engine in engines.engines(bench, bench.ids(1, 8), 4, 2, 8).items():
             calls.clear()
-            decode.made(bench, name, engine)
+            decode.run(bench, name, engine)
             assert bool(calls) == (not compiles and name in (decode.OURS, decode.AGAIN, decode.OURS_AR)), name
+
+
+def test_forwards_are_those_of_the_generations_whether_or_not_a_hook_is_called(llama, monkeypatch):
+    """A replayed graph calls none, and one that is being traced calls it once."""
+    monkeypatch.setattr(llama.get_decoder(), "register_forward_pre_hook", lambda *args: pytest.fail("a hook"))
+    bench = workbench(llama)
+    ways = engines.engines(bench, bench.ids(2, 8), 4, 2, 8)
+    with torch.no_grad():
+        assert ways[decode.OURS]().forwards == 4 and ways[decode.OURS_AR]().forwards == 8
+
+
+def test_the_time_of_a_forward_by_its_slope_is_without_the_set_up_of_a_call(llama, monkeypatch):
+    now = [0.0]
+
+    def way(set_up, per_forward, tokens):
+        def engine():
+            now[0] += set_up + per_forward * tokens
+            return engines.Decoded(torch.zeros(1, tokens, dtype=torch.long), tokens)
+
+        return engine
+
+    bench = workbench(llama, clock=lambda: now[0])
+    monkeypatch.setattr(decode, "ready", lambda *args: None)
+    monkeypatch.setattr(engines, "ready", lambda *args: None)
+    times = interleaved(decode.arms_of(bench, {"x": way(3.0, 0.5, 16)}), 2, 0, bench.clock)
+    assert decode.slopes(bench, {"x": way(3.0, 0.5, 8)}, {"x": 16}, times) == {"x": 0.5}
 
 
 def test_the_packed_weights_of_the_gate_are_gone_when_times_are_taken(monkeypatch):
@@ -252,7 +278,7 @@ def test_the_packed_weights_of_the_gate_are_gone_when_times_are_taken(monkeypatc
         return interleaved(*args)
 
     counts = []
-    monkeypatch.setattr(decode, "PackedLinears", Counted)
+    monkeypatch.setattr(engines, "PackedLinears", Counted)
     monkeypatch.setattr(decode, "interleaved", count_then_time)
     decode.Decode(8, 8, [1], [4], [2, 4]).run(workbench(tiny("llama", torch.float32), clock=count().__next__))
     assert counts == [1, 1]  # of either combination, its own

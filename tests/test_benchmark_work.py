@@ -5,7 +5,7 @@ import torch
 from conftest import ARCHITECTURES, MASK_ID, denoiser, random_batch, tiny
 from workbenches import losses_of, workbench
 
-from dlm.bench import decode, naive, train
+from dlm.bench import decode, engines, naive, train
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation import flops
@@ -99,13 +99,13 @@ def test_the_naive_loop_gives_the_engines_tokens_and_a_forward_more_per_block(mo
 def test_ar_by_the_engine_is_hugging_faces_generate_and_goes_on_after_eos(architecture):
     model = tiny(architecture)
     bench = workbench(model)
-    engines = decode.Decode(8, 24, [4], [8], [2]).engines(bench, 4, 8, 2)
+    ways = engines.engines(bench, bench.ids(4, 8), 8, 2, 24)
     kept = model.generation_config
     with decode.ignoring_eos(model):
-        tokens = decode.made(bench, decode.HF, engines[decode.HF])
-        assert torch.equal(tokens, decode.made(bench, decode.OURS_AR, engines[decode.OURS_AR]))
-        assert decode.count_forwards(bench, decode.HF, engines[decode.HF]) == 24
-    assert tokens.shape == (4, 24) and MASK_ID not in tokens
+        theirs, ours = (decode.run(bench, name, ways[name]) for name in (decode.HF, decode.OURS_AR))
+        assert torch.equal(theirs.tokens, ours.tokens)
+        assert theirs.forwards == ours.forwards == 24
+    assert ours.tokens.shape == (4, 24) and MASK_ID not in ours.tokens
     assert model.generation_config is kept
 
 
@@ -121,7 +121,7 @@ def test_rates_by_hand(llama):
     task = decode.Decode(8, 8, [2], [4], [2])
     point = {"batch_size": 2, "block_size": 4, "seconds": {n: [0.2, 0.4] for n in (decode.OURS, decode.NAIVE)}}
     point["seconds"][decode.HF] = [0.4, 0.4]
-    found = task.summary(bench, decode.OURS, point, forwards=4)
+    found = task.summary(bench, decode.OURS, point, forwards=4, per_forward=0.3 / 4)
     assert found["tokens_per_forward"] == 2 and found["tokens_per_second"] == pytest.approx(16 / 0.3)
     assert found["ms_per_forward"] == pytest.approx(75)
     assert found["speed_over_hf"] == {"median": 1.5, "min": 1.0, "max": 2.0}

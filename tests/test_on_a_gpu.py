@@ -1,4 +1,4 @@
-"""A model on a GPU, as far as a CPU can tell: a pretended device refuses to mix devices and says where the host waits."""
+"""What a model does on a GPU, as a CPU can tell: on a pretended one devices must not mix, and waits are seen."""
 
 import json
 import subprocess

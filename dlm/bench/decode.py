@@ -9,35 +9,24 @@ one, decodes the converted checkpoint in a process of its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
-from jaxtyping import Int
 from rich.table import Table
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dlm.bench import naive
-from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, require_some, use
+from dlm.bench.base import Bench, Workbench, require_at_least, require_divides, require_some
+from dlm.bench.engines import AGAIN, HF, NAIVE, OURS, OURS_AR, Engine, engines, ignoring_eos, ready, run
 from dlm.bench.gate import require_same_tokens
 from dlm.bench.peer import DLLM
-from dlm.config.build import ar_denoiser
-from dlm.decoding.engine.request import Request
-from dlm.decoding.fixed import Fixed
 from dlm.evaluation.timing import Arm, Elsewhere, interleaved, ratio, spread, with_range
-from dlm.model.denoiser import Denoiser
-from dlm.model.packed_linears import PackedLinears
 
-OURS, AGAIN, NAIVE, OURS_AR, HF = "ours", "ours again", "naive loop", "ours, AR", "HF generate"
-
-Engine = Callable[[], Int[Tensor, "N T"]]
+GATE_BATCH = 2  # sequences of the gate at most: of very many decisions, rounding turns one
 
 
 class Decode(Bench):
     """Every combination of `batch_sizes`, `block_sizes` and `tokens_per_step`: `new_tokens` after random prompts of
-    `prompt_length` tokens."""
+    `prompt_length` tokens. With `shorter`, so many tokens are decoded as well, and the time of a forward is the slope
+    between the two, without the set-up of a call: on a GPU, the capture of its graphs."""
 
     def __init__(
         self,
@@ -46,6 +35,7 @@ class Decode(Bench):
         batch_sizes: list[int],
         block_sizes: list[int],
         tokens_per_step: list[int],
+        shorter: int | None = None,
     ):
         require_at_least(1, prompt_length=prompt_length, new_tokens=new_tokens)
         require_some(batch_sizes=batch_sizes, block_sizes=block_sizes, tokens_per_step=tokens_per_step)
@@ -57,7 +47,13 @@ class Decode(Bench):
             require_at_least(1, tokens_per_step=k)
             if k > min(block_sizes):
                 raise ValueError(f"tokens_per_step {k} exceeds block_size {min(block_sizes)}: choose at most that many")
-        self.prompt_length, self.new_tokens = prompt_length, new_tokens
+        if shorter is not None:
+            require_at_least(1, shorter=shorter)
+            if shorter >= new_tokens or any(shorter % block_size for block_size in block_sizes):
+                raise ValueError(
+                    f"shorter {shorter} must be less than new_tokens {new_tokens}, and a multiple of every block size"
+                )
+        self.prompt_length, self.new_tokens, self.shorter = prompt_length, new_tokens, shorter
         self.points = list(itertools.product(batch_sizes, block_sizes, tokens_per_step))
 
     def run(self, bench: Workbench) -> dict[str, Any]:
@@ -84,21 +80,27 @@ class Decode(Bench):
         """The gate and the times of one combination."""
         peer_forwards = self.agree(bench, batch_size, block_size, k)
         # Made again: the weights may be of another type now. The gate's own are gone, whose packed weights took memory.
-        engines = self.engines(bench, batch_size, block_size, k)
-        forwards = {name: count_forwards(bench, name, engine) for name, engine in engines.items()}
-        arms = {name: Arm(engine, lambda name=name: ready(bench, name)) for name, engine in engines.items()}
+        prompts = bench.ids(batch_size, self.prompt_length)
+        ways = engines(bench, prompts, block_size, k, self.new_tokens)
+        forwards = {name: run(bench, name, engine).forwards for name, engine in ways.items()}
+        arms = arms_of(bench, ways)
         if bench.peer:
             self.give(bench, batch_size, block_size, k)
             forwards[DLLM], arms[DLLM] = peer_forwards, Elsewhere(bench.peer.decode)
         times = interleaved(arms, bench.repeats, bench.warmup, bench.clock)
-        found = {"batch_size": batch_size, "block_size": block_size, "tokens_per_step": k, "seconds": times}
-        return found | {"arms": {n: self.summary(bench, n, found, forwards[n]) for n in arms}}
+        point = {"batch_size": batch_size, "block_size": block_size, "tokens_per_step": k, "seconds": times}
+        per_forward = {n: spread(times[n])["median"] / forwards[n] for n in arms}
+        if self.shorter is not None:
+            shorter = engines(bench, prompts, block_size, k, self.shorter)
+            per_forward |= slopes(bench, shorter, forwards, times)
+        return point | {"arms": {n: self.summary(bench, n, point, forwards[n], per_forward[n]) for n in arms}}
 
     def agree(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> int | None:
         """The gate: `GateError` unless the same tokens come out. The peer's forwards, where there is one."""
+        batch_size = min(batch_size, GATE_BATCH)
         with bench.gate():
-            engines = self.engines(bench, batch_size, block_size, k)
-            tokens = {name: made(bench, name, engine) for name, engine in engines.items() if name != AGAIN}
+            ways = engines(bench, bench.ids(batch_size, self.prompt_length), block_size, k, self.new_tokens)
+            tokens = {name: run(bench, name, engine).tokens for name, engine in ways.items() if name != AGAIN}
             require_same_tokens("ours and the naive loop", tokens[OURS], tokens[NAIVE])
             require_same_tokens("ours (AR) and Hugging Face generate", tokens[OURS_AR], tokens[HF])
             if not bench.peer:
@@ -113,41 +115,11 @@ class Decode(Bench):
         bench.peer.load(bench.model, bench.parent.mask_id)
         bench.peer.decode_after(bench.ids(batch_size, self.prompt_length), self.new_tokens, block_size, k)
 
-    def engines(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> dict[str, Engine]:
-        """Every way to decode the same prompts, the reference of ratios last."""
-        prompt = bench.ids(batch_size, self.prompt_length)
-        parent, prompts, on_device = bench.parent, prompt.tolist(), prompt.to(bench.device)
-        # The compiler has no kernel for weights that are packed already.
-        linears = nullcontext() if bench.compile else PackedLinears(bench.model)
-
-        def engine(denoiser: Denoiser, tokens: int) -> Engine:
-            request = Request(prompts, self.new_tokens, batch_size=batch_size, compile=bench.compile)
-
-            def tokens_of_all() -> Int[Tensor, "N T"]:
-                with linears:
-                    made = Fixed(tokens).generate(denoiser, request)
-                return torch.tensor([g.tokens for g in made])
-
-            return tokens_of_all
-
-        def loop() -> Int[Tensor, "N T"]:
-            settings = (self.new_tokens, parent.mask_id, block_size, k, bench.token_shift)
-            return naive.decode(parent.model, parent.layer_types, on_device, *settings)
-
-        rule = GenerationConfig(
-            max_new_tokens=self.new_tokens, do_sample=False, suppress_tokens=[parent.mask_id], pad_token_id=0
-        )
-        present = torch.ones_like(on_device)
-
-        def hugging_face() -> Int[Tensor, "N T"]:
-            made = parent.model.generate(on_device, attention_mask=present, generation_config=rule)
-            return made[:, self.prompt_length :]
-
-        ours = engine(bench.denoiser(block_size), k)
-        return {OURS: ours, NAIVE: loop, AGAIN: ours, OURS_AR: engine(ar_denoiser(parent), 1), HF: hugging_face}
-
-    def summary(self, bench: Workbench, name: str, point: dict[str, Any], forwards: int) -> dict[str, Any]:
-        """What an arm's times mean. Rates are of the whole batch; `tokens_per_forward` is of one sequence."""
+    def summary(
+        self, bench: Workbench, name: str, point: dict[str, Any], forwards: int, per_forward: float
+    ) -> dict[str, Any]:
+        """What an arm's times mean. Rates are of the whole batch; `tokens_per_forward` is of one sequence;
+        `per_forward` are the seconds of a forward."""
         seconds, batch_size = point["seconds"], point["batch_size"]
         took = spread(seconds[name])["median"]
         step = 1 if name in (OURS_AR, HF) else point["block_size"]
@@ -159,14 +131,14 @@ class Decode(Bench):
         return {
             "forwards": forwards,
             "tokens_per_forward": self.new_tokens / forwards,
-            "ms_per_forward": took / forwards * 1e3,
+            "ms_per_forward": per_forward * 1e3,
             "tokens_per_second": batch_size * self.new_tokens / took,
             "speed_over_hf": ratio(seconds[HF], seconds[name]),
             "speed_over_naive": ratio(seconds[NAIVE], seconds[name]),
             "speed_over_dllm": ratio(seconds[DLLM], seconds[name]) if DLLM in seconds else None,
             "weight_bytes_per_forward": weights,
             "cache_bytes_per_forward": cache,
-            "fraction_of_bandwidth": limit / (took / forwards) if limit else None,
+            "fraction_of_bandwidth": limit / per_forward if limit else None,
         }
 
     def tables(self, result: dict[str, Any]) -> list[Table]:
@@ -195,42 +167,20 @@ class Decode(Bench):
         return [table]
 
 
-def ready(bench: Workbench, name: str) -> None:
-    """The arm's own attention."""
-    use(bench.model, bench.attention if name in (OURS, AGAIN, OURS_AR) else bench.plain_attention)
+def arms_of(bench: Workbench, ways: dict[str, Engine]) -> dict[str, Arm]:
+    """The ways to decode as contestants, each with its own attention."""
+    return {name: Arm(engine, lambda name=name: ready(bench, name)) for name, engine in ways.items()}
 
 
-def made(bench: Workbench, name: str, engine: Engine) -> Int[Tensor, "N T"]:
-    """The tokens of an engine, on the CPU."""
-    ready(bench, name)
-    return engine().cpu()
-
-
-def count_forwards(bench: Workbench, name: str, engine: Engine) -> int:
-    """The forwards of the network in one call, prefill and commits included."""
-    calls = 0
-
-    def count(*args: Any) -> None:
-        nonlocal calls
-        calls += 1
-
-    hook = bench.model.get_decoder().register_forward_pre_hook(count)
-    try:
-        made(bench, name, engine)
-    finally:
-        hook.remove()
-    return calls
-
-
-@contextmanager
-def ignoring_eos(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills what its argument leaves open from the model's own generation config, the EOS too."""
-    kept = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = kept
+def slopes(
+    bench: Workbench, shorter: dict[str, Engine], forwards: dict[str, int], times: dict[str, list[float]]
+) -> dict[str, float]:
+    """The seconds of a forward of each way, by what it takes less for `shorter` answers than in `times`, where it made
+    `forwards`."""
+    fewer = {name: run(bench, name, engine).forwards for name, engine in shorter.items()}
+    less = interleaved(arms_of(bench, shorter), bench.repeats, bench.warmup, bench.clock)
+    seconds = {name: spread(times[name])["median"] - spread(less[name])["median"] for name in shorter}
+    return {name: seconds[name] / (forwards[name] - fewer[name]) for name in shorter}
 
 
 def weight_bytes(model: PreTrainedModel) -> int:

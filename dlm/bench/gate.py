@@ -25,12 +25,13 @@ def require_same_step(ours: Step, other: Step, tolerance: float, whose: str = "n
     if ours.keys() != other.keys():
         name = sorted(ours.keys() ^ other.keys())[0]
         raise GateError(f"gate failed: only one of ours and {whose} has a gradient of {name}; nothing was timed")
-    floor = FLOOR * sum(float(g.double().norm() ** 2) for n, g in other.items() if n != "loss") ** 0.5
+    floor = FLOOR * sum(norm(g) ** 2 for n, g in other.items() if n != "loss") ** 0.5
     worst = 0.0
     for name, actual in ours.items():
         expected = other[name]
-        scale = max(float(expected.double().norm()), floor if name != "loss" else 0.0)
-        error = float((actual.double() - expected.double()).norm()) / max(scale, 1e-30)
+        actual = actual.to(expected.device)
+        scale = max(norm(expected), floor if name != "loss" else 0.0)
+        error = norm(wide(actual) - wide(expected)) / max(scale, 1e-30)
         if not error <= tolerance:  # also true for nan
             what = "loss" if name == "loss" else f"gradient of {name}"
             raise GateError(
@@ -42,7 +43,13 @@ def require_same_step(ours: Step, other: Step, tolerance: float, whose: str = "n
 
 
 def norm(tensor: Tensor) -> float:
-    return float(tensor.double().norm())
+    return float(wide(tensor).norm())
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float64, or on a GPU, where that is slow, at least in float32."""
+    on_cpu = tensor.device.type == "cpu"
+    return tensor.double() if on_cpu else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def require_same_tokens(pair: str, a: Int[Tensor, "B T"], b: Int[Tensor, "B T"]) -> None:
