@@ -148,7 +148,7 @@ def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, res
 
 
 def device_of(cfg: DictConfig) -> torch.device:
-    """The device to which Lightning will move the model."""
+    """The device on which a run trains, to which Lightning moves the model, and on which it is evaluated."""
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
 
