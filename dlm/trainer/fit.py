@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shlex
 import shutil
 import time
 from pathlib import Path
@@ -12,19 +11,18 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
-from torch._inductor.config import cpp
 
 from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding
 from dlm.config.inputs import require_fingerprint
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import is_requested, require_decodable
-from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
 from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_intact
+from dlm.trainer.compilation import CompilerWatch, compile_layers
 from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
@@ -166,18 +164,6 @@ def device_of(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def compile_layers(denoiser: Denoiser, device: torch.device) -> None:
-    """Compile the layers: for a few fixed shapes on a GPU, for dynamic shapes on a CPU. Raises `ValueError` if a CPU
-    has no C++ compiler."""
-    compiler = shlex.split(cpp.cxx[-1])[0]
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise ValueError(
-            f"trainer.compile=true needs a C++ compiler on a CPU and finds no {compiler!r}: install it, name another "
-            "with the environment variable CXX, or set trainer.compile=false"
-        )
-    denoiser.compile(few_shapes=device.type != "cpu")
-
-
 def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
     """Print the memory estimate of a step, and turn on activation checkpointing if the step needs it to fit. Raises
     `ValueError` if the step cannot fit."""
@@ -227,6 +213,8 @@ def make_trainer(
         for callback in make_callbacks(cfg.get("callbacks"))
         if runtime.progress_bar or not isinstance(callback, ProgressBar)
     ]
+    if cfg.trainer.compile:
+        optional.append(CompilerWatch())
     checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
     return lightning.Trainer(
         accelerator=cfg.trainer.accelerator,
