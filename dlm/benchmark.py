@@ -25,6 +25,7 @@ from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Benchmark
 from dlm.evaluation.timing import clock_of
+from dlm.model.device import device_name, usable_device
 from dlm.model.parent import DTYPES
 from dlm.runs.run import environment
 from dlm.runs.storage import write_atomically
@@ -46,7 +47,7 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
         "bench": type(bench).__name__.lower(),
         "choices": choices(),
         "settings": OmegaConf.to_container(cfg, resolve=True),
-        **environment(),
+        **environment(device_name(device)),
         "device": {"name": device_name(device), "threads": torch.get_num_threads()},
         "model": {
             "source": workbench.parent.source,
@@ -92,15 +93,6 @@ def validated(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
     return bench, device, path
 
 
-def usable_device(name: str) -> torch.device:
-    """The device of a name. Raises `ValueError` if this machine has no such device."""
-    count = torch.cuda.device_count()
-    known = ["cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
-    if name not in known:
-        raise ValueError(f"device {name!r} is not on this machine: choose one of {', '.join(known)}")
-    return torch.device(name)
-
-
 def make_peer(cfg: DictConfig) -> AbstractContextManager[Dllm | None]:
     """The peer to measure as well, if any, which starts on entering the context. Raises `ValueError` if it is not
     installed or cannot do the same work."""
@@ -141,10 +133,6 @@ def make_workbench(cfg: DictConfig, device: torch.device, peer: Dllm | None = No
         rebuild=partial(make_workbench, cfg, device),
         peer=peer,
     )
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def show(record: dict[str, Any], bench: Bench, console: Console) -> None:

@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Evaluate)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     with lease(run.folder):
-        evaluate_again(run, cfg.evaluation, requested_decoding(cfg, default_decoding(run.config)))
+        evaluate_again(run, cfg.evaluation, requested_decoding(cfg, default_decoding(run.config)), cfg.device)
     show(run)
 
 

@@ -107,15 +107,16 @@ class Speaker:
             on_frame(canvas, now - begin - drawing)
             drawing += time.perf_counter() - now
 
+        device = self.denoiser.model.device
         request = Request(
             [ids],
             max_new_tokens,
             self.ends,
-            generator=generator(seed),
+            generator=generator(seed, device=device),
             stop=stopped if stops else None,
             on_step=on_step if on_frame else None,
         )
-        self.decoder.generate(self.denoiser, Request([ids], 1, generator=generator(seed)))  # warm-up
+        self.decoder.generate(self.denoiser, Request([ids], 1, generator=generator(seed, device=device)))  # warm-up
         begin = time.perf_counter()
         (generation,) = self.decoder.generate(self.denoiser, request)
         seconds = time.perf_counter() - begin - drawing
@@ -251,7 +252,7 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run and, with `parent=true`, its parent."""
-    finished, default = FinishedRun(run), default_decoding(run.config)
+    finished, default = FinishedRun(run, cfg.device), default_decoding(run.config)
     decoder = make(requested_decoding(cfg, default) or default)
     models = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
     if cfg.parent:

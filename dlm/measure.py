@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Measure)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)
-    record = measure(Subject(run), settings)
+    record = measure(Subject(run, cfg.device), settings)
     print(json.dumps(shortened(record["result"]), indent=1))
     print(run.folder / measurement_file(settings))
 

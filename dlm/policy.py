@@ -35,6 +35,7 @@ from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
 from dlm.evaluation.items import items_version
 from dlm.model.denoiser import Denoiser
+from dlm.model.device import AUTO, device_name
 from dlm.model.eos import eos_ids
 from dlm.runs.digest import FILE_DIGITS, digest, weights_fingerprint
 from dlm.runs.run import Run, environment
@@ -148,10 +149,11 @@ def quality(classifier: Classifier, predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def learn(run: Run, settings: dict[str, Any]) -> Path:
-    """Fit a run's policy and return its file. An existing file for the same weights, settings and items is kept."""
+def learn(run: Run, settings: dict[str, Any], device: str = AUTO) -> Path:
+    """Fit a run's policy, decoding on a device, and return its file. An existing file for the same weights, settings
+    and items is kept."""
     path = run.folder / "measurements" / f"policy-{digest(settings, FILE_DIGITS)}.json"
-    finished = FinishedRun(run)
+    finished = FinishedRun(run, device)
     key = {"weights": weights_fingerprint(finished.folder), "items": items_version()}
     if path.exists() and key.items() <= read_json(path).items():
         return path
@@ -169,7 +171,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
         settings=settings,
         fitted=quality(classifier, predictions.of(fitted)),
         held_out=quality(classifier, predictions.of(held_out)),
-        **environment(),
+        **environment(device_name(finished.device)),
     )
     return path
 
@@ -178,7 +180,7 @@ def learn(run: Run, settings: dict[str, Any]) -> Path:
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Policy)
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
-    path = learn(Run.load(str(cfg.run), cfg.runs_dir), settings)
+    path = learn(Run.load(str(cfg.run), cfg.runs_dir), settings, cfg.device)
     print(json.dumps(read_json(path)["held_out"], indent=1))
     print(f"{path}: use it with decoding=policy decoding.policy={path}")
 

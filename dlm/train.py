@@ -25,10 +25,11 @@ from dlm.config.settings import Keep, Train
 from dlm.console import is_sweep
 from dlm.evaluation.suite import evaluate_again, evaluate_run, is_evaluated
 from dlm.evaluation.summary import show
+from dlm.model.device import device_name
 from dlm.runs.lease import BUSY, Busy, lease
 from dlm.runs.run import Run, environment, headline
 from dlm.runs.storage import disk_is_full
-from dlm.trainer.fit import fit
+from dlm.trainer.fit import device_of, fit
 from dlm.trainer.interruption import sigterm_as_ctrl_c
 from dlm.trainer.loggers import close_wandb
 from dlm.trainer.processes import Follower, is_follower
@@ -70,7 +71,7 @@ def lead(cfg: DictConfig) -> dict[str, Any]:
     with sigterm_as_ctrl_c(), lease(run.folder) as claim:
         if run.status == "finished" and not cfg.force:  # another process may have finished it meanwhile
             if not is_evaluated(run, cfg.evaluation, decoding := requested_decoding(cfg)):
-                evaluate_again(run, cfg.evaluation, decoding)
+                evaluate_again(run, cfg.evaluation, decoding, str(device_of(cfg)))
             return {"id": run.id, "status": "skipped", "record": run.record}
         if run.status == "failed" and not cfg.retry:
             reason = run.record["error"].strip().splitlines()[-1]
@@ -92,10 +93,12 @@ def finish(cfg: DictConfig, run: Run) -> None:
         for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
         run.update(pieces=1)
-    run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **environment())
+    device = device_of(cfg)
+    machine = environment(device_name(device))
+    run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **machine)
     if not run.model_folder.exists():  # training writes it last
         fit_in_pieces(cfg, run)
-    run.update(evaluation=evaluate_run(run, cfg.evaluation, requested_decoding(cfg)))
+    run.update(evaluation=evaluate_run(run, cfg.evaluation, requested_decoding(cfg), str(device)))
     run.seal()
     run.update(status="finished", ended=time.time())
     close_wandb(run.id, headline(run.record), failed=False)

@@ -158,9 +158,10 @@ class LossOutput:
     nll: Float[Tensor, " N"]
 
 
-def generator(*seeds: int) -> torch.Generator:
-    """A CPU generator that is a pure function of its seeds (they are mixed, so (1, 2) and (2, 1) differ)."""
+def generator(*seeds: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator, for tensors of `device`, that is a pure function of its seeds (they are mixed, so (1, 2) and (2, 1)
+    differ)."""
     mixed = 0
     for seed in seeds:
         mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) % 2**63
-    return torch.Generator().manual_seed(mixed)
+    return torch.Generator(device).manual_seed(mixed)

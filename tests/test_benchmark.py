@@ -167,7 +167,7 @@ def test_a_record_is_not_written_where_the_gate_fails(benchmark_command, tmp_pat
         (["bench=decode", "bench.tokens_per_step=[16]"], "tokens_per_step 16 exceeds block_size 8"),
         (["bench=decode", "bench.batch_sizes=[]"], "batch_sizes is empty"),
         (["bench=sweep", "bench.lengths=[]"], "lengths is empty"),
-        (["device=tpu"], "device 'tpu' is not on this machine: choose one of cpu"),
+        (["device=tpu"], "device 'tpu' is not on this machine: choose one of auto, cpu"),
         (["dtype=int8"], "dtype 'int8' is unknown: choose one of float32"),
         (["clock=sun"], "clock 'sun' is unknown: choose one of wall, cpu"),
         (["threads=0"], "threads 0 must be more than 0"),

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCAB, config, denoiser, random_batch, tiny
+from conftest import ARCHITECTURES, CONF, VOCAB, config, denoiser, random_batch, tiny
 from convertible import random_model
 from kept_tensors import kept_by_autograd
+from omegaconf import OmegaConf
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.attention import block_sparse, masks
+from dlm.attention.block_sparse import loaded_as
 from dlm.config.build import build
 from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
@@ -96,7 +99,31 @@ def test_parts_of_an_estimate_by_hand():
     mixed = estimate(scorer, Step(LENGTH, 1, "bf16-mixed", CPU), 2, checkpointing=False)
     matrices = sum(p.numel() for p in llama.parameters() if p.ndim > 1)
     assert mixed.weights == 4 * size + 2 * matrices
+    llama.requires_grad_(True)
+    mixed = estimate(scorer, Step(LENGTH, 1, "bf16-mixed", CPU), 2, checkpointing=False)
+    assert (mixed.gradients, mixed.optimizer) == (4 * size, 8 * size)  # of the weights, not of their copies
     assert estimate(scorer, Step(LENGTH, 1, "bf16-true", CPU), 2, checkpointing=False).weights == 2 * size
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "checkpointing", "expected"),
+    [
+        ("random_1_5b", "bf16-mixed", False, 63.7),
+        ("random_4b", "bf16-mixed", False, 142.6),
+        ("random_8b", "bf16-mixed", True, 175.4),
+        ("random_8b", "bf16-true", True, 85.3),
+    ],
+)
+def test_the_sizes_of_real_models_on_a_gpu(name, precision, checkpointing, expected):
+    """Rows of 4,096 tokens, one at a time, from float32 weights: in mixed precision 18 bytes a parameter (16, and 2 of
+    the copy), the activations of two streams of half the bytes, and the head."""
+    shape = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))["config"]
+    shape_config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape_config, attn_implementation=loaded_as("block_sparse"))
+    scorer = denoiser(block_sparse.set_implementation(model, "block_sparse"), "block", 32, False)
+    found = estimate(scorer, Step(4096, 1, precision, torch.device("cuda")), 1, checkpointing)
+    assert found.total / 1e9 == pytest.approx(expected, abs=0.05)
 
 
 def test_layers_are_computed_again_only_where_memory_is_short():

@@ -139,8 +139,9 @@ def test_newest_is_the_finished_run_that_ended_last_with_the_given_choices(tmp_p
 
 
 def test_the_environment_says_versions_commit_and_machine():
-    found = runs.environment()
-    assert found["versions"].keys() == {"python", *runs.PACKAGES} and found["machine"]["cpus"] > 0
+    found = runs.environment("cpu")
+    assert found["versions"].keys() == {"python", *runs.PACKAGES}
+    assert found["machine"]["cpus"] > 0 and found["machine"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize("key", runs.NEUTRAL)

@@ -1,9 +1,11 @@
 """Speed by counts: the work of a step at the shapes of real models, and what is compiled how often."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import denoiser, everyday, random_batch, tiny
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
@@ -14,8 +16,10 @@ from dlm.conversion.prepare import prepare
 from dlm.evaluation import flops
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model import trim
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
+from dlm.trainer.compilation import CompilerWatch, limits_reached
 from dlm.types import Batch, generator
 
 pytestmark = pytest.mark.trains
@@ -129,6 +133,37 @@ def test_layers_are_compiled_once_for_a_shape_whatever_the_masks(architecture, c
     assert counter.frame_count <= kinds
     step(scorer, 96, 0)
     assert counter.frame_count <= 2 * kinds
+
+
+def validate(scorer, length):
+    prepared = prepare(scorer, Uniform(), random_batch(2, length), generator(0))
+    with torch.inference_mode():
+        scorer.eval()(prepared.inputs)
+    scorer.train()
+
+
+def test_no_layer_runs_uncompiled_for_want_of_versions():
+    """Every width to which rows are trimmed has a version for training and one for validation."""
+    torch._dynamo.reset()
+    scorer, counter, before = denoiser(tiny("llama").train(), "block", 4, False), CompileCounter(), limits_reached()
+    scorer.compile(backend=counter)
+    for width in range(1, trim.SHAPES + 1):
+        step(scorer, 8 * width, 0)
+        validate(scorer, 8 * width)
+    assert counter.frame_count == 2 * trim.SHAPES and limits_reached() == before
+
+
+def test_torch_giving_up_is_said_once(capsys):
+    torch._dynamo.reset()
+    scorer, watch, trainer = denoiser(tiny("llama").train(), "block", 4, False), CompilerWatch(), SimpleNamespace()
+    scorer.compile(backend="eager")
+    watch.on_train_start(trainer, None)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for trainer.global_step in range(1, 6):
+            step(scorer, 8 * trainer.global_step, 0)
+            watch.on_train_batch_end(trainer, None)
+    said = [line for line in capsys.readouterr().err.splitlines() if "layers run uncompiled" in line]
+    assert len(said) == 1 and said[0].startswith("from step 3 on")
 
 
 @pytest.mark.slow

@@ -17,13 +17,15 @@ from dlm.console import quiet
 from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
 from dlm.runs.run import Run
+from dlm.trainer.fit import device_of
 
 
 def main(folder: str, settings: str, threads: str) -> int:
     quiet()
     torch.set_num_threads(int(threads))
     try:
-        subject = Subject(Run.load(folder, Path(folder).parent))
+        run = Run.load(folder, Path(folder).parent)
+        subject = Subject(run, str(device_of(run.config)))  # where the run itself was evaluated
         for measurement in json.loads(Path(settings).read_text(encoding="utf-8")):
             record = measure(subject, measurement)
             print(f"{measurement['_target_']} in {record['seconds']:.1f} s", flush=True)

@@ -1,4 +1,5 @@
-"""Loads the models of a finished run, after verifying their checksums. Every command uses it.
+"""Loads the models of a finished run, after verifying their checksums, onto the device where they compute. Every
+command uses it.
 
 Code that may not depend on configs, such as a teacher, uses `dlm.model.parent.load_run`, which makes the same check.
 """
@@ -12,17 +13,21 @@ from omegaconf import OmegaConf
 from dlm.config.build import ar_denoiser, converted_denoiser, make
 from dlm.config.inputs import require_fingerprint, require_same
 from dlm.model.denoiser import Denoiser
+from dlm.model.device import AUTO, usable_device
 from dlm.model.parent import Parent, load_parent
 from dlm.runs.run import Run
 
 
 class FinishedRun:
-    """The dLM of a finished run and its AR parent, each loaded on first use. `folder` holds the converted model.
+    """The dLM of a finished run and its AR parent, each loaded on first use, onto `device` (see `usable_device`).
+    `folder` holds the converted model.
 
-    Raises `ValueError`, before loading, if the run has no model or a file of the model fails its checksum.
+    Raises `ValueError`, before loading, if this machine has no such device, the run has no model, or a file of the
+    model fails its checksum.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, device: str = AUTO):
+        self.device = usable_device(device)
         self.folder = run.trained_model()
         self.run, self.config = run, run.config
 
@@ -30,7 +35,7 @@ class FinishedRun:
     def converted(self) -> Parent:
         """The converted weights with their tokenizer, in the precision of training."""
         dtype = OmegaConf.select(self.config, "model.dtype", default="float32")
-        return load_parent(str(self.folder.absolute()), dtype=dtype, check=False)
+        return self.placed(load_parent(str(self.folder.absolute()), dtype=dtype, check=False))
 
     @cached_property
     def parent(self) -> Parent:
@@ -39,7 +44,12 @@ class FinishedRun:
         parent, record = make(self.config.model, check=False), self.run.record.get("parent", {})
         began = f"run {self.run.id} began with a parent"
         require_fingerprint(began, record.get("fingerprint"), parent.source, parent.fingerprint())
-        return parent
+        return self.placed(parent)
+
+    def placed(self, loaded: Parent) -> Parent:
+        """The same model, moved to the device."""
+        loaded.model.to(self.device)
+        return loaded
 
     @cached_property
     def ar(self) -> Denoiser:

@@ -85,6 +85,7 @@ class Keep:
 @dataclass
 class Evaluate:
     run: Name
+    device: str
     runs_dir: str
     evaluation: Evaluation
 
@@ -99,6 +100,7 @@ class Generate:
     live: bool | str
     delay: float
     seed: Whole
+    device: str
     runs_dir: str
 
 
@@ -113,6 +115,7 @@ class Export:
 @dataclass
 class Measure:
     run: Name
+    device: str
     runs_dir: str
     items_per_family: Count
     max_new_tokens: Count
@@ -127,6 +130,7 @@ class Measure:
 @dataclass
 class Policy:
     run: Name
+    device: str
     runs_dir: str
     items_per_family: Count
     max_new_tokens: Count

@@ -29,6 +29,7 @@ from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.throughput import interleaved
 from dlm.model.denoiser import Denoiser
+from dlm.model.device import AUTO, device_name
 from dlm.model.eos import eos_ids
 from dlm.model.parent import Parent
 from dlm.runs.digest import FILE_DIGITS, digest
@@ -44,12 +45,14 @@ def is_requested(cfg: DictConfig | None) -> bool:
     return bool(cfg) and not cfg.get("skip", False) and "batch_size" in cfg and bool(cfg.tasks_per_family)
 
 
-def evaluate_run(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Evaluate a run and its parent. Returns the evaluation for the record, {} if the config requests none. `decoding`,
-    the resolved config of a decoder, adds a row to the tasks."""
+def evaluate_run(
+    run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None, device: str = AUTO
+) -> dict[str, Any]:
+    """Evaluate a run and its parent on a device. Returns the evaluation for the record, {} if the config requests none.
+    `decoding`, the resolved config of a decoder, adds a row to the tasks."""
     if not is_requested(cfg):
         return {}
-    finished = FinishedRun(run)
+    finished = FinishedRun(run, device)
     dlm, converted = finished.dlm, finished.converted
     require_evaluable(dlm, converted.tokenizer, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens)
     ar, parent = finished.ar, finished.parent
@@ -77,27 +80,30 @@ def evaluate_run(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = No
         "parent": parent_metrics,
         "dlm": dlm_metrics,
         "throughput": measure_throughput(ar, dlm, parent, decoders, cfg),
+        "device": device_name(finished.device),
     }
 
 
-def evaluate_again(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> None:
+def evaluate_again(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None, device: str = AUTO) -> None:
     """Replace the evaluation of a finished run, or only the row of `decoding` if the other rows have these settings."""
     if decoding and is_evaluated(run, cfg) and is_requested(cfg):
-        run.update(evaluation=with_row(run, cfg, decoding))
+        run.update(evaluation=with_row(run, cfg, decoding, device))
     else:
-        run.update(evaluation=evaluate_run(run, cfg, decoding))
+        run.update(evaluation=evaluate_run(run, cfg, decoding, device))
     run.seal("items.csv", "trace.json")
 
 
-def with_row(run: Run, cfg: DictConfig, decoding: dict[str, Any]) -> dict[str, Any]:
-    """A run's evaluation with the row of a decoder added or replaced."""
-    finished = FinishedRun(run)
+def with_row(run: Run, cfg: DictConfig, decoding: dict[str, Any], device: str) -> dict[str, Any]:
+    """A run's evaluation with the row of a decoder, measured on a device, added or replaced."""
+    finished = FinishedRun(run, device)
     dlm, converted = finished.dlm, finished.converted
     name, evaluation = setting_name(decoding), run.record["evaluation"]
     decoder = make(decoding)
     rows, items = decode_tasks(dlm, converted, cfg, {name: decoder})
     others = [row for row in evaluation["dlm"]["generation"] if row["name"] != name]
-    evaluation["dlm"]["generation"] = others + [rows[0] | {"decoding": decoding}]
+    evaluation["dlm"]["generation"] = others + [
+        rows[0] | {"decoding": decoding, "device": device_name(finished.device)}
+    ]
     evaluation["throughput"] |= interleaved(
         {name: decoding_timer(dlm, converted, decoder, cfg)}, cfg.throughput_repeats, dlm.model.device
     )

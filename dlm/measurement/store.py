@@ -12,6 +12,7 @@ from dlm.config.build import make
 from dlm.config.inputs import require_same
 from dlm.evaluation.items import items_version
 from dlm.measurement.base import Measurement, Subject
+from dlm.model.device import device_name
 from dlm.runs.digest import weights_fingerprint
 from dlm.runs.run import environment, measurement_file
 from dlm.runs.storage import write_atomically
@@ -33,7 +34,7 @@ def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
     begin = time.perf_counter()
     result = measurement(subject)
     record = {"run": run.id, "settings": settings, **key, "result": result}
-    record |= {"seconds": time.perf_counter() - begin, **environment()}
+    record |= {"seconds": time.perf_counter() - begin, **environment(device_name(subject.device))}
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(record))
     return record

@@ -27,8 +27,14 @@ from dlm.loss.base import Loss
 from dlm.model.last_layer import LastLayer
 from dlm.model.positions import require_positions
 from dlm.model.readout import chunk_bytes, chunked, without_decoder
+from dlm.model.trim import SHAPES
 from dlm.trainable.gate import gate_of
 from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
+
+# The versions of a compiled layer, beyond which torch would run it uncompiled: every width to which rows are trimmed,
+# in training and in validation, full and sliding, and for batches of two heights (the last piece, the last rows of
+# validation). Layers that are alike share their versions.
+VERSIONS = SHAPES * 2 * 2 * 2
 
 
 class Denoiser(nn.Module):
@@ -70,6 +76,7 @@ class Denoiser(nn.Module):
         since their number changes in every forward. `options` are passed to `torch.compile`. Raises `ValueError` for a
         model whose layers cannot be compiled."""
         layers = self.layers()
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
         for layer in layers if few_shapes or self.last_layer.mlp is None else layers[:-1]:
             layer.compile(dynamic=not few_shapes, **options)
         if few_shapes:

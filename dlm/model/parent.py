@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dlm.attention import block_sparse
 from dlm.errors import one_line
+from dlm.model.device import usable_device
 from dlm.model.probe import check_convertible
 from dlm.model.vocabulary import add_rows, fit_vocabulary
 from dlm.model.weights import require_finite, require_plain_weights
@@ -174,7 +175,7 @@ def new_parent(
             AutoConfig.for_model(model_type, **values), attn_implementation=implementation, dtype=DTYPES[dtype]
         )
 
-    with torch.random.fork_rng(devices=[]), torch.device(device):
+    with torch.random.fork_rng(devices=[]), usable_device(device):
         model, attn_implementation = supported(make, attn_implementation)
     model = block_sparse.set_implementation(model, attn_implementation)
     return as_parent(model, loaded_tokenizer, f"random {model_type}", None, check)

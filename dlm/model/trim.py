@@ -21,7 +21,7 @@ from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import TILE
 from dlm.types import ModelInputs, Rows
 
-SHAPES = 8  # torch compiles a function for this many shapes before it gives up
+SHAPES = 8  # widths of rows, each of which is compiled once
 
 
 def trim(inputs: ModelInputs, few_shapes: bool = False) -> ModelInputs:

@@ -275,12 +275,17 @@ def temporary_folder(runs_dir: Path) -> Path:
     return folder / uuid.uuid4().hex[:12]
 
 
-def environment() -> dict[str, Any]:
-    """Versions, commit and machine, for the record."""
+def environment(device: str) -> dict[str, Any]:
+    """Versions, commit and machine, for the record. `device` names where the models compute."""
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "commit": git_commit(),
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "processor": platform.processor()},
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "processor": platform.processor(),
+            "device": device,
+        },
     }
 
 

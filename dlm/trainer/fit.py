@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shlex
 import shutil
 import time
 from pathlib import Path
@@ -12,19 +11,18 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
-from torch._inductor.config import cpp
 
 from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding
 from dlm.config.inputs import require_fingerprint
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import is_requested, require_decodable
-from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
 from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_intact
+from dlm.trainer.compilation import CompilerWatch, compile_layers
 from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
@@ -32,11 +30,6 @@ from dlm.trainer.loggers import loggers
 from dlm.trainer.metrics import MetricTable
 from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
-
-# The disk space of a run, in sizes of the model: the reference of drift, two checkpoints with both moments of AdamW,
-# the result.
-SPACE_IN_WEIGHTS = 8
-
 
 RequiredCallbacks = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
 
@@ -59,7 +52,6 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     decoding = requested_decoding(cfg)
     if decoding and is_requested(cfg.get("evaluation")):
         require_decodable(experiment.denoiser, make(decoding))
-    run.require_space(SPACE_IN_WEIGHTS * sum(p.nbytes for p in experiment.parent.model.parameters()))
     experiment.conversion.reference = save_parent_reference(cfg, run, experiment, resume is not None)
     experiment.conversion.train()
     experiment.conversion.pieces = pieces
@@ -128,7 +120,7 @@ def save_results(
 
 def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
     """Save the parent's weights, against which drift is measured, and return the file. Raises `ValueError` if a resumed
-    run began with another parent or other data."""
+    run began with another parent or other data, or if the disk has no room for what this run will write."""
     parent = experiment.parent
     fingerprint, data = parent.fingerprint(), experiment.data.fingerprint()
     if resumed:
@@ -136,6 +128,8 @@ def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, res
         require_fingerprint(f"{began} a parent", run.record["parent"]["fingerprint"], parent.source, fingerprint)
         require_fingerprint(f"{began} data", run.record.get("data", {}).get("fingerprint"), "what is read", data)
     reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
+    written = [path for path in (reference, *run.checkpoint.parent.glob("*.ckpt")) if path.exists()]
+    run.require_space(space_of(experiment, step_of(cfg, experiment)) - sum(path.stat().st_size for path in written))
     if not isinstance(run, Follower):
         save_reference(parent.model, reference)
     run.update(
@@ -147,31 +141,34 @@ def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, res
     return reference
 
 
+def step_of(cfg: DictConfig, experiment: Experiment) -> memory.Step:
+    """What the size of a training step depends on."""
+    views, precision = experiment.conversion.masking.views, cfg.trainer.precision
+    return memory.Step(cfg.data.length, views, precision, device_of(cfg), num_processes(cfg))
+
+
+def space_of(experiment: Experiment, step: memory.Step) -> int:
+    """The bytes that a run has on the disk at most: the reference of drift, two checkpoints, each with both moments of
+    AdamW for what is trained, and the result."""
+    parameters = [*experiment.parent.model.parameters()]
+    dtype = step.activations(experiment.parent.model)
+    reference = sum(p.nbytes for p in parameters)
+    weights = sum(step.stored(p, dtype) for p in parameters)
+    trained = sum(step.stored(p, dtype) for p in parameters if p.requires_grad)
+    return reference + 2 * (weights + 2 * trained) + weights
+
+
 def device_of(cfg: DictConfig) -> torch.device:
-    """The device to which Lightning will move the model."""
+    """The device on which a run trains, to which Lightning moves the model, and on which it is evaluated."""
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
-
-
-def compile_layers(denoiser: Denoiser, device: torch.device) -> None:
-    """Compile the layers: for a few fixed shapes on a GPU, for dynamic shapes on a CPU. Raises `ValueError` if a CPU
-    has no C++ compiler."""
-    compiler = shlex.split(cpp.cxx[-1])[0]
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise ValueError(
-            f"trainer.compile=true needs a C++ compiler on a CPU and finds no {compiler!r}: install it, name another "
-            "with the environment variable CXX, or set trainer.compile=false"
-        )
-    denoiser.compile(few_shapes=device.type != "cpu")
 
 
 def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
     """Print the memory estimate of a step, and turn on activation checkpointing if the step needs it to fit. Raises
     `ValueError` if the step cannot fit."""
-    denoiser, runtime, device = experiment.denoiser, cfg.runtime, device_of(cfg)
-    views, precision = experiment.conversion.masking.views, cfg.trainer.precision
-    step = memory.Step(cfg.data.length, views, precision, device, num_processes(cfg))
-    limit = memory.available(device) if runtime.memory_gb is None else int(runtime.memory_gb * memory.GB)
+    denoiser, runtime, step = experiment.denoiser, cfg.runtime, step_of(cfg, experiment)
+    limit = memory.available(step.device) if runtime.memory_gb is None else int(runtime.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers
     try:
@@ -216,6 +213,8 @@ def make_trainer(
         for callback in make_callbacks(cfg.get("callbacks"))
         if runtime.progress_bar or not isinstance(callback, ProgressBar)
     ]
+    if cfg.trainer.compile:
+        optional.append(CompilerWatch())
     checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
     return lightning.Trainer(
         accelerator=cfg.trainer.accelerator,

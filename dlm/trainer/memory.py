@@ -78,12 +78,18 @@ class Step:
         return PRECISIONS.get(self.precision.split("-")[0]) or model.dtype
 
     def stored(self, parameter: Tensor, activations: torch.dtype) -> int:
-        """The bytes of a parameter. Under autocast a matrix keeps its type and has a copy in the type of the
-        activations; otherwise the whole model is cast."""
-        if self.precision.endswith("mixed"):
-            copied = parameter.ndim > 1 and parameter.dtype != activations
-            return parameter.nbytes + copied * parameter.numel() * activations.itemsize
-        return parameter.numel() * activations.itemsize
+        """The bytes of a parameter, and so those of its gradient and of each of its moments. Under autocast it keeps
+        its type; otherwise the whole model is cast."""
+        return parameter.nbytes if self.is_mixed else parameter.numel() * activations.itemsize
+
+    def copied(self, parameter: Tensor, activations: torch.dtype) -> int:
+        """The bytes of the copy, in the type of the activations, that autocast makes of a matrix."""
+        has_copy = self.is_mixed and parameter.ndim > 1 and parameter.dtype != activations
+        return has_copy * parameter.numel() * activations.itemsize
+
+    @property
+    def is_mixed(self) -> bool:
+        return self.precision.endswith("mixed")
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,9 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
     pieces, accumulated gradients are held in addition; DDP buckets add another copy."""
     model = denoiser.model
     dtype = step.activations(model)
-    parameters = [(step.stored(p, dtype), p.requires_grad) for p in model.parameters()]
-    trainable = sum(size for size, is_trained in parameters if is_trained)
+    parameters = [*model.parameters()]
+    weights = sum(step.stored(p, dtype) + step.copied(p, dtype) for p in parameters)
+    trainable = sum(step.stored(p, dtype) for p in parameters if p.requires_grad)
     saved, boundary = traced(denoiser, step, batch_size)
     layers = model.config.get_text_config().num_hidden_layers
     if checkpointing:  # the inputs of all layers, and the activations of one
@@ -146,7 +153,7 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
     chunk = min(batch_size * step.views * step.length * denoiser.row_bytes, chunk_bytes(step.device))
     head = LOGITS_COPIES * chunk + output.requires_grad * output.numel() * 4
     gradients = trainable * (1 + in_pieces + (step.processes > 1))
-    return Estimate(sum(size for size, _ in parameters), gradients, 2 * trainable, saved, head)
+    return Estimate(weights, gradients, 2 * trainable, saved, head)
 
 
 def traced(denoiser: Denoiser, step: Step, batch_size: int) -> tuple[int, int]:
