@@ -1,0 +1,92 @@
+"""`python -m dlm.bench.first_contact`: its items, rehearsed on a CPU, and the lines that it leaves whatever happens."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from dlm.bench import contact, first_contact
+
+PEAKS = {"tflops": 1.0, "gbs": 10.0}
+
+
+def numbers(result) -> list[float]:
+    """Every number in a result."""
+    if isinstance(result, dict | list):
+        return [n for value in (result.values() if isinstance(result, dict) else result) for n in numbers(value)]
+    return [result] if isinstance(result, float) else []
+
+
+ALIKE = ("decode 8B", "decode 4B", "train 8B")  # to another item, but for the size
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize(
+    "item", [pytest.param(i, marks=pytest.mark.grid if i in ALIKE else ()) for i in contact.items()]
+)
+def test_every_item_gives_numbers_and_finds_a_cpu_to_be_right(item):
+    found = contact.run(item, "cpu", "tiny", PEAKS)
+    assert numbers(json.loads(json.dumps(found))) and all(math.isfinite(n) for n in numbers(found))
+    assert found.get("ok", True)
+    if "agreement" in found:
+        assert found["agreement"]["error"] < 1e-5
+        assert found["arms"].keys() == {"ours", "AR", "naive"} and found["with_optimizer"]["ms"] > 0
+    for point in (value for key, value in found.items() if key.startswith("batch")):
+        assert point["ours, 1 a step"]["tokens_per_forward"] == point["ours, AR"]["tokens_per_forward"] == 1
+        assert point["ours, 4 a step"]["tokens_per_forward"] == 4
+    assert found.get("compiled", {"same_tokens": 1.0}) == {"same_tokens": 1.0}
+
+
+def test_the_limits_name_every_item_and_leave_time_to_read_them_all():
+    assert first_contact.LIMITS.keys() == contact.items().keys()
+    assert sum(first_contact.LIMITS.values()) <= 700  # expected to take two thirds of it
+
+
+def test_a_line_is_on_the_disk_before_the_next_item_and_an_item_that_fails_costs_one_line(tmp_path, monkeypatch):
+    out, seen = tmp_path / "new" / "lines.jsonl", []
+
+    def measure(item, device, scale, peaks, limit, folder):
+        seen.append((item, peaks, len(out.read_text().splitlines()), limit))
+        return {"item": item, "error": "no"} if item == "attention" else {"item": item, "result": PEAKS | {"x": 1}}
+
+    monkeypatch.setattr(first_contact, "measure", measure)
+    lines = first_contact.contact("cuda", "full", 600, out, [])
+    assert [json.loads(line) for line in out.read_text().splitlines()] == lines
+    assert [item for item, *_ in seen] == list(first_contact.LIMITS)
+    assert [peaks for _, peaks, *_ in seen] == [{}, *[PEAKS] * (len(seen) - 1)]
+    assert [number for *_, number, _ in seen] == list(range(len(seen)))
+    assert all(limit <= first_contact.LIMITS[item] for item, _, _, limit in seen)
+
+
+def test_when_the_time_is_over_the_items_that_are_left_say_so(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(first_contact.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(first_contact, "measure", lambda item, *_: {"item": item, "result": PEAKS})
+    lines = first_contact.contact("cuda", "full", 250, tmp_path / "lines.jsonl", [])
+    assert [line.get("error") for line in lines] == [None] * 2 + ["no time was left"] * (len(lines) - 2)
+
+
+@pytest.mark.trains
+def test_an_item_that_fails_or_takes_too_long_is_one_line_that_says_why(tmp_path):
+    failed = first_contact.measure("ceilings", "nowhere", "tiny", {}, 60, tmp_path)
+    assert "nowhere" in failed["error"] and failed.keys() == {"item", "error", "seconds"}
+    late = first_contact.measure("ceilings", "cpu", "tiny", {}, 0.01, tmp_path)
+    assert late["error"] == "it took more than 0 s"
+
+
+@pytest.mark.trains
+def test_the_command_runs_an_item_in_a_process_and_refuses_an_unknown_one(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "dlm.bench.first_contact", "--device", "cpu", "--scale", "tiny", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    out = tmp_path / "lines.jsonl"
+    done = run("--out", str(out), "--only", "ceilings")
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert line["item"] == "ceilings" and line["result"]["tflops"] > 0 and line["result"]["gbs"] > 0
+    wrong = run("--out", str(out), "--only", "attentoin")
+    assert wrong.returncode == 2 and "'attentoin' is unknown: choose from ceilings, attention" in wrong.stderr
