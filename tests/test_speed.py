@@ -192,5 +192,5 @@ def test_layers_are_compiled_for_all_shapes_in_the_first_step_where_padding_cost
 def test_a_model_without_layers_that_can_be_compiled_is_refused(monkeypatch, llama):
     scorer = denoiser(llama, "block", 4, False)
     monkeypatch.setattr("dlm.model.denoiser.GradientCheckpointingLayer", dict)
-    with pytest.raises(ValueError, match="trainer.compile"):
+    with pytest.raises(ValueError, match="compile=true finds no layers in LlamaForCausalLM: set it to false"):
         scorer.compile()

@@ -201,6 +201,13 @@ def test_ar_decoding_with_gated_adapters_is_the_parents_and_block_decoding_is_no
 
 
 @torch.no_grad()
+def test_decoding_with_gated_adapters_is_not_compiled_and_says_so_before_any_forward():
+    steps, scorer = [], denoiser(gated(), "block", 4, False)
+    with pytest.raises(ValueError, match="compile=true does not see which tokens gated adapters act at"):
+        Fixed(1).generate(scorer, Request([[5, 6]], 4, compile=True, on_step=steps.append))
+    assert steps == []
+
+
 def test_a_gated_update_is_that_of_plain_lora_where_all_tokens_are_masks():
     plain = Lora(4, 8).apply(tiny("llama"), MASK_ID)
     adapted = gated()

@@ -28,7 +28,8 @@ class Decoder:
     @torch.no_grad()
     def generate(self, denoiser: Denoiser, request: Request) -> list[Generation]:
         """Decode every prompt of the request: one generation per prompt, in order. Raises `ValueError` for an attention
-        pattern or a prompt that this decoder cannot decode, and for `compile` if its loop cannot be compiled."""
+        pattern or a prompt that this decoder cannot decode, and for `compile` if its loop or the model's layers cannot
+        be compiled."""
         reason, name = self.takes(denoiser.pattern), type(self).__name__
         if reason is not None:
             raise ValueError(f"{name} cannot decode under {type(denoiser.pattern).__name__}: {reason}")
@@ -36,6 +37,8 @@ class Decoder:
             raise ValueError(f"{name} has a loop of its own that cannot be compiled: set compile=False")
         reader, training = self.loop.mode(denoiser), denoiser.training
         request.check(reader, self.loop.sliding)
+        if request.compile:
+            reader.layers()  # refuses those that cannot be compiled
         denoiser.eval()
         try:
             return self.loop.generate(reader, self.rule, request)
