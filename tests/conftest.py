@@ -30,13 +30,13 @@ from pathlib import Path
 import pytest
 import study_sweeps
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from pairwise import covering
+from pairwise import enough
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from analysis.plan.compose import compose_config
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
 from dlm.data import prose
@@ -92,8 +92,8 @@ EVERYDAY = ("llama", "gemma3_text")
 
 def pytest_collection_modifyitems(items):
     """Mark as `grid` the cases that `make test` leaves to `make test-all`: those of architectures that are not everyday
-    ones, and those of a product over three parameters or more that add no pair of values. `make test-fast` takes the
-    first case of every test, and leaves the others, marked as `more`."""
+    ones, and those of a product that add nothing to its part in `pairwise.enough`. `make test-fast` takes the first case
+    of every test, and leaves the others, marked as `more`."""
     products: dict[str, list] = {}
     for item in items:
         if hasattr(item, "callspec"):
@@ -105,10 +105,10 @@ def pytest_collection_modifyitems(items):
         for item in cases[1:]:
             item.add_marker("more")
         values = [{name: repr(value) for name, value in item.callspec.params.items()} for item in cases]
-        if len(values[0]) > 2:
-            enough = covering(values)
+        if len(values[0]) > 1:
+            chosen = enough(values)
             for i, item in enumerate(cases):
-                if i not in enough:
+                if i not in chosen:
                     item.add_marker("grid")
 
 
@@ -224,10 +224,9 @@ NEEDS = {
 
 
 def config(*overrides: str, name: str = "train"):
-    """A composed config, with what its options need."""
+    """A composed config, with what its options need. Hydra composes each choice of options once."""
     needs = [need for override in overrides for need in NEEDS.get(override, [])]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose(name, [*needs, *overrides])
+    return compose_config(name, (*needs, *overrides)).copy()
 
 
 def resolved(*overrides) -> dict:
@@ -299,17 +298,23 @@ def exit_code(main) -> int:
 
 
 @pytest.fixture
-def benchmark_command(tmp_path, monkeypatch, capsys):
+def call(monkeypatch, capsys):
+    """A command in this process: (exit code, stdout, stderr)."""
+
+    def run(main, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [main.__module__, "--config-path", str(CONF), *arguments])
+        return exit_code(main), *capsys.readouterr()
+
+    yield run
+    HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def benchmark_command(tmp_path, call):
     """`dlm.benchmark` in this process: (exit code, stdout, stderr)."""
 
     import workbenches  # imports this module
 
     from dlm import benchmark
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        shared = ["--config-path", str(CONF), f"runs_dir={tmp_path}", *workbenches.FAST]
-        monkeypatch.setattr(sys, "argv", ["benchmark", *shared, *arguments])
-        return exit_code(benchmark.main), *capsys.readouterr()
-
-    yield run
-    HydraConfig.instance().cfg = None
+    return lambda *arguments: call(benchmark.main, f"runs_dir={tmp_path}", *workbenches.FAST, *arguments)
