@@ -70,7 +70,7 @@ LIGHT_EVALUATION = (
     "evaluation.tasks_per_family=1",
     "evaluation.calibration_per_family=1",
     "evaluation.thresholds=[0.9,0.5]",
-    "evaluation.max_new_tokens=8",
+    "evaluation.max_new_tokens=4",
     "evaluation.likelihood_rows=4",
     "evaluation.length=64",
     "evaluation.cloze_items=2",
@@ -274,8 +274,31 @@ def finished_run(whole_run, tmp_path) -> Run:
     return Run(shutil.copytree(whole_run.folder, tmp_path / "runs" / whole_run.id))
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory) -> Run:
+    """A small run that was trained, without evaluation. Not to be changed."""
+    from dlm.train import train
+    from small_runs import small  # imports this module
+
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_prose(patch)
+        patch.setenv("WANDB_MODE", "offline")
+        runs_dir = tmp_path_factory.mktemp("small")
+        return Run.load(train(small(runs_dir))["id"], runs_dir)
+
+
+@pytest.fixture
+def trained(small_run, runs_dir) -> Run:
+    """A copy of it, in `runs_dir`."""
+    return Run(shutil.copytree(small_run.folder, runs_dir / small_run.id))
+
+
 @pytest.fixture
 def short_prose(monkeypatch):
+    shorten_prose(monkeypatch)
+
+
+def shorten_prose(monkeypatch) -> None:
     """A few chapters, so that no test waits for the whole book to be tokenised."""
     chapters = {split: prose.chapters(split)[:5] for split in ("train", "val", "test")}
     monkeypatch.setattr(prose, "chapters", chapters.__getitem__)
