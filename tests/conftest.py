@@ -223,6 +223,12 @@ NEEDS = {
 }
 
 
+def option_yaml(group: str, name: str):
+    """An option as its YAML says, with what it needs, without the rest of a config."""
+    needs = OmegaConf.from_dotlist(NEEDS.get(f"{group}={name}", [])).get(group, {})
+    return OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), needs)
+
+
 def config(*overrides: str, name: str = "train"):
     """A composed config, with what its options need. Hydra composes each choice of options once."""
     needs = [need for override in overrides for need in NEEDS.get(override, [])]

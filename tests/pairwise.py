@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from itertools import combinations
 
+MANY = 12
 Case = dict[str, Hashable]
-MANY = 24
 
 
 def tuples(case: Case, size: int) -> set[tuple]:

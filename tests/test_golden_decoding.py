@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import CONF, EOS_ID, NEEDS, PATTERNS, denoiser, options, shared
+from conftest import EOS_ID, PATTERNS, denoiser, option_yaml, options, shared
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.build import make
@@ -113,9 +113,8 @@ def decoded(decoder, scorer, case: Case):
 
 def configured(name: str) -> DictConfig:
     """An option with what it needs and with lively values."""
-    option = OmegaConf.load(CONF / "decoding" / f"{name}.yaml")
-    needs = OmegaConf.from_dotlist(NEEDS.get(f"decoding={name}", [])).get("decoding", {})
-    return OmegaConf.merge(option, needs, {key: value for key, value in LIVELY.items() if key in option})
+    option = option_yaml("decoding", name)
+    return OmegaConf.merge(option, {key: value for key, value in LIVELY.items() if key in option})
 
 
 def outcome(option: DictConfig, case: Case) -> str | dict[str, list]:
