@@ -92,8 +92,8 @@ EVERYDAY = ("llama", "gemma3_text")
 
 def pytest_collection_modifyitems(items):
     """Mark as `grid` the cases that `make test` leaves to `make test-all`: those of architectures that are not everyday
-    ones, and those of a product that add nothing to its part in `pairwise.enough`. `make test-fast` takes the first case
-    of every test, and leaves the others, marked as `more`."""
+    ones, and those of a product of two parameters or more that are not in its part (`pairwise.enough`). `make
+    test-fast` takes the first case of every test, and leaves the others, marked as `more`."""
     products: dict[str, list] = {}
     for item in items:
         if hasattr(item, "callspec"):
@@ -283,8 +283,9 @@ def finished_run(whole_run, tmp_path) -> Run:
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory) -> Run:
     """A small run that was trained, without evaluation. Not to be changed."""
-    from dlm.train import train
     from small_runs import small  # imports this module
+
+    from dlm.train import train
 
     with pytest.MonkeyPatch.context() as patch:
         shorten_prose(patch)

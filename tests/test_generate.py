@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CONF, EOS_ID, ROOT, config
+from conftest import EOS_ID, config
 from hydra.errors import MissingConfigException
 
 from dlm.attention.block import Block

@@ -118,7 +118,7 @@ def test_the_committed_pages_and_figures_are_what_their_results_give(tmp_path, m
     """Else: make ablation-report FROM=committed. Figures are drawn as SVG, which takes half the time of both forms."""
     drawn = Figure.savefig
 
-    def only_svg(figure, path, format, **settings):  # noqa: A002 the name that it has
+    def only_svg(figure, path, format, **settings):
         return path.touch() if format == "pdf" else drawn(figure, path, format=format, **settings)
 
     monkeypatch.setattr(Figure, "savefig", only_svg)

@@ -168,7 +168,7 @@ def test_a_block_that_has_settled_is_a_fixed_point(llama, pattern, token_shift):
     """With hard embeddings: its tokens are what the model predicts from them."""
     scorer, starts, found = denoiser(llama, pattern, 2, token_shift), [], 0
     decoder = Soft(0.3, 2.0, hard=True, max_forwards=10)
-    for first in range(5, 12):
+    for first in range(5, 20):
         starts[:] = [2]
         (made,) = decoder.generate(
             scorer, Request([[first, 4]], 6, None, on_step=lambda c: starts.append(int(c.start[0])))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from small_runs import metrics, small, weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from analysis.site import design_space
 from dlm.conversion.module import Conversion
 from dlm.evaluation import suite
 from dlm.evaluation.summary import report
@@ -26,17 +27,8 @@ from dlm.trainer.loggers import loggers
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
-TRAINED = (
-    "attention",
-    "masking",
-    "noise_level",
-    "kernel",
-    "loss",
-    "auxiliary",
-    "rollout",
-    "block_schedule",
-)
-TRAINED += ("trainable", "optimizer", "trainer", "logger", "data", "recipe", "pretrain")
+TRAINED = (*(group for group in design_space.GROUPS if group != "decoding"), "optimizer", "trainer", "logger")
+TRAINED += ("data", "recipe", "pretrain")
 # What an option needs beside itself.
 NEEDS = {
     ("attention", "ar"): ["token_shift=true"],
@@ -54,10 +46,12 @@ def text_file(tmp_path):
 
 
 # The first option of every group; of those that make a loss, test_golden_losses.py takes every option's first step.
-EVERYDAY = [case for g in TRAINED for case in everyday([(g, o) for o in options(g)], g not in test_golden_losses.GROUPS)]
+NUMBER = {group: int(group not in test_golden_losses.GROUPS) for group in TRAINED}
 
 
-@pytest.mark.parametrize(("group", "option"), EVERYDAY)
+@pytest.mark.parametrize(
+    ("group", "option"), [case for g in TRAINED for case in everyday([(g, o) for o in options(g)], NUMBER[g])]
+)
 def test_every_option_of_every_group_trains(group, option, runs_dir, tmp_path):
     needs = NEEDS.get((group, option), [])
     if (group, option) == ("data", "text"):
