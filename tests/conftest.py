@@ -30,13 +30,13 @@ from pathlib import Path
 import pytest
 import study_sweeps
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from pairwise import covering
+from pairwise import enough
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from analysis.plan.compose import compose_config
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
 from dlm.data import prose
@@ -70,7 +70,7 @@ LIGHT_EVALUATION = (
     "evaluation.tasks_per_family=1",
     "evaluation.calibration_per_family=1",
     "evaluation.thresholds=[0.9,0.5]",
-    "evaluation.max_new_tokens=8",
+    "evaluation.max_new_tokens=4",
     "evaluation.likelihood_rows=4",
     "evaluation.length=64",
     "evaluation.cloze_items=2",
@@ -92,8 +92,8 @@ EVERYDAY = ("llama", "gemma3_text")
 
 def pytest_collection_modifyitems(items):
     """Mark as `grid` the cases that `make test` leaves to `make test-all`: those of architectures that are not everyday
-    ones, and those of a product over three parameters or more that add no pair of values. `make test-fast` takes the
-    first case of every test, and leaves the others, marked as `more`."""
+    ones, and those of a product of two parameters or more that are not in its part (`pairwise.enough`). `make
+    test-fast` takes the first case of every test, and leaves the others, marked as `more`."""
     products: dict[str, list] = {}
     for item in items:
         if hasattr(item, "callspec"):
@@ -105,10 +105,10 @@ def pytest_collection_modifyitems(items):
         for item in cases[1:]:
             item.add_marker("more")
         values = [{name: repr(value) for name, value in item.callspec.params.items()} for item in cases]
-        if len(values[0]) > 2:
-            enough = covering(values)
+        if len(values[0]) > 1:
+            chosen = enough(values)
             for i, item in enumerate(cases):
-                if i not in enough:
+                if i not in chosen:
                     item.add_marker("grid")
 
 
@@ -223,11 +223,16 @@ NEEDS = {
 }
 
 
+def option_yaml(group: str, name: str):
+    """An option as its YAML says, with what it needs, without the rest of a config."""
+    needs = OmegaConf.from_dotlist(NEEDS.get(f"{group}={name}", [])).get(group, {})
+    return OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), needs)
+
+
 def config(*overrides: str, name: str = "train"):
-    """A composed config, with what its options need."""
+    """A composed config, with what its options need. Hydra composes each choice of options once."""
     needs = [need for override in overrides for need in NEEDS.get(override, [])]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose(name, [*needs, *overrides])
+    return compose_config(name, (*needs, *overrides)).copy()
 
 
 def resolved(*overrides) -> dict:
@@ -275,8 +280,32 @@ def finished_run(whole_run, tmp_path) -> Run:
     return Run(shutil.copytree(whole_run.folder, tmp_path / "runs" / whole_run.id))
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory) -> Run:
+    """A small run that was trained, without evaluation. Not to be changed."""
+    from small_runs import small  # imports this module
+
+    from dlm.train import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_prose(patch)
+        patch.setenv("WANDB_MODE", "offline")
+        runs_dir = tmp_path_factory.mktemp("small")
+        return Run.load(train(small(runs_dir))["id"], runs_dir)
+
+
+@pytest.fixture
+def trained(small_run, runs_dir) -> Run:
+    """A copy of it, in `runs_dir`."""
+    return Run(shutil.copytree(small_run.folder, runs_dir / small_run.id))
+
+
 @pytest.fixture
 def short_prose(monkeypatch):
+    shorten_prose(monkeypatch)
+
+
+def shorten_prose(monkeypatch) -> None:
     """A few chapters, so that no test waits for the whole book to be tokenised."""
     chapters = {split: prose.chapters(split)[:5] for split in ("train", "val", "test")}
     monkeypatch.setattr(prose, "chapters", chapters.__getitem__)
@@ -299,17 +328,23 @@ def exit_code(main) -> int:
 
 
 @pytest.fixture
-def benchmark_command(tmp_path, monkeypatch, capsys):
+def call(monkeypatch, capsys):
+    """A command in this process: (exit code, stdout, stderr)."""
+
+    def run(main, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [main.__module__, "--config-path", str(CONF), *arguments])
+        return exit_code(main), *capsys.readouterr()
+
+    yield run
+    HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def benchmark_command(tmp_path, call):
     """`dlm.benchmark` in this process: (exit code, stdout, stderr)."""
 
     import workbenches  # imports this module
 
     from dlm import benchmark
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        shared = ["--config-path", str(CONF), f"runs_dir={tmp_path}", *workbenches.FAST]
-        monkeypatch.setattr(sys, "argv", ["benchmark", *shared, *arguments])
-        return exit_code(benchmark.main), *capsys.readouterr()
-
-    yield run
-    HydraConfig.instance().cfg = None
+    return lambda *arguments: call(benchmark.main, f"runs_dir={tmp_path}", *workbenches.FAST, *arguments)

@@ -30,6 +30,11 @@ def results():
     return whole_study().results
 
 
+@pytest.fixture(scope="module")
+def of_one_seed():
+    return whole_study((0,)).results
+
+
 def shown(results, name):
     return MODULES[name].exhibits(results, PAPER)
 
@@ -84,8 +89,8 @@ def test_an_artefact_whose_runs_were_not_measured_shows_nothing_of_its_own(name,
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_an_artefact_takes_one_seed(name):
-    assert all(not is_empty(e) for e in shown(whole_study((0,)).results, name))
+def test_an_artefact_takes_one_seed(name, of_one_seed):
+    assert all(not is_empty(e) for e in shown(of_one_seed, name))
 
 
 @pytest.mark.parametrize("name", sorted({n for n in MODULES if n != "figure7_masking"}))
@@ -101,8 +106,8 @@ def test_claims_without_runs_say_what_is_missing():
         assert claim.verdict == NO_RUNS and all(e.why.startswith("to run: ") for e in claim.effects), claim.id
 
 
-def test_claims_of_one_seed_are_undecided():
-    claims = evaluate_claims(whole_study((0,)).results, PAPER, MODULES)
+def test_claims_of_one_seed_are_undecided(of_one_seed):
+    claims = evaluate_claims(of_one_seed, PAPER, MODULES)
     assert {claim.verdict for claim in claims} == {UNDECIDED}
 
 

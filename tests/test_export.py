@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import EOS_ID, ROOT, config, everyday, logits_in_bfloat16, pattern_of
+from conftest import EOS_ID, config, everyday, logits_in_bfloat16, pattern_of
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
@@ -19,7 +19,7 @@ from dlm.decoding.engine.loop import Blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import AboveThreshold, Threshold
-from dlm.export import check_decode_mask, export
+from dlm.export import check_decode_mask, export, main
 from dlm.exported.modeling_block_diffusion import CommitRule
 from dlm.model.parent import Parent, load_parent, new_parent
 from dlm.runs.run import Run
@@ -129,10 +129,11 @@ def runs(parents, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stranger(runs, tmp_path_factory):
+def stranger(runs, tmp_path_factory, request):
     """What the exported folders generate in a fresh process: {case: [(tokens, nfe) of every prompt] per setting}."""
     root = tmp_path_factory.mktemp("exported")
-    folders = {str(export(run, root / name)): name for name, run in runs.items()}
+    cases = {item.callspec.params["case"] for item in request.session.items if "stranger" in item.fixturenames}
+    folders = {str(export(runs[name], root / name)): name for name in sorted(cases)}
     job = {"folders": list(folders), "prompts": PROMPTS, "settings": SETTINGS, "max_new_tokens": MAX_NEW_TOKENS}
     done = subprocess.run(
         [sys.executable, "-c", STRANGER],
@@ -361,18 +362,17 @@ def test_a_decoding_that_cannot_be_exported_is_refused(threshold, overrides, pro
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_exports_and_says_how_to_load(runs, tmp_path):
-    runs_dir = runs["llama"].folder.parent
-    words = [sys.executable, "-m", "dlm.export", f"runs_dir={runs_dir}", "run=llama", f"to={tmp_path}/out"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert f"AutoModelForCausalLM.from_pretrained('{tmp_path}/out', trust_remote_code=True)" in done.stdout
+def test_the_command_exports_and_says_how_to_load(runs, tmp_path, call):
+    command = (main, f"runs_dir={runs['llama'].folder.parent}", "run=llama", f"to={tmp_path}/out")
+    code, out, err = call(*command)
+    assert (code, err) == (0, "")
+    assert f"AutoModelForCausalLM.from_pretrained('{tmp_path}/out', trust_remote_code=True)" in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_block_diffusion.py",
         "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
-    again = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-    assert again.returncode == 1 and again.stderr.startswith("error: to ") and again.stderr.count("\n") == 1
+    code, _, err = call(*command)
+    assert code == 1 and err.startswith("error: to ") and err.count("\n") == 1
 
 
 def test_the_card_says_the_recipe_and_what_was_measured(runs, tmp_path):

@@ -205,9 +205,7 @@ def study(tmp_path_factory):
     return folder, point, run, run.record
 
 
-@settings(quick, max_examples=300)
-@given(seed=st.integers(0, 10**6), value=WRONG)
-def test_any_record_is_reported_or_listed_as_unreadable(seed, value, study):
+def is_reported_or_listed(seed, value, study) -> None:
     folder, point, run, record = study
     run.record_path.write_text(
         json.dumps(spoiled(record, seed, value))
@@ -216,6 +214,19 @@ def test_any_record_is_reported_or_listed_as_unreadable(seed, value, study):
     add_point(rows, SWEEP, point, folder, Earlier.none(), set())
     results = Results.of_rows(rows)
     assert len(results.points) == 1 and len(results.runs) == (results.points["state"][0] == "finished")
+
+
+@settings(quick, max_examples=60)
+@given(seed=st.integers(0, 10**6), value=WRONG)
+def test_any_record_is_reported_or_listed_as_unreadable(seed, value, study):
+    is_reported_or_listed(seed, value, study)
+
+
+@pytest.mark.slow
+@settings(quick, max_examples=300)
+@given(seed=st.integers(0, 10**6), value=WRONG)
+def test_any_of_many_records_is_reported_or_listed_as_unreadable(seed, value, study):
+    is_reported_or_listed(seed, value, study)
 
 
 @settings(quick, max_examples=60)

@@ -1,14 +1,13 @@
 """`python -m dlm.generate`: what is drawn is what was decoded, stops are cut, bad input is named."""
 
+import io
 import itertools
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import CONF, EOS_ID, ROOT, config, exit_code
-from hydra.core.hydra_config import HydraConfig
+from conftest import EOS_ID, config
 from hydra.errors import MissingConfigException
 
 from dlm.attention.block import Block
@@ -63,16 +62,15 @@ def runs_dir(tmp_path_factory, parent):
 
 
 @pytest.fixture
-def command(runs_dir, monkeypatch, capsys):
+def command(runs_dir, call):
     """The command in this process: (exit code, stdout, stderr)."""
+    return lambda *arguments: call(main, f"runs_dir={runs_dir}", *map(literal, arguments))
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        options = ["--config-path", str(CONF), f"runs_dir={runs_dir}"]
-        monkeypatch.setattr(sys, "argv", ["generate", *options, *map(literal, arguments)])
-        return exit_code(main), *capsys.readouterr()
 
-    yield run
-    HydraConfig.instance().cfg = None
+@pytest.fixture
+def piped(monkeypatch):
+    """Bytes on standard input."""
+    return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
 @pytest.mark.parametrize("token_shift", [False, True])
@@ -171,17 +169,12 @@ def test_lists_and_quoted_texts_stay_hydras():
         assert literal(argument) == argument
 
 
-def test_the_command_answers_with_the_newest_run_without_escape_codes_when_piped(runs_dir):
-    done = subprocess.run(
-        [sys.executable, "-m", "dlm.generate", f"runs_dir={runs_dir}", "prompt=-", "decoding=fixed"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        input="count A:ABA=\n",
-    )
-    assert done.returncode == 0, done.stderr
-    assert not any(c < " " and c != "\n" for c in done.stdout)
-    lines = done.stdout.splitlines()
+def test_the_command_answers_with_the_newest_run_without_escape_codes_when_piped(command, piped, runs_dir):
+    piped(b"count A:ABA=\n")
+    code, out, err = command("prompt=-", "decoding=fixed")
+    assert (code, err) == (0, "")
+    assert not any(c < " " and c != "\n" for c in out)
+    lines = out.splitlines()
     newest = next(r for r in map(Run, runs_dir.iterdir()) if r.record["ended"] == 300.0)
     assert lines[0].split() == ["run", newest.id] and lines[2].split(maxsplit=1) == ["prompt", "count A:ABA="]
     assert [line[:11] for line in lines if line[:1].strip()] == [
@@ -193,15 +186,11 @@ def test_the_command_answers_with_the_newest_run_without_escape_codes_when_piped
     assert sum("forwards (NFE): TPF " in line for line in lines) == 2
 
 
-def test_bytes_on_standard_input_that_are_no_text_are_refused(runs_dir):
-    done = subprocess.run(
-        [sys.executable, "-m", "dlm.generate", f"runs_dir={runs_dir}", "prompt=-"],
-        capture_output=True,
-        cwd=ROOT,
-        input=b"caf\xe9\n",
-    )
-    assert done.returncode == 1 and done.stdout == b""
-    assert done.stderr.startswith(b"error: standard input is no text in UTF-8 (") and done.stderr.count(b"\n") == 1
+def test_bytes_on_standard_input_that_are_no_text_are_refused(command, piped):
+    piped(b"caf\xe9\n")
+    code, out, err = command("prompt=-")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: standard input is no text in UTF-8 (") and err.count("\n") == 1
 
 
 def test_several_prompts_each_get_an_answer_under_changed_decoding(command, parent, runs_dir):

@@ -6,8 +6,8 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
-from conftest import CONF, NEEDS, config, options
-from omegaconf import OmegaConf
+from conftest import CONF, config, option_yaml, options
+from omegaconf import OmegaConf, open_dict
 
 from dlm.config import kinds, settings
 from dlm.config.build import make
@@ -88,7 +88,9 @@ def targets(node, path):
 def test_an_argument_is_refused_by_name_where_it_is_of_another_kind(group, option, monkeypatch):
     monkeypatch.setattr("dlm.config.build.instantiate", lambda *_, **__: None)
     command = {"bench": "benchmark", "measurement": "measure"}.get(group, "train")
-    cfg = config(*NEEDS.get(f"{group}={option}", []), f"{group}={option}", name=command)
+    cfg = config(*[f"{group}={option}"] * (command == "measure"), name=command)  # which does not go without
+    with open_dict(cfg):
+        cfg[group] = option_yaml(group, option)
     plain = {group: OmegaConf.to_container(cfg, resolve=True)[group]}
 
     def build(config):

@@ -25,7 +25,7 @@ from dlm.types import generator
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
 # In float64, and with layers whose sums are made in another order where there are pieces.
-OVERRIDES = (*SMALL, "model.dtype=float64", "trainer.accumulate=2", "tokens=2048", "masking=uniform")
+OVERRIDES = (*SMALL, "model.dtype=float64", "trainer.accumulate=2", "data.length=32", "masking=uniform")
 OVERRIDES += ("runtime.checkpoint_every=2",)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+from matplotlib.figure import Figure
 from study_tables import Study, correct, whole_study
 
 from analysis.artefacts import artefacts
@@ -23,6 +24,7 @@ from analysis.tables.results import COLUMNS, Results, decode_texts, encode_texts
 
 pytestmark = pytest.mark.trains
 
+COMMITTED = ROOT / "reports" / "ablation"
 VOID = {"meta", "br", "img", "link", "use", "path"}
 
 
@@ -44,12 +46,24 @@ class Balance(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A report with all runs, and its folder."""
+def saved(tmp_path_factory):
+    """The folder of the results of a study with all runs."""
     out = tmp_path_factory.mktemp("whole")
     whole_study().results.save(out / "results.json")
-    render_report(Results.load(out / "results.json"), out)
     return out
+
+
+@pytest.fixture(scope="module")
+def whole(saved):
+    """The report of it, and its folder."""
+    render_report(Results.load(saved / "results.json"), saved)
+    return saved
+
+
+@pytest.fixture(params=["committed", pytest.param("whole", marks=pytest.mark.slow)])
+def report(request):
+    """The folder of a report: the one that is there, and one that is rendered."""
+    return COMMITTED if request.param == "committed" else request.getfixturevalue("whole")
 
 
 def rendered(study, out):
@@ -92,18 +106,33 @@ def test_texts_that_come_again_are_written_once_and_read_as_they_were(column):
     assert isinstance(short, dict) == (column == ["a", None, "a", "a"])
 
 
+def unlike_the_committed(out):
+    """The files of the committed report that its results do not give, and those that they give besides."""
+    render_report(Results.load(COMMITTED / "results.json"), out)
+    made, there = ({p.relative_to(of) for p in of.rglob("*") if p.is_file()} for of in (out, COMMITTED))
+    there.remove(Path("results.json"))
+    return (made ^ there) | {p for p in made & there if (COMMITTED / p).read_bytes() != (out / p).read_bytes()}
+
+
+def test_the_committed_pages_and_figures_are_what_their_results_give(tmp_path, monkeypatch):
+    """Else: make ablation-report FROM=committed. Figures are drawn as SVG, which takes half the time of both forms."""
+    drawn = Figure.savefig
+
+    def only_svg(figure, path, format, **settings):
+        return path.touch() if format == "pdf" else drawn(figure, path, format=format, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", only_svg)
+    assert {p for p in unlike_the_committed(tmp_path) if p.suffix != ".pdf"} == set()
+    assert sum(p.stat().st_size for p in COMMITTED.rglob("*") if p.is_file()) < 5e6
+
+
+@pytest.mark.slow
 def test_the_committed_report_is_what_its_results_give(tmp_path):
-    """Else: make ablation-report FROM=committed."""
-    committed = ROOT / "reports" / "ablation"
-    render_report(Results.load(committed / "results.json"), tmp_path)
-    made = [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()]
-    assert [p for p in made if (committed / p).read_bytes() != (tmp_path / p).read_bytes()] == []
-    there = {p.relative_to(committed) for p in committed.rglob("*") if p.is_file()}
-    assert there == {*made, Path("results.json")} and sum((committed / p).stat().st_size for p in there) < 5e6
+    assert unlike_the_committed(tmp_path) == set()
 
 
-def test_the_page_is_whole_and_asks_the_network_for_nothing(whole):
-    page = (whole / "index.html").read_text()
+def test_the_page_is_whole_and_asks_the_network_for_nothing(report):
+    page = (report / "index.html").read_text()
     reader = Balance()
     reader.feed(page)
     assert reader.open == [] and {link.removeprefix("#") for link in reader.links} <= set(reader.ids)
@@ -112,16 +141,16 @@ def test_the_page_is_whole_and_asks_the_network_for_nothing(whole):
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page and "@media print" in page
 
 
-def test_ids_of_different_figures_do_not_meet(whole):
+def test_ids_of_different_figures_do_not_meet(report):
     reader = Balance()
-    reader.feed((whole / "index.html").read_text())
+    reader.feed((report / "index.html").read_text())
     clips = [name for name in reader.ids if re.fullmatch(r"p[0-9a-f]{10}", name)]
     assert len(clips) == len(set(clips)) > 20
 
 
-def test_every_artefact_and_claim_is_in_every_form_with_the_claims_first(whole):
+def test_every_artefact_and_claim_is_in_every_form_with_the_claims_first(report):
     for name in ("index.html", "index.md", "index.tex"):
-        text = (whole / name).read_text()
+        text = (report / name).read_text()
         first = text.index("What the paper claims")
         for module in artefacts().values():
             assert text.index(module.TITLE.split(":")[0]) > 0, (name, module.TITLE)
@@ -201,16 +230,16 @@ def test_what_a_model_wrote_is_escaped(tmp_path):
     assert "\\input{x}" not in tex and "\\\\input{x}" in text and "a|b" not in text
 
 
-def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(whole):
-    for table in re.findall(r"(?:^\|.*\n)+", (whole / "index.md").read_text(), re.MULTILINE):
+def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(report):
+    for table in re.findall(r"(?:^\|.*\n)+", (report / "index.md").read_text(), re.MULTILINE):
         counts = {len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().split("\n")}
         assert len(counts) == 1, table
 
 
-def test_the_figures_of_the_markdown_and_latex_are_there(whole):
-    shown = re.findall(r"!\[.*\]\((.*)\)", (whole / "index.md").read_text())
-    included = re.findall(r"\\includegraphics\[.*?\]\{(.*?)\}", (whole / "index.tex").read_text())
-    assert len(shown) == len(included) > 20 and all((whole / name).exists() for name in shown + included)
+def test_the_figures_of_the_markdown_and_latex_are_there(report):
+    shown = re.findall(r"!\[.*\]\((.*)\)", (report / "index.md").read_text())
+    included = re.findall(r"\\includegraphics\[.*?\]\{(.*?)\}", (report / "index.tex").read_text())
+    assert len(shown) == len(included) > 20 and all((report / name).exists() for name in shown + included)
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
@@ -223,8 +252,8 @@ def test_the_latex_compiles(whole):
             path.unlink()
 
 
-def test_the_latex_is_balanced_and_plain_ascii(whole):
-    text = (whole / "index.tex").read_text()
+def test_the_latex_is_balanced_and_plain_ascii(report):
+    text = (report / "index.tex").read_text()
     assert text.isascii()
     bare = re.sub(r"\\[{}\\]", "", text)
     assert bare.count("{") == bare.count("}")
@@ -292,12 +321,12 @@ def test_damaged_or_absent_results_are_named_with_the_remedy(tmp_path):
         Results.load(path)
 
 
-def test_show_prints_an_artefact_and_names_those_that_exist(whole, capsys):
-    assert main(["--committed", "--out", str(whole), "--show", "table7_lr", "--show", "claims"]) == 0
+def test_show_prints_an_artefact_and_names_those_that_exist(saved, capsys):
+    assert main(["--committed", "--out", str(saved), "--show", "table7_lr", "--show", "claims"]) == 0
     printed = capsys.readouterr().out
     assert "Table 7" in printed and "undecided" not in printed.split("claims")[0]
     with pytest.raises(SystemExit, match="2"):
-        main(["--committed", "--out", str(whole), "--show", "table99"])
+        main(["--committed", "--out", str(saved), "--show", "table99"])
     assert "choose claims or one of table1_attention" in capsys.readouterr().err
 
 

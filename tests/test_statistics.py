@@ -62,6 +62,13 @@ def test_with_one_seed_the_paired_interval_is_the_bootstrap_over_items():
     assert mean == pytest.approx(0.3) and (low, high) == pytest.approx((mean - half, mean + half), abs=0.005)
 
 
+def test_a_paired_interval_does_not_depend_on_those_before_it():
+    differences = np.random.default_rng(0).integers(-1, 2, (3, 60)).astype(float)
+    first = paired_interval(differences)
+    paired_interval(-differences)
+    assert paired_interval(differences) == first
+
+
 def test_pairing_by_item_counts_only_items_that_differ():
     """Two models that are right on the same half of the items differ by nothing, and it is known exactly."""
     same = correct(0.5)

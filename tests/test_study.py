@@ -7,14 +7,14 @@ import sys
 from functools import cache
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, exit_code
 from omegaconf import OmegaConf
 from study_sweeps import ONE, by_name, finish
 
 from analysis.plan.compose import compose_by_hydra, compose_config, resolve_config
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import FINISHED, load_sweep
-from analysis.study import Commands, Study, plan_points
+from analysis.study import Commands, Study, main, plan_points
 from dlm.runs.run import Run, run_id
 
 pytestmark = pytest.mark.trains
@@ -26,7 +26,8 @@ SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 PAPER_SCALE = ["scale=paper", "model=qwen2_5_1_5b", "trainer=gpu", "data=text", "data.path=corpus.jsonl"]
 
 
-@pytest.mark.parametrize("overrides", [[], PAPER_SCALE])  # the smoke study composes its own
+# The smoke study composes its own.
+@pytest.mark.parametrize("overrides", [PAPER_SCALE, pytest.param([], marks=pytest.mark.slow)])
 def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(overrides):
     parents = set()
     for path in SWEEPS:
@@ -304,11 +305,12 @@ def test_a_run_counts_as_finished_only_where_it_was_evaluated_as_the_others(tabl
 @pytest.mark.parametrize(
     "arguments", [["--dry-run"], ["no=sweep"], ["sweeps/nowhere.yaml"], [str(TABLE1), "--jobs", "0"]]
 )
-def test_a_study_without_a_sweep_says_what_to_give(arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.study", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
+def test_a_study_without_a_sweep_says_what_to_give(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", *arguments])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert exit_code(main) == 2
+    said = capsys.readouterr().err
+    assert "error:" in said and "Traceback" not in said
 
 
 def test_make_does_the_sweeps_that_it_is_given_and_else_all():

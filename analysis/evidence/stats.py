@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import t as student
 
 LEVEL = 0.95
@@ -81,13 +83,20 @@ def paired_interval(
     bootstrap over items alone.
     """
     seeds, items = differences.shape
-    rng = np.random.default_rng(seed)
-    means = rng.multinomial(items, np.full(items, 1 / items), size=resamples) @ differences.mean(0) / items
+    counts, rng = resampled(items, resamples, seed)
+    means = counts @ differences.mean(0) / items
     if seeds > 1:
         error = differences.mean(1).std(ddof=1) / math.sqrt(seeds)
-        means = means + error * rng.standard_t(seeds - 1, size=resamples)
+        means = means + error * deepcopy(rng).standard_t(seeds - 1, size=resamples)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(differences.mean()), float(low), float(high)
+
+
+@lru_cache(maxsize=4)  # a report has a hundred intervals over the same few numbers of items
+def resampled(items: int, resamples: int, seed: int) -> tuple[Int[np.ndarray, "resamples items"], np.random.Generator]:
+    """How often each resample has each item, and the generator as drawing them left it, which is not to be advanced."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(items, np.full(items, 1 / items), size=resamples), rng
 
 
 @dataclass(frozen=True)
