@@ -23,7 +23,7 @@ BENIGN = (
     ".*smaller than the logging interval.*",
     ".*does not have many workers.*",
     ".*You have overridden .* but have passed in a `LightningDataModule`.*",  # intended: the module has the batch hooks
-    ".*your dataloader is not resumable.*",  # it is: `RowOrder` starts at the count in the checkpoint
+    ".*your dataloader is not resumable.*",  # it is: `Remaining` starts at the count in the checkpoint
     ".*Checkpoint directory .* exists and is not empty.*",  # it is that of a resumed run
     ".*is_gradient_checkpointing.*",
     ".*`srun` command is available.*",  # an `srun` on the PATH does not mean that the user wants SLURM

@@ -22,17 +22,25 @@ from torch import Tensor
 
 
 class Movable:
-    """A dataclass whose tensors, also nested ones, `to` moves. Lightning needs no more of a batch."""
+    """A dataclass whose tensors, also nested ones, `to` moves and `pin_memory` pins. Lightning needs no more of a
+    batch."""
 
     def to(self, *args: Any, **kwargs: Any):
-        return replace(self, **{f.name: moved(getattr(self, f.name), *args, **kwargs) for f in fields(self)})
+        return moved(self, lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self):
+        return moved(self, Tensor.pin_memory)
 
 
-def moved(value: Any, *args: Any, **kwargs: Any) -> Any:
-    """`value.to(...)` for a tensor, a `Movable` or the values of a dict; anything else unchanged."""
+def moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor moved by `move`, or a `Movable` or dict with all tensors in it moved; anything else unchanged."""
+    if isinstance(value, Tensor):
+        return move(value)
     if isinstance(value, dict):
-        return {key: moved(v, *args, **kwargs) for key, v in value.items()}
-    return value.to(*args, **kwargs) if isinstance(value, Tensor | Movable) else value
+        return {key: moved(v, move) for key, v in value.items()}
+    if isinstance(value, Movable):
+        return replace(value, **{f.name: moved(getattr(value, f.name), move) for f in fields(value)})
+    return value
 
 
 @dataclass  # not frozen: Lightning assigns the fields of a loader's batch when it converts them to trainer.precision

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -47,13 +48,17 @@ OVERRIDES = (
 
 @dataclass(frozen=True)
 class AtCall:
-    """The `number` of the call of a method in which the signal comes, and which method: `module:Class.name`."""
+    """The `number` of the call of a method in which the signal comes, and which method: `module:Class.name`. With
+    `to_all`, the processes that this one has started get it as well, as those of a terminal do."""
 
     where: str
     number: int
     sent: int = signal.SIGKILL
+    to_all: bool = False
 
     def arm(self, runs_dir: Path) -> None:
+        if self.to_all:
+            os.setpgrp()
         module, _, path = self.where.partition(":")
         *owners, name = path.split(".")
         owner = importlib.import_module(module)
@@ -66,7 +71,8 @@ class AtCall:
             nonlocal calls
             calls += 1
             if calls == self.number:
-                os.kill(os.getpid(), self.sent)
+                whom = -os.getpgrp() if self.to_all else os.getpid()
+                subprocess.run(["kill", f"-{self.sent}", "--", str(whom)])  # a sender who is nobody's parent
             return method(*args, **kwargs)
 
         setattr(owner, name, counted)

@@ -15,7 +15,7 @@ from analysis.tables.collect import collect
 from analysis.tables.measurements import READERS, tables_of
 from analysis.tables.results import DLM, PARENT, unpack
 from dlm.config.build import build
-from dlm.conversion.module import TRAIN_STREAM
+from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.data import prose
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES
@@ -166,9 +166,9 @@ def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str,
     def steps():
         for i in range(batches):
             noise = generator(0, TRAIN_STREAM, 0, i)
-            denoiser = conversion.apply_schedules((i + 0.5) / batches, noise)
+            denoiser = conversion.preparation.scheduled((i + 0.5) / batches, noise)
             batch = collate([data.train_rows[2 * i], data.train_rows[2 * i + 1]])
-            [prepared] = conversion.prepare_training(denoiser, batch, noise)
+            [prepared] = conversion.preparation.prepare(denoiser, batch, noise)
             conversion.objective(conversion.denoiser, prepared)[0].loss.backward()
 
     done = executed(steps)

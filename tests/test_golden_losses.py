@@ -18,8 +18,8 @@ import torch
 from conftest import config, options
 
 from dlm.config.build import build
-from dlm.conversion.module import TRAIN_STREAM
 from dlm.conversion.pieces import loss_of
+from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.data.packing import collate
 from dlm.types import generator
 
@@ -54,7 +54,8 @@ def first_step(choice: str, runs_dir: Path) -> dict[str, float]:
     noise = generator(cfg.seed, TRAIN_STREAM, 0, 0)
     conversion.train()
     batch = collate([rows[i] for i in range(ROWS)])
-    pieces = conversion.prepare_training(conversion.apply_schedules(0.0, noise), batch, noise)
+    preparation = conversion.preparation
+    pieces = preparation.prepare(preparation.scheduled(0.0, noise), batch, noise)
     output, auxiliary = loss_of(conversion.objective, conversion.denoiser, pieces)
     output.loss.backward()
     gradients = [p.grad for p in experiment.parent.model.parameters() if p.grad is not None]

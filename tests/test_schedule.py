@@ -105,5 +105,5 @@ def test_the_rows_of_a_run_do_not_depend_on_the_block_size_of_the_step_that_draw
     experiment = build(config("tokens=2048", "data.batch_size=4", *sizes))
     rows = experiment.data.train_rows
     before = [rows[i].document for i in range(8)]
-    assert experiment.conversion.apply_schedules(0.0, generator(0)).pattern.block_size == 1
+    assert experiment.conversion.preparation.scheduled(0.0, generator(0)).pattern.block_size == 1
     assert all(torch.equal(rows[i].document, document) for i, document in enumerate(before))

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dlm.config.build import Experiment, build, num_processes, tokens_of_a_step
-from dlm.conversion.module import TRAIN_STREAM
+from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.conversion.prepare import corrupt, lay_out
 from dlm.data.packing import collate
 from dlm.evaluation.flops import Forwards, Shape, plain_forward, plain_step
@@ -60,7 +60,7 @@ def step_flops(config: str) -> float | None:
     data, total = experiment.data, 0.0
     for i in range(batches):
         noise = generator(cfg.seed, TRAIN_STREAM, 0, i)
-        denoiser = experiment.conversion.apply_schedules((i + 0.5) / batches, noise)
+        denoiser = experiment.conversion.preparation.scheduled((i + 0.5) / batches, noise)
         batch = collate([data.train_rows[i * data.batch_size + j] for j in range(data.batch_size)])
         total += batch_flops(experiment, denoiser, batch, noise)
     return total / batches * cfg.trainer.accumulate * num_processes(cfg)

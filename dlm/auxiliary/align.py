@@ -28,7 +28,7 @@ class Align(Auxiliary):
     def nbytes(self):
         return self.teacher.nbytes
 
-    def needs(self, denoiser, batch, noised, scored):
+    def needs(self, layout, batch, noised, scored):
         return None, self.teacher.lesson(batch, noised, scored)
 
     def forwards(self, denoiser, needs):

@@ -42,7 +42,7 @@ class AR(Auxiliary):
                 "row see the token, or has no clean rows: choose attention=block_token_causal or block_causal"
             )
 
-    def needs(self, denoiser, batch, noised, scored):
+    def needs(self, layout, batch, noised, scored):
         is_target = batch.maskable & (batch.position > 0)
         token = is_target.flatten().nonzero()[:, 0]
         length, width = batch.x0.shape[1], noised.xt.shape[1]

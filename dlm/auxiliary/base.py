@@ -11,6 +11,7 @@ from torch import Tensor
 from dlm.attention.base import AttentionPattern
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
+from dlm.model.layout import Layout
 from dlm.model.parent import Parent
 from dlm.types import Batch, ModelInputs, Movable, Noised, Scored
 
@@ -50,7 +51,7 @@ class Auxiliary:
         """Set the term up with the parent, before training starts."""
 
     def needs(
-        self, denoiser: Denoiser, batch: Batch, noised: Noised, scored: Scored
+        self, layout: Layout, batch: Batch, noised: Noised, scored: Scored
     ) -> tuple[Int[Tensor, " M"] | None, Movable | None]:
         """The extra rows of hidden states that the term reads (flat in [B S]; None: no rows), and its other inputs,
         which move to the device with the batch."""

@@ -33,7 +33,7 @@ class Consistency(Auxiliary):
                 f"{'complementary ' * masking.complementary}has none: set masking.views=2 masking.complementary=false"
             )
 
-    def needs(self, denoiser, batch, noised, scored):
+    def needs(self, layout, batch, noised, scored):
         # The weight of a token is n / k or 1 / t, so it is largest in the view that hides least of the unit.
         order = scored.weight.argsort(stable=True)
         rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))

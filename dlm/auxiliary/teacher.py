@@ -45,6 +45,10 @@ class Teacher:
             raise ValueError(f"the teacher of run {self.run!r} has another vocabulary than the student: choose another")
         self.denoiser = Denoiser(model, self.pattern, source.mask_id, self.token_shift, source.layer_types)
 
+    def __getstate__(self) -> dict:
+        """What another process gets: it prepares lessons and has no weights."""
+        return vars(self) | {"denoiser": self.denoiser and self.denoiser.without_model()}
+
     def lesson(self, batch: Batch, noised: Noised, scored: Scored) -> Lesson:
         """The teacher's inputs for the scored tokens, in their order (on the CPU)."""
         inputs, _ = self.denoiser.inputs(batch, noised)

@@ -36,6 +36,7 @@ class Evaluation:
 class Runtime:
     strategy: str
     threads: Whole | None
+    workers: int | str
     checkpoint_every: Count
     val_every: Count
     log_every: Count

@@ -1,7 +1,7 @@
 """The conversion as a LightningModule: masking → attention → denoiser → objective → metrics.
 
-Masks are drawn on the CPU before the batch moves to the device, so a step never waits for the host. Only a rollout,
-which runs the model itself, does.
+Masks are drawn on the CPU before the batch moves to the device, by this process or ahead of it by those that load data,
+so a step never waits for the host. Only a rollout, which runs the model itself, does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from dlm.block_schedule.base import BlockSchedule
 from dlm.conversion.objective import Objective
 from dlm.conversion.pieces import lay_out_pieces, loss_of
+from dlm.conversion.preparation import VAL_STREAM, Ahead, Parcel, Preparation
 from dlm.conversion.prepare import corrupt
 from dlm.conversion.schedule import Schedules
 from dlm.loss.nelbo import Nelbo
@@ -25,7 +26,6 @@ from dlm.optimizer.adamw import AdamWCosine
 from dlm.rollout.base import Rollout
 from dlm.types import Batch, Prepared, generator
 
-TRAIN_STREAM, VAL_STREAM = 1, 2
 BOUND = Objective(Nelbo())
 
 
@@ -62,37 +62,39 @@ class Conversion(lightning.LightningModule):
         self.reference: Path | None = None  # the file of the parent's weights, for callbacks that compare
 
     @property
-    def progress(self) -> float:
-        """The fraction of training that is done, in [0, 1)."""
-        return self.micro_batches / (self.trainer.max_steps * self.trainer.accumulate_grad_batches)
+    def num_micro_batches(self) -> int:
+        """How many micro-batches every process trains on."""
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> list[Prepared]:
-        """Corrupt a batch of B rows on the CPU and lay it out, in at most `pieces` pieces."""
+    @property
+    def preparation(self) -> Preparation:
+        """How a batch of training is prepared."""
+        schedules = self.schedules, self.block_schedule
+        return Preparation(
+            self.denoiser, self.masking, self.objective, self.seed, self.pieces, self.rollout, *schedules
+        )
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """The same for a process that loads data; None with a rollout, which runs the model."""
+        return None if self.rollout else Ahead(self.preparation, self.num_micro_batches, self.global_rank)
+
+    def on_before_batch_transfer(self, batch: Batch | Parcel, dataloader_idx: int) -> list[Prepared]:
+        """Corrupt a batch of B rows on the CPU and lay it out, in at most `pieces` pieces, unless that was done
+        ahead."""
         if not self.trainer.training:
             noise = generator(self.seed, VAL_STREAM, self.val_batches)
             self.val_batches += 1
             batch = self.denoiser.scorable(batch)
             noised = corrupt(self.denoiser, self.val_masking, batch, noise)
             return lay_out_pieces(self.denoiser, batch, noised, BOUND, self.pieces)
-        noise = generator(self.seed, TRAIN_STREAM, self.global_rank, self.micro_batches)
-        denoiser = self.apply_schedules(self.progress, noise)
+        number, of = self.micro_batches, self.num_micro_batches
         self.micro_batches += 1
-        return self.prepare_training(denoiser, batch, noise)
-
-    def apply_schedules(self, progress: float, noise: torch.Generator) -> Denoiser:
-        """Set the scheduled numbers to their values at `progress`, and return the denoiser at the block size of this
-        micro-batch."""
-        if self.schedules:
-            self.schedules(progress)
-        return self.denoiser.at(self.block_schedule(progress, noise)) if self.block_schedule else self.denoiser
-
-    def prepare_training(self, denoiser: Denoiser, batch: Batch, noise: torch.Generator) -> list[Prepared]:
-        """Corrupt a batch, replace it by the model's own rollout if there is one, and lay it out for the objective."""
-        batch = denoiser.scorable(batch)
-        noised = corrupt(denoiser, self.masking, batch, noise)
-        if self.rollout:
-            batch, noised = self.rollout(denoiser, batch, noised, noise)
-        return lay_out_pieces(denoiser, batch, noised, self.objective, self.pieces)
+        if not isinstance(batch, Parcel):
+            return self.preparation(batch, number, of, self.global_rank)
+        if self.schedules:  # those of the step itself
+            self.schedules(number / of)
+        return batch.pieces
 
     def transfer_batch_to_device(
         self, batch: list[Prepared], device: torch.device, dataloader_idx: int

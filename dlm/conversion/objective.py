@@ -9,6 +9,7 @@ from torch import Tensor
 from dlm.auxiliary.base import Auxiliary
 from dlm.loss.base import Loss
 from dlm.model.denoiser import Denoiser
+from dlm.model.layout import Layout
 from dlm.types import Batch, LossOutput, Movable, Noised, Prepared, Scored
 
 
@@ -26,14 +27,14 @@ class Objective:
         return sum(term.nbytes for term in self.auxiliary.values())
 
     def needs(
-        self, denoiser: Denoiser, batch: Batch, noised: Noised, scored: Scored
+        self, layout: Layout, batch: Batch, noised: Noised, scored: Scored
     ) -> tuple[list[Int[Tensor, " M"]], dict[str, Movable | None]]:
         """The inputs of the auxiliary losses for a batch (on the CPU): the additional input rows of the network whose
         hidden states they read, and, by name, anything else."""
         extra_rows: list[Int[Tensor, " M"]] = []
         needs: dict[str, Movable | None] = {}
         for name, term in self.auxiliary.items():
-            rows, needs[name] = term.needs(denoiser, batch, noised, scored)
+            rows, needs[name] = term.needs(layout, batch, noised, scored)
             if rows is not None:
                 extra_rows.append(rows)
         return extra_rows, needs

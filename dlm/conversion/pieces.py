@@ -17,19 +17,18 @@ from torch import Tensor
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import lay_out
 from dlm.model.denoiser import Denoiser
+from dlm.model.layout import Layout
 from dlm.types import Batch, LossOutput, Noised, Prepared
 
 Values = TypeVar("Values", Batch, Noised)
 
 
-def lay_out_pieces(
-    denoiser: Denoiser, batch: Batch, noised: Noised, objective: Objective, pieces: int
-) -> list[Prepared]:
+def lay_out_pieces(layout: Layout, batch: Batch, noised: Noised, objective: Objective, pieces: int) -> list[Prepared]:
     """Lay out a corrupted batch of B rows for the network, in at most `pieces` pieces of equally many rows (the last
     may have fewer)."""
     rows = rows_of_piece(len(batch.x0), pieces)
     slices = [slice(start, start + rows) for start in range(0, len(batch.x0), rows)]
-    return [lay_out(denoiser, slice_rows(batch, part), slice_rows(noised, part), objective) for part in slices]
+    return [lay_out(layout, slice_rows(batch, part), slice_rows(noised, part), objective) for part in slices]
 
 
 def rows_of_piece(rows: int, pieces: int) -> int:

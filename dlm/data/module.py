@@ -11,29 +11,16 @@ from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data import prose, tasks
+from dlm.data.loading import MicroBatches, Remaining, training_loader
 from dlm.data.packing import PackedRows, Source, TaskSource, Windows, collate
 from dlm.data.text import encode, refuse_mask
 from dlm.runs.digest import fingerprint
 
 VAL_SEED = 1_000_003
-
-
-class RowOrder(Sampler):
-    """Every `world_size`-th row from `rank`, in order. `num_done()` is called when iteration starts and returns how
-    many of them to skip, so that a resumed run continues from its checkpoint."""
-
-    def __init__(self, num_rows: int, rank: int, world_size: int, num_done: Callable[[], int]):
-        self.indices, self.num_done = range(rank, num_rows // world_size * world_size, world_size), num_done
-
-    def __iter__(self):
-        return iter(self.indices[self.num_done() :])
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 class PackedData(lightning.LightningDataModule):
@@ -53,6 +40,7 @@ class PackedData(lightning.LightningDataModule):
         if not mixture or any(w < 0 for w in mixture.values()) or sum(mixture.values()) <= 0:
             raise ValueError(f"data.mixture {dict(mixture)} must hold weights >= 0 of which one is > 0")
         self.length, self.batch_size, self.val_rows = length, batch_size, val_rows
+        self.workers = 0  # processes that load the training data
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
         self.excluded = set(mixture) - set(self.mixture)  # a source of weight 0 does not fill the ends of rows, either
 
@@ -99,23 +87,16 @@ class PackedData(lightning.LightningDataModule):
         return fingerprint(memoryview(array("q", ids)).cast("B") for ids in texts)
 
     def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        order = RowOrder(
-            len(self.train_rows),
-            trainer.global_rank,
-            trainer.world_size,
-            lambda: trainer.lightning_module.micro_batches * self.batch_size,
-        )
-        return self.loader(self.train_rows, sampler=order, drop_last=True)
+        """Micro-batches: in `workers` processes, which prepare them as well, or in this one, which does so later."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        prepare = module.ahead if self.workers else None
+        data = MicroBatches(self.train_rows, self.batch_size, trainer.global_rank, trainer.world_size, prepare)
+        order = Remaining(len(data), lambda: module.micro_batches)
+        pinned = prepare is not None and trainer.strategy.root_device.type == "cuda"
+        return training_loader(data, order, self.workers, pinned)
 
     def val_dataloader(self) -> DataLoader:
-        return self.loader(self.validation_rows)
-
-    def loader(self, rows: PackedRows, **kwargs: Any) -> DataLoader:
-        """A loader with a separate generator. A loader draws a seed for its workers at the start of each iteration,
-        which would otherwise change the random state of dropout."""
-        separate = torch.Generator()
-        return DataLoader(rows, batch_size=self.batch_size, collate_fn=collate, generator=separate, **kwargs)
+        return DataLoader(self.validation_rows, self.batch_size, collate_fn=collate, generator=torch.Generator())
 
 
 class Embedded(PackedData):

@@ -147,9 +147,11 @@ class TaskSource(Source):
 
     def __init__(self, split: str, tokenizer, families: list[str]):
         self.split, self.tokenizer, self.families = split, tokenizer, families
-        self.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
         self.bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
         self.eos_id = tokenizer.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def draw(self, rng: random.Random, room: int) -> Document | None:
         example = tasks.sample(rng.choice(self.families), self.split, rng)

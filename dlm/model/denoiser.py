@@ -1,18 +1,12 @@
-"""Parent + attention pattern → logits of the scored tokens. The only place that knows the token shift.
+"""The denoiser: a Hugging Face causal LM under an attention pattern → logits of the scored tokens. `dlm.model.layout`
+says which hidden state scores which token.
 
-Without the shift, the hidden state of position i scores token i. With it, position i-1 does. The first token of a block
-is then scored from the previous position of the clean stream if there is one (as in decoding, from the cache), else
-from the previous position of the same stream. Position 0 has nothing to its left: with the shift it is neither masked
-nor scored.
-
-    B rows        L tokens of a row        S columns that the network reads        N scored tokens        V vocabulary
+    B rows of a batch        S columns that the network reads        N scored tokens        V vocabulary
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,11 +19,12 @@ from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
 from dlm.model.last_layer import LastLayer
-from dlm.model.positions import require_positions
+from dlm.model.layout import Layout
+from dlm.model.positions import num_positions
 from dlm.model.readout import chunk_bytes, chunked, without_decoder
 from dlm.model.trim import SHAPES
 from dlm.trainable.gate import gate_of
-from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
+from dlm.types import LossOutput, ModelInputs, Rows, Scored
 
 # The versions of a compiled layer, beyond which torch would run it uncompiled: every width to which rows are trimmed,
 # in training and in validation, full and sliding, and for batches of two heights (the last piece, the last rows of
@@ -37,7 +32,7 @@ from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored
 VERSIONS = SHAPES * 2 * 2 * 2
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, Layout):
     """A Hugging Face causal LM under an attention pattern. It computes logits only for the scored tokens.
 
     `layer_types` maps the names of the masks that the model's forward takes to their sliding window (None: full
@@ -63,6 +58,11 @@ class Denoiser(nn.Module):
         self.row_bytes = 4 * model.get_output_embeddings().weight.shape[0]  # of logits in float32
         # Not as a submodule: it shares its modules with the model.
         object.__setattr__(self, "head", without_decoder(model))
+
+    @property
+    def positions(self) -> int | None:
+        """The longest row that the model can read, in tokens."""
+        return num_positions(self.model.config)
 
     @property
     def compiles(self) -> bool:
@@ -93,42 +93,9 @@ class Denoiser(nn.Module):
 
     def at(self, block_size: int) -> Denoiser:
         """A view of this denoiser with another block size. Both share the model."""
-        view = copy.copy(self)
-        view.pattern, view.last_masks = self.pattern.at(block_size), (None, None)
+        view = super().at(block_size)
+        view.last_masks = None, None
         return view
-
-    def scorable(self, batch: Batch) -> Batch:
-        """The batch, in which tokens that no hidden state scores are not maskable."""
-        if not self.token_shift:
-            return batch
-        return replace(batch, maskable=batch.maskable & (batch.position > 0))
-
-    def inputs(self, batch: Batch, noised: Noised) -> tuple[ModelInputs, Scored]:
-        """Lay out the streams, [noisy views ; clean] or the one that the pattern has, and find the hidden state that
-        scores each token of the loss. Raises `ValueError` for rows that are longer than the model's positions."""
-        require_positions(self.model, batch.x0.shape[1], f"a row of {batch.x0.shape[1]} tokens")
-        streams = [noised.xt] * self.pattern.noisy_stream + [batch.x0] * self.pattern.clean_stream
-        ids, length, width = torch.cat(streams, 1), batch.x0.shape[1], noised.xt.shape[1]
-        copies, views = ids.shape[1] // length, width // length
-        column = torch.arange(ids.shape[1]).expand_as(ids)
-        noisy_end = width if self.pattern.noisy_stream else 0
-        rows = Rows(
-            column >= noisy_end,
-            batch.document.repeat(1, copies),
-            batch.position.repeat(1, copies),
-            column // length if views > 1 else None,
-        )
-        index = noised.in_loss.flatten().nonzero()[:, 0]
-        row, column = index // width, index % width
-        token = row * length + column % length
-        if not self.pattern.noisy_stream:
-            column = column % length  # all views are the clean stream
-        if self.token_shift:
-            first_of_block = batch.position.flatten()[token] % self.pattern.block_size == 0
-            both = self.pattern.noisy_stream and self.pattern.clean_stream
-            column = torch.where(first_of_block & both, noisy_end + column % length, column) - 1
-        scored = Scored(batch.x0.flatten()[token], noised.weight.flatten()[index], token)
-        return ModelInputs(ids, rows.position, rows, row * ids.shape[1] + column, self.pattern), scored
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "N V"]:
         """The logits of the scored tokens, at least in float32. Those of the mask token are -inf: it is never

@@ -22,6 +22,10 @@ def num_positions(config: PreTrainedConfig) -> int | None:
 def require_positions(model: PreTrainedModel, length: int, what: str, remedy: str = "choose at most {limit}") -> None:
     """Raises `ValueError` if a row of `length` tokens exceeds the model's positions. `what` describes the row in the
     message; `remedy` may contain `{limit}`."""
-    limit = num_positions(model.config)
+    require_within(num_positions(model.config), length, what, remedy)
+
+
+def require_within(limit: int | None, length: int, what: str, remedy: str = "choose at most {limit}") -> None:
+    """The same with the model's number of positions for its `limit`."""
     if limit is not None and length > limit:
         raise ValueError(f"{what} exceeds the model's {limit} positions: {remedy.format(limit=limit)}")
