@@ -24,9 +24,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
+from dlm.model.head import without_decoder
 from dlm.model.last_layer import LastLayer
 from dlm.model.positions import require_positions
-from dlm.model.readout import chunk_bytes, chunked, without_decoder
+from dlm.model.readout import chunk_bytes, chunked
 from dlm.model.trim import SHAPES
 from dlm.trainable.gate import gate_of
 from dlm.types import Batch, LossOutput, ModelInputs, Noised, Rows, Scored

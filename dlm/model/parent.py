@@ -110,7 +110,7 @@ def load_parent(
         ) from error
     require_plain_weights(model, path, sorted(loading_info["missing_keys"]), gguf_file is not None)
     require_finite(model, path, dtype)
-    model = block_sparse.set_implementation(model, attn_implementation)
+    model = with_attention(model, attn_implementation)
     parent = as_parent(model, tokenizer, path, mask_token, check)
     restore_gated(model, parent.mask_id, Path(folder))
     return parent
@@ -135,8 +135,24 @@ def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
     except ValueError as error:
         if implementation == "eager" or "does not support an attention implementation" not in str(error):
             raise
-    print(f"model.attn_implementation={implementation} is not to be had for this architecture: eager", file=sys.stderr)
+    say_eager(implementation)
     return load("eager"), "eager"
+
+
+def with_attention(model: PreTrainedModel, implementation: str) -> PreTrainedModel:
+    """A loaded model with an attention implementation. Older versions of transformers load a model that soft-caps its
+    scores with SDPA, which then leaves out the cap without a word: it gets `eager`, with a note on stderr."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and block_sparse.loaded_as(implementation) == "sdpa":
+        say_eager(implementation)
+        model.set_attn_implementation("eager")
+        return model
+    return block_sparse.set_implementation(model, implementation)
+
+
+def say_eager(implementation: str) -> None:
+    """A note that the model gets another attention implementation than was asked for."""
+    print(f"model.attn_implementation={implementation} is not to be had for this architecture: eager", file=sys.stderr)
 
 
 def hint(error: Exception) -> str:
@@ -177,7 +193,7 @@ def new_parent(
 
     with torch.random.fork_rng(devices=[]), usable_device(device):
         model, attn_implementation = supported(make, attn_implementation)
-    model = block_sparse.set_implementation(model, attn_implementation)
+    model = with_attention(model, attn_implementation)
     return as_parent(model, loaded_tokenizer, f"random {model_type}", None, check)
 
 
