@@ -45,6 +45,8 @@ from dlm.model.parent import layer_types
 from dlm.runs.run import Run
 from dlm.types import Batch, Rows, generator
 
+collect_ignore = ["gpu"]  # a project of its own: tests/gpu/pytest.ini
+
 # A shell ignores Ctrl-C for what it starts in the background, and so would the runs that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
