@@ -7,6 +7,7 @@ import torch
 from conftest import EOS_ID, HEADS, denoiser, random_model
 
 from dlm.attention.block import Block
+from dlm.decoding.engine.graph import Replay
 from dlm.decoding.engine.request import Request
 from dlm.decoding.threshold import Threshold
 
@@ -27,8 +28,10 @@ def decode(scorer, request=REQUEST, temperature=0.0):
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_compiled_decoding_is_plain_decoding_on_the_device_and_on_the_cpu(device, heads):
+def test_compiled_decoding_is_plain_decoding_on_the_device_and_on_the_cpu(device, heads, monkeypatch):
     """With more rows of queries than flex-decoding takes: [pending 32; current 32] for each of 12 or 32 heads."""
+    recorded, record = [], Replay.record
+    monkeypatch.setattr(Replay, "record", lambda replay, canvas: recorded.append(1) or record(replay, canvas))
     scorer = scorer_of(heads)
     on_cpu = decode(scorer)
     assert all(nfe > 3 for _, nfe in on_cpu) and any(nfe < len(tokens) for tokens, nfe in on_cpu)
@@ -36,6 +39,7 @@ def test_compiled_decoding_is_plain_decoding_on_the_device_and_on_the_cpu(device
     assert decode(scorer) == on_cpu
     torch.compiler.reset()
     assert decode(scorer, replace(REQUEST, compile=True)) == on_cpu
+    assert bool(recorded) == (device == "cuda")
 
 
 def test_a_sampled_decode_is_that_of_its_seed(device):
