@@ -1,20 +1,21 @@
 # `make` lists the targets. Each makes its environment (.venv) first, from constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test-fast test test-all lint format sweep study parent parents ablation-report design-space docs generated smoke
+.PHONY: help install train test-fast test test-all test-lowest lint format sweep study parent parents ablation-report design-space docs generated smoke
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(BIN)/.installed: pyproject.toml constraints.txt
+$(BIN)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test]'
 	@touch $@
 
 install: $(BIN)/.installed ## make the environment
@@ -24,13 +25,16 @@ train: $(BIN)/.installed ## convert the embedded parent and evaluate it: the mai
 
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 test-fast: $(BIN)/.installed ## a case of every test that trains nothing: about a minute
-	$(PYTEST) -m "not trains and not more and not grid and not slow and not gpu"
+	$(PYTEST) -m "not trains and not more and not grid and not slow"
 
 test: $(BIN)/.installed ## the tests, without the slow ones and the large grids
-	$(PYTEST) -m "not grid and not slow and not gpu"
+	$(PYTEST) -m "not grid and not slow"
 
 test-all: $(BIN)/.installed ## every test that this machine can run
-	$(PYTEST) -m "not gpu"
+	$(PYTEST)
+
+test-lowest: ## make test-fast with the lowest versions that pyproject.toml admits, in an environment of its own
+	$(MAKE) test-fast VENV=build/lowest-env CONSTRAINTS=constraints-lowest.txt
 
 lint: $(BIN)/.installed ## check style and formatting
 	$(BIN)/ruff check .
@@ -102,9 +106,13 @@ PEAKS ?= peak_tflops=790 peak_bandwidth_gbs=4300
 GPU = $(BENCH_PYTHON) -m dlm.benchmark device=cuda dtype=bfloat16 compile=true $(PEAKS)
 TRAIN = $(GPU) bench=train bench.length=4096 bench.batch_size=1 bench.block_size=32
 DECODE = $(GPU) bench=decode bench.prompt_length=512 bench.new_tokens=128 bench.shorter=32 bench.block_sizes=[32]
+BENCH_NEEDS = torch transformers lightning peft hydra omegaconf antlr4 jaxtyping psutil rich pytest
 bench-gpu: ## the GPU tests, and a training step at the shape of Qwen2.5-1.5B on one GPU
-	$(BENCH_PYTHON) -m pytest -m gpu
-	$(TRAIN) model=random_1_5b $(ARGS)
+	@$(BENCH_PYTHON) -c "import sys; from importlib.util import find_spec; \
+	missing = [name for name in sys.argv[1:] if not find_spec(name)]; \
+	sys.exit('$(BENCH_PYTHON) lacks ' + ', '.join(missing) if missing else 0)" $(BENCH_NEEDS)
+	$(BENCH_PYTHON) -m pytest tests/gpu -p no:cacheprovider -k cuda; tests=$$?; \
+	$(TRAIN) model=random_1_5b $(ARGS) && exit $$tests
 
 bench-gpu-8b: ## a training step at the shape of Qwen3-8B
 	$(TRAIN) model=random_8b gate_dtype=bfloat16 repeats=3 $(ARGS)

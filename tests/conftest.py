@@ -37,6 +37,7 @@ from pairwise import enough
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from analysis.plan.compose import compose_config
+from analysis.plan.sweep import load_sweep
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
 from dlm.data import prose
@@ -44,6 +45,8 @@ from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
 from dlm.runs.run import Run
 from dlm.types import Batch, Rows, generator
+
+collect_ignore = ["gpu"]  # a project of its own: tests/gpu/pytest.ini
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would the runs that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -242,8 +245,6 @@ def resolved(*overrides) -> dict:
 @pytest.fixture(scope="session")
 def table1():
     """The first seed of the paper's Table 1."""
-    from analysis.plan.sweep import load_sweep  # needs more than the GPU tests, which the machine's own packages run
-
     return load_sweep(ROOT / "sweeps" / "table1_attention.yaml", ["seed=0"])
 
 

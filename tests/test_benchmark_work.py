@@ -22,7 +22,10 @@ def test_the_closed_form_is_what_the_counter_counts(architecture):
     counts = {name: task.counts(bench, case, name, task.arm(bench, name, loss)) for name, loss in losses.items()}
 
     def total(name):
-        return sum(counts[name]["flop_executed"].values())
+        """Without the rotary angles, which older versions of transformers make by a product of matrices."""
+        positions = 24 if name == train.AR else counts[name]["rows_network"]  # AR has the same in both rows
+        angles = flops.executed(lambda: model.model.rotary_emb(torch.zeros(1), torch.arange(positions)[None]))["linear"]
+        return sum(counts[name]["flop_executed"].values()) - angles
 
     assert total(train.NAIVE) == flops.plain_step(shape, rows, rows * length, rows)
     assert total(train.AR) == flops.plain_step(shape, 48, 2 * 24 * 25 // 2, 48) == counts[train.AR]["flop_useful"]

@@ -315,19 +315,3 @@ def test_flex_attention_is_dense_sdpa_and_compiles_once_for_all_layouts_of_a_sha
     once, in_all = map(int, done.stdout.split())
     assert once == 1
     assert in_all <= 3  # other shapes: dynamic from then on
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", options("attention"))
-def test_on_cuda_a_model_has_the_logits_and_all_gradients_of_dense_sdpa(name):
-    found = []
-    for implementation in ("sdpa", block_sparse.NAME):
-        model = tiny("gemma3_text", torch.float32).cuda()
-        model.set_attn_implementation(implementation)
-        scorer = denoiser(model, name, 4, True)
-        prepared = prepare(scorer, Uniform(), layouts()["ragged"], generator(1)).to("cuda")
-        Nelbo()(scorer(prepared.inputs), prepared.scored, 100).loss.backward()
-        found.append({n: p.grad for n, p in scorer.named_parameters() if p.grad is not None})
-    for parameter, grad in found[0].items():
-        torch.testing.assert_close(found[1][parameter], grad, rtol=1e-3, atol=1e-4)

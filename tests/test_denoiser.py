@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from dlm.config.build import make
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out, prepare
+from dlm.conversion.selfcheck import is_ar_limit
 from dlm.loss.base import PER
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.trainer.selfcheck import is_ar_limit
 from dlm.types import Batch, Noised, Scored, generator
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -434,6 +434,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
         },
         {"logits_processor": [], "stopping_criteria": None, "streamer": None, "output_scores": False, "min_length": 0},
         {"token_type_ids": torch.zeros(1, 5), "synced_gpus": False},
+        {"assistant_lookbehind": 10, "target_lookbehind": 10},
         {"generation_config": GenerationConfig(max_new_tokens=12)},
         {"generation_config": GenerationConfig(max_length=17, do_sample=False)},
         {"max_length": 17},

@@ -17,9 +17,10 @@ from dlm.config.build import build
 from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model.checkpointing import checkpoint_activations
 from dlm.trainer import memory
 from dlm.trainer.fit import fit_into_memory
-from dlm.trainer.memory import Step, checkpoint_activations, estimate, plan, traced
+from dlm.trainer.memory import Step, estimate, plan, traced
 from dlm.types import Noised, generator
 
 # Which experts a token goes to is not known beforehand, but how many there are for each is.

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import CONF, ROOT, config
 from hydra.utils import get_object
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from dlm.__main__ import commands
 from dlm.config import folders
@@ -97,6 +99,15 @@ def test_sweeps_of_the_package_are_found_from_anywhere_and_those_of_the_working_
     (tmp_path / "table7_lr.yaml").touch()
     assert folders.sweep_files("table7_lr.yaml") == [Path("table7_lr.yaml")]
     assert folders.sweep_files("nowhere.yaml") == [Path("nowhere.yaml")]  # whoever reads it says so
+
+
+def test_the_constraints_of_the_lower_end_are_the_bounds_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = map(Requirement, project["dependencies"] + project["optional-dependencies"]["test"])
+    bounds = {r.name: Version(s.version) for r in named for s in r.specifier if s.operator == ">="}
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pinned = (line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: Version(version) for name, version in pinned} == bounds
 
 
 def test_every_command_is_listed_with_what_it_does():

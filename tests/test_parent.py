@@ -11,6 +11,7 @@ from conftest import EOS_ID, MASK_ID, config, denoiser, random_batch, tiny
 from convertible import CONVERTIBLE, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
 from dlm.attention.block import Block
 from dlm.config.build import converted_denoiser, make
@@ -20,12 +21,12 @@ from dlm.decoding.fixed import Fixed
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import (
-    add_mask_token,
     as_parent,
     layer_types,
     load_parent,
 )
 from dlm.model.probe import check_convertible
+from dlm.model.vocabulary import add_mask_token
 from dlm.model.weights import require_plain_weights
 from dlm.runs.run import Run
 from dlm.train import train
@@ -76,12 +77,15 @@ def saved(folder, tokenizer, name, **values):
     return str(folder)
 
 
+@pytest.mark.parametrize("supports_sdpa", [False, True], ids=["", "older transformers"])
 @pytest.mark.parametrize("asked", ["block_sparse", "sdpa"])
 @torch.no_grad()
 def test_a_parent_without_a_fused_attention_is_loaded_with_eager_and_its_masks_are_exact(
-    asked, tokenizer, tmp_path, capsys
+    asked, supports_sdpa, tokenizer, tmp_path, capsys, monkeypatch
 ):
-    """Gemma 2 caps its scores, which no kernel behind SDPA does. No logit hears of a masked token or a later block."""
+    """Gemma 2 caps its scores, which no kernel behind SDPA does; older versions of transformers say that it does. No
+    logit hears of a masked token or a later block."""
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", supports_sdpa)
     parent = load_parent(saved(tmp_path, tokenizer, "gemma2", **CONVERTIBLE["gemma2"]), attn_implementation=asked)
     assert f"model.attn_implementation={asked} is not to be had for this architecture: eager" in capsys.readouterr().err
     assert parent.model.config._attn_implementation == "eager" and len(parent.layer_types) == 2

@@ -17,9 +17,9 @@ from dlm.conversion.prepare import corrupt
 from dlm.loss.base import PER
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model.checkpointing import checkpoint_activations
 from dlm.runs.run import Run
 from dlm.train import train
-from dlm.trainer.memory import checkpoint_activations
 from dlm.types import generator
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
@@ -31,8 +31,9 @@ OVERRIDES += ("runtime.checkpoint_every=2",)
 
 @pytest.fixture
 def in_float64(monkeypatch):
-    """Gemma's norms, and parts of Qwen's, go through float32 otherwise."""
+    """Gemma's norms, rotary angles, and parts of Qwen's, go through float32 otherwise."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(torch, "float", torch.float64)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -8,11 +8,11 @@ from small_runs import SMALL
 
 from dlm.attention.block import Block
 from dlm.conversion.module import Conversion
+from dlm.conversion.selfcheck import Probe, check, check_leak, check_parity, is_ar_limit, probed_blocks
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, layer_types
 from dlm.runs.run import Run
 from dlm.train import train
-from dlm.trainer.selfcheck import Probe, check, check_leak, check_parity, is_ar_limit, probed_blocks
 
 pytestmark = pytest.mark.usefixtures("short_prose")
 
@@ -94,7 +94,7 @@ def test_a_parent_that_does_not_obey_its_mask_is_blamed_instead_of_the_pattern(l
 def test_a_decoder_that_scores_otherwise_than_training_is_refused(llama, monkeypatch):
     scorer = denoiser(llama, "block", 4, False)
     probe = Probe.of(scorer, random_batch(1, 16).x0[0], 1, partly=True)
-    monkeypatch.setattr("dlm.trainer.selfcheck.forward", lambda d, canvas: torch.randn(2, 61))
+    monkeypatch.setattr("dlm.conversion.selfcheck.forward", lambda d, canvas: torch.randn(2, 61))
     with pytest.raises(ValueError, match="decoding scores position 6 and .* otherwise than training, by"):
         check_parity(scorer, probe, half=False)
 

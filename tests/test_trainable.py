@@ -21,6 +21,7 @@ from dlm.decoding.fixed import Fixed
 from dlm.export import export
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model.checkpointing import checkpoint_activations
 from dlm.model.parent import load_parent
 from dlm.runs.digest import weights_fingerprint
 from dlm.runs.run import Run, run_id
@@ -30,7 +31,7 @@ from dlm.trainable.full import Full
 from dlm.trainable.gate import gate_of, restore_gated, save_model
 from dlm.trainable.gated_lora import GatedLora
 from dlm.trainable.lora import Lora
-from dlm.trainer.memory import Step, checkpoint_activations, traced
+from dlm.trainer.memory import Step, traced
 from dlm.types import Noised, generator
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]

@@ -18,6 +18,7 @@ from dlm.attention.block_causal import BlockCausal
 from dlm.attention.masks import attention_masks, dense_mask
 from dlm.bench.contact import Contact, Result, error_of
 from dlm.conversion.prepare import prepare
+from dlm.conversion.selfcheck import check
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
@@ -25,7 +26,6 @@ from dlm.evaluation.timing import Arm, clock_of, interleaved
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.trainer.selfcheck import check
 from dlm.types import Batch, Prepared, Rows, generator
 
 HEADS = {"12:2": (12, 2), "32:8": (32, 8)}  # of queries and keys: those of Qwen2.5-1.5B, and of Qwen3-4B and -8B

@@ -19,7 +19,7 @@ from dlm.config.build import ar_denoiser
 from dlm.decoding.engine.request import Request
 from dlm.evaluation.timing import interleaved, ratio, spread
 from dlm.loss.nelbo import Nelbo
-from dlm.trainer.memory import checkpoint_activations
+from dlm.model.checkpointing import checkpoint_activations
 
 GB = 1e9
 ALLOWED = 0.05  # of the loss and gradients in bfloat16

@@ -28,6 +28,7 @@ IGNORED = {"use_cache", "cache_implementation", "cache_config", "max_cache_len",
 IGNORED |= {"bos_token_id", "decoder_start_token_id", "token_type_ids", "early_stopping", "length_penalty"}
 IGNORED |= {"renormalize_logits", "remove_invalid_values", "low_memory", "synced_gpus", "is_assistant"}
 IGNORED |= {"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"}
+IGNORED |= {"assistant_lookbehind", "target_lookbehind"}
 IGNORED |= {"transformers_version", "_from_model_config", "trust_remote_code"}
 # Options without effect at the value 1.
 NEUTRAL_AT_1 = {"num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty", "guidance_scale"}

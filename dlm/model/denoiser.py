@@ -18,10 +18,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dlm.attention.base import AttentionPattern
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
+from dlm.model.head import without_decoder
 from dlm.model.last_layer import LastLayer
 from dlm.model.layout import Layout
 from dlm.model.positions import num_positions
-from dlm.model.readout import chunk_bytes, chunked, without_decoder
+from dlm.model.readout import chunk_bytes, chunked
 from dlm.model.trim import SHAPES
 from dlm.trainable.gate import gate_of
 from dlm.types import LossOutput, ModelInputs, Rows, Scored

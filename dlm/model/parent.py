@@ -20,7 +20,7 @@ from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.device import usable_device
 from dlm.model.probe import check_convertible
-from dlm.model.vocabulary import add_rows, fit_vocabulary
+from dlm.model.vocabulary import add_mask_token, fit_vocabulary
 from dlm.model.weights import require_finite, require_plain_weights
 from dlm.runs.digest import fingerprint
 from dlm.runs.run import Run
@@ -28,7 +28,6 @@ from dlm.trainable.adapters import adapter_weights, base_weights
 from dlm.trainable.gate import restore_gated
 
 T = TypeVar("T")
-NEW_MASK_TOKEN = "<|mask|>"
 PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 IMPLEMENTATIONS = (block_sparse.NAME, "sdpa", "eager", "flex_attention")  # all that take an arbitrary mask
@@ -110,7 +109,7 @@ def load_parent(
         ) from error
     require_plain_weights(model, path, sorted(loading_info["missing_keys"]), gguf_file is not None)
     require_finite(model, path, dtype)
-    model = block_sparse.set_implementation(model, attn_implementation)
+    model = with_attention(model, attn_implementation)
     parent = as_parent(model, tokenizer, path, mask_token, check)
     restore_gated(model, parent.mask_id, Path(folder))
     return parent
@@ -135,8 +134,24 @@ def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
     except ValueError as error:
         if implementation == "eager" or "does not support an attention implementation" not in str(error):
             raise
-    print(f"model.attn_implementation={implementation} is not to be had for this architecture: eager", file=sys.stderr)
+    say_eager(implementation)
     return load("eager"), "eager"
+
+
+def with_attention(model: PreTrainedModel, implementation: str) -> PreTrainedModel:
+    """A loaded model with an attention implementation. Older versions of transformers load a model that soft-caps its
+    scores with SDPA, which then leaves out the cap without a word: it gets `eager`, with a note on stderr."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and block_sparse.loaded_as(implementation) == "sdpa":
+        say_eager(implementation)
+        model.set_attn_implementation("eager")
+        return model
+    return block_sparse.set_implementation(model, implementation)
+
+
+def say_eager(implementation: str) -> None:
+    """A note that the model gets another attention implementation than was asked for."""
+    print(f"model.attn_implementation={implementation} is not to be had for this architecture: eager", file=sys.stderr)
 
 
 def hint(error: Exception) -> str:
@@ -177,7 +192,7 @@ def new_parent(
 
     with torch.random.fork_rng(devices=[]), usable_device(device):
         model, attn_implementation = supported(make, attn_implementation)
-    model = block_sparse.set_implementation(model, attn_implementation)
+    model = with_attention(model, attn_implementation)
     return as_parent(model, loaded_tokenizer, f"random {model_type}", None, check)
 
 
@@ -242,40 +257,6 @@ def resolve(path: str) -> str:
     if not folder.is_dir():
         raise ValueError(f"model.path {str(folder)!r} does not exist: give a hub id or an existing folder")
     return str(folder)
-
-
-def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token: str | None) -> int:
-    """The id of the mask token, which is added if the tokenizer has none.
-
-    The embedding of a new token is initialised with the mean of the others, and no other row changes. Its output row
-    does not matter, since the denoiser never predicts it. Raises `ValueError` for a `mask_token` that cannot serve as
-    the mask.
-    """
-    if mask_token is not None:
-        if mask_token not in tokenizer.get_vocab():
-            raise ValueError(
-                f"model.mask_token {mask_token!r} is not in the vocabulary of {len(tokenizer)} tokens: name one that "
-                "is, or leave it empty to add a new one"
-            )
-        if mask_token in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
-            raise ValueError(
-                f"model.mask_token {mask_token!r} has another meaning (eos, bos or unk), and the mask is never "
-                "predicted: name an unused token, or leave it empty to add a new one"
-            )
-        tokenizer.mask_token = mask_token
-    embedding = model.get_input_embeddings()
-    num_rows = embedding.weight.shape[0]
-    if tokenizer.mask_token_id is not None:
-        if tokenizer.mask_token_id >= num_rows:
-            raise ValueError(
-                f"the mask token {tokenizer.mask_token!r} has id {tokenizer.mask_token_id}, outside the model's "
-                f"embedding of {num_rows} rows: name another with model.mask_token"
-            )
-        return tokenizer.mask_token_id
-    tokenizer.add_special_tokens({"mask_token": NEW_MASK_TOKEN})
-    mask_id = tokenizer.mask_token_id
-    add_rows(model, min(num_rows, mask_id), mask_id)  # any rows between the old end and the mask are new too
-    return mask_id
 
 
 def layer_types(model: PreTrainedModel) -> dict[str, int | None]:

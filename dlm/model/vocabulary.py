@@ -7,6 +7,8 @@ import sys
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+NEW_MASK_TOKEN = "<|mask|>"
+
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Add rows to the embedding and the head for tokens that were added to the tokenizer, each the mean of the others,
@@ -39,3 +41,37 @@ def add_rows(model: PreTrainedModel, first: int, last: int) -> None:
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight[first : last + 1] = layer.weight[:first].mean(0, dtype=torch.float32)
+
+
+def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token: str | None) -> int:
+    """The id of the mask token, which is added if the tokenizer has none.
+
+    The embedding of a new token is initialised with the mean of the others, and no other row changes. Its output row
+    does not matter, since the denoiser never predicts it. Raises `ValueError` for a `mask_token` that cannot serve as
+    the mask.
+    """
+    if mask_token is not None:
+        if mask_token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"model.mask_token {mask_token!r} is not in the vocabulary of {len(tokenizer)} tokens: name one that "
+                "is, or leave it empty to add a new one"
+            )
+        if mask_token in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
+            raise ValueError(
+                f"model.mask_token {mask_token!r} has another meaning (eos, bos or unk), and the mask is never "
+                "predicted: name an unused token, or leave it empty to add a new one"
+            )
+        tokenizer.mask_token = mask_token
+    embedding = model.get_input_embeddings()
+    num_rows = embedding.weight.shape[0]
+    if tokenizer.mask_token_id is not None:
+        if tokenizer.mask_token_id >= num_rows:
+            raise ValueError(
+                f"the mask token {tokenizer.mask_token!r} has id {tokenizer.mask_token_id}, outside the model's "
+                f"embedding of {num_rows} rows: name another with model.mask_token"
+            )
+        return tokenizer.mask_token_id
+    tokenizer.add_special_tokens({"mask_token": NEW_MASK_TOKEN})
+    mask_id = tokenizer.mask_token_id
+    add_rows(model, min(num_rows, mask_id), mask_id)  # any rows between the old end and the mask are new too
+    return mask_id

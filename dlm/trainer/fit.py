@@ -17,6 +17,7 @@ from dlm.config.inputs import require_fingerprint
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import is_requested, require_decodable
+from dlm.model.checkpointing import checkpoint_activations
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
@@ -178,13 +179,13 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     except memory.Unknown as error:  # an estimate must not stop a run that would work
         print(f"what a step needs is not known ({error}): it is tried")
         if runtime.activation_checkpointing:
-            memory.checkpoint_activations(denoiser.model)
+            checkpoint_activations(denoiser.model)
         return
     how = ", layers computed again in the backward" if plan.checkpointing else ""
     beside = f" beside {teachers / memory.GB:.2f} GB of teachers" if teachers else ""
     print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
     if plan.checkpointing:
-        memory.checkpoint_activations(denoiser.model)
+        checkpoint_activations(denoiser.model)
 
 
 def require_whole_model(strategy: str) -> None:

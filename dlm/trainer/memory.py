@@ -27,7 +27,6 @@ from dlm.conversion.pieces import rows_of_piece
 from dlm.errors import one_line
 from dlm.model.denoiser import Denoiser
 from dlm.model.readout import chunk_bytes
-from dlm.trainable.gate import gate_of
 from dlm.types import Batch, Noised, Rows
 
 GB = 1e9
@@ -261,14 +260,6 @@ def traced_attention(
 ) -> tuple[Float[Tensor, "B Q H E"], None]:
     """An attention function, in the interface of transformers, that only allocates what a kernel allocates."""
     return SavesLikeKernel.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
-
-
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Turn on activation checkpointing: only the inputs of layers are saved, and the backward recomputes the rest."""
-    # Older releases of transformers have the second name only.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    gate = gate_of(model)
-    enable({"use_reentrant": False} | ({} if gate is None else {"context_fn": gate.contexts}))
 
 
 def available(device: torch.device) -> int:
