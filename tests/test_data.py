@@ -232,10 +232,12 @@ def test_text_files_are_read_split_and_tokenised(tmp_path, tokenizer, suffix):
         ("one.txt", "one\nline after the other", "blank lines part the documents of a .txt file"),
         ("picture.png", "x", "is not text: '.png' is not one of"),
         ("broken.jsonl", '{"text": ', "could not be read as text"),
+        ("absent.jsonl", None, "absent.jsonl' does not exist: name a file that does, or a hub id"),
     ],
 )
 def test_an_empty_or_non_text_dataset_is_refused(tmp_path, tokenizer, name, content, message):
-    (tmp_path / name).write_text(content)
+    if content is not None:
+        (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         prepared(tokenizer, "data=text", f"data.path={tmp_path / name}")
 

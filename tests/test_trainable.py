@@ -31,6 +31,7 @@ from dlm.trainable.full import Full
 from dlm.trainable.gate import gate_of, restore_gated, save_model
 from dlm.trainable.gated_lora import GatedLora
 from dlm.trainable.lora import Lora
+from dlm.trainer.fit import note_half_weights
 from dlm.trainer.memory import Step, traced
 from dlm.types import Noised, generator
 
@@ -207,6 +208,17 @@ def test_decoding_with_gated_adapters_is_not_compiled_and_says_so_before_any_for
     with pytest.raises(ValueError, match="compile=true does not see which tokens gated adapters act at"):
         Fixed(1).generate(scorer, Request([[5, 6]], 4, compile=True, on_step=steps.append))
     assert steps == []
+
+
+def test_a_run_says_that_trained_weights_of_16_bits_lose_small_updates(capsys):
+    """At the learning rates of large models most of them are small."""
+    assert (torch.tensor([2 - 2 / 513, 2 - 2 / 511]).bfloat16() == 2.0).tolist() == [True, False]
+    note_half_weights(denoiser(tiny("llama", torch.bfloat16), "block", 4, False))
+    assert "the trained weights are bfloat16: an update of less than 1/512" in capsys.readouterr().err
+    note_half_weights(denoiser(tiny("llama", torch.float32), "block", 4, False))
+    frozen = denoiser(tiny("llama", torch.bfloat16).requires_grad_(False), "block", 4, False)
+    note_half_weights(frozen)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_gated_update_is_that_of_plain_lora_where_all_tokens_are_masks():

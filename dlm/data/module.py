@@ -163,6 +163,8 @@ class Text(PackedData):
         from datasets import load_dataset
 
         file = Path(self.path).expanduser()
+        if file.suffix in FORMATS and not file.exists():
+            raise ValueError(f"data.path {self.path!r} does not exist: name a file that does, or a hub id")
         if file.is_file() and not file.stat().st_size:
             raise ValueError(f"data.path {self.path!r} is empty: name a file that holds text")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     if decoding and is_requested(cfg.get("evaluation")):
         require_decodable(experiment.denoiser, make(decoding))
     experiment.conversion.reference = save_parent_reference(cfg, run, experiment, resume is not None)
+    note_half_weights(experiment.denoiser)
     experiment.conversion.train()
     experiment.conversion.pieces, experiment.data.workers = pieces, workers
     fit_into_memory(cfg, experiment, pieces)
@@ -94,6 +96,17 @@ def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
     if is_requested(cfg.get("evaluation")):
         sizes = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
         require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *sizes)
+
+
+def note_half_weights(denoiser: Denoiser) -> None:
+    """Print a note on stderr if the trained weights have 16 bits, whatever the precision of a step: they lose small
+    updates without a word."""
+    for dtype in {p.dtype for p in denoiser.parameters() if p.requires_grad and p.dtype.itemsize == 2}:
+        print(
+            f"the trained weights are {str(dtype).removeprefix('torch.')}: an update of less than "
+            f"1/{4 / torch.finfo(dtype).eps:.0f} of a weight is lost; model.dtype=float32 keeps it",
+            file=sys.stderr,
+        )
 
 
 def if_exists(checkpoint: Path) -> Path | None:
