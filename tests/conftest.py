@@ -21,8 +21,10 @@ CHECKED = [
 ]
 install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 
+import json
 import shutil
 import signal
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -317,6 +319,14 @@ def shorten_prose(monkeypatch) -> None:
 def runs_dir(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     return tmp_path / "runs"
+
+
+def said_by(script: str, program: str) -> dict:
+    """What a program of a script in tests/ prints, in a process of its own: one line of JSON."""
+    command = [sys.executable, str(ROOT / "tests" / script), program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def exit_code(main) -> int:

@@ -1,28 +1,16 @@
 """What is compiled, how often, and that nothing breaks a graph: with Lightning imported and nothing replaced."""
 
-import json
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
+from conftest import said_by
 
 from dlm.attention.block_sparse import kernel_options
-
-
-def result(program: str) -> dict:
-    """What a program of tests/compiled.py finds."""
-    command = [sys.executable, str(ROOT / "tests" / "compiled.py"), program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.trains
 def test_a_compiled_step_gives_the_same_and_one_version_serves_every_layer_and_every_number_of_a_rule():
     """Three graphs: a layer, and what comes before and after the network. A second of each for the last sequence, and
     one of the rule's part for another class of rules."""
-    found = result("tokens")
+    found = said_by("compiled.py", "tokens")
     assert found["breaks"] == 0
     threshold, other_threshold, one, two, four = found["graphs"]
     assert threshold == other_threshold == 2 * 3
@@ -31,13 +19,13 @@ def test_a_compiled_step_gives_the_same_and_one_version_serves_every_layer_and_e
 
 @pytest.mark.trains
 def test_a_compiled_layer_of_a_training_step_is_one_graph_whatever_the_masks():
-    assert result("training_layer") == {"graphs": 1, "breaks": 0}
+    assert said_by("compiled.py", "training_layer") == {"graphs": 1, "breaks": 0}
 
 
 @pytest.mark.slow
 def test_the_points_of_the_decoding_benchmark_need_few_versions():
     """k tokens per step are numbers, not versions. Large batches have a version without pending rows."""
-    found = result("points")
+    found = said_by("compiled.py", "points")
     assert found["breaks"] == 0
     graphs = {(dtype, batch, k): count for dtype, batch, k, count in found["graphs"]}
     assert len(graphs) == 24
@@ -48,7 +36,7 @@ def test_the_points_of_the_decoding_benchmark_need_few_versions():
 @pytest.mark.slow
 def test_a_compiled_layer_copies_no_cache():
     """Read in the generated code: no buffer is as large as the keys of the cache."""
-    found = result("cache_copies")
+    found = said_by("compiled.py", "cache_copies")
     assert found["largest"] < found["cache"] / 8
 
 
