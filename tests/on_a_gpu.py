@@ -29,14 +29,28 @@ def scorer_of(model, name: str) -> Denoiser:
     return Denoiser(model, pattern, MASK_ID, pattern.requires_token_shift, layer_types(model))
 
 
+def decoder_of(name: str):
+    settings = config(f"decoding={name}").decoding
+    settings.update({key: value for key, value in NUMBERS.items() if key in settings})
+    return make(settings)
+
+
+def loops() -> dict:
+    """An option of every loop."""
+    return waits_of({type(decoder_of(name).loop): name for name in options("decoding")}.values())
+
+
 def decoders() -> dict:
-    """Every option of decoding under a pattern that it takes: the places where the host waits."""
+    """Every option."""
+    return waits_of(options("decoding"))
+
+
+def waits_of(names) -> dict:
+    """The options of decoding under a pattern that each takes: the places where the host waits."""
     loop.replays = lambda device: False  # a graph is CUDA's own
     waits = {}
-    for name in options("decoding"):
-        settings = config(f"decoding={name}").decoding
-        settings.update({key: value for key, value in NUMBERS.items() if key in settings})
-        decoder = make(settings)
+    for name in names:
+        decoder = decoder_of(name)
         pattern = next(p for p in options("attention") if decoder.takes(pattern_of(p, 4)) is None)
         expected = decoder.generate(scorer_of(tiny("llama"), pattern), REQUEST)
         with PretendGpu() as gpu:

@@ -155,8 +155,8 @@ def test_batches_are_prepared_ahead_beside_a_gpu_unless_it_is_said_otherwise():
             num_workers(bad, cpu)
 
 
-@pytest.mark.trains
-@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_with_workers_is_the_run_without_whatever_happens(sent, tmp_path):
     """A signal reaches every process, as from a terminal or SLURM: the step is finished, which takes more batches than
     are ready, and the same command goes on after it."""
