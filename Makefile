@@ -99,13 +99,13 @@ bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, besi
 	$(BIN)/python -m dlm.benchmark bench=train peer.dllm=$(or $(PEER),null) $(ARGS)
 	$(BIN)/python -m dlm.benchmark bench=decode peer.dllm=$(or $(PEER),null) $(ARGS)
 
-# With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch. Each takes at most ten
-# minutes, and needs no network: the weights are random, of the real shapes. PEAKS are those measured on one H200.
+# With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch. bench-gpu and bench-gpu-8b take
+# some ten minutes each, bench-gpu-decode perhaps twice that, none needs a network. The weights are random, of the real shapes. PEAKS are those measured on one H200.
 BENCH_PYTHON ?= python3
 PEAKS ?= peak_tflops=790 peak_bandwidth_gbs=4300
 GPU = $(BENCH_PYTHON) -m dlm.benchmark device=cuda dtype=bfloat16 compile=true $(PEAKS)
 TRAIN = $(GPU) bench=train bench.length=4096 bench.batch_size=1 bench.block_size=32
-DECODE = $(GPU) bench=decode bench.prompt_length=512 bench.new_tokens=128 bench.shorter=32 bench.block_sizes=[32]
+DECODE = $(GPU) bench=decode bench.prompt_length=512 bench.new_tokens=128 bench.block_sizes=[32]
 BENCH_NEEDS = torch transformers lightning peft hydra omegaconf antlr4 jaxtyping psutil rich pytest
 bench-gpu: ## the GPU tests, and a training step at the shape of Qwen2.5-1.5B on one GPU
 	@$(BENCH_PYTHON) -c "import sys; from importlib.util import find_spec; \

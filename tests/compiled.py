@@ -110,6 +110,7 @@ def cache_copies() -> dict:
     canvas = Canvas(scorer, Request([[5] * 9] * batch, 30), [0, 1], slots, fixed_shapes=True)
     with torch.no_grad():
         step(scorer, canvas, MostConfident(1))
+        canvas.make_room_for_pending(ask=False)
         _, codes = run_and_get_code(step, scorer, canvas, MostConfident(1).on(torch.device("cpu")), compile=True)
     (layer,) = (code for code in codes if "flex_attention" in code or "kvSize" in code)
     shapes = re.findall(r"empty_strided_\w+\(\(([^)]*)\)", layer)

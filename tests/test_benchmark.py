@@ -247,21 +247,15 @@ def test_forwards_are_those_of_the_generations_whether_or_not_a_hook_is_called(l
         assert ways[decode.OURS]().forwards == 4 and ways[decode.OURS_AR]().forwards == 8
 
 
-def test_the_time_of_a_forward_by_its_slope_is_without_the_set_up_of_a_call(llama, monkeypatch):
+@pytest.mark.parametrize(("forwards", "seconds"), [(20, 0.5), (9, 0.5), (8, (3.0 + 8 * 0.5) / 8), (1, 3.5)])
+def test_the_time_of_a_forward_is_without_the_set_up_of_a_call_where_there_are_enough(forwards, seconds):
     now = [0.0]
-
-    def way(set_up, per_forward, tokens):
-        def engine():
-            now[0] += set_up + per_forward * tokens
-            return engines.Decoded(torch.zeros(1, tokens, dtype=torch.long), tokens)
-
-        return engine
-
-    bench = workbench(llama, clock=lambda: now[0])
-    monkeypatch.setattr(decode, "ready", lambda *args: None)
-    monkeypatch.setattr(engines, "ready", lambda *args: None)
-    times = interleaved(decode.arms_of(bench, {"x": way(3.0, 0.5, 16)}), 2, 0, bench.clock)
-    assert decode.slopes(bench, {"x": way(3.0, 0.5, 8)}, {"x": 16}, times) == {"x": 0.5}
+    watch = engines.Stopwatch(lambda: now[0])
+    now[0] += 3.0  # prefill, warm-ups, capture
+    for _ in range(forwards):
+        now[0] += 0.5
+        watch.count()
+    assert watch.seconds() == pytest.approx(seconds)
 
 
 def test_the_packed_weights_of_the_gate_are_gone_when_times_are_taken(monkeypatch):

@@ -1,9 +1,11 @@
 """What is compiled, how often, and that nothing breaks a graph: with Lightning imported and nothing replaced."""
 
 import pytest
+import torch
 from conftest import said_by
 
-from dlm.attention.block_sparse import kernel_options
+from dlm.attention.block_sparse import compiled_flex_attention, kernel_options
+from dlm.attention.compilation import VERSIONS
 
 
 @pytest.mark.trains
@@ -46,3 +48,11 @@ def test_the_kernel_for_few_rows_is_not_taken_where_it_has_no_configuration():
     assert kernel_options(64, 4) == kernel_options(32, 8) == kernel_options(127, 2) == forced
     for num_queries, heads in ((64, 6), (1, 4), (32, 4), (16, 8), (64, 2), (128, 4), (8192, 4)):
         assert kernel_options(num_queries, heads) is None
+
+
+def test_attention_is_compiled_in_more_versions_than_torch_allows_by_itself(monkeypatch):
+    """Beyond its limit it would run uncompiled, on the whole matrix, without a word."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    compiled_flex_attention.cache_clear()
+    compiled_flex_attention()
+    assert torch._dynamo.config.recompile_limit == VERSIONS

@@ -1,6 +1,7 @@
 """Decoding as on a GPU: fixed shapes, state that stays where it is, a step that is replayed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from conftest import EOS_ID, PATTERNS, Rows, denoiser, pattern_of
 
 from dlm.attention.masks import block_mask, dense_mask
 from dlm.decoding.engine import loop
+from dlm.decoding.engine.cache import SlotCache
 from dlm.decoding.engine.canvas import Canvas
-from dlm.decoding.engine.graph import WARM_UP, Replay
+from dlm.decoding.engine.graph import WARM_UP, Replay, call_layer
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.step import step
+from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
@@ -19,10 +22,15 @@ NEW = 14
 
 
 class Recording:
-    """A CUDA graph that runs the step it has recorded."""
+    """A CUDA graph: the step as it was recorded, with the host's numbers of then, which leaves those of now alone."""
 
-    def __init__(self, replay):
-        self.replay = replay
+    def __init__(self, step, canvas):
+        self.step, self.canvas, self.pending = step, canvas, canvas.max_pending
+
+    def replay(self):
+        now, self.canvas.max_pending = self.canvas.max_pending, self.pending
+        self.step(self.canvas)
+        self.canvas.max_pending = now
 
 
 @pytest.fixture
@@ -32,7 +40,7 @@ def like_a_gpu(monkeypatch, uncompiled):
 
     def record(self, canvas):
         recorded.append((len(canvas), canvas.max_pending))
-        return Recording(lambda: self.step(canvas))
+        return Recording(self.step, canvas)
 
     monkeypatch.setattr(loop, "replays", lambda *args: True)
     monkeypatch.setattr(Replay, "warm_up", lambda self, canvas: self.step(canvas))
@@ -52,6 +60,33 @@ def test_fixed_shapes_and_replays_give_the_same_tokens_and_the_same_nfe(
     recorded = list(like_a_gpu)
     assert made == Threshold(0.3).generate(scorer, request)
     assert len(recorded) == len(set(recorded)) > 0  # none twice for a batch size, with or without pending rows
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 3])
+@pytest.mark.parametrize("free_rows", [0, 32, 64])
+def test_a_batch_that_shrinks_misses_no_pending_tokens(llama, like_a_gpu, monkeypatch, free_rows, tokens_per_step):
+    """Also where so few are left that the host stops asking for them."""
+    monkeypatch.setattr(loop, "FREE_ROWS", free_rows)
+    scorer = denoiser(llama, "block", 8, False)
+    prompts = [[5 + n] * (3 + 2 * n) for n in range(10)]
+    request = Request(prompts, 30, (EOS_ID, 17, 24, 38), batch_size=8)
+    made = Fixed(tokens_per_step).generate(scorer, replace(request, compile=True))
+    assert made == Fixed(tokens_per_step).generate(scorer, request)
+
+
+def test_the_places_of_a_batch_shrink_to_powers_of_two(llama, like_a_gpu):
+    """Few sizes are compiled, whatever the order in which sequences finish."""
+    scorer, sizes = denoiser(llama, "block", 4, False), set()
+    request = Request([[5 + n] * 3 for n in range(11)], 40, tuple(range(2, 30, 5)), batch_size=11, compile=True)
+    Threshold(0.3).generate(scorer, replace(request, on_step=lambda canvas: sizes.add(len(canvas))))
+    assert len(sizes) > 2 and sizes <= {11, 8, 4, 2, 1}
+
+
+def test_a_layer_is_given_its_own_part_of_the_cache_however_the_cache_is_passed(uncompiled):
+    cache, seen = SlotCache(3, 4), []
+    layer = SimpleNamespace(_call_impl=lambda *args, **kwargs: seen.append((args, kwargs)))
+    call_layer(layer, 1, "x", cache, past_key_values=cache)
+    assert seen == [(("x", cache.layers[1]), {"past_key_values": cache.layers[1]})]
 
 
 @pytest.mark.parametrize("stop", [None, lambda tokens: 7 in tokens])
@@ -96,8 +131,8 @@ def test_a_replay_is_recorded_after_its_warm_up_and_again_when_tensors_move(llam
     scorer, calls = denoiser(llama, "block", 4, True), []
     room = Canvas(scorer, Request(PROMPTS, NEW), list(range(5)), 24, fixed_shapes=True)
     monkeypatch.setattr(Replay, "warm_up", lambda self, canvas: calls.append("warm_up"))
-    monkeypatch.setattr(Replay, "record", lambda self, canvas: calls.append("record") or Recording(self.step))
-    replay = Replay(lambda: calls.append("replay"), can_record=True)
+    monkeypatch.setattr(Replay, "record", lambda self, canvas: calls.append("record") or Recording(self.step, canvas))
+    replay = Replay(lambda canvas: calls.append("replay"), can_record=True)
     for _ in range(WARM_UP + 2):
         replay(room)
     assert calls == ["warm_up"] * WARM_UP + ["record", "replay", "replay"]

@@ -1,9 +1,9 @@
 """Attention that computes only the visible part of the matrix: transformers' `attn_implementation="block_sparse"`.
 
 The type of the mask (`dlm.attention.masks`) selects the kernel. For a `BandMask` it is SDPA on the columns that each
-band of rows sees (CPU), for any other `BlockMask` compiled FlexAttention (CUDA), and for a dense mask, as in decoding,
-SDPA. All are exact. Keys are not repeated for the query heads that share them, except for a dense mask on CUDA, where
-SDPA needs it.
+band of rows sees (training on a CPU), for any other `BlockMask` compiled FlexAttention (training on a GPU, and compiled
+decoding), and for a dense mask, as in other decoding, SDPA. All are exact. Keys are not repeated for the query heads
+that share them, except for a dense mask on CUDA, where SDPA needs it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dlm.attention.compilation import allow_versions
 from dlm.attention.masks import TILE, Band, BandMask
 
 NAME = "block_sparse"
@@ -185,6 +186,7 @@ def set_implementation(model: PreTrainedModel, name: str) -> PreTrainedModel:
 @cache
 def compiled_flex_attention():
     """FlexAttention, compiled once per process: uncompiled it computes the whole matrix of scores."""
+    allow_versions()
     return torch.compile(flex_attention)
 
 

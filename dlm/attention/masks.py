@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from dlm.attention.base import AttentionPattern
+from dlm.attention.compilation import compiled
 from dlm.types import Rows
 
 TILE = 128  # rows and columns of a FlexAttention tile
@@ -65,25 +66,27 @@ def dense_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None =
     return visible[:, None]
 
 
-def block_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None = None) -> BlockMask:
+def block_mask(
+    pattern: AttentionPattern, q: Rows, k: Rows, window: int | None = None, in_steps: bool = False
+) -> BlockMask:
     """The `BlockMask` of [B Q] rows over [B K] columns, both padded to whole tiles by the kernel.
 
     The predicate is evaluated for many bands of rows at once to find the empty, full and partial tiles. Unlike
-    `create_block_mask`, this stores nothing of size Q x K for long rows, and never waits for the host.
+    `create_block_mask`, this stores nothing of size Q x K for long rows, and never waits for the host. `in_steps`: for
+    the steps of a decoding, which have few shapes, that is compiled.
     """
     sizes = q.position.shape[1], k.position.shape[1]
     # Padding rows and padding columns belong to two documents of their own.
     q_padded, k_padded = padded(q, -2), padded(k, -3)
-    any_tile, full_tile = tiles_of(pattern, q_padded, k_padded, window)
 
     def mask_mod(b, h, q_idx, kv_idx):
         row, column = q_padded[b, q_idx], k_padded[b, kv_idx]
         visible = pattern.visible(row, column)
         return visible if window is None else visible & ((row.position - column.position).abs() < window)
 
+    find = compiled(tiles) if in_steps else tiles
     mask = BlockMask.from_kv_blocks(
-        *compressed(any_tile & ~full_tile),
-        *compressed(full_tile),
+        *find(pattern, q_padded, k_padded, window),
         BLOCK_SIZE=TILE,
         mask_mod=mask_mod,
         seq_lengths=sizes,
@@ -93,20 +96,22 @@ def block_mask(pattern: AttentionPattern, q: Rows, k: Rows, window: int | None =
     return mask
 
 
-def tiles_of(
+def tiles(
     pattern: AttentionPattern, q: Rows, k: Rows, window: int | None
-) -> tuple[Bool[Tensor, "B 1 R C"], Bool[Tensor, "B 1 R C"]]:
-    """Which tiles of [B Q] rows over [B K] columns, both whole tiles, have a visible pair, and which have only those.
-    At most `PAIRS` pairs are evaluated at once."""
+) -> tuple[Int[Tensor, "B 1 R"], Int[Tensor, "B 1 R C"], Int[Tensor, "B 1 R"], Int[Tensor, "B 1 R C"]]:
+    """The tiles of [B Q] rows over [B K] columns, both whole tiles, that have visible and hidden pairs, and those that
+    have only visible ones: numbers and indices (see `compressed`). About `PAIRS` pairs are evaluated at once, and at
+    least a band of rows."""
     batch, height = q.position.shape
     rows = max(PAIRS // (batch * k.position.shape[1] * TILE), 1) * TILE
     any_of, all_of = [], []
     for start in range(0, height, rows):
         visible = dense_mask(pattern, q[:, start : start + rows], k, window)
-        tiles = visible.unflatten(3, (-1, TILE)).unflatten(2, (-1, TILE))
-        any_of.append(tiles.any(-1).any(3))
-        all_of.append(tiles.all(-1).all(3))
-    return torch.cat(any_of, 2), torch.cat(all_of, 2)
+        by_tile = visible.unflatten(3, (-1, TILE)).unflatten(2, (-1, TILE))
+        any_of.append(by_tile.any(-1).any(3))
+        all_of.append(by_tile.all(-1).all(3))
+    any_visible, all_visible = torch.cat(any_of, 2), torch.cat(all_of, 2)
+    return *compressed(any_visible & ~all_visible), *compressed(all_visible)
 
 
 def padded(rows: Rows, document: int) -> Rows:
@@ -161,14 +166,14 @@ def attention_masks(
 
     `eager` attention adds its mask, so it gets 0 and -inf instead of booleans. `block_sparse` has its own masks for
     rows over themselves. In decoding, where `q` is short and has many shapes, it takes a dense mask; with `tiled`, for
-    compiled layers of few shapes, a `BlockMask`, with which it reads only the used tiles of the cache."""
+    compiled layers, a `BlockMask`, with which it reads only the used tiles of the cache."""
 
     def build(window: int | None) -> Any:
         if implementation == "block_sparse":
             if q is k and not q.position.is_cuda:
                 return band_mask(pattern, q, window)
             if q is k or tiled:
-                return block_mask(pattern, q, k, window)
+                return block_mask(pattern, q, k, window, in_steps=q is not k)
         if implementation == "flex_attention":
             return block_mask(pattern, q, k, window)
         mask = dense_mask(pattern, q, k, window)

@@ -1,7 +1,8 @@
-"""The items of a first contact with a device: `python -m dlm.bench.contact ITEM DEVICE SCALE PEAKS` runs one and prints
-its result as one line of JSON. `dlm.bench.first_contact` runs all.
+"""The items of a first contact with a device: `python -m dlm.bench.contact ITEM DEVICE SCALE PEAKS FILE` runs one and
+writes its result to the file. `dlm.bench.first_contact` runs all.
 
-An item is a function of a `Contact`. A result is a dict of measured values; what is checked has `error` and `allowed`.
+An item is a function of a `Contact`. A result is a dict of measured values. What is checked has `error` and `allowed`,
+and an item that checks something has `ok`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dlm.config.folders import CONF
 from dlm.evaluation.timing import clock_of
 from dlm.masking.uniform import Uniform
 from dlm.model.parent import Parent, new_parent
+from dlm.runs.storage import write_atomically
 
 Result = dict[str, Any]
 
@@ -29,9 +31,9 @@ Result = dict[str, Any]
 @dataclass(frozen=True)
 class Scale:
     """The sizes of a first contact: `models` are options of `model` by the size that they stand for, `length` and
-    `block` the tokens of a training row and of a block, `prompt` and `new` those of a decoded sequence (two lengths,
-    for a slope), `prompts` and `answer` those of the small models, `matmul` the rows of a square matrix, `copy` the
-    bytes of a buffer."""
+    `block` the tokens of a training row and of a block, `prompt` and `new` those of a decoded sequence, `small_block`,
+    `prompts` and `answer` those of the small model, `matmul` the rows of a square matrix, `copy` the bytes of a
+    buffer."""
 
     models: dict[str, str]
     dtype: str
@@ -39,7 +41,8 @@ class Scale:
     length: int
     block: int
     prompt: int
-    new: tuple[int, int]
+    new: int
+    small_block: int
     prompts: tuple[int, ...]
     answer: int
     batches: tuple[int, ...]
@@ -56,10 +59,11 @@ SCALES = {
         length=4096,
         block=32,
         prompt=512,
-        new=(64, 256),
-        prompts=(5, 16, 30),
-        answer=32,
-        batches=(8, 32),
+        new=128,
+        small_block=32,
+        prompts=(5, 40, 70, 100, 33, 64),
+        answer=96,
+        batches=(32,),
         rounds=5,
         matmul=8192,
         copy=2**32,
@@ -71,7 +75,8 @@ SCALES = {
         length=64,
         block=8,
         prompt=16,
-        new=(8, 16),
+        new=16,
+        small_block=4,
         prompts=(5, 9),
         answer=4,
         batches=(2,),
@@ -84,11 +89,13 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Contact:
-    """The device, the scale and the ceilings that were measured: `tflops` (1e12 FLOP/s) and `gbs` (1e9 bytes/s)."""
+    """The device, the scale and the ceilings that were measured: `tflops` (1e12 FLOP/s) and `gbs` (1e9 bytes/s).
+    `keep(result)` puts what an item has measured so far where its time limit leaves it."""
 
     device: torch.device
     scale: Scale
     peaks: dict[str, float] = field(default_factory=dict)
+    keep: Callable[[Result], None] = lambda result: None
 
     def parent(self, size: str) -> Parent:
         """A random parent of a size."""
@@ -133,14 +140,23 @@ def items() -> dict[str, Callable[[Contact], Result]]:
     return contact_checks.ITEMS | contact_speed.ITEMS
 
 
-def run(item: str, device: str, scale: str, peaks: dict[str, float]) -> Result:
-    """Run an item. On a CPU nothing is compiled: there the run is a rehearsal of everything but the kernels."""
-    with torch.compiler.set_stance("force_eager" if device == "cpu" else "default"):
-        return items()[item](Contact(torch.device(device), SCALES[scale], peaks))
+def run(
+    item: str, device: str, scale: str, peaks: dict[str, float], keep: Callable[[Result], None] = lambda result: None
+) -> Result:
+    """Run an item. On a CPU nothing is compiled: there the run is a rehearsal of everything but the kernels. Elsewhere
+    what torch refuses to compile is an error: uncompiled it would be slow, and another kernel than is asked for."""
+    with (
+        torch.compiler.set_stance("force_eager" if device == "cpu" else "default"),
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
+    ):
+        return items()[item](Contact(torch.device(device), SCALES[scale], peaks, keep))
 
 
 if __name__ == "__main__":
     if sys.argv[2] == "cpu":
         torch.set_num_threads(1)  # tiny tensors
-    result = run(*sys.argv[1:4], json.loads(sys.argv[4]))
-    Path(sys.argv[5]).write_text(json.dumps(result))
+
+    def write(result: Result) -> None:
+        write_atomically(Path(sys.argv[5]), json.dumps(result))
+
+    write(run(*sys.argv[1:4], json.loads(sys.argv[4]), write))

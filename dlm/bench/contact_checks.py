@@ -65,6 +65,7 @@ def attention(contact: Contact) -> Result:
             queries, slots = step_over_a_cache(size, contact.device)
             name = f"{heads} {str(dtype).removeprefix('torch.')} {size} rows over {slots.position.shape[1]} slots"
             errors[name] = compare(contact, pattern, queries, slots, (q, k), dtype, gradients=False)
+        contact.keep({"errors": errors})
     return {"errors": errors, "ok": all(e["error"] <= e["allowed"] for e in errors.values())}
 
 
@@ -115,41 +116,48 @@ def compare(
     return {"error": max(errors), "allowed": ALLOWED[dtype]}
 
 
-def small_models(contact: Contact) -> Result:
-    """Two layers of either head shape in float32: compiled, replayed and plain decoding give the tokens and forwards of
-    a CPU; a seeded sample comes again; the self-check passes; training in bfloat16 follows float32."""
-    found = {}
-    for heads, (q, k) in HEADS.items():
-        parent = contact.made(
-            "8B",
-            "float32",
-            num_hidden_layers=LAYERS,
-            num_attention_heads=q,
-            num_key_value_heads=k,
-            head_dim=HEAD_DIM,
-            hidden_size=512,
-            intermediate_size=1024,
-            initializer_range=0.05,
-        )
-        denoiser = Denoiser(parent.model, Block(8), parent.mask_id, False, parent.layer_types)
-        found[heads] = decoding_of(contact, denoiser) | training_of(contact, denoiser)
-    return {"models": found, "ok": all(f["same_tokens"] and f["same_sample"] for f in found.values())}
+def small_model(contact: Contact) -> Result:
+    """Two layers in float32, of a head shape that no kernel fits by itself: compiled, replayed and plain decoding of a
+    ragged batch give the tokens and forwards of a CPU, with and without pending rows; a seeded sample comes again; the
+    self-check passes; training in bfloat16 follows float32."""
+    heads, key_heads = HEADS["32:8"]
+    parent = contact.made(
+        "8B",
+        "float32",
+        num_hidden_layers=LAYERS,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        head_dim=HEAD_DIM,
+        hidden_size=512,
+        intermediate_size=1024,
+        initializer_range=0.05,
+    )
+    denoiser = Denoiser(parent.model, Block(contact.scale.small_block), parent.mask_id, False, parent.layer_types)
+    result = decoding_of(contact, denoiser)
+    contact.keep(result)
+    losses = losses_of(contact, denoiser)
+    gap = max(abs(a / b - 1) for a, b in zip(losses["bfloat16"], losses["float32"], strict=True))
+    result |= {"losses": losses, "training": {"error": gap, "allowed": ALLOWED[torch.bfloat16]}}
+    return result | {"ok": result["same_tokens"] and result["same_sample"] and gap <= ALLOWED[torch.bfloat16]}
 
 
 def decoding_of(contact: Contact, denoiser: Denoiser) -> Result:
     """Tokens and forwards on a CPU, on the device and there compiled; a sample twice; the self-check."""
     vocabulary, scale = denoiser.mask_id, contact.scale
     prompts = [torch.randint(vocabulary, (n,), generator=generator(n)).tolist() for n in scale.prompts]
-    plain = Request(prompts, scale.answer, batch_size=2)
+    request, decoder = Request(prompts, scale.answer, batch_size=4), Threshold(0.02)
+    denoiser.model.to("cpu")
+    whole = decoder.generate(denoiser, request)
+    # Tokens of these answers as EOS, so that sequences end at different forwards and the batch shrinks.
+    request = replace(request, eos_ids=tuple({g.tokens[len(g.tokens) // (n + 2)] for n, g in enumerate(whole)}))
     answers = []
-    for device, request in (("cpu", plain), (contact.device, plain), (contact.device, replace(plain, compile=True))):
+    for device, compiles in (("cpu", False), (contact.device, False), (contact.device, True)):
         denoiser.model.to(device)
-        answers.append([(g.tokens, g.nfe) for g in Threshold(0.02).generate(denoiser, request)])
-    samples = [
-        Fixed(2, temperature=1.0).generate(denoiser, replace(plain, generator=generator(0, device=contact.device)))
-        for _ in range(2)
-    ]
-    text = torch.randint(vocabulary, (64,), generator=generator(1))
+        generations = decoder.generate(denoiser, replace(request, compile=compiles))
+        answers.append([(g.tokens, g.nfe) for g in generations])
+    seeded = (replace(request, generator=generator(0, device=contact.device)) for _ in range(2))
+    samples = [Fixed(2, temperature=1.0).generate(denoiser, r) for r in seeded]
+    text = torch.randint(vocabulary, (128,), generator=generator(1))
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         passed = check(denoiser.eval(), text, half=False, untrained=True)
     return {
@@ -160,16 +168,16 @@ def decoding_of(contact: Contact, denoiser: Denoiser) -> Result:
     }
 
 
-def training_of(contact: Contact, denoiser: Denoiser) -> Result:
+def losses_of(contact: Contact, denoiser: Denoiser) -> dict[str, list[float]]:
     """The losses of three steps with fused AdamW, in float32 and with autocast to bfloat16."""
     start = {name: p.detach().clone() for name, p in denoiser.model.named_parameters()}
     steps = [batch_of(denoiser, seed, contact.device) for seed in range(3)]
-    losses = {}
+    losses: dict[str, list[float]] = {}
     for name, enabled in (("float32", False), ("bfloat16", True)):
         with torch.no_grad():
             for key, parameter in denoiser.model.named_parameters():
                 parameter.copy_(start[key])
-        optimizer = torch.optim.AdamW(denoiser.model.parameters(), lr=1e-3, fused=True)
+        optimizer = torch.optim.AdamW(denoiser.model.parameters(), lr=1e-4, fused=True)
         losses[name] = []
         for prepared in steps:
             with torch.autocast(contact.device.type, torch.bfloat16, enabled=enabled):
@@ -177,14 +185,15 @@ def training_of(contact: Contact, denoiser: Denoiser) -> Result:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses[name].append(float(loss))
-    return {"losses": losses}
+            losses[name].append(loss.item())
+    return losses
 
 
 def batch_of(denoiser: Denoiser, seed: int, device: torch.device) -> Prepared:
+    """Two rows of 128 random tokens, prepared for training."""
     x0 = torch.randint(denoiser.mask_id, (2, 128), generator=generator(seed))
     batch = Batch(x0, torch.ones_like(x0, dtype=torch.bool), torch.zeros_like(x0), torch.arange(128).repeat(2, 1))
     return prepare(denoiser, Uniform(), batch, generator(seed)).to(device)
 
 
-ITEMS = {"ceilings": ceilings, "attention": attention, "small models": small_models}
+ITEMS = {"ceilings": ceilings, "attention": attention, "small model": small_model}

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlm.bench.base import Workbench
 from dlm.bench.contact import Contact, Result, error_of
-from dlm.bench.decode import arms_of, cache_bytes_per_token, slopes, weight_bytes
-from dlm.bench.engines import HF, OURS, OURS_AR, Engine, engines, ignoring_eos, own_engine, run
+from dlm.bench.decode import arms_of, cache_bytes_per_token, weight_bytes
+from dlm.bench.engines import HF, OURS, OURS_AR, engines, ignoring_eos, own_engine, run
 from dlm.bench.train import Case, Train, peak_bytes, set_up
 from dlm.bench.train_tables import AR, NAIVE
 from dlm.config.build import ar_denoiser
 from dlm.decoding.engine.request import Request
-from dlm.evaluation.timing import interleaved, ratio, spread
+from dlm.evaluation.timing import Arm, interleaved, ratio, spread
 from dlm.loss.nelbo import Nelbo
 from dlm.model.checkpointing import checkpoint_activations
 
@@ -30,34 +33,43 @@ COMPARED += ("layers.0.self_attn.v_proj.weight", "mlp.down_proj.weight")
 def training(size: str, contact: Contact) -> Result:
     """A step without the optimizer: ours, the AR parent's and, last and if it fits, the naive one; the loss and five
     gradients of ours against the naive ones. Then steps with an optimizer."""
-    scale = contact.scale
     bench = contact.workbench(contact.parent(size))
     bench.model.train()
-    task = Train(scale.length, 1, scale.block, memory=False)
+    task = Train(contact.scale.length, 1, contact.scale.block, memory=False)
     case = task.case(bench)
     losses = task.losses(bench, case)
-    arms = {name: task.arm(bench, name, losses[name]) for name in (OURS, AR, NAIVE)}
-    result: Result = {"arms": {}, "parameters": sum(p.numel() for p in bench.model.parameters())}
-    together = {name: arms[name] for name in (OURS, AR)}
-    result |= if_it_fits(lambda: {"agreement": agreement(bench, losses)})
-    times = interleaved(together, bench.repeats, bench.warmup, bench.clock)
-    alone = if_it_fits(lambda: interleaved({NAIVE: arms[NAIVE]}, min(bench.repeats, 2), 1, bench.clock))
-    times |= {name: seconds for name, seconds in alone.items() if name == NAIVE}
-    for name, seconds in times.items():
-        took = spread(seconds)["median"]
-        useful = task.useful(bench, case, name)
-        result["arms"][name] = {
-            "ms": took * 1e3,
-            "tokens_per_second": scale.length / took,
-            "useful_mfu": useful / took / (bench.peak_tflops * 1e12) if useful and bench.peak_tflops else None,
-            "peak_gb": peak_bytes(arms[name]) / GB if contact.device.type == "cuda" else None,
-        }
-    result["naive_over_ours"] = (
-        spread(times[NAIVE])["median"] / spread(times[OURS])["median"] if NAIVE in times else None
-    )
-    result["ours_over_ar"] = ratio(times[OURS], times[AR])
+    result: Result = {"parameters": sum(p.numel() for p in bench.model.parameters()), "arms": {}}
+
+    def add(what: Result) -> None:
+        result.update(what)
+        contact.keep(result)
+
+    def timed(names: tuple[str, ...], rounds: int) -> dict[str, list[float]]:
+        arms = {name: task.arm(bench, name, losses[name]) for name in names}
+        times = interleaved(arms, rounds, bench.warmup, bench.clock)
+        work = {name: task.useful(bench, case, name) for name in names}
+        add({"arms": result["arms"] | {n: of_step(contact, arms[n], times[n], work[n]) for n in names}})
+        return times
+
+    times = timed((OURS, AR), bench.repeats)
+    add({"ours_over_ar": ratio(times[OURS], times[AR])})
+    add(if_it_fits("agreement", lambda: agreement(bench, losses)))
+    naive = if_it_fits(NAIVE, lambda: timed((NAIVE,), min(bench.repeats, 2)))
+    add({"arms": naive | result["arms"]})
     bench.model.zero_grad(set_to_none=True)
-    return result | {"with_optimizer": if_it_fits(partial(with_optimizer, bench, case, size))}
+    add(if_it_fits("with_optimizer", lambda: with_optimizer(bench, case, size)))
+    return result | {"ok": result["agreement"].get("error", 0.0) <= ALLOWED}
+
+
+def of_step(contact: Contact, arm: Arm, seconds: list[float], useful: int | None) -> Result:
+    """What the times of a training step mean. `useful` is the FLOP that it needs."""
+    took, peak = spread(seconds)["median"], contact.peaks.get("tflops")
+    return {
+        "ms": took * 1e3,
+        "tokens_per_second": contact.scale.length / took,
+        "useful_mfu": useful / took / (peak * 1e12) if useful and peak else None,
+        "peak_gb": peak_bytes(arm) / GB if contact.device.type == "cuda" else None,
+    }
 
 
 def agreement(bench: Workbench, losses: dict[str, Callable[[], Tensor]]) -> Result:
@@ -83,6 +95,8 @@ def with_optimizer(bench: Workbench, case: Case, size: str) -> Result:
     else:
         checkpoint_activations(bench.model)
     optimizer = torch.optim.AdamW(bench.model.parameters(), lr=1e-5, fused=True)
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bench.device)
     prepared, took, losses = case.prepared, [], []
     for _ in range(bench.warmup + 2):
         began = bench.clock()
@@ -98,25 +112,30 @@ def with_optimizer(bench: Workbench, case: Case, size: str) -> Result:
     return {"precision": precision, "ms": min(took) * 1e3, "losses": losses, "peak_gb": peak}
 
 
-def if_it_fits(measure: Callable[[], Result]) -> Result:
-    """What `measure` gives, or that it does not fit on the device."""
+def if_it_fits(name: str, measure: Callable[[], Any]) -> Result:
+    """What `measure` gives, under its name, or that it does not fit on the device."""
     try:
-        return measure()
+        return {name: measure()}
     except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        return {"does_not_fit": str(error).splitlines()[0]}
+        reason = str(error).splitlines()[0]
+    torch.cuda.empty_cache()  # behind the error, which holds what did not fit
+    return {name: {"does_not_fit": reason}}
 
 
 def decoding(
     size: str, batches: Callable[[Contact], tuple[int, ...]], per_step: tuple[int, ...], contact: Contact
 ) -> Result:
-    """Forced numbers of tokens in a step against AR, at several batch sizes: forwards/s by the slope between two
-    lengths, as a fraction of what the bandwidth allows."""
+    """Forced numbers of tokens in a step against AR, at several batch sizes: forwards/s as a fraction of what the
+    bandwidth allows."""
     bench = contact.workbench(contact.parent(size))
     bench.model.eval()
+    points: Result = {}
     with torch.no_grad(), ignoring_eos(bench.model):
-        points = {f"batch {n}": decode_point(bench, contact, n, per_step) for n in batches(contact)}
-        points["compiled"] = {"same_tokens": same_when_compiled(bench, contact)}
+        for batch_size in batches(contact):
+            points[f"batch {batch_size}"] = decode_point(bench, contact, batch_size, per_step)
+            contact.keep(points)
+        # In bfloat16, near-ties of a random model turn some.
+        points["share_of_tokens_as_uncompiled"] = same_uncompiled(bench, contact)
     return points
 
 
@@ -124,46 +143,36 @@ def decode_point(bench: Workbench, contact: Contact, batch_size: int, per_step: 
     """Ours at each number of tokens in a step, and AR, for one batch size."""
     scale = contact.scale
     prompts = bench.ids(batch_size, scale.prompt)
-    short, long = (own_ways(bench, prompts, new, per_step, scale.block) for new in scale.new)
-    forwards = {name: run(bench, name, engine).forwards for name, engine in long.items()}
-    rounds = min(bench.repeats, 3)
-    times = interleaved(arms_of(bench, long), rounds, 1, bench.clock)
-    per_forward = slopes(bench, short, forwards, times)
-    context = scale.prompt + scale.new[1] / 2
+    request = Request(prompts.tolist(), scale.new, batch_size=batch_size, compile=bench.compile)
+    blocks, ar = bench.denoiser(scale.block), ar_denoiser(bench.parent)
+    ways = {f"{OURS}, {k} a step": own_engine(bench, blocks, request, k) for k in per_step}
+    ways[OURS_AR] = own_engine(bench, ar, request, 1)
+    forwards = {name: run(bench, name, engine).forwards for name, engine in ways.items()}
+    arms, per_forward = arms_of(bench, ways)
+    interleaved(arms, min(bench.repeats, 3), 0, bench.clock)
+    seconds = {name: statistics.median(rounds) for name, rounds in per_forward.items()}
+    context = scale.prompt + scale.new / 2
     nbytes = weight_bytes(bench.model) + batch_size * context * cache_bytes_per_token(bench.model)
-    ar = next(name for name in long if name.startswith(OURS_AR))
+    limit = bench.peak_bandwidth_gbs and nbytes / (bench.peak_bandwidth_gbs * 1e9)
 
     def summary(name: str) -> Result:
-        tokens_per_forward = scale.new[1] / forwards[name]
+        tokens_per_forward = scale.new / forwards[name]
         return {
-            "forwards_per_second": 1 / per_forward[name],
-            "fraction_of_bandwidth": bench.peak_bandwidth_gbs
-            and nbytes / (bench.peak_bandwidth_gbs * 1e9) / per_forward[name],
+            "forwards_per_second": 1 / seconds[name],
+            "fraction_of_bandwidth": limit and limit / seconds[name],
             "tokens_per_forward": tokens_per_forward,
-            "tokens_per_second": batch_size * tokens_per_forward / per_forward[name],
-            "over_ar": tokens_per_forward * per_forward[ar] / per_forward[name],
-            "seconds_of_a_call": spread(times[name])["median"],
+            "tokens_per_second": batch_size * tokens_per_forward / seconds[name],
+            "over_ar": tokens_per_forward * seconds[OURS_AR] / seconds[name],
         }
 
-    return {name: summary(name) for name in long}
+    return {name: summary(name) for name in ways}
 
 
-def own_ways(
-    bench: Workbench, prompts: Tensor, new_tokens: int, per_step: tuple[int, ...], block_size: int
-) -> dict[str, Engine]:
-    """Our engine at each number of tokens in a step, and AR."""
-    request = Request(prompts.tolist(), new_tokens, batch_size=len(prompts), compile=bench.compile)
-    blocks, ar = bench.denoiser(block_size), ar_denoiser(bench.parent)
-    ways = {f"{OURS}, {k} a step": own_engine(blocks, request, k, nullcontext()) for k in per_step}
-    return ways | {OURS_AR: own_engine(ar, request, 1, nullcontext())}
-
-
-def same_when_compiled(bench: Workbench, contact: Contact) -> float:
-    """The share of tokens that plain decoding gives as well. In bfloat16, near-ties of a random model turn some."""
-    request = Request(bench.ids(1, contact.scale.prompt).tolist(), contact.scale.new[0], compile=True)
+def same_uncompiled(bench: Workbench, contact: Contact) -> float:
+    """The share of the tokens of compiled decoding that uncompiled decoding gives as well."""
+    request = Request(bench.ids(1, contact.scale.prompt).tolist(), contact.scale.block, compile=True)
     denoiser = bench.denoiser(contact.scale.block)
-    plain = Request(request.prompts, request.max_new_tokens)
-    a, b = (own_engine(denoiser, r, 1, nullcontext())().tokens for r in (request, plain))
+    a, b = (own_engine(bench, denoiser, r, 1)().tokens for r in (request, replace(request, compile=False)))
     return float((a == b).double().mean())
 
 
@@ -171,13 +180,11 @@ def hugging_face(contact: Contact) -> Result:
     """`generate` of Hugging Face on the AR parent, one sequence: what a user has today."""
     bench = contact.workbench(contact.parent("1.5B"))
     bench.model.eval()
-    short, long = (n // 8 for n in contact.scale.new)
+    prompts = bench.ids(1, contact.scale.prompt)
     with torch.no_grad(), ignoring_eos(bench.model):
-        prompts = bench.ids(1, contact.scale.prompt)
-        ways = [{HF: engines(bench, prompts, contact.scale.block, 1, new)[HF]} for new in (short, long)]
-        forwards = {HF: run(bench, HF, ways[1][HF]).forwards}
-        times = interleaved(arms_of(bench, ways[1]), 2, 1, bench.clock)
-        return {"forwards_per_second": 1 / slopes(bench, ways[0], forwards, times)[HF]}
+        way = engines(bench, prompts, contact.scale.block, 1, contact.scale.new // 4)[HF]
+        run(bench, HF, way)
+        return {"forwards_per_second": 1 / run(bench, HF, way).seconds}
 
 
 def one(contact: Contact) -> tuple[int, ...]:
@@ -190,6 +197,6 @@ ITEMS = {
     "decode 8B": partial(decoding, "8B", one, (1, 4)),
     "decode 4B": partial(decoding, "4B", one, (1, 4)),
     "train 8B": partial(training, "8B"),
-    "decode 1.5B, batches": partial(decoding, "1.5B", lambda contact: contact.scale.batches, (1, 4)),
+    "decode 1.5B, a batch": partial(decoding, "1.5B", lambda contact: contact.scale.batches, (1, 4)),
     "Hugging Face": hugging_face,
 }

@@ -9,6 +9,7 @@ one, decodes the converted checkpoint in a process of its own.
 from __future__ import annotations
 
 import itertools
+import statistics
 from typing import Any
 
 from rich.table import Table
@@ -25,8 +26,8 @@ GATE_BATCH = 2  # sequences of the gate at most: of very many decisions, roundin
 
 class Decode(Bench):
     """Every combination of `batch_sizes`, `block_sizes` and `tokens_per_step`: `new_tokens` after random prompts of
-    `prompt_length` tokens. With `shorter`, so many tokens are decoded as well, and the time of a forward is the slope
-    between the two, without the set-up of a call: on a GPU, the capture of its graphs."""
+    `prompt_length` tokens. The time of a forward is without the set-up of a call: on a GPU, the capture of its
+    graphs."""
 
     def __init__(
         self,
@@ -35,7 +36,6 @@ class Decode(Bench):
         batch_sizes: list[int],
         block_sizes: list[int],
         tokens_per_step: list[int],
-        shorter: int | None = None,
     ):
         require_at_least(1, prompt_length=prompt_length, new_tokens=new_tokens)
         require_some(batch_sizes=batch_sizes, block_sizes=block_sizes, tokens_per_step=tokens_per_step)
@@ -47,13 +47,7 @@ class Decode(Bench):
             require_at_least(1, tokens_per_step=k)
             if k > min(block_sizes):
                 raise ValueError(f"tokens_per_step {k} exceeds block_size {min(block_sizes)}: choose at most that many")
-        if shorter is not None:
-            require_at_least(1, shorter=shorter)
-            if shorter >= new_tokens or any(shorter % block_size for block_size in block_sizes):
-                raise ValueError(
-                    f"shorter {shorter} must be less than new_tokens {new_tokens}, and a multiple of every block size"
-                )
-        self.prompt_length, self.new_tokens, self.shorter = prompt_length, new_tokens, shorter
+        self.prompt_length, self.new_tokens = prompt_length, new_tokens
         self.points = list(itertools.product(batch_sizes, block_sizes, tokens_per_step))
 
     def run(self, bench: Workbench) -> dict[str, Any]:
@@ -83,17 +77,15 @@ class Decode(Bench):
         prompts = bench.ids(batch_size, self.prompt_length)
         ways = engines(bench, prompts, block_size, k, self.new_tokens)
         forwards = {name: run(bench, name, engine).forwards for name, engine in ways.items()}
-        arms = arms_of(bench, ways)
+        arms, per_forward = arms_of(bench, ways)
         if bench.peer:
             self.give(bench, batch_size, block_size, k)
             forwards[DLLM], arms[DLLM] = peer_forwards, Elsewhere(bench.peer.decode)
         times = interleaved(arms, bench.repeats, bench.warmup, bench.clock)
         point = {"batch_size": batch_size, "block_size": block_size, "tokens_per_step": k, "seconds": times}
-        per_forward = {n: spread(times[n])["median"] / forwards[n] for n in arms}
-        if self.shorter is not None:
-            shorter = engines(bench, prompts, block_size, k, self.shorter)
-            per_forward |= slopes(bench, shorter, forwards, times)
-        return point | {"arms": {n: self.summary(bench, n, point, forwards[n], per_forward[n]) for n in arms}}
+        seconds = {name: statistics.median(rounds[bench.warmup :]) for name, rounds in per_forward.items()}
+        seconds |= {name: spread(times[name])["median"] / forwards[name] for name in arms.keys() - seconds.keys()}
+        return point | {"arms": {n: self.summary(bench, n, point, forwards[n], seconds[n]) for n in arms}}
 
     def agree(self, bench: Workbench, batch_size: int, block_size: int, k: int) -> int | None:
         """The gate: `GateError` unless the same tokens come out. The peer's forwards, where there is one."""
@@ -167,20 +159,15 @@ class Decode(Bench):
         return [table]
 
 
-def arms_of(bench: Workbench, ways: dict[str, Engine]) -> dict[str, Arm]:
-    """The ways to decode as contestants, each with its own attention."""
-    return {name: Arm(engine, lambda name=name: ready(bench, name)) for name, engine in ways.items()}
+def arms_of(bench: Workbench, ways: dict[str, Engine]) -> tuple[dict[str, Arm], dict[str, list[float]]]:
+    """The ways to decode as contestants, each with its own attention, and the lists to which every run of theirs adds
+    the seconds of a forward."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
 
+    def arm(name: str, engine: Engine) -> Arm:
+        return Arm(lambda: seconds[name].append(engine().seconds), lambda: ready(bench, name))
 
-def slopes(
-    bench: Workbench, shorter: dict[str, Engine], forwards: dict[str, int], times: dict[str, list[float]]
-) -> dict[str, float]:
-    """The seconds of a forward of each way, by what it takes less for `shorter` answers than in `times`, where it made
-    `forwards`."""
-    fewer = {name: run(bench, name, engine).forwards for name, engine in shorter.items()}
-    less = interleaved(arms_of(bench, shorter), bench.repeats, bench.warmup, bench.clock)
-    seconds = {name: spread(times[name])["median"] - spread(less[name])["median"] for name in shorter}
-    return {name: seconds[name] / (forwards[name] - fewer[name]) for name in shorter}
+    return {name: arm(name, engine) for name, engine in ways.items()}, seconds
 
 
 def weight_bytes(model: PreTrainedModel) -> int:

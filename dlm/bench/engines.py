@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,18 +17,44 @@ from dlm.bench.base import Workbench, use
 from dlm.config.build import ar_denoiser
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
+from dlm.evaluation.timing import Clock
 from dlm.model.denoiser import Denoiser
 from dlm.model.packed_linears import PackedLinears
 
 OURS, AGAIN, NAIVE, OURS_AR, HF = "ours", "ours again", "naive loop", "ours, AR", "HF generate"
 
 
+SETTLED = 8  # forwards after which a call is set up: prefill, warm-ups and capture of its graphs lie before
+
+
 @dataclass(frozen=True)
 class Decoded:
-    """The new tokens of every sequence, and the forwards that they took side by side, prefill and commits included."""
+    """The new tokens of every sequence, the forwards that they took side by side, prefill and commits included, and the
+    seconds of a forward after the first `SETTLED` ones (of any, where there are no more)."""
 
     tokens: Int[Tensor, "N T"]
     forwards: int
+    seconds: float
+
+
+class Stopwatch:
+    """Counts forwards and times those after the first `SETTLED`, where there are more. It makes the host wait for the
+    device twice in a call."""
+
+    def __init__(self, clock: Clock):
+        self.clock, self.forwards = clock, 0
+        self.began = self.settled = clock()
+
+    def count(self, *args: Any) -> None:
+        """Called after every forward."""
+        self.forwards += 1
+        if self.forwards == SETTLED:
+            self.settled = self.clock()
+
+    def seconds(self) -> float:
+        """The seconds of a forward, at the end of a call."""
+        began, before = (self.settled, SETTLED) if self.forwards > SETTLED else (self.began, 0)
+        return (self.clock() - began) / (self.forwards - before)
 
 
 Engine = Callable[[], Decoded]
@@ -53,15 +79,14 @@ def engines(
         return parent.model.generate(on_device, attention_mask=present, generation_config=rule)[:, prompts.shape[1] :]
 
     # The compiler has no kernel for weights that are packed already, nor has a GPU.
-    packs = not bench.compile and bench.device.type == "cpu"
-    linears = PackedLinears(bench.model) if packs else nullcontext()
+    linears = None if bench.compile or bench.device.type != "cpu" else PackedLinears(bench.model)
     request = Request(prompts.tolist(), new_tokens, batch_size=len(prompts), compile=bench.compile)
-    ours = own_engine(bench.denoiser(block_size), request, tokens_per_step, linears)
+    ours = own_engine(bench, bench.denoiser(block_size), request, tokens_per_step, linears)
     return {
         OURS: ours,
         NAIVE: counted(bench, loop),
         AGAIN: ours,
-        OURS_AR: own_engine(ar_denoiser(parent), request, 1, linears),
+        OURS_AR: own_engine(bench, ar_denoiser(parent), request, 1, linears),
         HF: counted(bench, hugging_face),
     }
 
@@ -75,39 +100,40 @@ def run(bench: Workbench, name: str, engine: Engine) -> Decoded:
     """What an engine decodes, on the CPU."""
     ready(bench, name)
     decoded = engine()
-    return Decoded(decoded.tokens.cpu(), decoded.forwards)
+    return replace(decoded, tokens=decoded.tokens.cpu())
 
 
 def own_engine(
-    denoiser: Denoiser, request: Request, tokens_per_step: int, linears: AbstractContextManager[object]
+    bench: Workbench,
+    denoiser: Denoiser,
+    request: Request,
+    tokens_per_step: int,
+    linears: AbstractContextManager[object] | None = None,
 ) -> Engine:
-    """Our engine, within the context `linears`. It counts its forwards on the device: a graph that is replayed calls no
-    hook."""
+    """Our engine, within the context `linears`, if any. Its forwards are those of the generations: a graph that is
+    replayed calls no hook."""
 
     def decode() -> Decoded:
-        with linears:
-            generations = Fixed(tokens_per_step).generate(denoiser, request)
-        return Decoded(torch.tensor([g.tokens for g in generations]), max(g.nfe for g in generations))
+        watch = Stopwatch(bench.clock)
+        with linears or nullcontext():
+            generations = Fixed(tokens_per_step).generate(denoiser, replace(request, on_step=watch.count))
+        tokens = torch.tensor([g.tokens for g in generations])
+        return Decoded(tokens, max(g.nfe for g in generations), watch.seconds())
 
     return decode
 
 
 def counted(bench: Workbench, decode: Callable[[], Int[Tensor, "N T"]]) -> Engine:
     """A way to decode that is not ours, whose forwards are counted by a hook."""
-    calls = 0
-
-    def count(*args: Any) -> None:
-        nonlocal calls
-        calls += 1
 
     def engine() -> Decoded:
-        nonlocal calls
-        calls = 0
-        hook = bench.model.get_decoder().register_forward_pre_hook(count)
+        watch = Stopwatch(bench.clock)
+        hook = bench.model.get_decoder().register_forward_hook(watch.count)
         try:
-            return Decoded(decode(), calls)
+            tokens = decode()
         finally:
             hook.remove()
+        return Decoded(tokens, watch.forwards, watch.seconds())
 
     return engine
 

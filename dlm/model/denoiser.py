@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlm.attention.base import AttentionPattern
+from dlm.attention.compilation import allow_versions
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
 from dlm.model.head import without_decoder
@@ -23,14 +24,8 @@ from dlm.model.last_layer import LastLayer
 from dlm.model.layout import Layout
 from dlm.model.positions import num_positions
 from dlm.model.readout import chunk_bytes, chunked
-from dlm.model.trim import SHAPES
 from dlm.trainable.gate import gate_of
 from dlm.types import LossOutput, ModelInputs, Rows, Scored
-
-# The versions of a compiled layer, beyond which torch would run it uncompiled: every width to which rows are trimmed,
-# in training and in validation, full and sliding, and for batches of two heights (the last piece, the last rows of
-# validation). Layers that are alike share their versions.
-VERSIONS = SHAPES * 2 * 2 * 2
 
 
 class Denoiser(nn.Module, Layout):
@@ -77,7 +72,7 @@ class Denoiser(nn.Module, Layout):
         since their number changes in every forward. `options` are passed to `torch.compile`. Raises `ValueError` for a
         model whose layers cannot be compiled."""
         layers = self.layers()
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
+        allow_versions()
         for layer in layers if few_shapes or self.last_layer.mlp is None else layers[:-1]:
             layer.compile(dynamic=not few_shapes, **options)
         if few_shapes:

@@ -43,7 +43,7 @@ class Trajectory(Rollout):
                 prompts.append(batch.x0[row, columns[0] : begin].tolist())
         for size in sorted({end - begin for _, begin, end in places}):
             chosen = [n for n, (_, begin, end) in enumerate(places) if end - begin == size]
-            request = Request([prompts[n] for n in chosen], size, self.ends, self.batch_size)
+            request = Request([prompts[n] for n in chosen], size, self.ends, self.batch_size, replay=False)
             with torch.compiler.set_stance("force_eager"):  # its shapes would use up the versions of compiled layers
                 made = self.decoder.generate(denoiser, request)
             for n, generation in zip(chosen, made, strict=True):

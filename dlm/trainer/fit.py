@@ -239,8 +239,7 @@ def make_trainer(
         for callback in make_callbacks(cfg.get("callbacks"))
         if runtime.progress_bar or not isinstance(callback, ProgressBar)
     ]
-    if cfg.trainer.compile:
-        optional.append(CompilerWatch())
+    optional.append(CompilerWatch())  # on a GPU attention is compiled, whether or not the layers are
     checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
     return lightning.Trainer(
         accelerator=cfg.trainer.accelerator,

@@ -128,26 +128,29 @@ class Canvas:
         """The number of slots before the first masked one."""
         return self.masked.int().argmax(1)
 
-    def skip_pending(self) -> None:
-        """Let the next forward read no rows for pending tokens if there are none, for which the host waits."""
-        has_pending = ((self.start > self.written) & ~self.finished).any()
-        self.max_pending = self.block_size if bool(has_pending) else 0
+    def make_room_for_pending(self, ask: bool) -> None:
+        """Set the rows that the next forward reads for pending tokens, after the first: those of a block. With `ask`,
+        none where no sequence has any, for which the host waits. A replayed step runs no code that could set it."""
+        has_pending = not ask or bool(((self.start > self.written) & ~self.finished).any())
+        self.max_pending = self.block_size if has_pending else 0
 
     def is_eos(self, token: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-        return torch.isin(token, self.eos_ids)
+        return (token[..., None] == self.eos_ids).any(-1)  # `isin` of many ids waits for the device
 
     def harvest(self, keep_places: bool = False) -> dict[int, Generation]:
         """The generations of the sequences that have finished since the last call, by the number of their prompt.
         Unless others need their places (`keep_places`), the sequences are removed: at once with free shapes, where idle
-        ones cost time, else when half of the batch is idle."""
+        ones cost time, else when half of the batch is idle, down to a power of two: few sizes are compiled."""
         finished = self.finished.tolist()
         newly_finished = [n for n in self.live if finished[n]]
         self.live = [n for n in self.live if not finished[n]]
         generations = self.results(newly_finished)
-        most_live = len(self) // 2 if self.fixed_shapes else len(self)
-        if newly_finished and not keep_places and 0 < len(self.live) <= most_live:
-            self.keep(torch.tensor(self.live, device=self.x.device))
-            self.live = list(range(len(self)))
+        places = 1 << (len(self.live) - 1).bit_length() if self.fixed_shapes else len(self.live)
+        if newly_finished and not keep_places and self.live and places < len(self):
+            idle = [n for n in range(len(self)) if n not in self.live]
+            kept = (self.live + idle)[:places]
+            self.keep(torch.tensor(kept, device=self.x.device))
+            self.live = list(range(len(self.live)))
         return generations
 
     def keep(self, sequences: Int[Tensor, " M"]) -> None:

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from dlm.attention.compilation import compiled
 from dlm.decoding.engine.cache import SlotCache
 from dlm.decoding.engine.canvas import Canvas
 from dlm.model.denoiser import Denoiser
 
 WARM_UP = 2  # steps before the capture, in which libraries choose kernels and allocate their workspaces
-VERSIONS = 64  # of a compiled function: for each type, batch size, number of slots, and blocks with or without pending
-
-
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as one graph for each shape."""
-    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 @contextmanager
@@ -38,8 +32,7 @@ def compiled_layers(denoiser: Denoiser) -> Iterator[None]:
     try:
         for index, layer in enumerate(layers):
             layer._compiled_call_impl = partial(call_layer, layer, index)
-        with torch._dynamo.config.patch(recompile_limit=VERSIONS):
-            yield
+        yield
     finally:
         for layer, implementation in zip(layers, before, strict=True):
             layer._compiled_call_impl = implementation
@@ -48,8 +41,11 @@ def compiled_layers(denoiser: Denoiser) -> Iterator[None]:
 def call_layer(layer: nn.Module, index: int, *args: Any, **kwargs: Any) -> Any:
     """Run a layer compiled. It is given its own part of the cache: the whole cache, which it would index by its number,
     would make another version of every layer."""
-    own = {name: v.layers[index] if isinstance(v, SlotCache) else v for name, v in kwargs.items()}
-    return compiled(call)(layer, *args, **own)
+
+    def own(value: Any) -> Any:
+        return value.layers[index] if isinstance(value, SlotCache) else value
+
+    return compiled(call)(layer, *map(own, args), **{name: own(value) for name, value in kwargs.items()})
 
 
 def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -68,6 +64,7 @@ class Replay:
         self.placement: object = None
         self.calls: dict[int, int] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, canvas: Canvas) -> None:
         if not self.can_record:
@@ -84,11 +81,11 @@ class Replay:
 
     def warm_up(self, canvas: Canvas) -> None:
         """A step on a separate stream, which PyTorch requires before a capture."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream = self.stream or torch.cuda.Stream()  # one: libraries keep a workspace for each
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             self.step(canvas)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
 
     def record(self, canvas: Canvas) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()

@@ -69,7 +69,7 @@ class Blocks(Loop):
         first_step = partial(step, denoiser, rule=rule, generator=request.generator, stop=request.stop)
         further_step = Replay(
             partial(first_step, rule=rule.on(device), compile=True) if compiles else first_step,
-            can_record=closed and replays(device),
+            can_record=closed and request.replay and replays(device),
         )
         waiting, num_slots = request.by_length(), self.num_slots(denoiser, request, fixed_shapes)
         generations: dict[int, Generation] = {}
@@ -84,8 +84,7 @@ class Blocks(Loop):
                 canvas = new if canvas is None else canvas.join(new)
             else:
                 for _ in range(POLL if fixed_shapes else 1):
-                    if fixed_shapes and has_costly_padding(denoiser, canvas):
-                        canvas.skip_pending()
+                    canvas.make_room_for_pending(fixed_shapes and has_costly_padding(denoiser, canvas))
                     further_step(canvas)
                     request.report(canvas)
             generations |= canvas.harvest(keep_places=fixed_shapes and bool(waiting))

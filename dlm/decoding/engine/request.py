@@ -21,8 +21,9 @@ class Request:
 
     `eos_ids` end a sequence (one token, several or None; stored as a tuple). `stop(tokens)` ends one early: it is
     called with the new tokens at the end of each block. `on_step(canvas)` is called after every forward. `generator`
-    draws the samples. `compile` compiles a step once per shape, which takes minutes for a large model; a step that
-    samples or has a `stop` is not compiled. Raises `ValueError` if a limit is below 1.
+    draws the samples. `compile` compiles a step once per shape, which takes a minute; a step that samples or has a
+    `stop` is not compiled. `replay` replays steps as a CUDA graph, whose recording empties the cache of the memory
+    allocator. Raises `ValueError` if a limit is below 1.
     """
 
     prompts: list[list[int]]
@@ -33,6 +34,7 @@ class Request:
     stop: Stop | None = None
     on_step: OnStep | None = None
     compile: bool = False
+    replay: bool = True
 
     def __post_init__(self):
         if self.max_new_tokens < 1 or self.batch_size < 1:

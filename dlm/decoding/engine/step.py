@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dlm.attention.compilation import compiled
 from dlm.decoding.engine.canvas import SCRATCH, Canvas
 from dlm.decoding.engine.commit import from_first, select_commits, write
-from dlm.decoding.engine.graph import compiled, compiled_layers
+from dlm.decoding.engine.graph import compiled_layers
 from dlm.decoding.engine.plan import ForwardPlan, flat_index, plan_forward
 from dlm.decoding.engine.request import Stop
 from dlm.decoding.engine.rule import CommitRule
@@ -70,7 +71,6 @@ def read(
     canvas.predicted.copy_(predicted)
     if denoiser.pattern.cacheable:
         canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start))
-        canvas.max_pending = canvas.block_size
     return hidden
 
 
