@@ -99,8 +99,9 @@ bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, besi
 	$(BIN)/python -m dlm.benchmark bench=train peer.dllm=$(or $(PEER),null) $(ARGS)
 	$(BIN)/python -m dlm.benchmark bench=decode peer.dllm=$(or $(PEER),null) $(ARGS)
 
-# With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch. bench-gpu and bench-gpu-8b take
-# some ten minutes each, bench-gpu-decode perhaps twice that, none needs a network. The weights are random, of the real shapes. PEAKS are those measured on one H200.
+# With the packages of the machine's own image (BENCH_PYTHON), which has the right build of torch. bench-gpu and
+# bench-gpu-8b take some ten minutes each, bench-gpu-decode perhaps twice that. None needs a network: the weights are
+# random, of the real shapes. PEAKS are those measured on one H200.
 BENCH_PYTHON ?= python3
 PEAKS ?= peak_tflops=790 peak_bandwidth_gbs=4300
 GPU = $(BENCH_PYTHON) -m dlm.benchmark device=cuda dtype=bfloat16 compile=true $(PEAKS)
