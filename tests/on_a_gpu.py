@@ -93,5 +93,10 @@ def masks() -> dict:
     return waits
 
 
+def ordinary() -> dict:
+    """All of them, with an option of every loop: importing takes longer than one."""
+    return {"loops": loops(), "training_step": training_step(), "masks": masks()}
+
+
 if __name__ == "__main__":
     print(json.dumps(globals()[sys.argv[1]]()))

@@ -11,13 +11,8 @@ from conftest import ROOT
 ABSENT = ("hydra", "omegaconf", "antlr4", "beartype", "hypothesis", "xdist", "datasets", "wandb")
 
 
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        pytest.param("not compiled", marks=pytest.mark.trains),
-        pytest.param("compiled", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", ["not compiled", "compiled"])
 def test_the_gpu_tests_run_on_a_cpu_without_the_packages_of_the_other_tests(chosen, tmp_path):
     # In a process of its own: torch cannot trace through the shape checks of these tests.
     for name in ABSENT:

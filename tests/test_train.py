@@ -273,7 +273,7 @@ BAD = {
     "trainer.accumulate=0": "trainer.accumulate 0 must be a whole number of at least 1",
     "runtime.val_every=null": "runtime.val_every None must be a whole number of at least 1",
     "data.batch_size=0": "data.batch_size 0",
-    "data=text data.path=/nowhere.txt data.length=64 data.batch_size=4": "could not be read as text",
+    "data=text data.path=/nowhere.txt data.length=64 data.batch_size=4": "does not exist: name a file that does",
     "trainable=lora trainable.rank=0": "trainable.rank 0 must be at least 1",
     "decoding=threshold decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
     "+decoding.top_p=0": "decoding.top_p 0",
