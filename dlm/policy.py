@@ -33,7 +33,7 @@ from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import MostConfident
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
-from dlm.evaluation.items import items_version
+from dlm.evaluation.items import added_version, items_version
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import AUTO, device_name
 from dlm.model.eos import eos_ids
@@ -154,10 +154,13 @@ def learn(run: Run, settings: dict[str, Any], device: str = AUTO) -> Path:
     and items is kept."""
     path = run.folder / "measurements" / f"policy-{digest(settings, FILE_DIGITS)}.json"
     finished = FinishedRun(run, device)
-    key = {"weights": weights_fingerprint(finished.folder), "items": items_version()}
+    key = {
+        "weights": weights_fingerprint(finished.folder),
+        "items": items_version() + added_version(finished.asked),
+    }
     if path.exists() and key.items() <= read_json(path).items():
         return path
-    examples = tasks.evaluation_set("val", settings["items_per_family"])
+    examples = tasks.evaluation_set("val", settings["items_per_family"], families=finished.asked)
     fitted, held_out = split(len(examples), settings["held_out"], settings["seed"])
     tokenizer = finished.converted.tokenizer
     prompts = prompt_ids(tokenizer, examples)

@@ -176,7 +176,7 @@ def test_tasks_are_checked_by_their_own_answers(parent):
 
 def test_thresholds_are_chosen_on_validation_items_to_come_nearest_to_the_targets(parent, monkeypatch):
     asked = []
-    monkeypatch.setattr(tasks, "evaluation_set", lambda split, n: asked.append(split) or [])
+    monkeypatch.setattr(tasks, "evaluation_set", lambda split, n, families: asked.append(split) or [])
     tpf = {0.9: 1.2, 0.5: 2.2, 0.2: 3.1}
 
     def fake(denoiser, tokenizer, examples, decoder, *_):

@@ -22,7 +22,7 @@ from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.optimizer.adamw import AdamWCosine
+from dlm.optimizer.base import WithCosine
 from dlm.rollout.base import Rollout
 from dlm.types import Batch, Prepared, generator
 
@@ -47,7 +47,7 @@ class Conversion(lightning.LightningModule):
         denoiser: Denoiser,
         masking: Masking,
         objective: Objective,
-        optimizer: AdamWCosine,
+        optimizer: WithCosine,
         seed: int,
         rollout: Rollout | None = None,
         schedules: Schedules | None = None,

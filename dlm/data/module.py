@@ -27,8 +27,11 @@ class PackedData(lightning.LightningDataModule):
     """Rows drawn from `sources(split)`, tokenised by the parent's tokenizer.
 
     `mixture` weighs the sources by rows; a source of weight 0 is not used at all. `length` is L. Validation uses
-    `val_rows` rows of the val split, the same for every run.
+    `val_rows` rows of the val split, the same for every run. `asked` names the families of tasks that evaluations of a
+    run on this data ask; None means those of short answers.
     """
+
+    asked: tuple[str, ...] | None = None
 
     def __init__(self, length: int, batch_size: int, val_rows: int, mixture: dict[str, float]):
         super().__init__()
@@ -100,14 +103,15 @@ class PackedData(lightning.LightningDataModule):
 
 
 class Embedded(PackedData):
-    """The shipped prose and the generated tasks."""
+    """The shipped prose and the generated tasks, by default all that an evaluation asks."""
 
     def __init__(self, families: list[str] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        unknown = set(families or []) - set(tasks.FAMILIES)
+        known = [*tasks.FAMILIES, *tasks.LONG]
+        unknown = set(families or []) - set(known)
         if unknown:
-            raise ValueError(f"data.families {sorted(unknown)} are unknown: choose from {list(tasks.FAMILIES)}")
-        self.families = list(families or tasks.FAMILIES)
+            raise ValueError(f"data.families {sorted(unknown)} are unknown: choose from {known}")
+        self.families = list(families or self.asked or tasks.FAMILIES)
 
     def sources(self, split, tokenizer):
         chapters = prose.encoded(split, tokenizer)
@@ -116,6 +120,12 @@ class Embedded(PackedData):
             "tasks": TaskSource(split, tokenizer, self.families),
             "prose": Windows(chapters, tokenizer.eos_token_id),
         }
+
+
+class Long(Embedded):
+    """The shipped prose and the generated tasks with long answers, which evaluations of its runs ask."""
+
+    asked = tuple(tasks.LONG)
 
 
 class Text(PackedData):

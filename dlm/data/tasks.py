@@ -1,16 +1,20 @@
 """Generated tasks with one correct answer: abilities of the embedded parent that a conversion may destroy.
 
 Mathematics (`add`, `running_sum`, `word_problem`), code (`list_eval`, `str_eval`, `brackets`) and symbols (`reverse`,
-`sort`, `count`). Letters are capitals, and every digit, capital and punctuation mark is one token, so that a task
-tests the operation and not the tokenizer. The hash of a prompt decides its split: no prompt occurs in two splits.
+`sort`, `count`) have short answers; the families of `LONG` have answers of many steps. Letters are capitals, and every
+digit, capital and punctuation mark is one token, so that a task tests the operation and not the tokenizer. The hash of
+a prompt decides its split: no prompt occurs in two splits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
+
+from dlm.data.families import parallel, sequential
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NAMES = ("Ruth", "Adam", "Sarah", "Jonah", "Esther", "Caleb", "Naomi", "Levi")
@@ -30,6 +34,22 @@ class Example:
 def check(example: Example, output: str) -> bool:
     """Whether an output matches the answer exactly, except for surrounding white space."""
     return output.strip() == example.answer.strip()
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How far an output follows the steps of an answer: the share of them that are right, each at its place, and the
+    index of the first that is wrong, missing or one too many (None for a right output)."""
+
+    right: float
+    first_wrong: int | None
+
+
+def grade(example: Example, output: str) -> Grade:
+    """The steps of an output, which `;` joins, against those of the answer."""
+    wanted, given = (text.strip().split(";") for text in (example.answer, output))
+    is_right = [step == other for step, other in zip_longest(wanted, given)]
+    return Grade(sum(is_right) / len(wanted), None if all(is_right) else is_right.index(False))
 
 
 def split_of(prompt: str) -> str:
@@ -119,20 +139,25 @@ def count(rng: random.Random) -> tuple[str, str]:
 FAMILIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     f.__name__: f for f in (add, running_sum, word_problem, list_eval, str_eval, brackets, reverse, sort, count)
 }
+LONG: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    f.__name__: f for f in (*sequential.FAMILIES, *parallel.FAMILIES)
+}
 
 
 def sample(family: str, split: str, rng: random.Random) -> Example:
     """A random example of `family` whose prompt belongs to `split`."""
+    make = FAMILIES.get(family) or LONG[family]
     while True:
-        prompt, answer = FAMILIES[family](rng)
+        prompt, answer = make(rng)
         if split_of(prompt) == split:
             return Example(family, prompt, answer)
 
 
-def evaluation_set(split: str, per_family: int, seed: int = 0) -> list[Example]:
-    """`per_family` distinct examples of every family; equal arguments give equal examples."""
+def evaluation_set(split: str, per_family: int, seed: int = 0, families: Iterable[str] | None = None) -> list[Example]:
+    """`per_family` distinct examples of each of the `families`, by default those of `FAMILIES`; equal arguments give
+    equal examples."""
     examples: dict[str, Example] = {}
-    for family in FAMILIES:
+    for family in FAMILIES if families is None else families:
         rng, target = random.Random(f"{split}-{family}-{seed}"), len(examples) + per_family
         while len(examples) < target:
             example = sample(family, split, rng)

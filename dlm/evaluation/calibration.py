@@ -19,10 +19,11 @@ def nearest_thresholds(
     per_family: int,
     max_new_tokens: int,
     batch_size: int,
+    families: tuple[str, ...] | None = None,
 ) -> dict[float, float]:
     """For each target, in tokens per forward, the threshold of `decoder` that comes nearest to it on `per_family`
-    validation items of each family (never on the test items)."""
-    examples, reached = tasks.evaluation_set("val", per_family), {}
+    validation items of each of the families (never on the test items)."""
+    examples, reached = tasks.evaluation_set("val", per_family, families=families), {}
     for threshold in thresholds if targets else []:
         results = run_tasks(denoiser, tokenizer, examples, decoder.at(threshold), max_new_tokens, batch_size)
         reached[threshold] = results["tokens"].sum() / results["nfe"].sum()

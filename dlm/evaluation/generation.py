@@ -9,7 +9,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.packing import adds_bos
-from dlm.data.tasks import Example, check
+from dlm.data.tasks import Example, check, grade
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.request import Request
 from dlm.evaluation.interval import wilson
@@ -35,8 +35,9 @@ def run_tasks(
     batch_size: int,
 ) -> pd.DataFrame:
     """Decode the examples. Returns one row per example: `family, correct, tokens, nfe, rows, prompt_tokens, output`,
-    the `step` and `confidence` of each token, and whether the output is `repetitive` (see `loops`), `empty` (EOS is its
-    first token) or `endless` (it has no EOS). `rows` counts the input tokens of all forwards."""
+    the share of `right_steps` and the index of the `first_wrong` one (see `grade`), the `step` and `confidence` of each
+    token, and whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it has
+    no EOS). `rows` counts the input tokens of all forwards."""
     prompts, ends = prompt_ids(tokenizer, examples), eos_ids(denoiser.model, tokenizer)
     generations = decoder.generate(denoiser, Request(prompts, max_new_tokens, ends, batch_size))
     rows = []
@@ -44,10 +45,13 @@ def run_tasks(
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)
         ended = not set(ends).isdisjoint(generation.tokens[-1:])
         text = generation.tokens[:-1] if ended else generation.tokens
+        steps = grade(example, output)
         rows.append(
             {
                 "family": example.family,
                 "correct": check(example, output),
+                "right_steps": steps.right,
+                "first_wrong": steps.first_wrong,
                 "tokens": len(generation.tokens),
                 "nfe": generation.nfe,
                 "rows": generation.rows,
@@ -74,12 +78,12 @@ def loops(tokens: list[int]) -> bool:
 
 
 def accuracy(results: pd.DataFrame) -> dict:
-    """Exact match with its 95 % Wilson interval, tokens per forward and per input row, and the share of degenerate
-    outputs (the last two if `results` has their columns), over all items and per family."""
+    """Exact match with its 95 % Wilson interval, tokens per forward and per input row, and the shares of right steps
+    and of degenerate outputs (the last three if `results` has their columns), over all items and per family."""
 
     def summarize(group: pd.DataFrame) -> dict:
         low, high = wilson(int(group["correct"].sum()), len(group))
-        optional = group.filter(items=DEGENERATE).mean().to_dict()
+        optional = group.filter(items=["right_steps", *DEGENERATE]).mean().to_dict()
         if "rows" in group:
             optional["tokens_per_row"] = float(group["tokens"].sum() / group["rows"].sum())
         return {

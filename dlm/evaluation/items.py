@@ -22,6 +22,16 @@ TOKENIZER = "pkg://dlm/assets/tiny"  # any tokenizer will do; this one ships wit
 
 
 @cache
+def added_version(families: tuple[str, ...] | None) -> str:
+    """What `items_version` lacks where an evaluation asks these families of tasks: a digest of the first ones, and
+    nothing for None, which means those of short answers."""
+    if families is None:
+        return ""
+    first = {split: tasks.evaluation_set(split, FEW, families=families) for split in tasks.SPLITS}
+    return "-" + digest({split: list(map(astuple, examples)) for split, examples in first.items()})
+
+
+@cache
 def items_version() -> str:
     """A digest of the prose, of the first tasks, rows and cloze items, and of `EVALUATION_VERSION`."""
     tokenizer = AutoTokenizer.from_pretrained(resolve(TOKENIZER))

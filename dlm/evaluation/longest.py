@@ -13,16 +13,29 @@ from dlm.model.positions import require_positions
 
 
 def require_evaluable(
-    denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, length: int, tasks_per_family: int, max_new_tokens: int
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    tasks_per_family: int,
+    max_new_tokens: int,
+    families: tuple[str, ...] | None = None,
 ) -> None:
     """Raises `ValueError` if a row of prose of `length` tokens, a multiple choice item, or a prompt of the tasks with
-    `max_new_tokens` takes more positions, in whole blocks, than the model has."""
+    `max_new_tokens` takes more positions, in whole blocks, than the model has, or if no answer fits
+    `max_new_tokens`."""
     model, size = denoiser.model, denoiser.pattern.block_size
     require_positions(model, length, f"evaluation.length {length}")
     cloze = whole_blocks(CONTEXT_TOKENS + OPTION_TOKENS, size)
     require_positions(model, cloze, f"a multiple choice item of {cloze} tokens", "set evaluation=none")
-    prompts = prompt_ids(tokenizer, tasks.evaluation_set("test", tasks_per_family))
+    examples = tasks.evaluation_set("test", tasks_per_family, families=families)
+    prompts = prompt_ids(tokenizer, examples)
     longest = max(map(len, prompts))
     total = whole_blocks(longest + max_new_tokens, size)
     what = f"evaluation.max_new_tokens {max_new_tokens} after a prompt of {longest} tokens, {total} in whole blocks,"
     require_positions(model, total, what, "lower it, or set evaluation=none")
+    shortest = min(map(len, tokenizer([e.answer for e in examples], add_special_tokens=False)["input_ids"]))
+    if shortest > max_new_tokens:
+        raise ValueError(
+            f"evaluation.max_new_tokens {max_new_tokens} cuts every answer, the shortest of which has {shortest} "
+            "tokens: set evaluation=long, or evaluation=none"
+        )

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlm.config.build import make
-from dlm.config.finished import FinishedRun
+from dlm.config.finished import FinishedRun, asked_of
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.request import Request
@@ -24,7 +24,7 @@ from dlm.decoding.threshold import Threshold
 from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
-from dlm.evaluation.items import items_version
+from dlm.evaluation.items import added_version, items_version
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.throughput import interleaved
@@ -53,14 +53,15 @@ def evaluate_run(
     if not is_requested(cfg):
         return {}
     finished = FinishedRun(run, device)
+    cfg, families = with_families(cfg, finished.asked), finished.asked
     dlm, converted = finished.dlm, finished.converted
-    require_evaluable(dlm, converted.tokenizer, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens)
+    require_evaluable(dlm, converted.tokenizer, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens, families)
     ar, parent = finished.ar, finished.parent
     fingerprint = run.record["parent"]["fingerprint"]
     key = digest(parent_settings(cfg, eos_ids(parent.model, parent.tokenizer)), FILE_DIGITS)
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{key}.json"
     cache.parent.mkdir(exist_ok=True)  # the run may have been trained in another folder of runs
-    version = items_version()
+    version = items_version() + added_version(families)
     parent_metrics = cached_metrics(cache, version)
     if parent_metrics is None:
         parent_metrics = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]
@@ -96,6 +97,7 @@ def evaluate_again(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = 
 def with_row(run: Run, cfg: DictConfig, decoding: dict[str, Any], device: str) -> dict[str, Any]:
     """A run's evaluation with the row of a decoder, measured on a device, added or replaced."""
     finished = FinishedRun(run, device)
+    cfg = with_families(cfg, finished.asked)
     dlm, converted = finished.dlm, finished.converted
     name, evaluation = setting_name(decoding), run.record["evaluation"]
     decoder = make(decoding)
@@ -112,6 +114,19 @@ def with_row(run: Run, cfg: DictConfig, decoding: dict[str, Any], device: str) -
     new_items = items.drop(columns=["step", "confidence"])
     write_atomically(path, pd.concat([old_items[old_items["setting"] != name], new_items]).to_csv(index=False))
     return evaluation
+
+
+def with_families(cfg: DictConfig, families: tuple[str, ...] | None) -> DictConfig:
+    """The settings of an evaluation with the `families` that it asks, unless they are those of short answers."""
+    if families is None:
+        return cfg
+    with open_dict(cfg):
+        return OmegaConf.merge(cfg, {"families": list(families)})
+
+
+def families_of(cfg: DictConfig) -> tuple[str, ...] | None:
+    """The families that an evaluation with these settings asks; None means those of short answers."""
+    return tuple(cfg.families) if "families" in cfg else None
 
 
 def setting_name(decoding: dict[str, Any]) -> str:
@@ -138,10 +153,10 @@ def is_evaluated(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = No
     accepted."""
     if not is_requested(cfg):
         return True
-    evaluation = run.record.get("evaluation") or {}
-    if evaluation.get("settings") != OmegaConf.to_container(cfg, resolve=True):
+    evaluation, families = run.record.get("evaluation") or {}, asked_of(run)
+    if evaluation.get("settings") != OmegaConf.to_container(with_families(cfg, families), resolve=True):
         return False
-    if "items" in evaluation and evaluation["items"] != items_version():
+    if "items" in evaluation and evaluation["items"] != items_version() + added_version(families):
         return False
     return decoding is None or any(row.get("decoding") == decoding for row in evaluation["dlm"]["generation"])
 
@@ -162,6 +177,7 @@ def require_decodable(denoiser: Denoiser, decoder: Decoder) -> None:
 def parent_settings(cfg: DictConfig, ends: list[int]) -> dict[str, Any]:
     """The settings that the parent's metrics depend on, besides its weights. `ends` are its end-of-sequence tokens."""
     settings = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
+    settings |= {"families": list(families_of(cfg))} if "families" in cfg else {}
     return settings | ({"ends": ends} if len(ends) > 1 else {})  # a single one is the tokenizer's
 
 
@@ -190,7 +206,7 @@ def decode_tasks(
 ) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """Decode the tasks with each decoder, the same items for all. Returns a row of metrics per decoder, and a table of
     all decoded items."""
-    examples = tasks.evaluation_set("test", cfg.tasks_per_family)
+    examples = tasks.evaluation_set("test", cfg.tasks_per_family, families=families_of(cfg))
     rows, items = [], []
     for name, decoder in decoders.items():
         results = run_tasks(denoiser, parent.tokenizer, examples, decoder, cfg.max_new_tokens, cfg.batch_size)
@@ -210,6 +226,7 @@ def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, 
         cfg.calibration_per_family,
         cfg.max_new_tokens,
         cfg.batch_size,
+        families_of(cfg),
     )
     return {f"TPF≈{target:g}": Threshold(threshold) for target, threshold in threshold_by_target.items()}
 
@@ -228,7 +245,9 @@ def measure_throughput(
 
 def decoding_timer(denoiser: Denoiser, parent: Parent, decoder: Decoder, cfg: DictConfig) -> Callable[[], int]:
     """The function to time: it answers prompts at batch size 1 and returns the number of new tokens."""
-    examples = tasks.evaluation_set("test", max(1, cfg.throughput_prompts // len(tasks.FAMILIES)))
+    families = families_of(cfg)
+    per_family = max(1, cfg.throughput_prompts // len(families or tasks.FAMILIES))
+    examples = tasks.evaluation_set("test", per_family, families=families)
     prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
     request = Request(prompts, cfg.max_new_tokens, eos_ids(denoiser.model, parent.tokenizer), batch_size=1)
 

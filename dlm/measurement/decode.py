@@ -45,7 +45,7 @@ class Decode(Measurement):
     def __call__(self, subject):
         """The result: `accuracy, low, high, n, tpf, nfe, tokens_per_row` and the shares of degenerate outputs, over all
         items and in `families`; `items` lists for each item, in the order of the evaluation set, its family, whether it
-        is `correct`, its `tokens`, `nfe` and `rows`, and whether it is degenerate."""
+        is `correct`, its share of `right_steps`, its `tokens`, `nfe` and `rows`, and whether it is degenerate."""
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
         tokenizer = subject.converted.tokenizer
         if self.tpf is not None:
@@ -58,24 +58,25 @@ class Decode(Measurement):
                 self.calibration_per_family,
                 self.max_new_tokens,
                 self.batch_size,
+                subject.asked,
             )
             self.decoder = self.decoder.at(threshold_by_target[self.tpf])
-        examples = tasks.evaluation_set("test", self.items_per_family)
+        examples = tasks.evaluation_set("test", self.items_per_family, families=subject.asked)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
-        columns = ["family", "correct", "tokens", "nfe", "rows", *DEGENERATE]
+        columns = ["family", "correct", "right_steps", "tokens", "nfe", "rows", *DEGENERATE]
         return {
             **accuracy(results),
             "threshold": self.decoder.threshold,
             "block_size": denoiser.pattern.block_size,
-            "tokens_per_second": self.time(denoiser, tokenizer),
+            "tokens_per_second": self.time(denoiser, tokenizer, subject.asked),
             "items": results.filter(items=columns).to_dict("list"),
         }
 
-    def time(self, denoiser, tokenizer) -> float | None:
+    def time(self, denoiser, tokenizer, families) -> float | None:
         """Tokens per second at `timed_batch_size`; None without one."""
         if self.timed_batch_size is None:
             return None
-        examples = tasks.evaluation_set("test", self.timed_items_per_family)
+        examples = tasks.evaluation_set("test", self.timed_items_per_family, families=families)
 
         def decode() -> int:
             results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.timed_batch_size)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from dlm.config.build import make
 from dlm.config.inputs import require_same
-from dlm.evaluation.items import items_version
+from dlm.evaluation.items import added_version, items_version
 from dlm.measurement.base import Measurement, Subject
 from dlm.model.device import device_name
 from dlm.runs.digest import weights_fingerprint
@@ -25,7 +25,10 @@ def measure(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
     run = subject.run
     require_same(run, run.config, "model", "masking")
     path = run.folder / measurement_file(settings)
-    key = {"weights": weights_fingerprint(subject.folder), "items": items_version()}
+    key = {
+        "weights": weights_fingerprint(subject.folder),
+        "items": items_version() + added_version(subject.asked),
+    }
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
         if key.items() <= record.items():

@@ -40,7 +40,7 @@ class Trace(Measurement):
         """`positions`: mean `step` (0 is a block's first) and `confidence` by position in the block, over `n` tokens;
         `masked`: see `masked_by_level`; `example`: see `record`."""
         denoiser, tokenizer = subject.dlm, subject.converted.tokenizer
-        examples = tasks.evaluation_set(self.split, self.items_per_family)
+        examples = tasks.evaluation_set(self.split, self.items_per_family, families=subject.asked)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
         size = denoiser.pattern.block_size
         longest = int(results["tokens"].argmax())

@@ -1,48 +1,21 @@
-"""AdamW with weight decay on matrices only; linear warm-up, then cosine decay to a minimum learning rate."""
+"""AdamW with weight decay on matrices only."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from dlm.optimizer.base import WithCosine
 
 
-class AdamWCosine:
-    """Builds the optimizer and its schedule, as Lightning's `configure_optimizers` returns them.
+class AdamWCosine(WithCosine):
+    """AdamW for all trainable parameters."""
 
-    During the fraction `warmup` of the steps the learning rate climbs to `lr`; then it falls to `min_lr_ratio * lr`.
-    """
+    def __init__(self, betas: tuple[float, float], fused: bool, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.betas, self.fused = betas, fused
 
-    def __init__(
-        self,
-        lr: float,
-        min_lr_ratio: float,
-        warmup: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        fused: bool,
-    ):
-        if not lr > 0:
-            raise ValueError(f"lr {lr} must be > 0")
-        if not (0 <= min_lr_ratio <= 1 and 0 <= warmup < 1):
-            raise ValueError(
-                f"optimizer.min_lr_ratio {min_lr_ratio} and optimizer.warmup {warmup} must lie in [0, 1] and [0, 1)"
-            )
-        if weight_decay < 0:
-            raise ValueError(f"optimizer.weight_decay {weight_decay} must be >= 0")
-        self.lr, self.min_lr_ratio, self.warmup = lr, min_lr_ratio, warmup
-        self.betas, self.weight_decay, self.fused = betas, weight_decay, fused
-
-    def build(self, model: torch.nn.Module, num_steps: int) -> dict[str, Any]:
-        """The optimizer of the trainable parameters, and its schedule over `num_steps` optimizer steps."""
+    def optimizer(self, model):
         trainable = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=self.fused)
-        schedule = get_cosine_with_min_lr_schedule_with_warmup(
-            optimizer, round(self.warmup * num_steps), num_steps, min_lr_rate=self.min_lr_ratio
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return torch.optim.AdamW(self.decayed(trainable), lr=self.lr, betas=self.betas, fused=self.fused)

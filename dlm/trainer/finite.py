@@ -54,7 +54,7 @@ class FiniteGuard(Callback):
         flags = ~torch.isfinite(torch.stack([value.float() for value in values]))
         # The loss differs between processes, but all of them have to skip the step.
         self.flags = trainer.strategy.reduce(flags.float(), reduce_op="max") > 0
-        if all(group["fused"] for group in optimizer.param_groups):
+        if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = self.flags.any().float()
         elif self.flags.any():
             optimizer.zero_grad(set_to_none=True)  # the optimizer ignores parameters without a gradient

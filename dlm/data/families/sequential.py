@@ -1,0 +1,75 @@
+"""Tasks with long answers in which a step needs the result of the step before: their steps cannot be made at once.
+
+Every step is a look-up in a table of a few hundred cases at most, and the steps are joined by `;`. Terms carry letters
+as labels, so that the next term is found by its label and not by counting.
+"""
+
+from __future__ import annotations
+
+import random
+
+from dlm.data.families.labels import LETTERS, labelled
+
+
+def totals(rng: random.Random) -> tuple[str, str]:
+    """Running totals modulo 100."""
+    terms = [rng.randint(1, 9) for _ in range(rng.randint(12, 20))]
+    results = [f"{sum(terms[: i + 1]) % 100:02d}" for i in range(len(terms))]
+    return f"totals:{''.join(labelled(terms))}=", ";".join(labelled(results))
+
+
+def columns(rng: random.Random) -> tuple[str, str]:
+    """Long addition, column by column from the right: each step is the carry and the digit."""
+    digits = [(rng.randrange(10), rng.randrange(10)) for _ in range(rng.randint(12, 20))]
+    sums, carry = [], 0
+    for a, b in digits:
+        sums.append(f"{a + b + carry:02d}")
+        carry = (a + b + carry) // 10
+    return f"columns:{''.join(labelled(f'{a}{b}' for a, b in digits))}=", ";".join(labelled(sums))
+
+
+def stack(rng: random.Random) -> tuple[str, str]:
+    """A stack machine: a digit is pushed, `+` replaces the two topmost digits by their sum modulo 10. Each step is the
+    stack after an operation."""
+    contents, operations, states = "", [], []
+    for _ in range(rng.randint(12, 16)):
+        if len(contents) == 4 or (len(contents) > 1 and rng.random() < 0.45):
+            operations.append("+")
+            contents = contents[:-2] + str((int(contents[-2]) + int(contents[-1])) % 10)
+        else:
+            operations.append(str(rng.randrange(10)))
+            contents += operations[-1]
+        states.append(contents)
+    return f"stack:{''.join(labelled(operations))}=", ";".join(labelled(states))
+
+
+def insertion(rng: random.Random) -> tuple[str, str]:
+    """Insertion sort: each step is the sorted list of the letters so far."""
+    letters = rng.sample(LETTERS, rng.randint(8, 10))
+    return f"insert:{''.join(letters)}=", ";".join("".join(sorted(letters[: i + 1])) for i in range(len(letters)))
+
+
+def recurrence(rng: random.Random) -> tuple[str, str]:
+    """x ← 3·x + a modulo 10, with the terms of every step written out."""
+    x, terms = rng.randrange(10), [rng.randrange(10) for _ in range(rng.randint(8, 13))]
+    prompt, steps = f"x={x}:{''.join(labelled(terms))}=", []
+    for a in terms:
+        steps.append(f"3*{x}+{a}={(3 * x + a) % 10}")
+        x = (3 * x + a) % 10
+    return prompt, ";".join(labelled(steps))
+
+
+def ledger(rng: random.Random) -> tuple[str, str]:
+    """What is left of an amount after each gain and loss, in words that are certain once their step is."""
+    amount = rng.randint(10, 90)
+    prompt, changes, steps = f"ledger {amount}:", [], []
+    for _ in range(rng.randint(6, 9)):
+        change = rng.randint(1, 9)
+        gains = amount + change < 100 and (amount - change < 10 or rng.random() < 0.5)
+        amount += change if gains else -change
+        changes.append(f"{'+' if gains else '-'}{change}")
+        steps.append(f" {'and' if gains else 'less'} {change} is {amount}")
+    return f"{prompt}{''.join(labelled(changes))}=", ";".join(labelled(steps))
+
+
+FAMILIES = (totals, columns, stack, insertion, recurrence, ledger)

@@ -1,0 +1,47 @@
+"""The interface of optimizers: linear warm-up, then cosine decay to a minimum learning rate."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+
+class WithCosine(ABC):
+    """Builds an optimizer and its schedule, as Lightning's `configure_optimizers` returns them.
+
+    During the fraction `warmup` of the steps every learning rate climbs to its peak; then it falls to `min_lr_ratio`
+    times that.
+    """
+
+    def __init__(self, lr: float, min_lr_ratio: float, warmup: float, weight_decay: float):
+        if not lr > 0:
+            raise ValueError(f"lr {lr} must be > 0")
+        if not (0 <= min_lr_ratio <= 1 and 0 <= warmup < 1):
+            raise ValueError(
+                f"optimizer.min_lr_ratio {min_lr_ratio} and optimizer.warmup {warmup} must lie in [0, 1] and [0, 1)"
+            )
+        if weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay {weight_decay} must be >= 0")
+        self.lr, self.min_lr_ratio, self.warmup, self.weight_decay = lr, min_lr_ratio, warmup, weight_decay
+
+    def build(self, model: torch.nn.Module, num_steps: int) -> dict[str, Any]:
+        """The optimizer of the trainable parameters, and its schedule over `num_steps` optimizer steps."""
+        optimizer = self.optimizer(model)
+        schedule = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, round(self.warmup * num_steps), num_steps, min_lr_rate=self.min_lr_ratio
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @abstractmethod
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the trainable parameters, with the peak learning rates."""
+
+    def decayed(self, parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameter groups with weight decay on matrices only."""
+        return [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
