@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test-fast test test-all test-lowest lint format sweep study parent parents ablation-report design-space docs generated smoke
+.PHONY: help install train test-fast test test-all test-lowest lint format sweep study parent long-parent parents ablation-report design-space docs generated smoke
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
@@ -61,6 +61,10 @@ parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on o
 	$(BIN)/python -m dlm.data.tokenizer to=dlm/assets/tiny
 	$(BIN)/python -m dlm.train pretrain=embedded logger=csv
 	$(BIN)/python -m dlm.exported.embedded to=dlm/assets/tiny
+
+long-parent: $(BIN)/.installed ## pretrain that parent further on tasks with long answers, and install it in dlm/assets/long
+	$(BIN)/python -m dlm.train pretrain=long logger=csv
+	$(BIN)/python -m dlm.exported.embedded pretraining=long to=dlm/assets/long
 
 # QUICK=1: one seed and fewer points, to reports/quick. FROM=committed: the committed results as they are. ADD=1: do only
 # what they lack, and add it to them. SWEEPS='sweeps/table*.yaml': do only what these lack; the report names the rest.

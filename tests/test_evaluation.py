@@ -235,6 +235,8 @@ def test_the_parents_card_repeats_its_record(parent, tmp_path):
     (run.folder / "config.yaml").write_text(json.dumps({"data": data, "lr": 2e-3, "seed": 0}))
     run.update(
         evaluation={"dlm": found, "settings": settings},
+        choices={"pretrain": "embedded"},
+        parent={"source": "a random model"},
         parameters=1_115_520,
         tokens=16_003_072,
         steps=3907,
@@ -244,4 +246,5 @@ def test_the_parents_card_repeats_its_record(parent, tmp_path):
     )
     text = card(FinishedRun(run))
     assert "1,115,520 parameters" in text and "| **all** | 96.1% | 95.0% – 97.0% | 18 |" in text
+    assert "pretrain=embedded" in text and "| from | a random model |" in text and "(9 families," in text
     assert "37 minutes" in text and f"Perplexity {np.exp(2):.2f}" in text and text.count("| 96.1% |") == 10

@@ -148,6 +148,7 @@ class Replay:
 @dataclass
 class Embedded:
     run: Name | None
+    pretraining: str
     to: str
     runs_dir: str
 

@@ -1,7 +1,7 @@
-"""Install a finished parent run as the embedded parent: `python -m dlm.exported.embedded run=ID to=dlm/assets/tiny`.
+"""Install a finished parent run as an embedded parent: `python -m dlm.exported.embedded run=ID to=dlm/assets/tiny`.
 
 Writes the weights beside the tokenizer, and a card with their training data, cost and accuracy. This is the last step
-of `make parent`.
+of `make parent` and of `make long-parent`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 
 MAX_BYTES = 10_000_000  # of committed weights
-COMMAND = "make parent"
 
 CARD = """\
-# The embedded parent
+# The embedded parent of pretrain={pretrain}
 
 A {shape.model_type} of {record[parameters]:,} parameters ({shape.num_hidden_layers} layers of width {shape.hidden_size},
-{shape.vocab_size} tokens), pretrained autoregressively by this repository: `{command}` (`conf/pretrain/embedded.yaml`). It
+{shape.vocab_size} tokens), pretrained autoregressively by this repository: `python -m dlm.train pretrain={pretrain}`. It
 exists to be converted: small enough for a laptop, and good enough at every task that what a conversion destroys is
 visible. Apache-2.0, like the rest; the prose it was trained on is in the public domain (`../prose/README.md`).
 
 | | |
 | --- | --- |
-| data | {config.data.mixture.tasks:.0%} rows of generated tasks (nine families, `dlm/data/tasks.py`; the loss is on answers only), {config.data.mixture.prose:.0%} rows of prose |
+| from | {record[parent][source]} |
+| data | {config.data.mixture.tasks:.0%} rows of generated tasks ({num_families} families, `dlm/data/tasks.py`; the loss is on answers only), {config.data.mixture.prose:.0%} rows of prose |
 | tokens | {record[tokens]:,} in {record[steps]:,} steps of {config.data.batch_size} rows of {config.data.length}, seed {config.seed} |
 | training | {minutes:.0f} minutes on a machine of {record[machine][cpus]} CPU cores, peak learning rate {config.lr:g} |
 | tokenizer | byte-level BPE trained on the same data (`dlm/data/tokenizer.py`); digits, capitals and punctuation stand alone |
@@ -65,7 +65,7 @@ is learnt, not memorised. Four-way cloze by likelihood: {metrics[cloze]:.1%} of 
 def card(finished: FinishedRun) -> str:
     """The card, in Markdown, of a parent run."""
     record, config, shape = finished.run.record, finished.config, AutoConfig.from_pretrained(finished.folder)
-    metrics = record["evaluation"]["dlm"]
+    metrics, pretrain = record["evaluation"]["dlm"], record["choices"]["pretrain"]
     overall, test = metrics["generation"][0], Likelihood(**metrics["likelihood"])
     train = likelihood_of_training_prose(finished)
     rows = [
@@ -77,7 +77,8 @@ def card(finished: FinishedRun) -> str:
         record=record,
         config=config,
         shape=shape,
-        command=COMMAND,
+        pretrain=pretrain,
+        num_families=len(overall["families"]),
         minutes=record["train_seconds"] / 60,
         versions=", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "transformers", "lightning")),
         per_family=overall["n"] // len(overall["families"]),
@@ -112,7 +113,7 @@ def install(run: Run, to: Path) -> None:
 @hydra_command("embedded")
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Embedded)
-    run = Run.newest(cfg.runs_dir, pretrain="embedded") if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
+    run = Run.newest(cfg.runs_dir, pretrain=cfg.pretraining) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
     install(run, Path(cfg.to))
     print(f"{cfg.to}: the model of run {run.id}, and its card")
 
