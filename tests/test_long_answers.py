@@ -102,21 +102,22 @@ def by_other_means(e: tasks.Example) -> bool:
             results = [int(step[-1]) for step in unlabelled(e)]
             starts = [int(e.prompt[2]), *results[:-1]]
             return unlabelled(e) == [
-                f"3*{x}+{a}={(x + x + x + int(a)) % 10}" for x, a in zip(starts, terms_of(e.prompt), strict=True)
+                f"{a}+3*{x}={(x + x + x + int(a)) % 10}" for x, a in zip(starts, terms_of(e.prompt), strict=True)
             ]
         case "ledger":
-            amounts = list(accumulate(map(int, terms_of(e.prompt)), initial=int(e.prompt[7:9])))[1:]
-            signs = {"and": "+", "less": "-"}
-            steps = [step.split() for step in unlabelled(e)]
-            return [int(s[3]) for s in steps] == amounts and [signs[s[0]] + s[1] for s in steps] == terms_of(e.prompt)
+            changes = [int(sign + digit) for digit, sign in terms_of(e.prompt)]
+            amounts = accumulate(changes, initial=int(e.prompt[7:9]))
+            verbs = ["more makes" if change > 0 else "less leaves" for change in changes]
+            return unlabelled(e) == [
+                f"{abs(change)} {verb} {amount}"
+                for change, verb, amount in zip(changes, verbs, list(amounts)[1:], strict=True)
+            ]
         case "shift":
             return all((ord(b) - ord(a)) % 26 == 3 for a, b in zip(terms_of(e.prompt), unlabelled(e), strict=True))
         case "backwards":
             return "".join(reversed(e.answer.split(";"))) == e.prompt[10:-1]
         case "replace":
             return unlabelled(e) == list("".join(terms_of(e.prompt)).replace(e.prompt[8], e.prompt[13]))
-        case "interleave":
-            return "/".join([e.answer[::3], ".".join(e.answer[1::3])]) == e.prompt[11:-1]
         case "lookup":
             table, asked = e.prompt[7:-1].split("/")
             return e.answer == ";".join(key + table[table.index(key) + 1] for key in asked)

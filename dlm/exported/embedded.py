@@ -113,7 +113,9 @@ def install(run: Run, to: Path) -> None:
 @hydra_command("embedded")
 def main(cfg: DictConfig) -> None:
     require_kinds(cfg, Embedded)
-    run = Run.newest(cfg.runs_dir, pretrain=cfg.pretraining) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
+    run = (
+        Run.newest(cfg.runs_dir, pretrain=cfg.pretraining) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
+    )
     install(run, Path(cfg.to))
     print(f"{cfg.to}: the model of run {run.id}, and its card")
 

@@ -34,14 +34,6 @@ def replace(rng: random.Random) -> tuple[str, str]:
     return f"replace {old} by {new}:{''.join(labelled(terms))}=", ";".join(labelled(changed))
 
 
-def interleave(rng: random.Random) -> tuple[str, str]:
-    """Two lists, item by item."""
-    size = rng.randint(14, 20)
-    capitals, small = rng.sample(LETTERS, size), rng.sample(ascii_lowercase, size)
-    pairs = zip(capitals, small, strict=True)
-    return f"interleave:{''.join(capitals)}/{'.'.join(small)}=", ";".join(map("".join, pairs))
-
-
 def lookup(rng: random.Random) -> tuple[str, str]:
     """The entries of a table, in the order in which they are asked for."""
     table = keyed_digits(rng, 14, 20)
@@ -63,4 +55,4 @@ def transpose(rng: random.Random) -> tuple[str, str]:
     return f"transpose:{';'.join(rows)}=", ";".join(map("".join, zip(*rows, strict=True)))
 
 
-FAMILIES = (shift, backwards, replace, interleave, lookup, words, transpose)
+FAMILIES = (shift, backwards, replace, lookup, words, transpose)

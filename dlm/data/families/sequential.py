@@ -50,11 +50,11 @@ def insertion(rng: random.Random) -> tuple[str, str]:
 
 
 def recurrence(rng: random.Random) -> tuple[str, str]:
-    """x ← 3·x + a modulo 10, with the terms of every step written out."""
+    """x ← a + 3·x modulo 10, with the terms of every step written out."""
     x, terms = rng.randrange(10), [rng.randrange(10) for _ in range(rng.randint(8, 13))]
     prompt, steps = f"x={x}:{''.join(labelled(terms))}=", []
     for a in terms:
-        steps.append(f"3*{x}+{a}={(3 * x + a) % 10}")
+        steps.append(f"{a}+3*{x}={(3 * x + a) % 10}")
         x = (3 * x + a) % 10
     return prompt, ";".join(labelled(steps))
 
@@ -67,8 +67,8 @@ def ledger(rng: random.Random) -> tuple[str, str]:
         change = rng.randint(1, 9)
         gains = amount + change < 100 and (amount - change < 10 or rng.random() < 0.5)
         amount += change if gains else -change
-        changes.append(f"{'+' if gains else '-'}{change}")
-        steps.append(f" {'and' if gains else 'less'} {change} is {amount}")
+        changes.append(f"{change}{'+' if gains else '-'}")
+        steps.append(f"{change} {'more makes' if gains else 'less leaves'} {amount}")
     return f"{prompt}{''.join(labelled(changes))}=", ";".join(labelled(steps))
 
 
