@@ -10,14 +10,15 @@ from conftest import config
 from small_runs import small
 from transformers import AutoTokenizer
 
-from dlm.config.build import make
+from dlm.config.build import ar_denoiser, make
 from dlm.conversion.module import Conversion
 from dlm.data import tasks
 from dlm.data.packing import TaskSource
+from dlm.decoding.fixed import Fixed
 from dlm.evaluation import suite
-from dlm.evaluation.generation import prompt_ids
+from dlm.evaluation.generation import prompt_ids, run_tasks
 from dlm.evaluation.items import added_version, items_version
-from dlm.model.parent import resolve
+from dlm.model.parent import load_parent, resolve
 from dlm.train import train
 
 
@@ -152,6 +153,13 @@ def test_an_answer_is_graded_step_by_step():
         grade = tasks.grade(example, output)
         assert (grade.right, grade.first_wrong) == expected
         assert tasks.check(example, output) == (grade.first_wrong is None)
+
+
+def test_their_parent_answers_them():
+    parent, examples = load_parent("pkg://dlm/assets/long"), tasks.evaluation_set("test", 1, families=tasks.LONG)
+    limit = config("evaluation=long").evaluation.max_new_tokens
+    answered = run_tasks(ar_denoiser(parent), parent.tokenizer, examples, Fixed(1), limit, len(examples))
+    assert answered["correct"].mean() >= 0.9 and answered["right_steps"].mean() >= 0.9
 
 
 def test_both_kinds_of_families_can_be_trained_together(tokenizer):

@@ -177,11 +177,12 @@ def test_save_and_load_gives_the_same_weights_and_the_same_mask_token(tokenizer,
     assert loaded.fingerprint() == parent.fingerprint()
 
 
-def test_the_embedded_parent_loads_from_its_package_and_stays_under_ten_megabytes():
-    parent = load_parent("pkg://dlm/assets/tiny")
+@pytest.mark.parametrize("name", ["tiny", "long"])
+def test_the_embedded_parents_load_from_their_package_and_stay_under_ten_megabytes(name):
+    parent = load_parent(f"pkg://dlm/assets/{name}")
     assert 1e6 <= sum(p.numel() for p in parent.model.parameters()) <= 5e6
     assert parent.tokenizer.eos_token_id == EOS_ID
-    weights = load_file(f"{TINY}/model.safetensors")
+    weights = load_file(f"dlm/assets/{name}/model.safetensors")
     assert sum(w.nbytes for w in weights.values()) < 10_000_000
 
 
