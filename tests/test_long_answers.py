@@ -7,6 +7,7 @@ from statistics import mean
 
 import pytest
 from conftest import config
+from omegaconf import OmegaConf
 from small_runs import small
 from transformers import AutoTokenizer
 
@@ -18,6 +19,7 @@ from dlm.decoding.fixed import Fixed
 from dlm.evaluation import suite
 from dlm.evaluation.generation import prompt_ids, run_tasks
 from dlm.evaluation.items import added_version, items_version
+from dlm.measurement.base import Subject
 from dlm.model.parent import load_parent, resolve
 from dlm.train import train
 
@@ -177,6 +179,24 @@ def test_the_data_of_a_run_decides_what_it_is_asked():
     settings = suite.with_families(config("evaluation=long").evaluation, long.asked)
     assert suite.families_of(settings) == long.asked
     assert {e.family for e in tasks.evaluation_set("test", 1, families=long.asked)} == tasks.LONG.keys()
+
+
+def test_a_run_on_long_answers_is_asked_and_counts_as_evaluated_by_them_only(finished_run, monkeypatch):
+    cfg, of_short = config("evaluation=long").evaluation, finished_run.config
+    evaluations = {
+        families: {
+            "settings": OmegaConf.to_container(suite.with_families(cfg, families), resolve=True),
+            "items": items_version() + added_version(families),
+        }
+        for families in (None, tuple(tasks.LONG))
+    }
+    of_long = OmegaConf.merge(of_short, {"data": config("data=long").data})
+    for run_config, asked in ((of_short, None), (of_long, tuple(tasks.LONG))):
+        monkeypatch.setattr(type(finished_run), "config", run_config)
+        assert Subject(finished_run).asked == asked
+        for families, evaluation in evaluations.items():
+            finished_run.update(evaluation=evaluation)
+            assert suite.is_evaluated(finished_run, cfg) is (families == asked)
 
 
 def test_items_of_long_answers_have_a_version_of_their_own():
