@@ -36,8 +36,8 @@ NEEDS = {
     ("auxiliary", "consistency"): ["masking=uniform", "masking.views=2", "masking.complementary=false"],
     ("trainer", "gpu"): ["trainer.accelerator=cpu"],
     ("pretrain", "embedded"): ["data.batch_size=4", "tokens=1024"],
-    ("pretrain", "long"): ["data.length=256", "tokens=4096"],
-    ("data", "long"): ["data.length=256", "tokens=4096"],
+    ("pretrain", "long"): ["data.length=256", "data.batch_size=1", "tokens=1024"],
+    ("data", "long"): ["data.length=256", "data.batch_size=1", "tokens=1024"],
 }
 
 
