@@ -29,7 +29,7 @@ def test_the_points_of_the_decoding_benchmark_need_few_versions():
     graphs = {(dtype, batch, k): count for dtype, batch, k, count in found["graphs"]}
     assert len(graphs) == 24
     assert all(count == 0 for (_, _, k), count in graphs.items() if k in (2, 4))
-    assert max(graphs.values()) <= 6 and sum(graphs.values()) <= 40
+    assert max(graphs.values()) <= 8 and sum(graphs.values()) <= 56  # a layer and three parts, twice where large
 
 
 @pytest.mark.slow
