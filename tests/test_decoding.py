@@ -106,6 +106,7 @@ def test_a_forward_on_a_gpu_waits_for_nothing(llama, monkeypatch):
     scorer = denoiser(llama, "block", 4, True)
     canvas = Canvas(scorer, Request(PROMPTS, NEW, EOS_ID), list(range(5)), 24, fixed_shapes=True)
     step(scorer, canvas, Threshold(0.3).rule)
+    canvas.make_room_for_pending(ask=False)
     shapes = set()
     handle = llama.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.add(tuple(kwargs["input_ids"].shape)), with_kwargs=True

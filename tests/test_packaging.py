@@ -8,11 +8,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import CONF, ROOT, config
+from conftest import CONF, ROOT
 from hydra.utils import get_object
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from analysis.plan.compose import compose_by_hydra
 from dlm.__main__ import commands
 from dlm.config import folders
 
@@ -87,9 +88,10 @@ def test_the_working_directory_s_own_configs_add_to_the_package_s_and_win(tmp_pa
     text = (CONF / "loss" / "mean.yaml").read_text()
     (tmp_path / "conf" / "loss" / "mine.yaml").write_text(text)
     (tmp_path / "conf" / "loss" / "nelbo.yaml").write_text(text)
-    mean = config("loss=mean").loss
-    assert config("loss=mine").loss == mean == config("loss=nelbo").loss
-    assert config("loss=cart").loss != mean
+    mean, mine, nelbo, cart = (
+        compose_by_hydra.__wrapped__("train", (f"loss={name}",)).loss for name in ("mean", "mine", "nelbo", "cart")
+    )
+    assert mine == mean == nelbo != cart
 
 
 def test_sweeps_of_the_package_are_found_from_anywhere_and_those_of_the_working_directory_first(tmp_path, monkeypatch):
