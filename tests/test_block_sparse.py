@@ -307,7 +307,7 @@ print(once, counter.frame_count)
 """
 
 
-@pytest.mark.trains
+@pytest.mark.slow
 def test_flex_attention_is_dense_sdpa_and_compiles_once_for_all_layouts_of_a_shape():
     # In a process of its own: torch cannot trace a mask_mod through the shape checks of the tests.
     done = subprocess.run([sys.executable, "-c", FLEX], capture_output=True, text=True, cwd=ROOT)

@@ -93,7 +93,7 @@ def test_an_item_that_found_something_wrong_is_a_failure():
     assert not first_contact.is_failed({"item": "x", "result": PEAKS})
 
 
-@pytest.mark.trains
+@pytest.mark.slow
 def test_the_command_says_in_a_line_and_a_log_why_an_item_failed_and_fails(tmp_path):
     out = tmp_path / "lines.jsonl"
     command = [sys.executable, "-m", "dlm.bench.first_contact", "--device", "nowhere", "--scale", "tiny"]

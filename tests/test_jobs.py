@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import study_jobs
-from conftest import ROOT, everyday
+from conftest import ROOT
 
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import FINISHED, load_sweep
@@ -41,6 +41,7 @@ def begun(printed: str) -> list[tuple[str, str]]:
     return re.findall(r"^(train|measure) .* run (\w+)$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow  # `make smoke` does it with every sweep
 def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(linked_sweeps, tmp_path, capsys):
     points = plan_points([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     assert Study(points, tmp_path, 2, pretend(tmp_path)).run() == []
@@ -155,7 +156,8 @@ def written(runs_dir) -> list[str]:
     return [p.read_text() for p in (runs_dir / ".logs").glob("*.log")]
 
 
-@pytest.mark.parametrize("sent", everyday([signal.SIGTERM, signal.SIGINT]))
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_the_study_interrupts_its_jobs_and_starts_no_other(sent, tmp_path):
     """Also by SIGTERM in the background of a shell, where SIGINT is ignored."""
     ignored = {} if sent == signal.SIGINT else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import config, options, tiny
+from conftest import config, everyday, options, tiny
 from small_runs import metrics, small, weights
 from test_finite import spoil_gradient
 
@@ -131,7 +131,7 @@ def test_bad_values_are_refused_by_name(name, override):
 
 @pytest.mark.trains
 @pytest.mark.usefixtures("short_prose")
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", everyday(sorted(OPTIONS, reverse=True)))
 def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(name, runs_dir, monkeypatch):
     overrides = (f"optimizer={name}", "trainer.accumulate=2", "tokens=2048", "runtime.checkpoint_every=1")
     straight = train(small(runs_dir / "straight", *overrides))

@@ -216,6 +216,7 @@ def test_a_run_whose_device_is_out_of_memory_goes_on_in_pieces_to_the_same_weigh
     assert ours.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_pieces_that_were_needed_from_the_start_are_those_that_were_asked_for(runs_dir, monkeypatch):
     asked = run_of(runs_dir / "asked", "runtime.pieces=4")
     Device(4, 1, "forward").install(monkeypatch)
@@ -224,6 +225,7 @@ def test_pieces_that_were_needed_from_the_start_are_those_that_were_asked_for(ru
     assert_same_weights(weights(runs_dir, needed), weights(runs_dir / "asked", asked), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_as_many_pieces_as_it_had(runs_dir, monkeypatch):
     device = Device(2, 6, "forward")
     with monkeypatch.context() as patch:

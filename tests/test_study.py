@@ -27,7 +27,8 @@ PAPER_SCALE = ["scale=paper", "model=qwen2_5_1_5b", "trainer=gpu", "data=text", 
 
 
 # The smoke study composes its own.
-@pytest.mark.parametrize("overrides", [PAPER_SCALE, pytest.param([], marks=pytest.mark.slow)])
+@pytest.mark.slow  # `make smoke` composes every sweep, too
+@pytest.mark.parametrize("overrides", [PAPER_SCALE, []])
 def test_every_sweep_composes_at_every_scale_and_its_points_are_distinct_runs(overrides):
     parents = set()
     for path in SWEEPS:

@@ -78,7 +78,7 @@ def test_every_model_yaml_names_arguments_that_its_loader_takes(option):
     assert takes_any or set(node) <= set(code.co_varnames[: code.co_argcount])
 
 
-@pytest.mark.parametrize("option", options("evaluation"))
+@pytest.mark.parametrize("option", everyday(options("evaluation")))
 def test_every_evaluation_yaml_evaluates(option, runs_dir):
     light = LIGHT_EVALUATION[1:] if option != "none" else ()
     result = train(small(runs_dir, f"evaluation={option}", *light))

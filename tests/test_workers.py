@@ -180,7 +180,7 @@ class Whose(Dataset):
         return os.getpid()
 
 
-@pytest.mark.trains
+@pytest.mark.slow
 def test_a_worker_ends_when_its_parent_says_so_and_nobody_else():
     """From the moment when it is started."""
     batches = iter(training_loader(Whose(), Remaining(8, lambda: 0), 1, False))
