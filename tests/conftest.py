@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(items):
         if hasattr(item, "callspec"):
             if {v for v in item.callspec.params.values() if isinstance(v, str)} & (ARCHITECTURES.keys() - EVERYDAY):
                 item.add_marker("grid")
-            else:
+            elif not item.get_closest_marker("whole"):
                 products.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in products.values():
         for item in cases[1:]:

@@ -78,15 +78,18 @@ def nothing_leaks(scorer, length: int = 16):
 
 @torch.no_grad()
 def training_is_decoding(scorer, length: int = 16):
-    """In the first blocks and the last, with some of their tokens hidden, the logits of training are those of decoding,
-    which has the blocks before in a cache."""
-    size = scorer.pattern.block_size
+    """In the first blocks and the last, with some of their tokens hidden, among them the first, the logits of training
+    are those of decoding, which has the blocks before in a cache. In a noisy stream beside a clean one, tokens of the
+    blocks before are hidden as well."""
+    size, both = scorer.pattern.block_size, scorer.pattern.noisy_stream and scorer.pattern.clean_stream
     for start in some_blocks(length, size):
         batch = random_batch(1, start + size)
         masked = (torch.rand(1, start + size, generator=generator(3, start)) < 0.6) & (batch.position >= start)
-        masked &= scorer.scorable(batch).maskable
+        masked = (masked | (batch.position == start)) & scorer.scorable(batch).maskable
         xt = torch.where(masked, MASK_ID, batch.x0)
-        inputs, scored = scorer.inputs(batch, Noised(xt, masked, masked.float()))
+        before = (torch.rand(masked.shape, generator=generator(4, start)) < 0.5) & (batch.position < start) & both
+        noisy = torch.where(before, MASK_ID, xt)
+        inputs, scored = scorer.inputs(batch, Noised(noisy, masked, masked.float()))
         decoded = torch.full((start + size, 61), torch.nan, dtype=scorer.model.dtype)
         decoded[start:] = block_in_a_cache(scorer, xt, start)
         torch.testing.assert_close(scorer(inputs).double(), decoded[scored.index].double(), rtol=1e-6, atol=1e-6)

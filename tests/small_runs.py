@@ -1,11 +1,14 @@
 """Small runs of the embedded parent, and what they leave."""
 
 import pandas as pd
+import pytest
 import torch
 from conftest import config
 from safetensors.torch import load_file
 
+from dlm.conversion.module import Conversion
 from dlm.runs.run import Run
+from dlm.train import train
 
 # Four optimizer steps on the embedded parent, without evaluation.
 SMALL = (
@@ -23,6 +26,21 @@ SMALL = (
 
 def small(runs_dir, *overrides):
     return config(*SMALL, f"runs_dir={runs_dir}", *overrides)
+
+
+def train_and_interrupt(cfg, monkeypatch, micro_batches: int = 6) -> None:
+    """Train a run that is asked to stop in the step after so many micro-batches."""
+    step = Conversion.training_step
+
+    def breaks(self, batch, batch_idx):
+        if self.micro_batches == micro_batches:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversion, "training_step", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg)
 
 
 def weights(runs_dir, result) -> dict[str, torch.Tensor]:

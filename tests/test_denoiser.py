@@ -68,6 +68,7 @@ def test_a_block_as_long_as_the_row_is_full_bidirectional_diffusion(model):
         torch.testing.assert_close(one_block, bidir, **EXACT)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("size", [1, 4, 8])
 @pytest.mark.parametrize(("name", "token_shift"), CACHEABLE)
 def test_training_logits_equal_decoding_logits_of_every_block(full_or_sliding, name, token_shift, size):

@@ -7,11 +7,10 @@ import re
 import pytest
 import torch
 from conftest import config, everyday, options, tiny
-from small_runs import metrics, small, weights
+from small_runs import metrics, small, train_and_interrupt, weights
 from test_finite import spoil_gradient
 
 from dlm.config.build import make
-from dlm.conversion.module import Conversion
 from dlm.runs.run import Run
 from dlm.train import train
 
@@ -135,17 +134,7 @@ def test_bad_values_are_refused_by_name(name, override):
 def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(name, runs_dir, monkeypatch):
     overrides = (f"optimizer={name}", "trainer.accumulate=2", "tokens=2048", "runtime.checkpoint_every=1")
     straight = train(small(runs_dir / "straight", *overrides))
-    step = Conversion.training_step
-
-    def breaks(self, batch, batch_idx):
-        if self.micro_batches == 6:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Conversion, "training_step", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            train(small(runs_dir, *overrides))
+    train_and_interrupt(small(runs_dir, *overrides), monkeypatch)
     assert Run.load(straight["id"], runs_dir).checkpoint.exists()
     resumed = train(small(runs_dir, *overrides))
     expected, found = weights(runs_dir / "straight", straight), weights(runs_dir, resumed)

@@ -14,7 +14,7 @@ from conftest import LIGHT_EVALUATION, config, everyday, options
 from hydra.errors import HydraException
 from hydra.utils import get_method
 from safetensors.torch import load_file
-from small_runs import metrics, small, weights
+from small_runs import metrics, small, train_and_interrupt, weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from analysis.site import design_space
@@ -103,17 +103,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, c
     overrides = (f"trainable={trainable}", f"runtime.checkpoint_every={checkpoint_every}")
     overrides += ("masking=uniform", "masking.count=bernoulli", "trainer.accumulate=2", "tokens=2048")
     straight = train(small(runs_dir / "straight", *overrides))
-    step = Conversion.training_step
-
-    def breaks(self, batch, batch_idx):
-        if self.micro_batches == 6:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Conversion, "training_step", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            train(small(runs_dir, *overrides))
+    train_and_interrupt(small(runs_dir, *overrides), monkeypatch)
     broken = Run.load(straight["id"], runs_dir)
     assert broken.status == "interrupted" and not broken.model_folder.exists()
     assert broken.checkpoint.exists() == (checkpoint_every == 1)
