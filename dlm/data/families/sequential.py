@@ -13,14 +13,14 @@ from dlm.data.families.labels import LETTERS, labelled
 
 def totals(rng: random.Random) -> tuple[str, str]:
     """Running totals modulo 100."""
-    terms = [rng.randint(1, 9) for _ in range(rng.randint(12, 20))]
+    terms = [rng.randint(1, 9) for _ in range(rng.randint(11, 16))]
     results = [f"{sum(terms[: i + 1]) % 100:02d}" for i in range(len(terms))]
     return f"totals:{''.join(labelled(terms))}=", ";".join(labelled(results))
 
 
 def columns(rng: random.Random) -> tuple[str, str]:
     """Long addition, column by column from the right: each step is the carry and the digit."""
-    digits = [(rng.randrange(10), rng.randrange(10)) for _ in range(rng.randint(12, 20))]
+    digits = [(rng.randrange(10), rng.randrange(10)) for _ in range(rng.randint(11, 16))]
     sums, carry = [], 0
     for a, b in digits:
         sums.append(f"{a + b + carry:02d}")
@@ -28,48 +28,33 @@ def columns(rng: random.Random) -> tuple[str, str]:
     return f"columns:{''.join(labelled(f'{a}{b}' for a, b in digits))}=", ";".join(labelled(sums))
 
 
-def stack(rng: random.Random) -> tuple[str, str]:
-    """A stack machine: a digit is pushed, `+` replaces the two topmost digits by their sum modulo 10. Each step is the
-    stack after an operation."""
-    contents, operations, states = "", [], []
-    for _ in range(rng.randint(12, 16)):
-        if len(contents) == 4 or (len(contents) > 1 and rng.random() < 0.45):
-            operations.append("+")
-            contents = contents[:-2] + str((int(contents[-2]) + int(contents[-1])) % 10)
-        else:
-            operations.append(str(rng.randrange(10)))
-            contents += operations[-1]
-        states.append(contents)
-    return f"stack:{''.join(labelled(operations))}=", ";".join(labelled(states))
-
-
 def insertion(rng: random.Random) -> tuple[str, str]:
     """Insertion sort: each step is the sorted list of the letters so far."""
-    letters = rng.sample(LETTERS, rng.randint(8, 10))
+    letters = rng.sample(LETTERS, rng.randint(8, 9))
     return f"insert:{''.join(letters)}=", ";".join("".join(sorted(letters[: i + 1])) for i in range(len(letters)))
 
 
 def recurrence(rng: random.Random) -> tuple[str, str]:
-    """x ← a + 3·x modulo 10, with the terms of every step written out."""
-    x, terms = rng.randrange(10), [rng.randrange(10) for _ in range(rng.randint(8, 13))]
+    """x ← a + x modulo 10, with the terms of every step written out."""
+    x, terms = rng.randrange(10), [rng.randrange(10) for _ in range(rng.randint(7, 11))]
     prompt, steps = f"x={x}:{''.join(labelled(terms))}=", []
     for a in terms:
-        steps.append(f"{a}+3*{x}={(3 * x + a) % 10}")
-        x = (3 * x + a) % 10
+        steps.append(f"{a}+{x}={(a + x) % 10}")
+        x = (a + x) % 10
     return prompt, ";".join(labelled(steps))
 
 
 def ledger(rng: random.Random) -> tuple[str, str]:
-    """What is left of an amount after each gain and loss, in words that are certain once their step is."""
-    amount = rng.randint(10, 90)
+    """What is left of at most nine after each gain and loss, in words that are certain once their step is."""
+    amount = rng.randint(0, 9)
     prompt, changes, steps = f"ledger {amount}:", [], []
-    for _ in range(rng.randint(6, 9)):
-        change = rng.randint(1, 9)
-        gains = amount + change < 100 and (amount - change < 10 or rng.random() < 0.5)
+    for _ in range(rng.randint(5, 8)):
+        gains = amount == 0 or (amount < 9 and rng.random() < 0.5)
+        change = rng.randint(1, 9 - amount if gains else amount)
         amount += change if gains else -change
         changes.append(f"{change}{'+' if gains else '-'}")
         steps.append(f"{change} {'more makes' if gains else 'less leaves'} {amount}")
     return f"{prompt}{''.join(labelled(changes))}=", ";".join(labelled(steps))
 
 
-FAMILIES = (totals, columns, stack, insertion, recurrence, ledger)
+FAMILIES = (totals, columns, insertion, recurrence, ledger)
