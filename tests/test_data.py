@@ -121,13 +121,14 @@ def prepared(tokenizer, *overrides, pattern=None, num_rows=64, seed=0):
     return data
 
 
-def test_a_row_is_a_pure_function_of_seed_and_index(tokenizer):
-    one, two = prepared(tokenizer).train_rows, prepared(tokenizer).train_rows
+@pytest.mark.parametrize("group", [1, 16])
+def test_a_row_is_a_pure_function_of_seed_and_index(tokenizer, group):
+    one, two = (prepared(tokenizer, f"+data.group={group}").train_rows for _ in range(2))
     two[5]  # reading other rows first changes nothing
     for name in ("x0", "maskable", "document", "position"):
         assert torch.equal(getattr(one[41], name), getattr(two[41], name))
     assert not torch.equal(one[41].x0, one[42].x0)
-    assert not torch.equal(one[41].x0, prepared(tokenizer, seed=1).train_rows[41].x0)
+    assert not torch.equal(one[41].x0, prepared(tokenizer, f"+data.group={group}", seed=1).train_rows[41].x0)
 
 
 @pytest.mark.parametrize("pattern", [Block(16), Bidir(16), Block(1)])
@@ -159,6 +160,28 @@ def test_a_source_that_weighs_nothing_is_not_seen_at_all(tokenizer):
 
     assert share_of_prose("data.mixture.prose=0") == 0 < share_of_prose("data.mixture.prose=1e-9")
     assert share_of_prose("data.mixture.tasks=0") == 1
+
+
+def documents(tokenizer, size: int, group: int) -> list[Document]:
+    """The tasks of 96 rows of data=long without prose, under blocks of a size."""
+    overrides = ["data=long", f"data.group={group}", "data.mixture.prose=0"]
+    rows = prepared(tokenizer, *overrides, pattern=Block(size), num_rows=96).train_rows
+    return [document for i in range(96) for document in rows.documents(i)]
+
+
+def test_rows_that_are_packed_together_hold_more(tokenizer):
+    one_by_one, together = (sum(len(d.ids) for d in documents(tokenizer, 8, group)) for group in (1, 16))
+    assert together > 1.05 * one_by_one
+
+
+def test_the_block_size_does_not_decide_which_tasks_are_seen(tokenizer):
+    """Short ones stand in the ends of rows that long ones leave, if each row is closed on its own for many."""
+    shares = [
+        sum(document.ids.index(tokenizer.eos_token_id) - document.maskable.index(True) < 39 for document in drawn)
+        / len(drawn)
+        for drawn in (documents(tokenizer, size, 16) for size in (4, 64))
+    ]
+    assert shares[0] == pytest.approx(shares[1], abs=0.06)
 
 
 class OftenTooLong:
@@ -304,6 +327,7 @@ def test_windows_draw_what_lengths_as_weights_would_draw(tokenizer):
         ("+data.mixture.poems=1", "this dataset has"),
         ("data.families=[juggling]", "juggling.* are unknown"),
         ("data.length=1", "data.length 1"),
+        ("+data.group=0", "data.group 0"),
     ],
 )
 def test_bad_values_are_named(tokenizer, override, message):

@@ -27,23 +27,23 @@ class PackedData(lightning.LightningDataModule):
     """Rows drawn from `sources(split)`, tokenised by the parent's tokenizer.
 
     `mixture` weighs the sources by rows; a source of weight 0 is not used at all. `length` is L. Validation uses
-    `val_rows` rows of the val split, the same for every run. `draws` is the number of documents that must not fit before a
-    row is closed. `asked` names the families of tasks that evaluations of a run on this data ask; None means those of
+    `val_rows` rows of the val split, the same for every run. `group` is the number of rows that are packed together.
+    `asked` names the families of tasks that evaluations of a run on this data ask; None means those of
     short answers.
     """
 
     asked: tuple[str, ...] | None = None
 
-    def __init__(self, length: int, batch_size: int, val_rows: int, mixture: dict[str, float], draws: int = 1):
+    def __init__(self, length: int, batch_size: int, val_rows: int, mixture: dict[str, float], group: int = 1):
         super().__init__()
-        if length < 2 or batch_size < 1 or val_rows < 1 or draws < 1:
+        if length < 2 or batch_size < 1 or val_rows < 1 or group < 1:
             raise ValueError(
-                f"data.length {length}, data.batch_size {batch_size}, data.val_rows {val_rows} and data.draws {draws} "
+                f"data.length {length}, data.batch_size {batch_size}, data.val_rows {val_rows} and data.group {group} "
                 "must be at least 2, 1, 1 and 1"
             )
         if not mixture or any(w < 0 for w in mixture.values()) or sum(mixture.values()) <= 0:
             raise ValueError(f"data.mixture {dict(mixture)} must hold weights >= 0 of which one is > 0")
-        self.length, self.batch_size, self.val_rows, self.draws = length, batch_size, val_rows, draws
+        self.length, self.batch_size, self.val_rows, self.group = length, batch_size, val_rows, group
         self.workers = 0  # processes that load the training data
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
         self.excluded = set(mixture) - set(self.mixture)  # a source of weight 0 does not fill the ends of rows, either
@@ -81,7 +81,7 @@ class PackedData(lightning.LightningDataModule):
             self.eos_id,
             self.tail,
             seed,
-            self.draws,
+            self.group,
         )
 
     def fingerprint(self) -> str:
@@ -125,13 +125,20 @@ class Embedded(PackedData):
 
 
 class Long(Embedded):
-    """The shipped prose and the generated tasks with long answers, which evaluations of its runs ask. Rows of tasks
-    with short answers (`short` of the mixture) keep what the parent knew before."""
+    """The shipped prose and the generated tasks with long answers, which evaluations of its runs ask. A share `short`
+    of the tasks, counted in documents, has short answers, which keeps what the parent knew before."""
 
     asked = tuple(tasks.LONG)
 
+    def __init__(self, short: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        if not 0 <= short < 1:
+            raise ValueError(f"data.short {short} must be a share of the tasks: 0 <= short < 1")
+        self.short = short
+
     def sources(self, split, tokenizer):
-        return super().sources(split, tokenizer) | {"short": TaskSource(split, tokenizer, list(tasks.FAMILIES))}
+        mixed = TaskSource(split, tokenizer, self.families, tuple(tasks.FAMILIES), self.short)
+        return super().sources(split, tokenizer) | {"tasks": mixed}
 
 
 class Text(PackedData):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -40,9 +40,11 @@ class Source(Protocol):
 
 
 class PackedRows(Dataset):
-    """`num_rows` rows of `length` tokens. Each row is filled from one source, drawn by weight, until `draws` documents
-    in turn do not fit; the end of the row is filled from `filler` (text that may be cut anywhere), else padded. More
-    draws fill rows better, and shorter documents a little more often.
+    """`num_rows` rows of `length` tokens. Each row is filled from one source, drawn by weight; the end of the row is
+    filled from `filler` (text that may be cut anywhere), else padded.
+
+    Rows are packed in groups of `group`: a document goes into the first row of its source with room for it, and the
+    first document that fits none closes them. It is lost, which makes long documents rarer, by less in larger groups.
 
     `tail(length, rng)` is the number of EOS tokens to append to a finished document: decoding always processes whole
     blocks, so in training the number of masks must not reveal the end of a document.
@@ -59,37 +61,56 @@ class PackedRows(Dataset):
         eos_id: int,
         tail: Callable[[int, random.Random], int],
         seed: int,
-        draws: int = 1,
+        group: int = 1,
     ):
-        self.sources, self.weights, self.filler, self.draws = sources, weights, filler, draws
+        self.sources, self.weights, self.filler, self.group = sources, weights, filler, group
         self.length, self.num_rows, self.seed = length, num_rows, seed
         self.pad_id, self.eos_id, self.tail = pad_id, eos_id, tail
+        self.packed: tuple[int, list[list[Document]]] = (-1, [])  # the last group, whose rows come next
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __getitem__(self, index: int) -> Batch:
+        return pack(self.documents(index), self.length, self.pad_id)
+
+    def documents(self, index: int) -> list[Document]:
+        """The documents of a row."""
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
-        rng = random.Random(f"{self.seed}-{index}")
-        for _ in range(ATTEMPTS):
-            if documents := self.fill(rng):
-                return pack(documents, self.length, self.pad_id)
-        raise ValueError(f"no document fits a row of {self.length} tokens: raise data.length or shorten the documents")
+        number, row = divmod(index, self.group)
+        if self.packed[0] != number:
+            self.packed = number, self.fill(random.Random(f"{self.seed}-{number}"))
+        return self.packed[1][row]
 
-    def fill(self, rng: random.Random) -> list[Document]:
-        """Draw the documents of a row; [] if all that were drawn are too long."""
-        source = rng.choices(self.sources, self.weights)[0]
-        documents: list[Document] = []
-        room = self.length
-        for current in (source, self.filler):
-            misses = 0
-            while current and room >= MIN_ROOM and misses < self.draws:
-                if document := self.draw(current, rng, room):
-                    documents.append(document)
-                    room -= len(document.ids)
-                misses = 0 if document else misses + 1
-        return documents
+    def fill(self, rng: random.Random) -> list[list[Document]]:
+        """Draw the documents of a group of rows."""
+        chosen = rng.choices(self.sources, self.weights, k=self.group)
+        rows: list[list[Document]] = [[] for _ in chosen]
+        for source in dict.fromkeys(chosen):
+            self.fill_from(source, [row for row, of in zip(rows, chosen, strict=True) if of is source], rng)
+        for row in rows if self.filler else ():
+            self.fill_from(self.filler, [row], rng)
+        return rows
+
+    def fill_from(self, source: Source, rows: list[list[Document]], rng: random.Random) -> None:
+        """Add documents of one source to rows until one fits none of them. Raises `ValueError` if none fits an empty
+        row."""
+        rooms = [self.length - sum(len(document.ids) for document in row) for row in rows]
+        attempts = 0
+        while max(rooms) >= MIN_ROOM and (all(rows) or attempts < ATTEMPTS):
+            document = self.draw(source, rng, max(rooms))
+            attempts += 1
+            if document:
+                first = next(n for n, room in enumerate(rooms) if room >= len(document.ids))
+                rows[first].append(document)
+                rooms[first] -= len(document.ids)
+            elif all(rows):
+                return
+        if not all(rows):
+            raise ValueError(
+                f"no document fits a row of {self.length} tokens: raise data.length or shorten the documents"
+            )
 
     def draw(self, source: Source, rng: random.Random, room: int) -> Document | None:
         """Draw a document and append its tail; None if they do not fit."""
@@ -148,10 +169,12 @@ class Windows(Source):
 
 
 class TaskSource(Source):
-    """Generated tasks of one split. The answer and its EOS are maskable, the prompt is not."""
+    """Generated tasks of one split, a `share` of them of `others` and the rest of `families`. The answer and its EOS
+    are maskable, the prompt is not."""
 
-    def __init__(self, split: str, tokenizer, families: list[str]):
-        self.split, self.tokenizer, self.families = split, tokenizer, families
+    def __init__(self, split: str, tokenizer, families: list[str], others: Sequence[str] = (), share: float = 0.0):
+        self.split, self.tokenizer = split, tokenizer
+        self.families, self.others, self.share = families, list(others), share
         self.bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
         self.eos_id = tokenizer.eos_token_id
 
@@ -159,7 +182,8 @@ class TaskSource(Source):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def draw(self, rng: random.Random, room: int) -> Document | None:
-        example = tasks.sample(rng.choice(self.families), self.split, rng)
+        families = self.others if self.share and rng.random() < self.share else self.families
+        example = tasks.sample(rng.choice(families), self.split, rng)
         prompt = self.bos + self.encode(example.prompt)
         answer = self.encode(example.answer) + [self.eos_id]
         if len(prompt) + len(answer) > room:
