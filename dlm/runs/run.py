@@ -50,6 +50,7 @@ VOLATILE += tuple(f"callbacks.{name}" for name in ("self_check", "drift", "progr
 # so such runs keep their ids. If an option is missing here, the ids in tests/data/run_ids.json change and a test fails.
 NEUTRAL: dict[str, Any] = {
     "data.draws": 1,
+    "data.fill": "scored",
     "masking.views": 1,
     "masking.complementary": True,
     "masking.score": "masked",
