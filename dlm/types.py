@@ -45,12 +45,19 @@ def moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass  # not frozen: Lightning assigns the fields of a loader's batch when it converts them to trainer.precision
 class Batch(Movable):
-    """Clean rows (or a single one, [L]). `maskable` is False on prompts, padding and other context."""
+    """Clean rows (or a single one, [L]). `maskable` is False on prompts, padding and other context. `fill` are tokens
+    that only fill a document's last block and that no loss scores, though they are noised as all others. None: none."""
 
     x0: Int[Tensor, "*B L"]
     maskable: Bool[Tensor, "*B L"]
     document: Int[Tensor, "*B L"]
     position: Int[Tensor, "*B L"]
+    fill: Bool[Tensor, "*B L"] | None = None
+
+    @property
+    def targets(self) -> Bool[Tensor, "*B L"]:
+        """The tokens that a loss may score."""
+        return self.maskable if self.fill is None else self.maskable & ~self.fill
 
 
 @dataclass(frozen=True)

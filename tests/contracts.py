@@ -1,6 +1,8 @@
 """What every attention pattern must do, as functions of a denoiser that has it: the tests ask them of all options by
 glob, and of patterns that are made up to break them."""
 
+from dataclasses import replace
+
 import torch
 from conftest import MASK_ID, random_batch
 from transformers import DynamicCache
@@ -14,10 +16,10 @@ LENGTH = 48
 
 
 def prompts_first(documents: list[int]) -> Batch:
-    """Documents whose first half is a prompt."""
+    """Documents whose first half is a prompt, and whose last quarter is fill."""
     batch = random_batch(3, LENGTH, documents)
-    half = torch.cat([torch.arange(n) >= n // 2 for n in documents])
-    return Batch(batch.x0, batch.maskable & half, batch.document, batch.position)
+    half, fill = (torch.cat([torch.arange(n) >= part * n // 4 for n in documents]) for part in (2, 3))
+    return replace(batch, maskable=batch.maskable & half, fill=fill.expand_as(batch.maskable))
 
 
 def gradients(scorer, inputs, scored):

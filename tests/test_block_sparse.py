@@ -31,7 +31,8 @@ MODULE = SimpleNamespace(num_key_value_groups=3)
 def layouts() -> dict[str, Batch]:
     """Batches of two rows; those of the last one differ, and end in padding."""
     one, other = random_batch(1, LENGTH, [20, 30]), random_batch(1, LENGTH, [33, 17])
-    ragged = Batch(*(torch.cat([getattr(b, n) for b in (one, other)]) for n in Batch.__dataclass_fields__))
+    names = ("x0", "maskable", "document", "position")
+    ragged = Batch(*(torch.cat([getattr(b, n) for b in (one, other)]) for n in names))
     ragged.document[0, -9:], ragged.document[1, -5:] = -1, -1
     ragged.maskable[ragged.document == -1] = False
     return {"one document": random_batch(2, LENGTH), "packed": random_batch(2, LENGTH, [13, 37]), "ragged": ragged}

@@ -15,7 +15,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from conftest import config, options
+from conftest import as_before, config, options
 
 from dlm.config.build import build
 from dlm.conversion.pieces import loss_of
@@ -44,7 +44,7 @@ CHOSEN = ["", *(f"{group}={name}" for group in GROUPS for name in options(group)
 def first_step(choice: str, runs_dir: Path) -> dict[str, float]:
     """The loss of the first batch, the auxiliary losses in it, and the norm of the whole gradient."""
     overrides = [*([choice] if choice else []), *BESIDE.get(choice, [])]
-    cfg = config(*overrides, *SMALL, "scale=smoke", f"runs_dir={runs_dir}")
+    cfg = as_before(config(*overrides, *SMALL, "scale=smoke", f"runs_dir={runs_dir}"))
     if "dtype" in cfg.model:
         cfg.model.dtype = "float64"
     lightning.seed_everything(cfg.seed, verbose=False)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import config, options
+from conftest import as_before, config, options
 from omegaconf import OmegaConf
 
 from dlm.runs.run import NEUTRAL, run_id
@@ -30,7 +30,8 @@ def cases() -> list[str]:
 
 
 def resolved(case: str) -> dict:
-    return OmegaConf.to_container(config(*([case] if case else []), *BESIDE.get(case, [])), resolve=True)
+    cfg = as_before(config(*([case] if case else []), *BESIDE.get(case, [])))
+    return OmegaConf.to_container(cfg, resolve=True)
 
 
 def kept() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Trimming: the loss and every gradient of the whole forward, on the fewest rows."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from conftest import MASK_ID, PATTERNS, WITH_SHIFT, denoiser, random_batch
@@ -120,7 +122,7 @@ def test_views_that_share_a_clean_stream_have_the_loss_and_gradients_of_rows_of_
     assert inputs.input_ids.shape[1] == (views + scorer.pattern.clean_stream) * LENGTH
     shared = gradients(scorer, inputs, scored)
     trimmed = gradients(scorer, trim(inputs), scored)
-    split = [Noised(*(getattr(noised, n).chunk(views, 1)[v] for n in ("xt", "masked", "weight"))) for v in range(views)]
+    split = [Noised(*(getattr(noised, f.name).chunk(views, 1)[v] for f in fields(Noised))) for v in range(views)]
     apart = [gradients(scorer, *scorer.inputs(batch, one)) for one in split]
     expected = {name: sum(grads[name] for _, grads in apart) for name in apart[0][1]}
     for loss, grads in (shared, trimmed):

@@ -24,7 +24,7 @@ class NextTokens(Movable):
 
 
 class AR(Auxiliary):
-    """The cross-entropy of every maskable token given the clean tokens before it. `balance` multiplies it by the
+    """The cross-entropy of every target of the batch given the clean tokens before it. `balance` multiplies it by the
     detached ratio (diffusion loss / AR loss), so that `weight` is the AR loss in units of the diffusion loss (I-DLM).
     `per` states the average: over the tokens of the global batch (`token`), or first over those of each row
     (`sequence`, MARS)."""
@@ -43,7 +43,7 @@ class AR(Auxiliary):
             )
 
     def needs(self, layout, batch, noised, scored):
-        is_target = batch.maskable & (batch.position > 0)
+        is_target = batch.targets & (batch.position > 0)
         token = is_target.flatten().nonzero()[:, 0]
         length, width = batch.x0.shape[1], noised.xt.shape[1]
         rows = token // length * (width + length) + width + token % length - 1

@@ -36,4 +36,4 @@ def lay_out(layout: Layout, batch: Batch, noised: Noised, objective: Objective) 
     inputs = replace(inputs, scored=torch.cat([inputs.scored, *extra_rows]))
     inputs = trim(inputs, few_shapes=layout.compiles).settled()
     views = noised.xt.shape[1] // batch.x0.shape[1]
-    return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.maskable.sum()), views, needs)
+    return Prepared(inputs, scored, views * batch.x0.numel(), views * int(batch.targets.sum()), views, needs)

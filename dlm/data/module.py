@@ -21,6 +21,7 @@ from dlm.data.text import encode, refuse_mask
 from dlm.runs.digest import fingerprint
 
 VAL_SEED = 1_000_003
+FILLS = ("unscored", "scored")
 
 
 class PackedData(lightning.LightningDataModule):
@@ -28,13 +29,22 @@ class PackedData(lightning.LightningDataModule):
 
     `mixture` weighs the sources by rows; a source of weight 0 is not used at all. `length` is L. Validation uses
     `val_rows` rows of the val split, the same for every run. `group` is the number of rows that are packed together.
-    `asked` names the families of tasks that evaluations of a run on this data ask; None means those of
+    `fill` says whether the EOS that fill the last block of a document are `scored` by the loss or `unscored`. `asked`
+    names the families of tasks that evaluations of a run on this data ask; None means those of
     short answers.
     """
 
     asked: tuple[str, ...] | None = None
 
-    def __init__(self, length: int, batch_size: int, val_rows: int, mixture: dict[str, float], group: int = 1):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        val_rows: int,
+        mixture: dict[str, float],
+        group: int = 1,
+        fill: str = "scored",
+    ):
         super().__init__()
         if length < 2 or batch_size < 1 or val_rows < 1 or group < 1:
             raise ValueError(
@@ -43,7 +53,9 @@ class PackedData(lightning.LightningDataModule):
             )
         if not mixture or any(w < 0 for w in mixture.values()) or sum(mixture.values()) <= 0:
             raise ValueError(f"data.mixture {dict(mixture)} must hold weights >= 0 of which one is > 0")
-        self.length, self.batch_size, self.val_rows, self.group = length, batch_size, val_rows, group
+        if fill not in FILLS:
+            raise ValueError(f"data.fill {fill!r} is unknown: choose one of {', '.join(FILLS)}")
+        self.length, self.batch_size, self.val_rows, self.group, self.fill = length, batch_size, val_rows, group, fill
         self.workers = 0  # processes that load the training data
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
         self.excluded = set(mixture) - set(self.mixture)  # a source of weight 0 does not fill the ends of rows, either
@@ -82,6 +94,7 @@ class PackedData(lightning.LightningDataModule):
             self.tail,
             seed,
             self.group,
+            self.fill == "scored",
         )
 
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,10 +25,12 @@ MIN_ROOM = 4  # tokens; a shorter end of a row is padded, not filled
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids, and for each token whether it may be masked."""
+    """Token ids, and for each token whether it may be masked. The last `fill` tokens are EOS behind its own, which only
+    fill a block."""
 
     ids: list[int]
     maskable: list[bool]
+    fill: int = 0
 
 
 @runtime_checkable
@@ -47,7 +49,8 @@ class PackedRows(Dataset):
     first document that fits none closes them. It is lost, which makes long documents rarer, by less in larger groups.
 
     `tail(length, rng)` is the number of EOS tokens to append to a finished document: decoding always processes whole
-    blocks, so in training the number of masks must not reveal the end of a document.
+    blocks, so in training the number of masks must not reveal the end of a document. They are in the loss if
+    `scores_fill`.
     """
 
     def __init__(
@@ -62,17 +65,19 @@ class PackedRows(Dataset):
         tail: Callable[[int, random.Random], int],
         seed: int,
         group: int = 1,
+        scores_fill: bool = True,
     ):
         self.sources, self.weights, self.filler, self.group = sources, weights, filler, group
         self.length, self.num_rows, self.seed = length, num_rows, seed
-        self.pad_id, self.eos_id, self.tail = pad_id, eos_id, tail
+        self.pad_id, self.eos_id, self.tail, self.scores_fill = pad_id, eos_id, tail, scores_fill
         self.packed: tuple[int, list[list[Document]]] = (-1, [])  # the last group, whose rows come next
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __getitem__(self, index: int) -> Batch:
-        return pack(self.documents(index), self.length, self.pad_id)
+        row = pack(self.documents(index), self.length, self.pad_id)
+        return replace(row, fill=None) if self.scores_fill else row
 
     def documents(self, index: int) -> list[Document]:
         """The documents of a row."""
@@ -120,18 +125,19 @@ class PackedRows(Dataset):
         tail = self.tail(len(document.ids), rng)
         if len(document.ids) + tail > room:
             return None
-        return Document(document.ids + [self.eos_id] * tail, document.maskable + [True] * tail)
+        return Document(document.ids + [self.eos_id] * tail, document.maskable + [True] * tail, tail)
 
 
 def pack(documents: list[Document], length: int, pad_id: int) -> Batch:
     """Concatenate documents into one row (tensors of shape [L]), padded to `length`. Raises `ValueError` if they are
     longer."""
-    ids, maskable, document_ids, position = [], [], [], []
+    ids, maskable, document_ids, position, fill = [], [], [], [], []
     for n, document in enumerate(documents):
         ids += document.ids
         maskable += document.maskable
         document_ids += [n] * len(document.ids)
         position += range(len(document.ids))
+        fill += [n >= len(document.ids) - document.fill for n in range(len(document.ids))]
     if len(ids) > length:
         raise ValueError(f"documents of {len(ids)} tokens do not fit a row of {length}: raise data.length")
     pad = length - len(ids)
@@ -140,14 +146,14 @@ def pack(documents: list[Document], length: int, pad_id: int) -> Batch:
         torch.tensor(maskable + [False] * pad),
         torch.tensor(document_ids + [-1] * pad),
         torch.tensor(position + list(range(pad))),
+        torch.tensor(fill + [False] * pad),
     )
 
 
 def collate(rows: list[Batch]) -> Batch:
     """Stack rows of shape [L] into a batch of shape [B, L]."""
-    return Batch(
-        *(torch.stack([getattr(r, name) for r in rows]) for name in ("x0", "maskable", "document", "position"))
-    )
+    columns = ([getattr(row, f.name) for row in rows] for f in fields(Batch))
+    return Batch(*(None if column[0] is None else torch.stack(column) for column in columns))
 
 
 class Windows(Source):

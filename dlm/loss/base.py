@@ -59,6 +59,6 @@ class Loss(ABC):
         """The weight of every scored token with `per` and `scale` applied: `Scored.loss_weight` (on the CPU)."""
         width = noised.xt.shape[1]
         scored = noised.in_loss
-        maskable = batch.maskable.repeat(1, width // batch.x0.shape[1])
-        averaged = {"token": torch.ones_like(scored), "sequence": maskable, "masked": scored}[self.per]
+        targets = batch.targets.repeat(1, width // batch.x0.shape[1])
+        averaged = {"token": torch.ones_like(scored), "sequence": targets, "masked": scored}[self.per]
         return self.scale * width / averaged.sum(1, keepdim=True).clamp_min(1) * self.weight(batch, noised)

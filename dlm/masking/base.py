@@ -108,7 +108,7 @@ class Masking(ABC):
         masked = torch.cat([torch.zeros_like(maskable).masked_scatter(maskable, h) for h in hidden], 1)
         weights = torch.cat([torch.zeros(maskable.shape).masked_scatter(maskable, w) for w in weight], 1)
         xt = self.kernel(batch.x0.repeat(1, self.views), masked, mask_id, generator)
-        scored = maskable.repeat(1, self.views) if self.score == "all" else None
+        scored = (masked | (self.score == "all")) & batch.targets.repeat(1, self.views)
         return Noised(xt, masked, weights, scored)
 
 

@@ -34,7 +34,7 @@ class Trajectory(Rollout):
         self.eos_id, self.ends = parent.tokenizer.eos_token_id, eos_ids(parent.model, parent.tokenizer)
 
     def __call__(self, denoiser, batch, noised, generator):
-        x0, step = batch.x0.clone(), torch.zeros_like(batch.x0)
+        x0, step, fill = batch.x0.clone(), torch.zeros_like(batch.x0), torch.zeros_like(batch.maskable)
         places, prompts = [], []
         for row, columns in documents(batch.document):
             begin = int(columns[0]) + first_generated(batch.maskable[row, columns])
@@ -51,10 +51,11 @@ class Trajectory(Rollout):
                 tail = size - len(generation.tokens)
                 x0[row, begin:end] = torch.tensor(generation.tokens + [self.eos_id] * tail)
                 step[row, begin:end] = torch.tensor(generation.step + generation.step[-1:] * tail)
-        batch = replace(batch, x0=x0, maskable=step > 0)
+                fill[row, end - tail : end] = True
+        batch = replace(batch, x0=x0, maskable=step > 0, fill=None if batch.fill is None else fill)
         masked = hidden_at_random_step(step, block_of(denoiser, batch), generator) & batch.maskable
         xt = torch.where(masked, denoiser.mask_id, x0)
-        return batch, replace(noised, xt=xt, masked=masked, weight=masked.float(), scored=None)
+        return batch, replace(noised, xt=xt, masked=masked, weight=masked.float(), scored=masked & batch.targets)
 
 
 def documents(document: Int[Tensor, "B L"]) -> Iterator[tuple[int, Int[Tensor, " D"]]]:

@@ -49,6 +49,7 @@ VOLATILE += tuple(f"callbacks.{name}" for name in ("self_check", "drift", "progr
 # Options with the default that reproduces runs whose configs lack them. At this value an option is left out of the id,
 # so such runs keep their ids. If an option is missing here, the ids in tests/data/run_ids.json change and a test fails.
 NEUTRAL: dict[str, Any] = {
+    "data.fill": "scored",
     "data.group": 1,
     "masking.views": 1,
     "masking.complementary": True,
