@@ -69,6 +69,10 @@ SHAPE = {
     "bos_token_id": None,
     "eos_token_id": EOS_ID,
 }
+# What most tests train: short rows of tasks with short answers, and no recipe.
+GROUPS_OF_BASE = ("recipe", "model", "data", "evaluation")
+BASE = {"recipe": "none", "model": "tiny", "data": "embedded", "evaluation": "full"}
+BASE |= {"block_size": 16, "tokens": 2_000_000}
 # A second or two of the whole evaluation.
 LIGHT_EVALUATION = (
     "evaluation=full",
@@ -235,9 +239,14 @@ def option_yaml(group: str, name: str):
 
 
 def config(*overrides: str, name: str = "train"):
-    """A composed config, with what its options need. Hydra composes each choice of options once."""
+    """A composed config, with what its options need, and in training with `BASE` where nothing else is said. Hydra
+    composes each choice of options once."""
     needs = [need for override in overrides for need in NEEDS.get(override, [])]
-    return compose_config(name, (*needs, *overrides)).copy()
+    given = {override.partition("=")[0].lstrip("+~") for override in (*needs, *overrides)}
+    base = [f"{key}={value}" for key, value in BASE.items() if key not in given] if name == "train" else []
+    if given & {"scale", "pretrain"}:
+        base = [override for override in base if override.partition("=")[0] in GROUPS_OF_BASE]
+    return compose_config(name, (*base, *needs, *overrides)).copy()
 
 
 def as_before(cfg):

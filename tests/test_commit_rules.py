@@ -154,9 +154,16 @@ def test_revision_by_hand(llama):
 def test_an_eos_and_what_lies_behind_it_is_not_revised(llama):
     """Forward 1 commits EOS at slot 1 and, behind it, the rest; forward 2 doubts the EOS."""
     first = {0: (2, 0.5), 1: (EOS_ID, 0.95), 2: (4, 0.5), 3: (5, 0.5)}
-    scorer = scripted(llama, [first, {}])
+    scorer = scripted(llama, [first, {0: (3, 0.5)}])
     (made,) = decode(scorer, Remask(0.9, 0.9), [[]], 8)
-    assert made.tokens == [2, EOS_ID] and made.nfe == 1
+    assert made.tokens == [3, EOS_ID] and made.nfe == 2
+
+
+def test_what_is_predicted_behind_an_eos_uses_up_no_step(llama):
+    """Further EOS, which are easy, and other tokens, which no loss may have scored."""
+    end = {1: (EOS_ID, 0.6), 2: (EOS_ID, 0.95), 3: (4, 0.5)}
+    (made,) = decode(scripted(llama, [{0: (2, 0.9)} | end, end]), Fixed(1), [[]], 8)
+    assert made.tokens == [2, EOS_ID] and made.nfe == 2
 
 
 @pytest.mark.parametrize("token_shift", [False, True])

@@ -16,7 +16,7 @@ from dlm.runs.digest import digest
 
 # Raise it when the same weights would get another number for the same items: when the reference of an answer, the
 # scoring of a text or the counting of forwards changes. Changed items are detected; speed needs no new version.
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 FEW, LENGTH = 16, 128  # items of each kind to hash, as a changed generator changes the first ones; tokens of a row
 TOKENIZER = "pkg://dlm/assets/tiny"  # any tokenizer will do; this one ships with the package
 

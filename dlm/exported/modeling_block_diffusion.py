@@ -91,11 +91,12 @@ class CommitRule:
         return token[:, 0], probability.gather(-1, token)[:, 0]
 
     def __call__(self, token: Tensor, confidence: Tensor, masked: Tensor, token_shift: bool) -> tuple[Tensor, Tensor]:
-        """The tokens of a block [K] and which of them to commit now [K]. EOS ranks behind every other token, leftmost
-        first; a committed EOS fills the masked positions to its right."""
+        """The tokens of a block [K] and which of them to commit now [K]. An EOS behind another ranks behind every other
+        token; a committed EOS fills the masked positions to its right."""
         is_eos = torch.isin(token, self.eos_ids)
         offset = torch.arange(len(token), device=token.device)
-        rank = torch.where(is_eos, -1 - offset / len(token), confidence).masked_fill(~masked, -torch.inf)
+        rank = torch.where(is_eos & (is_eos.cumsum(0) > 1), -1 - offset / len(token), confidence)
+        rank = rank.masked_fill(~masked, -torch.inf)
         commit = offset == rank.argmax()
         if self.tokens_per_step is not None:
             commit[rank.argsort(descending=True, stable=True)[: self.tokens_per_step]] = True  # ties as in argmax

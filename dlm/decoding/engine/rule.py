@@ -53,10 +53,10 @@ class CommitRule(ABC):
         with the highest rank is committed whether it is selected or not."""
 
     def rank(self, confidence: Float[Tensor, "B K"], is_eos: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """The order in which masked positions are committed, the highest rank first: by confidence, but every EOS after
-        all other tokens, the leftmost EOS first."""
+        """The order in which masked positions are committed, the highest rank first: by confidence, but every EOS behind
+        another after all other tokens, the leftmost first."""
         offset = torch.arange(confidence.shape[1], device=confidence.device)
-        return torch.where(is_eos, -1 - offset / confidence.shape[1], confidence)
+        return torch.where(is_eos & (is_eos.cumsum(1) > 1), -1 - offset / confidence.shape[1], confidence)
 
     def confidence(self, logits: Float[Tensor, "B K V"], token: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """The confidence of the model in `token`, in [0, 1]: its probability (at temperature 1), unless a rule defines
