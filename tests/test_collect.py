@@ -224,7 +224,7 @@ def test_a_rollout_that_is_drawn_for_half_of_the_batches_costs_half(monkeypatch)
 
 def test_a_block_schedule_is_counted_over_the_whole_of_training(monkeypatch):
     """Blocks of 1 and of 64 cost differently; half of training each is the mean of both."""
-    base = ["masking=uniform", "attention=block_noisy"]
+    base = ["masking=uniform", "attention=block_noisy", "data.fill=scored"]  # all blocks of 64 are read with any size
     small, large = (counted(recipe_config(*base, f"block_size={s}"), monkeypatch, 2) for s in (1, 64))
     schedule = "block_schedule={_target_: dlm.block_schedule.stages.Stages, sizes: [1, 64]}"
     both, done = counted(recipe_config(*base, "+" + schedule, "block_size=64"), monkeypatch, 2)

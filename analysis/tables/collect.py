@@ -22,6 +22,9 @@ from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 
 VALUES = ("block_size", "token_shift", "lr", "seed")
+VALIDATED = {"val_nelbo": "val/nelbo"}
+VALIDATED |= {f"val_nelbo_{kind}": f"val/nelbo_{kind}" for kind in ("answers", "prose")}
+VALIDATED |= {f"val_bits_{kind}": f"val/bits_per_byte_{kind}" for kind in ("answers", "prose")}
 Z95 = 1.959964  # standard errors to either side of a 95 % interval
 FLOPS = "train_flops.json"  # in a run's folder; a flops.json there counts neither auxiliary losses nor rollouts
 # Raised by reading a record, or a file beside it, with a missing or mistyped field.
@@ -42,7 +45,7 @@ def collect(sweeps: Path, runs_dir: Path, overrides: Sequence[str] = (), earlier
     for path in paths:
         for point in load_sweep(path, overrides).points:
             add_point(rows, path.stem, point, runs_dir, earlier or Earlier.none(), seen)
-    return Results.of_rows(rows)
+    return Results.of_rows(of_one_validation(rows))
 
 
 def add_point(rows: Rows, sweep: str, point: Point, runs_dir: Path, earlier: Earlier, seen: set[str]) -> None:
@@ -120,7 +123,8 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         "parent": record["parent"]["fingerprint"],
         "train_seconds": record["train_seconds"],
         "train_flops": flops(run, record),
-        "val_nelbo": record["train"].get("val/nelbo"),
+        "validation": record.get("validation", 1),
+        **{column: record["train"].get(name) for column, name in VALIDATED.items()},
         **{f"drift/{name}": value for name, value in record["drift"].items()},
         "machine": "{cpus} CPU cores, {platform}".format(**record["machine"]),
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
@@ -144,13 +148,24 @@ def flops(run: Run, record: dict[str, Any]) -> float | None:
 
 
 def curves(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of the validation NELBO by the number of training tokens."""
+    """Rows of the validation by the number of training tokens."""
     path = run.folder / "metrics.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame()
-    if "val/nelbo" in table:
-        for step, value in table.dropna(subset=["val/nelbo"])[["step", "val/nelbo"]].itertuples(index=False):
-            tokens = round(record["tokens"] * (step + 1) / record["steps"])
-            yield {"run": run.id, "tokens": tokens, "metric": "val/nelbo", "value": value}
+    for name in VALIDATED.values():
+        if name in table:
+            for step, value in table.dropna(subset=[name])[["step", name]].itertuples(index=False):
+                tokens = round(record["tokens"] * (step + 1) / record["steps"])
+                yield {"run": run.id, "tokens": tokens, "metric": name, "value": value}
+
+
+def of_one_validation(rows: Rows) -> Rows:
+    """The tables, in which only runs of the newest version of the validation have its numbers: those of others are of
+    other tokens."""
+    versions = {row["run"]: 1 if pd.isna(row.get("validation")) else row["validation"] for row in rows["runs"]}
+    old = {run for run, version in versions.items() if version < max(versions.values(), default=1)}
+    nothing = dict.fromkeys(VALIDATED)
+    runs = [row | nothing if row["run"] in old else row for row in rows["runs"]]
+    return rows | {"runs": runs, "curves": [row for row in rows["curves"] if row["run"] not in old]}
 
 
 def final_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, Any]]:

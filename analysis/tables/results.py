@@ -31,6 +31,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("run", "seed", "attention_name", "masking_name", "loss_name", "trainable_name", "block_size", "token_shift"),
         *("lr", "tokens", "parameters", "source", "parent", "train_seconds", "train_flops", "val_nelbo"),
         *("machine", "versions", "commit", "ended", "auxiliary_name", "continues", "evaluated"),
+        *("validation", "val_nelbo_answers", "val_nelbo_prose", "val_bits_answers", "val_bits_prose"),
     ),
     "evaluations": (
         *(*IDS, "model", "setting", "decoder", "threshold", "target", "eval_block_size", "batch_size"),
@@ -44,7 +45,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "scores": (*IDS, "model", "task", "score"),
 }
 # Columns that a results file of an older version may lack; they are then empty.
-LATER = {"runs": {"auxiliary_name", "continues", "evaluated"}}
+LATER = {"runs": {"auxiliary_name", "continues", "evaluated", "validation"}}
+LATER["runs"] |= {f"val_{measure}_{kind}" for measure in ("nelbo", "bits") for kind in ("answers", "prose")}
 LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless", "file"}}
 LATER |= {name: {"file"} for name in ("positions", "steps", "scores")}
 
@@ -55,7 +57,8 @@ class Results:
     items) in `m_low` and `m_high`, and its sample count in `m_n`.
 
     points       one row per sweep, point and seed: the run, and its `state` (finished, or why it cannot be reported)
-    runs         one row per run: options, cost, the run that it `continues`, the digest of how it was `evaluated`
+    runs         one row per run: options, cost, the run that it `continues`, the digest of how it was `evaluated`, and
+                 the version of its `validation`, in nats per token and bits per byte
     evaluations  one row per run, model (parent, dlm) and decoding setting; `correct`: all outcomes (see `unpack`)
     drift        distance of the weights from the parent's, per run, layer and kind of weight
     positions    means of a `quantity` by position in the block or in the sequence

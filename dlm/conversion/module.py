@@ -10,12 +10,13 @@ from pathlib import Path
 
 import lightning
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dlm.block_schedule.base import BlockSchedule
 from dlm.conversion.objective import Objective
-from dlm.conversion.pieces import lay_out_pieces, loss_of
-from dlm.conversion.preparation import VAL_STREAM, Ahead, Parcel, Preparation
+from dlm.conversion.pieces import lay_out_pieces, loss_of, rows_of_piece
+from dlm.conversion.preparation import Ahead, Parcel, Preparation
 from dlm.conversion.prepare import corrupt
 from dlm.conversion.schedule import Schedules
 from dlm.loss.nelbo import Nelbo
@@ -27,11 +28,18 @@ from dlm.rollout.base import Rollout
 from dlm.types import Batch, Prepared, generator
 
 BOUND = Objective(Nelbo())
+VAL_SEED = 0  # of the noise of validation
 
 
 class Conversion(lightning.LightningModule):
     """Trains a denoiser. The noise of micro-batch i is a pure function of (seed, rank, i), so a resumed run draws the
-    noise of the uninterrupted one; validation noise is the same every time.
+    noise of the uninterrupted one.
+
+    Validation is on one set of rows with one draw of noise, whatever the run's seed, pattern, block size and batches
+    (`ValidationRows`), and always with uniform masking. Of prose it is an upper bound of the negative log-likelihood.
+    Of answers it is the any-order cross-entropy given a fill that is partly hidden and never scored: without the terms
+    of the fill no strict bound. With blocks of one token and the shift there is no fill, and an untouched parent has
+    its negative log-likelihood.
 
     `schedules` and `block_schedule` set numbers and the block size by training progress; validation uses the final
     block size.
@@ -39,7 +47,7 @@ class Conversion(lightning.LightningModule):
     A micro-batch is computed in `pieces`, one after the other; memory holds one piece at a time.
 
     Logs `train/loss` (the minimised loss), `train/nelbo` (nats per maskable token), `train/<name>` of every auxiliary
-    loss, `val/nelbo` (always with uniform masking, whatever the training scheme) and `tokens`.
+    loss, `tokens`, and what `ValidationRows.metrics` gives as `val/nelbo`, `val/bits_per_byte`, `val/nelbo_answers`, ….
     """
 
     def __init__(
@@ -83,11 +91,10 @@ class Conversion(lightning.LightningModule):
         """Corrupt a batch of B rows on the CPU and lay it out, in at most `pieces` pieces, unless that was done
         ahead."""
         if not self.trainer.training:
-            noise = generator(self.seed, VAL_STREAM, self.val_batches)
-            self.val_batches += 1
             batch = self.denoiser.scorable(batch)
-            noised = corrupt(self.denoiser, self.val_masking, batch, noise)
-            return lay_out_pieces(self.denoiser, batch, noised, BOUND, self.pieces)
+            noised = corrupt(self.denoiser, self.val_masking, batch, generator(VAL_SEED))
+            rows = rows_of_piece(self.trainer.datamodule.batch_size, self.pieces)
+            return lay_out_pieces(self.denoiser, batch, noised, BOUND, -(-len(batch.x0) // rows))
         number, of = self.micro_batches, self.num_micro_batches
         self.micro_batches += 1
         if not isinstance(batch, Parcel):
@@ -115,22 +122,24 @@ class Conversion(lightning.LightningModule):
         return output.loss
 
     def on_validation_epoch_start(self) -> None:
-        self.val_batches = 0
-        self.val_sum, self.val_count = 0.0, 0
+        self.val_nats: list[Float[Tensor, " R"]] = []  # of every piece, the sums over its rows
 
     def validation_step(self, batch: list[Prepared], batch_idx: int) -> None:
         for piece in batch:
             nll = self.denoiser.loss(piece.inputs, piece.scored, Nelbo(), piece.num_tokens).nll
-            self.val_sum += (nll * piece.scored.weight).double().sum().item()
-            self.val_count += piece.num_maskable
+            terms, length = (nll * piece.scored.weight).double().cpu(), self.trainer.datamodule.length
+            sums = torch.zeros(piece.num_tokens // length, dtype=torch.float64)
+            self.val_nats.append(sums.index_add_(0, piece.scored.index.cpu() // length, terms))
 
     def on_validation_epoch_end(self) -> None:
-        # Every process validates all rows and obtains the same value.
-        self.log("val/nelbo", self.val_nelbo(), prog_bar=True, sync_dist=True)
+        # Every process validates all rows and obtains the same values.
+        for name, value in self.val_metrics().items():
+            self.log(name, value, prog_bar=name == "val/nelbo", sync_dist=True)
 
-    def val_nelbo(self) -> float:
-        """The NELBO of the validation so far, in nats per maskable token."""
-        return self.val_sum / max(self.val_count, 1)
+    def val_metrics(self) -> dict[str, float]:
+        """The metrics of the last validation."""
+        found = self.trainer.datamodule.validation_rows.metrics(torch.cat(self.val_nats))
+        return {f"val/{name}": value for name, value in found.items()}
 
     def configure_optimizers(self):
         return self.optimizer_builder.build(self.denoiser, int(self.trainer.estimated_stepping_batches))

@@ -19,7 +19,7 @@ from dlm.model.layout import Layout
 from dlm.rollout.base import Rollout
 from dlm.types import Batch, Prepared, generator
 
-TRAIN_STREAM, VAL_STREAM = 1, 2
+TRAIN_STREAM = 1
 
 
 @dataclass(frozen=True)

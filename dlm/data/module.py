@@ -18,9 +18,9 @@ from dlm.data import prose, tasks
 from dlm.data.loading import MicroBatches, Remaining, training_loader
 from dlm.data.packing import PackedRows, Source, TaskSource, Windows, collate
 from dlm.data.text import encode, refuse_mask
+from dlm.data.validation import ValidationRows
 from dlm.runs.digest import fingerprint
 
-VAL_SEED = 1_000_003
 FILLS = ("unscored", "scored")
 
 
@@ -28,9 +28,9 @@ class PackedData(lightning.LightningDataModule):
     """Rows drawn from `sources(split)`, tokenised by the parent's tokenizer.
 
     `mixture` weighs the sources by rows; a source of weight 0 is not used at all. `length` is L. Validation uses
-    `val_rows` rows of the val split, the same for every run. `group` is the number of rows that are packed together.
-    `fill` says whether the EOS that fill the last block of a document are `scored` by the loss or `unscored`. `asked`
-    names the families of tasks that evaluations of a run on this data ask; None means those of
+    `val_rows` rows of the val split of every source (see `ValidationRows`). `group` is the number of rows that are
+    packed together. `fill` says whether the EOS that fill the last block of a document are `scored` by the loss or
+    `unscored`. `asked` names the families of tasks that evaluations of a run on this data ask; None means those of
     short answers.
     """
 
@@ -71,22 +71,13 @@ class PackedData(lightning.LightningDataModule):
         pattern (see `PackedRows`)."""
         self.eos_id, self.tail = tokenizer.eos_token_id, tail
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.train_rows = self.rows(self.sources("train", tokenizer), num_rows, seed)
-        self.validation_rows = self.rows(self.sources("val", tokenizer), self.val_rows, VAL_SEED)
-
-    def sources(self, split: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Source]:
-        """The sources of a split by the names that `mixture` uses."""
-        raise NotImplementedError  # abstract
-
-    def rows(self, sources: dict[str, Source], num_rows: int, seed: int) -> PackedRows:
-        unknown = set(self.mixture) - set(sources)
-        if unknown:
-            raise ValueError(f"data.mixture names {sorted(unknown)}, but this dataset has {sorted(sources)}")
-        names = list(self.mixture)
-        return PackedRows(
-            [sources[n] for n in names],
-            [self.mixture[n] for n in names],
-            next((s for n, s in sources.items() if isinstance(s, Windows) and n not in self.excluded), None),
+        train, filler = self.chosen(self.sources("train", tokenizer))
+        held_out, held_out_filler = self.chosen(self.sources("val", tokenizer))
+        self.read = [*train.values(), filler, *held_out.values(), held_out_filler]
+        self.train_rows = PackedRows(
+            [*train.values()],
+            [*self.mixture.values()],
+            filler,
             self.length,
             num_rows,
             self.pad_id,
@@ -96,12 +87,24 @@ class PackedData(lightning.LightningDataModule):
             self.group,
             self.fill == "scored",
         )
+        self.validation_rows = ValidationRows(held_out, self.val_rows, self.length, tokenizer, self.pad_id, tail)
+
+    def sources(self, split: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Source]:
+        """The sources of a split by the names that `mixture` uses."""
+        raise NotImplementedError  # abstract
+
+    def chosen(self, sources: dict[str, Source]) -> tuple[dict[str, Source], Source | None]:
+        """The sources of the mixture by name, and the one that fills the ends of rows."""
+        unknown = set(self.mixture) - set(sources)
+        if unknown:
+            raise ValueError(f"data.mixture names {sorted(unknown)}, but this dataset has {sorted(sources)}")
+        filler = next((s for n, s in sources.items() if isinstance(s, Windows) and n not in self.excluded), None)
+        return {name: sources[name] for name in self.mixture}, filler
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the tokens from which rows are drawn. Generated tasks depend on the code only and do
         not count."""
-        sources = (s for rows in (self.train_rows, self.validation_rows) for s in (*rows.sources, rows.filler))
-        texts = (ids for source in sources if isinstance(source, Windows) for ids in source.texts)
+        texts = (ids for source in self.read if isinstance(source, Windows) for ids in source.texts)
         return fingerprint(memoryview(array("q", ids)).cast("B") for ids in texts)
 
     def train_dataloader(self) -> DataLoader:
@@ -114,7 +117,9 @@ class PackedData(lightning.LightningDataModule):
         return training_loader(data, order, self.workers, pinned)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.validation_rows, self.batch_size, collate_fn=collate, generator=torch.Generator())
+        """All rows of validation as one batch."""
+        rows = self.validation_rows
+        return DataLoader(rows, len(rows), collate_fn=collate, generator=torch.Generator())
 
 
 class Embedded(PackedData):

@@ -32,6 +32,17 @@ class Document:
     maskable: list[bool]
     fill: int = 0
 
+    @property
+    def kind(self) -> str:
+        """`answers` if a part of it is given, as a prompt is, else `prose`."""
+        return "prose" if all(self.maskable) else "answers"
+
+    def ended(self, eos_id: int, tail: int) -> Document:
+        """The document with `tail` further EOS as its fill. One that does not end in EOS is cut off, and has none."""
+        if self.ids[-1] != eos_id:
+            return self
+        return Document(self.ids + [eos_id] * tail, self.maskable + [True] * tail, tail)
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -125,7 +136,7 @@ class PackedRows(Dataset):
         tail = self.tail(len(document.ids), rng)
         if len(document.ids) + tail > room:
             return None
-        return Document(document.ids + [self.eos_id] * tail, document.maskable + [True] * tail, tail)
+        return document.ended(self.eos_id, tail)
 
 
 def pack(documents: list[Document], length: int, pad_id: int) -> Batch:

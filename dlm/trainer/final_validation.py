@@ -6,13 +6,13 @@ from __future__ import annotations
 import torch
 from lightning import Callback
 
-from dlm.trainer.metrics import MetricTable
+from dlm.trainer.metrics import MetricTable, is_validation
 
 
 class FinalValidation(Callback):
-    """Computes `nelbo`, the validation NELBO after the last step, in nats per maskable token. The record holds it as
-    `val/nelbo_final`; `val/nelbo` is that of the last scheduled validation, so that old and new runs stay comparable.
-    It adds no row to the metrics and leaves the random state of training alone."""
+    """Computes `metrics`, those of the validation after the last step. The record holds them as `val/nelbo_final` and
+    so on; `val/nelbo` is that of the last scheduled validation. It adds no row to the metrics and leaves the random
+    state of training alone."""
 
     def __init__(self, table: MetricTable):
         self.table = table
@@ -20,7 +20,7 @@ class FinalValidation(Callback):
     def on_train_end(self, trainer, module) -> None:
         last = trainer.global_step - 1
         if self.table.validated(last):
-            self.nelbo = self.table.rows[last]["val/nelbo"]
+            self.metrics = {n: value for n, value in self.table.rows[last].items() if is_validation(n)}
             return
         trainer.validating = True
         module.eval()
@@ -29,6 +29,7 @@ class FinalValidation(Callback):
             for batch_idx, batch in enumerate(trainer.datamodule.val_dataloader()):
                 pieces = module.on_before_batch_transfer(batch, 0)
                 module.validation_step(module.transfer_batch_to_device(pieces, module.device, 0), batch_idx)
-        self.nelbo = torch.tensor(module.val_nelbo()).item()  # rounded to float32, as Lightning rounds what it logs
+        # Rounded to float32, as Lightning rounds what it logs.
+        self.metrics = {name: torch.tensor(value).item() for name, value in module.val_metrics().items()}
         module.train()
         trainer.training = True

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding
 from dlm.config.inputs import require_fingerprint
+from dlm.data.validation import VERSION
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import is_requested, require_decodable
@@ -122,7 +123,8 @@ def save_results(
     drift = measure(experiment.parent.model, experiment.conversion.reference)
     run.update(
         tokens=experiment.num_steps * experiment.step_tokens,
-        train=table.last_validation() | last_metrics | {"val/nelbo_final": final.nelbo},
+        train=table.last_validation() | last_metrics | {f"{n}_final": value for n, value in final.metrics.items()},
+        validation=VERSION,
         drift=summary(drift),
         peak_memory=peak_memory(),
         selfcheck_seconds=sum(check.seconds for check in trainer.callbacks if isinstance(check, SelfCheck)),

@@ -32,7 +32,7 @@ class SelfCheck(Callback):
         if untrained:
             check_untouched(denoiser, module.reference)
             passed.append("the weights are the parent's")
-        row = trainer.datamodule.validation_rows[0]
+        row = trainer.datamodule.train_rows[0]
         training = denoiser.training
         denoiser.eval()
         with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):

@@ -21,9 +21,9 @@ def select_commits(
     """The open positions of each block that the rule commits, at least one where that is `required`, and the tail that
     an EOS among them fills. With `first_is_final`, no later forward scores a block's first token again.
 
-    Training documents end in EOS up to the end of their block, and what a model predicts behind an EOS is easy or, where
-    no loss scores it, arbitrary. It must not use up steps: an EOS that is committed fills what is to its right, and an
-    EOS behind another ranks behind every other token.
+    Training documents end in EOS up to the end of their block, and what a model predicts behind an EOS is easy or,
+    where no loss scores it, arbitrary. It must not use up steps: an EOS that is committed fills what is to its right,
+    and an EOS behind another ranks behind every other token.
     """
     rank = rule.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
     best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True) & required

@@ -53,8 +53,8 @@ class CommitRule(ABC):
         with the highest rank is committed whether it is selected or not."""
 
     def rank(self, confidence: Float[Tensor, "B K"], is_eos: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """The order in which masked positions are committed, the highest rank first: by confidence, but every EOS behind
-        another after all other tokens, the leftmost first."""
+        """The order in which masked positions are committed, the highest rank first: by confidence, but every EOS
+        behind another after all other tokens, the leftmost first."""
         offset = torch.arange(confidence.shape[1], device=confidence.device)
         return torch.where(is_eos & (is_eos.cumsum(1) > 1), -1 - offset / confidence.shape[1], confidence)
 
