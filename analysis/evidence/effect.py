@@ -19,13 +19,23 @@ EXPECTATIONS = (GREATER, TREND, QUADRATIC, SAME)
 
 
 @dataclass(frozen=True)
+class Part:
+    """An effect in one family of tasks, whose answers have `answer_tokens` tokens on average."""
+
+    name: str
+    answer_tokens: float
+    mean: Mean
+
+
+@dataclass(frozen=True)
 class Effect:
     """One comparison. Its `value`, with interval and p-value, is signed so that the paper expects it above 0, or, where
     the `expectation` is "no difference", near 0.
 
     `id` names it within its claim. `unit` and `digits` are those of the value and of all that is compared with it:
     `margin`, the smallest effect of interest, and `paper`, the paper's effect as a number (`in_paper`: as printed).
-    `parent`, `paper_parent` and `arms` (better, worse) are accuracies in percent, where the effect is one of accuracy.
+    `parent`, `paper_parent` and `arms` (better, worse, or all of a contrast) are accuracies in percent, where the
+    effect is one of accuracy; `by_family` is the effect in every family of tasks, by growing length of its answers.
     `obstacle` says why these runs could not show the effect, whatever it is. `runs` are the ids compared, points of
     `sweep`; `missing` names the runs to make if there is nothing to compare. `p_holm` and `p_same_holm` are corrected
     over the primary comparisons of all claims.
@@ -44,7 +54,8 @@ class Effect:
     paper: float | None = None
     paper_parent: float | None = None
     parent: float | None = None
-    arms: tuple[float, float] | None = None
+    arms: tuple[float, ...] = ()
+    by_family: tuple[Part, ...] = ()
     obstacle: str = ""
     runs: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -113,6 +124,11 @@ class Effect:
         return f"{value:.{self.digits}f} {self.unit}".rstrip()
 
 
+def p_text(p: float) -> str:
+    """A p-value as text: `p = 0.014`, `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
 def judge(effect: Effect) -> tuple[str, str]:
     """The verdict on a comparison, and its reason."""
     if effect.obstacle:
@@ -130,12 +146,12 @@ def judge_direction(effect: Effect) -> tuple[str, str]:
     p, p_same = corrected(effect)
     paper, margin = effect.paper_here, effect.margin
     if p_same < ALPHA and (paper is None or paper <= margin or not saturation(effect)):
-        within = f"{effect.basis}; within ±{effect.amount(margin)}, p = {p_same:.2g}"
+        within = f"{effect.basis}; within ±{effect.amount(margin)}, {p_text(p_same)}"
         if paper is None or paper <= margin:
             return NO_DIFFERENCE, within
         return DISAGREES, f"{within}, where the paper's effect would be {effect.amount(paper)}"
     if p < ALPHA:
-        return AGREES if effect.value > 0 else DISAGREES, f"{effect.basis}; p = {p:.2g}"
+        return AGREES if effect.value > 0 else DISAGREES, f"{effect.basis}; {p_text(p)}"
     return saturation(effect) or lack_of_power(effect)
 
 
@@ -145,7 +161,7 @@ def judge_sameness(effect: Effect) -> tuple[str, str]:
         raise ValueError(f"{effect.what}: no difference is expected, so a margin is needed: add one to paper.yaml")
     p_same = corrected(effect)[1]
     if p_same < ALPHA:
-        return AGREES, f"{effect.basis}; within ±{effect.amount(effect.margin)}, p = {p_same:.2g}"
+        return AGREES, f"{effect.basis}; within ±{effect.amount(effect.margin)}, {p_text(p_same)}"
     if effect.low > effect.margin or effect.high < -effect.margin:
         return DISAGREES, f"{effect.basis}; the interval lies outside ±{effect.amount(effect.margin)}"
     return lack_of_power(effect)
@@ -160,14 +176,15 @@ def corrected(effect: Effect) -> tuple[float, float]:
 
 def saturation(effect: Effect) -> tuple[str, str] | None:
     """The verdict where both arms are so low, or so near the parent, that accuracy cannot tell them apart."""
-    if effect.arms is None:
+    if not effect.arms:
         return None
-    low, high = sorted(effect.arms)
+    low, high = min(effect.arms), max(effect.arms)
+    both = "both arms" if len(effect.arms) == 2 else f"all {len(effect.arms)} arms"
     if high < FLOOR:
-        return CANNOT_DECIDE, f"both arms are below {FLOOR:g} % ({low:.1f} and {high:.1f} %)"
+        return CANNOT_DECIDE, f"{both} are below {FLOOR:g} % ({low:.1f} and {high:.1f} %)"
     if effect.parent and effect.margin and low > effect.parent - effect.margin:
         near = f"within {effect.amount(effect.margin)} of their parent"
-        return CANNOT_DECIDE, f"both arms are {near} ({low:.1f} and {high:.1f} of {effect.parent:.1f} %)"
+        return CANNOT_DECIDE, f"{both} are {near} ({low:.1f} to {high:.1f} of {effect.parent:.1f} %)"
     return None
 
 

@@ -4,8 +4,8 @@ An evaluation is two-way: S seeds answer the same I items, and both are samples.
 
     σ²_seed / S + σ²_item / I + σ²_noise / (S I)
 
-The spread of the seed means holds the first and the last term, the spread of the item means the last two, so the noise
-is taken out of the latter. Families are fixed by design and every one is asked: items vary within theirs (stratified).
+The spread of the seed means holds the first and the last term, the spread of the item means the last two, so the
+noise is taken out of the latter. Families are fixed by design and every one is asked: items vary within theirs (stratified).
 
 The half-width of an interval is √((t_S−1 · seed error)² + (t_I−F · item error)²): the errors' own Student intervals, put
 together by the method of variance estimates recovery (Howe 1974; Zou and Donner 2008), which `docs/results/coverage.md`
