@@ -37,8 +37,8 @@ def with_several_blocks(rows: pd.DataFrame, column: str, parent: pd.DataFrame) -
 
 
 def too_few_blocks(rows: pd.DataFrame, column: str, least: int, parent: pd.DataFrame, what: str) -> str:
-    """Why the blocks in `column` cannot be compared, if fewer than `least` did `what`; else, or if nothing was measured,
-    ""."""
+    """Why the blocks in `column` cannot be compared, if fewer than `least` did `what`; else, or if nothing was
+    measured, ""."""
     if rows.empty or rows[column].nunique() >= least or parent.empty:
         return ""
     answer = f"an answer of {tokens_per_answer(parent):.1f} tokens touches {BLOCKS:g} or more"

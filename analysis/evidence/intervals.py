@@ -4,12 +4,12 @@ An evaluation is two-way: S seeds answer the same I items, and both are samples.
 
     σ²_seed / S + σ²_item / I + σ²_noise / (S I)
 
-The spread of the seed means holds the first and the last term, the spread of the item means the last two, so the
-noise is taken out of the latter. Families are fixed by design and every one is asked: items vary within theirs (stratified).
+The spread of the seed means holds the first and the last term, the spread of the item means the last two, so the noise
+is taken out of the latter. Families are fixed by design and every one is asked: items vary within theirs (stratified).
 
-The half-width of an interval is √((t_S−1 · seed error)² + (t_I−F · item error)²): the errors' own Student intervals, put
-together by the method of variance estimates recovery (Howe 1974; Zou and Donner 2008), which `docs/results/coverage.md`
-sets beside Satterthwaite's degrees of freedom.
+The half-width of an interval is √((t_S−1 · seed error)² + (t_I−F · item error)²): the errors' own Student intervals,
+put together by the method of variance estimates recovery (Howe 1974; Zou and Donner 2008). `docs/results/coverage.md`
+says why not by Satterthwaite's degrees of freedom.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Mean:
     @property
     def p(self) -> float:
         """The two-sided p-value of no difference from 0; NaN without an interval."""
-        return min(1.0, 2 * min(self.p_above(0.0), self.scaled(-1.0).p_above(0.0)))
+        one_sided = min(self.p_above(0.0), self.scaled(-1.0).p_above(0.0))
+        return math.nan if math.isnan(one_sided) else min(1.0, 2 * one_sided)
 
     def p_above(self, bound: float) -> float:
         """The one-sided p-value of the hypothesis that the true mean is at most `bound`: the tail whose interval just
@@ -116,24 +117,33 @@ def over_seeds_and_items(
     families = np.zeros(items, dtype=int) if families is None else np.unique(families, return_inverse=True)[1]
     if len(families) != items:
         raise ValueError(f"{len(families)} families are given for {items} items: name that of every item")
-    deviations = values - family_means(values, families)
+    seed_error, item_error = (float(error) for error in two_way_errors(values, families))
+    return Mean(float(values.mean()), seed_error, item_error, seeds - 1, items - families.max() - 1)
+
+
+def two_way_errors(
+    values: Float[np.ndarray, "*draws seeds items"], families: Int[np.ndarray, " items"]
+) -> tuple[Float[np.ndarray, "*draws"], Float[np.ndarray, "*draws"]]:
+    """The standard errors of the mean over seeds and over items. That over seeds is 0 for one seed; that over items is
+    without the noise of seeds on items, which the former holds, as far as it can be told apart."""
+    seeds, items = values.shape[-2:]
     df = items - families.max() - 1
-    by_item = deviations.mean(0)
-    item_variance = float((by_item**2).sum()) / df / items if df > 0 else 0.0
+    deviations = values - family_means(values, families)
+    by_item = deviations.mean(-2, keepdims=True)
+    item_variance = (by_item**2).sum((-2, -1)) / df / items if df > 0 else np.zeros(values.shape[:-2])
     if seeds == 1:
-        return Mean(float(values.mean()), 0.0, math.sqrt(item_variance), 0.0, df)
-    noise = float(((deviations - by_item) ** 2).sum()) / ((seeds - 1) * df) / (seeds * items) if df > 0 else 0.0
-    seed_error = float(values.mean(1).std(ddof=1)) / math.sqrt(seeds)
-    item_error = math.sqrt(max(item_variance - noise, 0.0))
-    return Mean(float(values.mean()), seed_error, item_error, seeds - 1, df)
+        return np.zeros(values.shape[:-2]), np.sqrt(item_variance)
+    noise = ((deviations - by_item) ** 2).sum((-2, -1)) / ((seeds - 1) * df * seeds * items) if df > 0 else 0.0
+    seed_error = values.mean(-1).std(-1, ddof=1) / math.sqrt(seeds)
+    return seed_error, np.sqrt(np.maximum(item_variance - noise, 0.0))
 
 
 def family_means(
-    values: Float[np.ndarray, "seeds items"], families: Int[np.ndarray, " items"]
-) -> Float[np.ndarray, "seeds items"]:
+    values: Float[np.ndarray, "*draws seeds items"], families: Int[np.ndarray, " items"]
+) -> Float[np.ndarray, "*draws seeds items"]:
     """For every seed and item, the mean of the seed over the item's family."""
     member = np.eye(families.max() + 1)[families]
-    return (values @ member / member.sum(0))[:, families]
+    return (values @ member / member.sum(0))[..., families]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -13,9 +13,9 @@ from analysis.pages.exhibits import Table
 from analysis.tables.results import FINISHED, Results
 
 RULE = (
-    "Intervals: 95 %, of accuracy over seeds and items, paired, else over seeds. Undecided: the interval contains 0, or is "
-    "not known. The best is chosen by the data that it is then compared on, which favours it a little; nothing is "
-    "corrected for the number of comparisons."
+    "Intervals: 95 %, of accuracy over seeds and items, paired, else over seeds. Undecided: the interval contains 0, "
+    "or is not known. The best is chosen by the data that it is then compared on, which favours it a little; nothing "
+    "is corrected for the number of comparisons."
 )
 
 
