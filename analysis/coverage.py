@@ -136,14 +136,14 @@ Ranges over all cases:
 
 {ranges}
 
-The study's intervals put the Student intervals over seeds and over items together (the root of the sum of their squared
-half-widths), with items stratified by family, and the noise of a seed on an item counted once. {inside} of {cases} cases
-lie within 94 to 97 %. Outside: {outside}.
+The study's intervals put the Student intervals over seeds and over items together (the root of the sum of their
+squared half-widths), with items stratified by family, and the noise of a seed on an item counted once. {inside} of
+{cases} cases lie within 94 to 97 %. Outside: {outside}.
 
-It errs on the wide side, where both errors are of a size and the seeds are few. Satterthwaite's degrees of freedom give
-intervals up to a quarter narrower with three seeds, but fall short where seeds vary or items differ in what an arm gains:
-three seeds that agree by chance then pass for a well-known mean. Counting the noise twice makes up for that only where
-seeds hardly vary.
+It errs on the wide side, where both errors are of a size and the seeds are few. Satterthwaite's degrees of freedom
+give intervals up to a quarter narrower with three seeds, but fall short where seeds vary or items differ in what an arm
+gains: three seeds that agree by chance then pass for a well-known mean. Counting the noise twice makes up for that only
+where seeds hardly vary.
 """
 
 

@@ -97,7 +97,7 @@ def per_doubling(rows: pd.DataFrame, results: Results, sweep: str, level: float,
     reached = with_several_blocks(reached, "eval_block_size", parent)
     sizes = sorted(reached["eval_block_size"].unique())
     blocks = f" (blocks {sizes[0]:g} to {sizes[-1]:g})" if len(sizes) > 1 else ""
-    what = f"per doubling of the decoding block, at {level:g} forwards per token{blocks}"
+    what = f"per doubling of the decoding block, at {level:g} forward{'' if level == 1 else 's'} per token{blocks}"
     if len(sizes) < 2 and len(rows):
         few = f"reach {level:g} forwards per token"
         facts["obstacle"] = too_few_blocks(reached if len(reached) else rows.head(1), "eval_block_size", 2, parent, few)

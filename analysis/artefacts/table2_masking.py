@@ -87,7 +87,7 @@ def out_of_reach(rows: pd.DataFrame, parent: pd.DataFrame, target: float) -> str
     if rows.empty or target == 1:
         return ""
     block = float(rows["block_size"].iloc[0])
-    if above := beyond_ceiling(target, tokens_per_answer(parent), block):
+    if len(parent) and (above := beyond_ceiling(target, tokens_per_answer(parent), block)):
         return above
     if rows["reached"].all():
         return ""
