@@ -664,7 +664,7 @@ DECODED = "per doubling of the decoding block, at 0.5 forwards per token (blocks
 def test_what_does_not_hold_is_compared_within_each_budget(results):
     table = tables(results, "more_tokens")[0].set_index("comparison")
     assert list(table) == ["1,000 tokens", "4,000 tokens"]
-    expected = {  # blocks: 0.7 − (0.4 + 0.5) / 2 and 0.8 − (0.6 + 0.7) / 2; positional − uniform: 0.6 − 0.7 and 0.7 − 0.8
+    expected = {  # 0.7 − (0.4 + 0.5) / 2 and 0.8 − (0.6 + 0.7) / 2; positional − uniform: 0.6 − 0.7 and 0.7 − 0.8
         "inner − outer values of training block, quadratic": ("+25.0 points", "+15.0 points"),
         "half-life 0.1 − uniform, TPF 1": ("−10.0 points", "−10.0 points"),
         DECODED: ("+2.9 points", "+10.0 points"),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence.compare import (
+    budgets,
     by_point,
     final_evaluation,
     parent_accuracy,
@@ -58,6 +59,7 @@ def by_budget(rows: pd.DataFrame) -> pd.DataFrame:
 def training_improves_parallelism(results: Results, paper: dict) -> list[Effect]:
     """Trends per doubling of the training tokens: of the bound on prose, of accuracy at few forwards, of the cloze."""
     rows = results.of("evaluations", SWEEP)
+    rows = rows.assign(tokens=budgets(rows)) if len(rows) else rows
     one, fast = final_evaluation(rows), sweep_evaluation(rows, "forwards")
     facts = {"missing": f"{SWEEP} at two budgets", "sweep": SWEEP, "in_paper": "grows", "expectation": TREND}
     bits = -slope_by_seed(one, "tokens", "bits_per_byte", np.log2)

@@ -7,7 +7,14 @@ from itertools import chain
 import pandas as pd
 
 from analysis.artefacts import figure5_decoding_block_size
-from analysis.evidence.compare import accuracy_effect, by_point, final_evaluation, scalar_effect, sweep_evaluation
+from analysis.evidence.compare import (
+    accuracy_effect,
+    budgets,
+    by_point,
+    final_evaluation,
+    scalar_effect,
+    sweep_evaluation,
+)
 from analysis.evidence.contrasts import LEVELS, sweet_spot
 from analysis.evidence.effect import Effect
 from analysis.pages.claims import effect_text
@@ -61,7 +68,7 @@ def with_seeds(effect: Effect) -> str:
 
 def by_budget(rows: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
     """(training tokens, rows) of every budget."""
-    return list(rows.groupby("tokens")) if len(rows) else []
+    return list(rows.groupby(budgets(rows))) if len(rows) else []
 
 
 def training_blocks(results: Results) -> list[tuple[float, Effect]]:
@@ -79,7 +86,7 @@ def positional(results: Results) -> list[tuple[float, Effect]]:
     uniform = final_evaluation(of_blocks(results, "evaluations"))
     effects = []
     for tokens, rows in by_budget(rungs):
-        same = uniform[(uniform["tokens"] == tokens) & uniform["block_size"].isin(rows["block_size"])]
+        same = uniform[(budgets(uniform) == tokens) & uniform["block_size"].isin(rows["block_size"])]
         effects.append((tokens, accuracy_effect(rows, same, "half-life 0.1 − uniform, TPF 1")))
     return effects
 

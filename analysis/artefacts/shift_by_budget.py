@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from analysis.evidence.compare import accuracy_effect, by_point, final_evaluation, scalar_effect
+from analysis.evidence.compare import accuracy_effect, budgets, by_point, final_evaluation, scalar_effect
 from analysis.evidence.effect import AGREES, DISAGREES, Effect
 from analysis.evidence.stats import estimate
 from analysis.pages.claims import effect_text
@@ -158,9 +158,10 @@ def dropped_shift(results: Results) -> list[tuple[float, Effect]]:
     rows = rows[rows["attention_name"] == "block"]
     if rows.empty:
         return []
-    setting = rows.groupby("setting_name")["tokens"].nunique().idxmax()
+    rows = rows.assign(budget=budgets(rows))
+    setting = rows.groupby("setting_name")["budget"].nunique().idxmax()
     effects = []
-    for tokens, group in rows[rows["setting_name"] == setting].groupby("tokens"):
+    for tokens, group in rows[rows["setting_name"] == setting].groupby("budget"):
         shifted = group["token_shift"].astype(bool)
         effects.append((tokens, accuracy_effect(group[~shifted], group[shifted], "without − with the token shift")))
     return effects

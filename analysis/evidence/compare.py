@@ -68,6 +68,11 @@ def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = (
     return pd.DataFrame(table, columns=[*by, *measures.values()])
 
 
+def budgets(rows: pd.DataFrame) -> pd.Series:
+    """The training tokens of each row to two digits: runs of one budget, counted in other units, differ by a few."""
+    return rows["tokens"].map(lambda tokens: float(f"{float(tokens):.2g}")).astype(float)
+
+
 def accuracy_effect(
     better: pd.DataFrame, worse: pd.DataFrame, what: str, missing: Sequence[str] = (), **facts: Any
 ) -> Effect:

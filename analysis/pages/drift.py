@@ -16,7 +16,7 @@ from analysis.evidence.effect import Effect
 from analysis.pages.plots import lines
 from analysis.tables.results import Results
 
-CONTROL, SAME_TOKENS = "ar_control", 0.02  # the point of AR training alone, and how near its tokens must be
+CONTROL, SAME_TOKENS = "ar_control", 0.25  # the point of AR training alone, and how near its tokens must be
 KINDS = {"attention": "attention", "ffn": "FFN"}
 MEASURES = {"relative": "‖ΔW‖ / ‖W‖", "mean_abs": "mean |ΔW|", "one_minus_cos": "1 − cos"}
 
@@ -45,11 +45,13 @@ def mean_change(drift: pd.DataFrame, kind: str) -> pd.Series:
 
 
 def control_change(results: Results, tokens: float) -> dict[str, float]:
-    """Kind → the mean relative change of the weights by as many tokens of AR training, in which the optimizer moves
-    them without any conversion; {} without such a run."""
-    runs = results.runs[(results.runs["tokens"].astype(float) / tokens - 1).abs() < SAME_TOKENS]
-    points = results.points[(results.points["point"] == CONTROL) & results.points["run"].isin(runs["run"])]
-    drift = results.drift[results.drift["run"].isin(points["run"])]
+    """Kind → the mean relative change of the weights by about as many tokens of AR training, in which the optimizer
+    moves them without any conversion; {} without such a run."""
+    controls = results.points.loc[results.points["point"] == CONTROL, "run"]
+    runs = results.runs[results.runs["run"].isin(controls)]
+    apart = (runs["tokens"].astype(float) / tokens - 1).abs()
+    runs = runs[apart == apart[apart < SAME_TOKENS].min()]
+    drift = results.drift[results.drift["run"].isin(runs["run"])]
     return {kind: float(group["relative"].astype(float).mean()) for kind, group in drift.groupby("kind")}
 
 
