@@ -82,7 +82,7 @@ def training_improves_parallelism(results: Results, paper: dict) -> list[Effect]
 def cloze_error(rows: pd.DataFrame) -> float:
     """The standard error of the trend of the cloze in points owing to its items, as if every budget had its own; 0
     where no interval is recorded."""
-    budgets = rows["tokens"].astype(float).unique() if len(rows) else []
-    if len(budgets) < 2:
+    tokens = rows["tokens"].astype(float).unique() if len(rows) else []
+    if len(tokens) < 2:
         return 0.0
-    return 100 * recorded_half_width(rows, "cloze") / Z95 * float(np.linalg.norm(slope(np.log2(budgets))))
+    return 100 * recorded_half_width(rows, "cloze") / Z95 * float(np.linalg.norm(slope(np.log2(tokens))))

@@ -142,17 +142,21 @@ def judge(effect: Effect) -> tuple[str, str]:
 
 
 def judge_direction(effect: Effect) -> tuple[str, str]:
-    """The verdict where the paper expects a value above 0."""
+    """The verdict where the paper expects a value above 0.
+
+    Near the parent no difference is a finding only where the paper's own effect is below the margin: a larger one might
+    be hidden there.
+    """
     p, p_same = corrected(effect)
-    paper, margin = effect.paper_here, effect.margin
-    if p_same < ALPHA and (paper is None or paper <= margin or not saturation(effect)):
+    paper, margin, saturated = effect.paper_here, effect.margin, saturation(effect)
+    if p_same < ALPHA and (not saturated or (paper is not None and paper <= margin and not at_floor(effect))):
         within = f"{effect.basis}; within ±{effect.amount(margin)}, {p_text(p_same)}"
         if paper is None or paper <= margin:
             return NO_DIFFERENCE, within
         return DISAGREES, f"{within}, where the paper's effect would be {effect.amount(paper)}"
     if p < ALPHA:
         return AGREES if effect.value > 0 else DISAGREES, f"{effect.basis}; {p_text(p)}"
-    return saturation(effect) or lack_of_power(effect)
+    return saturated or lack_of_power(effect)
 
 
 def judge_sameness(effect: Effect) -> tuple[str, str]:
@@ -160,6 +164,8 @@ def judge_sameness(effect: Effect) -> tuple[str, str]:
     if effect.margin is None:
         raise ValueError(f"{effect.what}: no difference is expected, so a margin is needed: add one to paper.yaml")
     p_same = corrected(effect)[1]
+    if at_floor(effect):
+        return saturation(effect)
     if p_same < ALPHA:
         return AGREES, f"{effect.basis}; within ±{effect.amount(effect.margin)}, {p_text(p_same)}"
     if effect.low > effect.margin or effect.high < -effect.margin:
@@ -174,13 +180,18 @@ def corrected(effect: Effect) -> tuple[float, float]:
     return (1.0 if math.isnan(p) else p), (1.0 if math.isnan(p_same) else p_same)
 
 
+def at_floor(effect: Effect) -> bool:
+    """Whether all arms are so low that nothing could tell them apart."""
+    return bool(effect.arms) and max(effect.arms) < FLOOR
+
+
 def saturation(effect: Effect) -> tuple[str, str] | None:
     """The verdict where both arms are so low, or so near the parent, that accuracy cannot tell them apart."""
     if not effect.arms:
         return None
     low, high = min(effect.arms), max(effect.arms)
     both = "both arms" if len(effect.arms) == 2 else f"all {len(effect.arms)} arms"
-    if high < FLOOR:
+    if at_floor(effect):
         return CANNOT_DECIDE, f"{both} are below {FLOOR:g} % ({low:.1f} and {high:.1f} %)"
     if effect.parent and effect.margin and low > effect.parent - effect.margin:
         near = f"within {effect.amount(effect.margin)} of their parent"

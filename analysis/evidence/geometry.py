@@ -41,8 +41,8 @@ def too_few_blocks(rows: pd.DataFrame, column: str, least: int, parent: pd.DataF
     measured, ""."""
     if rows.empty or rows[column].nunique() >= least or parent.empty:
         return ""
-    answer = f"an answer of {tokens_per_answer(parent):.1f} tokens touches {BLOCKS:g} or more"
-    return f"fewer than {least} sizes of block {what}, of which {answer}"
+    short = f"short enough for answers of {tokens_per_answer(parent):.1f} tokens ({BLOCKS:g} blocks each or more)"
+    return f"fewer than {least} block sizes that are {short} {what}"
 
 
 def ceiling(answer_tokens: float, block: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -63,7 +64,10 @@ def evaluate_claims(results: Results, paper: dict[str, Any], modules: Mapping[st
     """Evaluate every claim of the paper with the function of its artefact's module that is named like its id."""
     effects = [with_primary(c, getattr(modules[c["from"]], c["id"])(results, paper)) for c in paper["claims"]]
     primaries = [of_claim[0] for of_claim in effects]
-    p, p_same = holm([e.p for e in primaries]), holm([e.p_same for e in primaries])
+    p, p_same = (
+        [None if math.isnan(adjusted) else adjusted for adjusted in holm(values)]
+        for values in ([e.p for e in primaries], [e.p_same for e in primaries])
+    )
     claims = []
     for c, of_claim, p_holm, p_same_holm in zip(paper["claims"], effects, p, p_same, strict=True):
         primary = replace(of_claim[0], p_holm=p_holm, p_same_holm=p_same_holm)
