@@ -563,6 +563,32 @@ def test_blocks_that_hold_most_answers_whole_are_not_compared():
     )
 
 
+def test_training_blocks_are_compared_at_equal_forwards_where_each_was_decoded_so():
+    """At one token per step all are alike; at a quarter of the forwards blocks of 8 are best."""
+    study, sweep = Study(), "figure3_block_size"
+    for seed in range(3):
+        for block, accuracy in ((4, 0.4), (8, 0.7), (16, 0.5)):
+            run = study.point(sweep, f"block_size={block}", seed, block_size=block)
+            study.own(run, 0.9)
+            for threshold, nfe, right in ((1.0, 28.0, 0.9), (0.5, 7.0, accuracy)):
+                at = {"eval_block_size": block, "threshold": threshold, "nfe": nfe}
+                study.evaluation(run, correct(right), sweep, "forwards", **at)
+    effects = {e.id: e for e in MODULES[sweep].block_size_sweet_spot(study.results, PAPER)}
+    assert effects["bend"].value == pytest.approx(0)
+    assert effects["bend at 0.25"].value == pytest.approx(25) and effects["bend at 0.25"].verdict == "agrees"
+
+
+def test_the_decoding_block_is_tested_on_the_models_of_table_1():
+    study = Study()
+    study.point("table1_attention", "g", block_size=8)
+    for block in (4, 8):
+        run = study.point("figure3_block_size", f"block_size={block}", block_size=block)
+        for size in (4, 8, 16)[: 5 - block // 4]:
+            study.evaluation(run, correct(0.5), "figure3_block_size", "forwards", eval_block_size=size, threshold=1.0)
+    rows = MODULES["figure5_decoding_block_size"].by_block(study.results)
+    assert set(rows["block_size"]) == {8}
+
+
 def test_a_noisy_suite_of_texts_cannot_decide_on_embeddings():
     """Ten points of a score whose interval over texts is twenty wide, of dLM and parent each."""
     study = Study()

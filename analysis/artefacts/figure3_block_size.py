@@ -72,8 +72,9 @@ def block_size_sweet_spot(results: Results, paper: dict) -> list[Effect]:
         at_level = in_every_seed(at_forwards(own, results, SWEEP, level), "block_size")
         at_level = with_several_blocks(at_level, "block_size", parent)
         if at_level["block_size"].nunique() > 2:
-            bend = sweet_spot(at_level, "block_size", BLOCK, SWEEP, **facts)[0]
-            effects.append(replace(bend, id=f"bend at {level:g}", what=f"{bend.what}, at {level:g} forwards per token"))
+            curve = sweet_spot(at_level, "block_size", BLOCK, SWEEP, **facts)[0]
+            what = f"{curve.what}, at {level:g} forwards per token"
+            effects.append(replace(curve, id=f"bend at {level:g}", what=what))
     return effects
 
 
