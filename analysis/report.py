@@ -25,7 +25,7 @@ from rich.console import Console
 
 from analysis.artefacts import artefacts
 from analysis.pages import render
-from analysis.pages.claims import Claim, claim_table, effect_text, evaluate_claims, paper_numbers
+from analysis.pages.claims import Claim, claim_table, count_text, effect_text, evaluate_claims, paper_numbers
 from analysis.pages.exhibits import Exhibit, Plot, Table
 from analysis.pages.provenance import code_facts, failed_runs, notes, quantity, setting_text, training_facts
 from analysis.tables.collect import collect
@@ -54,7 +54,7 @@ def render_report(results: Results, out: Path) -> Path:
     context = {
         "claims": claims,
         "claim_table": claim_table(claims),
-        "counts": pd.Series([c.verdict for c in claims]).value_counts().to_dict(),
+        "counts": count_text(claims),
         "sections": sections,
         "points": len(results.points),
         "finished": int((results.points["state"] == FINISHED).sum()),

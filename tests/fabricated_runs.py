@@ -29,7 +29,8 @@ def fabricate(runs_dir, point, accuracy: float) -> Run:
     """A finished run as `dlm.train` leaves it."""
     run = Run(runs_dir / point.run)
     run.folder.mkdir(parents=True)
-    items = {"family": np.resize(FAMILIES, N), "setting": "1 token/step", "correct": correct(accuracy, N)}
+    items = {"family": np.resize(list(FAMILIES), N), "setting": "1 token/step", "correct": correct(accuracy, N)}
+    items |= {"answer_tokens": 4}
     pd.DataFrame(items).to_csv(run.folder / "items.csv", index=False)
     kinds = [(layer, kind) for layer in range(2) for kind in ("attention", "ffn")]
     tensors = [

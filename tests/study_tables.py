@@ -7,6 +7,7 @@ import numpy as np
 from analysis.tables.results import DLM, PARENT, Results, columns, pack
 
 ITEMS = 90
+ANSWER = 28.0  # tokens of an answer, and so forwards of the AR parent
 
 
 def correct(accuracy: float, items: int = ITEMS, wrong_first: bool = True) -> np.ndarray:
@@ -45,10 +46,18 @@ class Study:
         base |= {"machine": "2 CPU cores", "versions": "python 3", "commit": "abc", "ended": 1.8e9}
         self.add("runs", run=run, seed=seed, **base | choices)
 
-    def own(self, run: str, accuracy: float, parent: float = 0.95, outcomes: np.ndarray | None = None, **more) -> None:
+    def own(
+        self,
+        run: str,
+        accuracy: float,
+        parent: float = 0.95,
+        outcomes: np.ndarray | None = None,
+        answer: float = ANSWER,
+        **more,
+    ) -> None:
         """A run's own evaluation: the parent, and the dLM at one token per step and at TPF≈2."""
         right = correct(accuracy) if outcomes is None else outcomes
-        self.evaluation(run, correct(parent), model=PARENT, **more)
+        self.evaluation(run, correct(parent), model=PARENT, nfe=answer, **more)
         self.evaluation(run, right, **more)
         self.evaluation(run, right, setting="TPF≈2", threshold=0.8, tpf=2.1, nfe=3.5, **more)
 
@@ -116,21 +125,22 @@ def _blocks(study: Study, seed: int) -> None:
             outcomes = correct(accuracy - 0.01 * abs(size - block))
             study.evaluation(run, outcomes, sweep, "decoding_block_size", eval_block_size=size, threshold=1.0)
             if block == 8:
-                for threshold, nfe in ((1.0, 7.0), (0.5, 2.0)):
-                    at = {"eval_block_size": size, "threshold": threshold, "nfe": nfe, "tpf": 7 / nfe}
-                    study.evaluation(run, correct(0.3 + 0.05 * nfe + size / 200), sweep, "forwards", **at)
+                for threshold, nfe, right in ((1.0, ANSWER, 0.6), (0.5, 3.5, 0.3 + 0.05 * np.log2(size))):
+                    at = {"eval_block_size": size, "threshold": threshold, "nfe": nfe, "tpf": ANSWER / nfe}
+                    study.evaluation(run, correct(right), sweep, "forwards", **at)
     for block, accuracy in ((4, 0.6), (8, 0.8), (16, 0.7)):
         run = study.point("more_tokens", f"block_size={block}", seed, block_size=block, tokens=4000)
         study.own(run, accuracy)
         study.drift(run, 0.1 * np.log2(block))
         for size in (4, 8, 16) if block == 8 else ():
-            for threshold, nfe in ((1.0, 7.0), (0.5, 2.0)):
-                at = {"eval_block_size": size, "threshold": threshold, "nfe": nfe, "tpf": 7 / nfe}
+            for threshold, nfe in ((1.0, ANSWER), (0.5, 3.5)):
+                at = {"eval_block_size": size, "threshold": threshold, "nfe": nfe, "tpf": ANSWER / nfe}
                 study.evaluation(run, correct(0.4 + np.log2(size) / 10), "more_tokens", "forwards", **at)
     for tokens in (500, 1000, 2000):
         run = study.point("figure8_tokens", f"times={tokens}", seed, tokens=tokens)
-        study.own(run, 0.3 + tokens / 5000, cloze=0.4 + tokens / 10_000)
-        for threshold, nfe in ((1.0, 7.0), (0.5, 2.0)):
+        more = {"cloze": 0.4 + tokens / 10_000, "bits_per_byte": 1.5 - 0.1 * np.log2(tokens / 500) + 0.01 * seed}
+        study.own(run, 0.3 + tokens / 5000, **more)
+        for threshold, nfe in ((1.0, ANSWER), (0.5, 3.5)):
             at = {"threshold": threshold, "nfe": nfe}
             study.evaluation(run, correct(0.1 + tokens / 5000), "figure8_tokens", "forwards", **at)
 
@@ -140,6 +150,7 @@ def _masking(study: Study, seed: int) -> None:
     for sweep, extra in (("table2_masking", {"right_to_left": 0.2}), ("learned_masking", {"learned": 0.65})):
         for name, accuracy in (schemes | extra).items():
             run = study.point(sweep, name, seed, label=name.replace("_", " "), masking_name=name)
+            study.own(run, accuracy)
             study.evaluation(run, correct(accuracy), sweep, "one_token", threshold=1.0, setting="as is")
             at = {"threshold": 0.3, "tpf": 5.2, "nfe": 1.4, "target": 5.6, "setting": "tpf 5.6"}
             study.evaluation(run, correct(accuracy - 0.1), sweep, "tpf", **at)
@@ -171,6 +182,7 @@ def _speed(study: Study, seed: int) -> None:
 def _positions(study: Study, seed: int) -> None:
     run = study.point("figure6_trace", "base", seed)
     ids = {"run": run, "for_sweep": "figure6_trace", "evaluation": "one_token"}
+    study.add("positions", **ids, model=DLM, quantity="order", position=0, value=0.9 + 0.01 * seed, n=9)
     for position in range(8):
         study.add("positions", **ids, model=DLM, quantity="step", position=position, value=position + 0.01 * seed, n=9)
         for model in (DLM, PARENT):

@@ -13,7 +13,7 @@ from analysis.plan.sweep import FINISHED, Evaluation
 from analysis.tables import flops
 from analysis.tables.collect import collect
 from analysis.tables.measurements import READERS, tables_of
-from analysis.tables.results import DLM, PARENT, unpack
+from analysis.tables.results import DLM, PARENT, unpack, unpack_families
 from dlm.config.build import build
 from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.data import prose
@@ -43,6 +43,9 @@ def test_the_tables_repeat_the_record(sweeps, tmp_path):
     assert dlm["maths"] == pytest.approx(0.6) and dlm["maths_n"] == 30 and dlm["tokens_per_second"] == 80
     assert dlm["bits_per_byte_high"] == pytest.approx(1 + 1.96 * 0.05, abs=1e-4)  # 0.1 of 2 nats is 5 %
     assert (unpack(dlm["correct"]) == correct(0.6, N)).all() and pd.isna(parent["correct"])
+    asked = unpack_families(dlm["families"])
+    assert set(asked) == set(FAMILIES) and {(tokens, len(i)) for tokens, i in asked.values()} == {(4.0, N // 9)}
+    assert asked[list(FAMILIES)[1]][1][:2].tolist() == [1, 10] and pd.isna(parent["families"])
     curve = results.of("curves", SWEEP)
     assert list(curve["tokens"]) == [500, 1000] and list(curve["value"]) == [3, 2]
     drift = results.of("drift", SWEEP)
@@ -109,6 +112,10 @@ def test_a_decoding_is_a_row_with_its_setting():
     more = {"tokens_per_row": 0.25, "repetitive": 0.1, "empty": 0.0, "endless": 0.2}
     (row,) = read("decode", result | more, values, model="ar", decoder=decoder)["evaluations"]
     assert {k: row[k] for k in more} == more and row["endless_n"] == N and row["empty_low"] == 0 < row["empty_high"]
+    assert row["families"] is None  # of items without their families
+    items = {"correct": [True, False], "family": ["add", "sort"], "answer_tokens": [2, 6]}
+    (row,) = read("decode", result | {"items": items}, values, model="ar", decoder=decoder)["evaluations"]
+    assert row["families"] == "add 1 2, sort 1 6"
     (plain,) = read("decode", result, model="dlm", decoder=decoder)["evaluations"]
     assert plain["setting"] == "one token" and plain["model"] == DLM
 
@@ -120,6 +127,12 @@ def test_a_trace_is_means_and_one_example_with_its_tokens():
     made = read("trace", result)
     assert made["positions"] == [{"model": DLM, "quantity": "step", "position": 0, "value": 0.5, "n": 7}]
     assert made["steps"] == [cells[0] | {"token": "b"}]
+    full = {"positions": [{"position": 1, "step": 2.0, "n": 5}], "correlation": 0.5, "blocks": 4}
+    made = read("trace", result | {"order": full})["positions"][1:]
+    assert [(r["quantity"], r["position"], r["value"], r["n"]) for r in made] == [
+        ("full_step", 1, 2.0, 5),
+        ("order", 0, 0.5, 4),
+    ]
 
 
 def test_losses_by_position_are_the_masked_tokens_in_a_block_and_the_bound_in_a_sequence():

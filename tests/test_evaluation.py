@@ -172,6 +172,7 @@ def test_tasks_are_checked_by_their_own_answers(parent):
     results = run_tasks(ar_denoiser(parent), parent.tokenizer, examples, Fixed(1), 16, 2)
     assert list(results["correct"]) == [True, False] and list(results["output"]) == ["EDCBA"] * 2
     assert list(results["tokens"]) == list(results["nfe"]) == [6, 6]  # five letters and EOS
+    assert list(results["answer_tokens"]) == [5, 5]
 
 
 def test_thresholds_are_chosen_on_validation_items_to_come_nearest_to_the_targets(parent, monkeypatch):

@@ -128,6 +128,24 @@ def test_a_prompt_inside_a_block_has_no_state():
     assert table[:3] == pytest.approx(np.repeat([[0.25], [0.5], [0.75]], 4, 1))  # never met: uniform
 
 
+def test_the_order_of_commitment_is_told_by_blocks_of_nothing_but_answer():
+    """Blocks of three behind a prompt of one: the first is cut by the prompt, the second is full, the third holds EOS;
+    without EOS the third counts. Its steps fall with the position."""
+    steps = [9, 9, 4, 6, 5, 3, 2, 1]
+    results = pd.DataFrame({"prompt_tokens": [1, 1], "step": [steps, steps], "endless": [False, True]})
+    of_both = trace.order_in_full_blocks(results, 3)
+    assert [p["step"] for p in of_both["positions"]] == pytest.approx([2 / 3, 5 / 3, 2 / 3]) and of_both["blocks"] == 3
+    ended = trace.order_in_full_blocks(results.head(1), 3)
+    assert [(p["step"], p["n"]) for p in ended["positions"]] == [(0, 1), (2, 1), (1, 1)]
+    assert ended["correlation"] == pytest.approx(0.5) and of_both["correlation"] == pytest.approx((0.5 + 0.5 - 1) / 3)
+
+
+def test_a_block_committed_at_once_has_no_order():
+    results = pd.DataFrame({"prompt_tokens": [2], "step": [[1, 1, 2]], "endless": [False]})
+    assert trace.order_in_full_blocks(results, 2)["correlation"] is None
+    assert trace.order_in_full_blocks(results, 4) == {"positions": [], "correlation": None, "blocks": 0}
+
+
 def test_a_recorded_decoding_is_the_decoding(subject):
     found = measure(subject, settings("measurement=trace", "decoding.threshold=0.3"))["result"]
     example, size = found["example"], found["block_size"]

@@ -5,7 +5,11 @@ A module defines its `TITLE`, its `PLACE` in the report, the `SWEEPS` whose runs
     exhibits(results, paper) -> list of tables and plots, a pure function of the results and the paper's numbers
 
 For every claim of `analysis/paper.yaml` that names the module, it also defines a function
-`(results, paper) -> list[Effect]` named like the claim's id. The module's docstring is printed in the report.
+`(results, paper) -> list[Effect]` named like the claim's id; every effect has an id of its own, by which `paper.yaml`
+names the primary one. A module with runs at several budgets maps claims in `BY_BUDGET` to functions
+`results -> list[(tokens, Effect)]`, from which the cause of a disagreement is told.
+
+The module's docstring is printed in the report.
 """
 
 from __future__ import annotations

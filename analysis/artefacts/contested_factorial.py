@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.evidence.compare import by_point, final_evaluation, outcomes, require_same_items
-from analysis.evidence.stats import Effect, paired_interval
+from analysis.evidence.compare import accuracy_contrast, by_point, final_evaluation
+from analysis.evidence.effect import Effect
 from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.findings import decision
 from analysis.pages.plots import bars
@@ -91,16 +91,9 @@ def factorial(rows: pd.DataFrame) -> list[Effect]:
     Uses the seeds that have every cell; empty without such a seed.
     """
     factor_values = factors(rows)
-    if not factor_values:
+    cells = dict(list(rows.groupby(list(factor_values)))) if factor_values else {}
+    if not cells or len(cells) != 2 ** len(factor_values):
         return []
-    cells = {values: outcomes(group) for values, group in rows.groupby(list(factor_values))}
-    seeds = sorted(set.intersection(*map(set, cells.values()))) if len(cells) == 2 ** len(factor_values) else []
-    if not seeds:
-        return []
-    require_same_items("the choices crossed", *([cell[seed] for cell in cells.values()] for seed in seeds))
-    answers = np.array(
-        [[cell[seed] for cell in cells.values()] for seed in seeds], dtype=float
-    )  # seeds × cells × items
     signs = {
         f"{c.removesuffix('_name').replace('_', ' ')} ({b})": np.array(
             [1 if values[i] == b else -1 for values in cells]
@@ -108,8 +101,6 @@ def factorial(rows: pd.DataFrame) -> list[Effect]:
         for i, (c, (_, b)) in enumerate(factor_values.items())
     }
     pairs = {f"{a.split(' (')[0]} × {b.split(' (')[0]}": signs[a] * signs[b] for a, b in combinations(signs, 2)}
-    effects = []
-    for what, sign in (signs | pairs).items():
-        value, low, high = (100 * x for x in paired_interval(2 * np.einsum("sci,c->si", answers, sign) / len(sign)))
-        effects.append(Effect(what, value, low, high, len(seeds), answers.shape[2], runs=tuple(rows["run"])))
-    return effects
+    arms = list(cells.values())
+    made = [accuracy_contrast(arms, 2 * sign / len(sign), what) for what, sign in (signs | pairs).items()]
+    return [effect for effect in made if effect.seeds]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence.compare import scalar_effect
-from analysis.evidence.stats import Effect
+from analysis.evidence.effect import SAME, Effect
 from analysis.pages.exhibits import Exhibit, Plot
 from analysis.pages.plots import lines
 from analysis.tables.results import DLM, PARENT, Results
@@ -40,18 +40,28 @@ def losses(results: Results) -> pd.DataFrame:
 
 
 def loss_is_block_periodic(results: Results, paper: dict) -> list[Effect]:
-    """The share of the loss's variance over positions explained by the position in the block, without token shift."""
+    """The share of the loss's variance over positions that the position in the block explains: the dLM's over its
+    parent's, without the token shift and with it, and the parent's own, which should be none."""
     rows = losses(results)
-    rows = rows[rows["point"] == "base"]
-    shares = {
-        model: pd.Series(
-            {seed: periodic_share(g) for seed, g in rows[rows["model"] == model].groupby("seed")}, dtype=float
-        )
-        for model in (DLM, PARENT)
-    }
-    what = "share of the variance that the position in the block explains, dLM − parent"
-    gain = (shares[DLM] - shares[PARENT]).dropna()
-    return [scalar_effect(what, gain, rows["run"], "{:+.2f}", "periodic", f"{SWEEP}: loss by position")]
+    facts = {"unit": "", "digits": 2, "missing": f"{SWEEP}: loss by position", "sweep": SWEEP, "in_paper": "periodic"}
+    effects = []
+    for point, shift in (("base", "without the token shift"), ("shift", "with it")):
+        of_point = rows[rows["point"] == point]
+        gain = (shares(of_point, DLM) - shares(of_point, PARENT)).dropna()
+        what = f"share of the variance that the position in the block explains, dLM − parent, {shift}"
+        effects.append(scalar_effect(what, gain, of_point["run"], id=point, **facts))
+    own = shares(rows[rows["point"] == "base"], PARENT)
+    facts |= {"in_paper": "not periodic", "expectation": SAME, "margin": NOT_PERIODIC}
+    return [*effects, scalar_effect("the same share of the AR parent", own, rows["run"], id="parent", **facts)]
+
+
+NOT_PERIODIC = 0.1  # of the variance
+
+
+def shares(rows: pd.DataFrame, model: str) -> pd.Series:
+    """Seed → `periodic_share` of a model's loss."""
+    by_seed = rows[rows["model"] == model].groupby("seed")
+    return pd.Series({seed: periodic_share(group) for seed, group in by_seed}, dtype=float)
 
 
 def periodic_share(rows: pd.DataFrame) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.evidence.stats import Effect
-from analysis.pages.drift import drift_effect, drift_panels, drift_table
+from analysis.evidence.effect import Effect
+from analysis.pages.drift import KINDS, drift_effect, drift_panels, drift_table
 from analysis.pages.exhibits import Exhibit, Plot, Table
 from analysis.tables.results import Results
 
@@ -12,6 +12,8 @@ TITLE = "Figure 2e: weight drift by attention pattern"
 SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
 FULL = ("c", "b", "d", "f", "g")  # full training at one budget, starting with the pattern that drifts most in the paper
+
+BIDIR_BLOCK = (("c", "g"), ("b", "f"))  # without the token shift, and with it
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
@@ -29,6 +31,16 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 
 def block_drifts_less(results: Results, paper: dict) -> list[Effect]:
-    drift = results.of("drift", SWEEP)
-    pairs = ("c", "g", "attention"), ("c", "g", "ffn"), ("d", "f", "ffn")
-    return [drift_effect(drift, SWEEP, more, less, kind) for more, less, kind in pairs]
+    """The primary comparison takes both pairs of patterns, without and with the token shift, and both kinds of weights;
+    the others are its parts, and what noisy context changes in FFN layers."""
+    parts = [(pair, kind) for pair in BIDIR_BLOCK for kind in KINDS]
+    return [
+        drift_effect(results, SWEEP, BIDIR_BLOCK, list(KINDS), "both", "bidirectional − block-wise, c − g and b − f"),
+        *(
+            drift_effect(
+                results, SWEEP, [pair], [kind], f"{'-'.join(pair)} {kind}", f"{' − '.join(pair)}, {KINDS[kind]}"
+            )
+            for pair, kind in parts
+        ),
+        drift_effect(results, SWEEP, [("d", "f")], ["ffn"], "d-f ffn", "noisy − clean context, d − f, FFN"),
+    ]

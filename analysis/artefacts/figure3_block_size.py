@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
-from analysis.evidence.compare import by_point, final_evaluation, inner_best, sweep_evaluation
-from analysis.evidence.stats import Effect
+from analysis.evidence.compare import by_point, final_evaluation, parent_accuracy, parent_row, sweep_evaluation
+from analysis.evidence.contrasts import LEVELS, at_forwards, bend, in_every_seed, sweet_spot
+from analysis.evidence.effect import Effect
+from analysis.evidence.geometry import too_few_blocks, with_several_blocks
 from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import heat_map
 from analysis.tables.results import Results
@@ -14,6 +20,7 @@ PLACE = 30
 TITLE = "Figure 3: training and evaluation block size"
 SWEEPS = ("figure3_block_size",)
 SWEEP = SWEEPS[0]
+BLOCK = "training block"
 MODELS = {"qwen2_5_1_5b_50b_tokens": "paper, 1.5B", "qwen3_4b_25b_tokens": "paper, 4B"}
 
 
@@ -51,17 +58,36 @@ def mean_grid(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def block_size_sweet_spot(results: Results, paper: dict) -> list[Effect]:
-    """Each training block is decoded with the same evaluation block."""
-    rows = final_evaluation(results.of("evaluations", SWEEP))
-    grid = paper["figure3_block_size"]
-    small, large = (best_to_ends(grid[name], grid["eval_block_size"]) for name in MODELS)
-    in_paper = tuple(f"{one} (4B: {other})" for one, other in zip(small, large, strict=True))
-    return inner_best(rows, "block_size", SWEEP, in_paper)
+    """Each training block is decoded with the same evaluation block, at one token per step and, where that was
+    measured, at equal forwards. Blocks that hold most answers whole are left out."""
+    evaluations, parent = results.of("evaluations", SWEEP), parent_row(results, SWEEP)
+    facts = {"parent": parent_accuracy(results, SWEEP)}
+    rows = with_several_blocks(final_evaluation(evaluations), "block_size", parent)
+    obstacle = too_few_blocks(rows, "block_size", 3, parent, "were trained")
+    effects = sweet_spot(rows, "block_size", BLOCK, SWEEP, obstacle=obstacle, **facts)
+    effects = [replace(effect, **in_the_paper(paper, effect.id)) for effect in effects]
+    own = sweep_evaluation(evaluations, "forwards")
+    own = own[own["eval_block_size"] == own["block_size"]] if len(own) else own
+    for level in LEVELS:
+        at_level = in_every_seed(at_forwards(own, results, SWEEP, level), "block_size")
+        at_level = with_several_blocks(at_level, "block_size", parent)
+        if at_level["block_size"].nunique() > 2:
+            curve = sweet_spot(at_level, "block_size", BLOCK, SWEEP, **facts)[0]
+            what = f"{curve.what}, at {level:g} forwards per token"
+            effects.append(replace(curve, id=f"bend at {level:g}", what=what))
+    return effects
 
 
-def best_to_ends(grid: dict[int, list[float]], sizes: list[int]) -> tuple[str, str]:
-    """The paper's best training block minus the smallest, and minus the largest, each decoded with the same block."""
-    accuracy_of = {block: row[sizes.index(block)] for block, row in grid.items()}
-    best = max(accuracy_of, key=accuracy_of.get)
-    first, last = (f"{best} − {end}: {accuracy_of[best] - accuracy_of[end]:+.1f}" for end in (min(grid), max(grid)))
-    return first, last
+def in_the_paper(paper: dict, id: str) -> dict[str, Any]:
+    """The paper's contrast over its own training blocks, each decoded with the same block, as fields of an effect: that
+    of the smaller model, as text both."""
+    sizes = paper["figure3_block_size"]["eval_block_size"]
+    found = []
+    for name in MODELS:
+        grid = paper["figure3_block_size"][name]
+        accuracy = np.array([row[sizes.index(block)] for block, row in sorted(grid.items())])
+        ends = {"small": accuracy[0], "large": accuracy[-1]}
+        bent = bend(np.log2(sorted(grid))) @ accuracy
+        found.append(float(bent if id == "bend" else accuracy[1:-1].mean() - ends[id]))
+    parent = {row[0]: row[-1] for row in paper["table1_attention"]["rows"]}["a"]
+    return {"in_paper": f"{found[0]:+.1f} (4B: {found[1]:+.1f})", "paper": found[0], "paper_parent": parent}

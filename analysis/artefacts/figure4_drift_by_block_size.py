@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
-from analysis.evidence.compare import scalar_effect, slope_by_seed
-from analysis.evidence.stats import Effect
-from analysis.pages.drift import KINDS, drift_panels, drift_table
+from analysis.evidence.compare import scalar_effect
+from analysis.evidence.effect import TREND, Effect
+from analysis.pages.drift import KINDS, control_change, drift_panels, drift_per_doubling, drift_table, reference
 from analysis.pages.exhibits import Exhibit, Plot, Table
 from analysis.tables.results import Results
 
@@ -33,18 +32,16 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 
 def drift_grows_with_block_size(results: Results, paper: dict) -> list[Effect]:
-    """The slope of the log relative weight change over log2 of the training block, per kind of weight."""
+    """The slope of the relative weight change over log2 of the training block, over both kinds of weights, and of
+    each."""
     drift = results.of("drift", SWEEP)
+    control = control_change(results, float(drift["tokens"].iloc[0])) if len(drift) else {}
     effects = []
-    for kind, name in KINDS.items():
-        of_kind = drift[drift["kind"] == kind] if len(drift) else drift
-        slopes = per_doubling(of_kind)
-        what = f"log of the change per doubling of the block, {name}"
-        effects.append(scalar_effect(what, slopes, of_kind["run"], "{:+.3f}", "grows", f"{SWEEP} at two block sizes"))
+    for id, kinds in (("both", list(KINDS)), *((kind, [kind]) for kind in KINDS)):
+        slopes = drift_per_doubling(drift, kinds, control) if len(drift) else pd.Series(dtype=float)
+        names = " and ".join(KINDS[kind] for kind in kinds)
+        what = f"change per doubling of the block, {names}, in % of {reference(control)}"
+        facts = {"id": id, "sweep": SWEEP, "in_paper": "grows", "expectation": TREND}
+        missing = f"{SWEEP} at two block sizes"
+        effects.append(scalar_effect(what, slopes, drift["run"], "%", 1, missing, **facts))
     return effects
-
-
-def per_doubling(drift: pd.DataFrame) -> pd.Series:
-    """Seed → slope of the log relative weight change over log2 of the training block."""
-    logs = drift.assign(log=np.log(drift["relative"].astype(float)))
-    return slope_by_seed(logs, "block_size", "log", np.log2)

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.evidence.compare import scalar_effect, slope_by_seed
-from analysis.evidence.stats import Effect
+from analysis.evidence.compare import scalar_effect
+from analysis.evidence.effect import TREND, Effect
 from analysis.pages.exhibits import Exhibit, Plot
 from analysis.pages.plots import colour, lines, panel
-from analysis.tables.results import Results
+from analysis.tables.results import DLM, Results
 
 PLACE = 60
 TITLE = "Figure 6: denoising order, confidence and loss within a block"
@@ -65,14 +65,40 @@ def visible(token: str) -> str:
 
 
 def denoise_left_to_right(results: Results, paper: dict) -> list[Effect]:
-    """Least-squares slopes over the position in the block."""
+    """Rank correlations with the position in the block: of the step of commitment within blocks that hold nothing but
+    the answer (EOS, which the decoder commits last, and partial blocks left out), averaged over blocks; of the mean
+    step and of the mean loss by position."""
     positions = results.of("positions", SWEEP)
+    positions = positions[positions["model"] == DLM]
     effects = []
-    for quantity, what, unit in (("step", "step of commitment", " steps"), ("loss", "loss", " nats")):
-        of_dlm = positions[(positions["quantity"] == quantity) & (positions["model"] == "dlm")]
-        slopes = slope_by_seed(of_dlm, "position", "value")
-        comparison = f"{what} per position"
-        effects.append(
-            scalar_effect(comparison, slopes, of_dlm["run"], "{:+.3f}" + unit, "grows", f"{SWEEP}: {quantity}")
-        )
+    for evaluation, decoding in DECODINGS.items():
+        rows = positions[positions["evaluation"] == evaluation]
+        within = rows[rows["quantity"] == "order"].groupby("seed")["value"].mean()
+        what = f"order of commitment and position, within full blocks, {decoding}"
+        effects.append(correlation(f"order {evaluation}", what, within, rows, f"{SWEEP}: order in full blocks"))
+        full = rows[rows["quantity"] == "full_step"]
+        steps = full if len(full) else rows[rows["quantity"] == "step"]
+        blocks = "full blocks" if len(full) else "all blocks, with EOS"
+        what = f"mean step and position, {blocks}, {decoding}"
+        effects.append(correlation(f"step {evaluation}", what, by_rank(steps), rows, f"{SWEEP}: step"))
+    loss = positions[positions["quantity"] == "loss"]
+    effects.append(correlation("loss", "mean loss and position", by_rank(loss), loss, f"{SWEEP}: loss"))
     return effects
+
+
+DECODINGS = {"one_token": "one token per step", "threshold": "by threshold"}
+
+
+def correlation(id: str, what: str, by_seed: pd.Series, rows: pd.DataFrame, missing: str) -> Effect:
+    facts = {"id": id, "sweep": SWEEP, "in_paper": "grows", "expectation": TREND}
+    return scalar_effect(f"rank correlation of {what}", by_seed, rows["run"], "", 2, missing, **facts)
+
+
+def by_rank(rows: pd.DataFrame) -> pd.Series:
+    """Seed → Spearman's rank correlation of the value with the position: 1 where it grows with every position."""
+    ranked = {
+        seed: float(group["position"].rank().corr(group["value"].astype(float).rank()))
+        for seed, group in rows.groupby("seed")
+        if group["value"].nunique() > 1
+    }
+    return pd.Series(ranked, dtype=float)

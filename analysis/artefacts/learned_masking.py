@@ -6,6 +6,7 @@ import pandas as pd
 
 from analysis.artefacts.table2_masking import REACHED, parallel
 from analysis.evidence.compare import accuracy_effect, by_point
+from analysis.pages.claims import effect_text
 from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
 from analysis.tables.results import Results
 
@@ -35,6 +36,7 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
         for label, other in group[group["point"] != "learned"].groupby("label", sort=False):
             effect = accuracy_effect(learned, other, label)
             if effect.seeds:
-                interval = f"{effect.value:+.1f} ({effect.low:+.1f} to {effect.high:+.1f})"
-                table.append({"setting": setting, "learned −": label, "points": interval, "from": effect.why})
+                table.append(
+                    {"setting": setting, "learned −": label, "difference": effect_text(effect), "from": effect.basis}
+                )
     return pd.DataFrame(table)

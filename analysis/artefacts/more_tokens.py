@@ -6,10 +6,19 @@ from itertools import chain
 
 import pandas as pd
 
-from analysis.artefacts import figure4_drift_by_block_size, figure5_decoding_block_size
-from analysis.evidence.compare import accuracy_effect, by_point, final_evaluation, scalar_effect, sweep_evaluation
-from analysis.evidence.stats import Effect
+from analysis.artefacts import figure5_decoding_block_size
+from analysis.evidence.compare import (
+    accuracy_effect,
+    budgets,
+    by_point,
+    final_evaluation,
+    scalar_effect,
+    sweep_evaluation,
+)
+from analysis.evidence.contrasts import LEVELS, sweet_spot
+from analysis.evidence.effect import Effect
 from analysis.pages.claims import effect_text
+from analysis.pages.drift import KINDS, drift_per_doubling
 from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
 from analysis.tables.results import Results
 
@@ -44,7 +53,7 @@ def of_blocks(results: Results, table: str) -> pd.DataFrame:
 
 def comparisons(results: Results) -> pd.DataFrame:
     """One row per comparison, one column per budget."""
-    effects = chain.from_iterable(c(results) for c in (small_blocks, positional, decoding_blocks, ffn_drift))
+    effects = chain.from_iterable(c(results) for c in BY_BUDGET.values())
     frame = pd.DataFrame([{"comparison": e.what, "tokens": t, "effect": with_seeds(e)} for t, e in effects if e.seeds])
     if frame.empty:
         return frame
@@ -59,18 +68,15 @@ def with_seeds(effect: Effect) -> str:
 
 def by_budget(rows: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
     """(training tokens, rows) of every budget."""
-    return list(rows.groupby("tokens")) if len(rows) else []
+    return list(rows.groupby(budgets(rows))) if len(rows) else []
 
 
-def small_blocks(results: Results) -> list[tuple[float, Effect]]:
-    """The second-smallest training block against the smallest, from the claim of a best block in between."""
-    effects = []
-    for tokens, rows in by_budget(final_evaluation(of_blocks(results, "evaluations"))):
-        sizes = sorted(rows["block_size"].unique())[:2]
-        if len(sizes) == 2:
-            small, larger = (rows[rows["block_size"] == size] for size in sizes)
-            effects.append((tokens, accuracy_effect(larger, small, f"training block {sizes[1]:g} − {sizes[0]:g}")))
-    return effects
+def training_blocks(results: Results) -> list[tuple[float, Effect]]:
+    """The quadratic contrast of accuracy over the training block, from the claim of a best block in between."""
+    return [
+        (tokens, sweet_spot(rows, "block_size", "training block", MORE)[0])
+        for tokens, rows in by_budget(final_evaluation(of_blocks(results, "evaluations")))
+    ]
 
 
 def positional(results: Results) -> list[tuple[float, Effect]]:
@@ -80,27 +86,36 @@ def positional(results: Results) -> list[tuple[float, Effect]]:
     uniform = final_evaluation(of_blocks(results, "evaluations"))
     effects = []
     for tokens, rows in by_budget(rungs):
-        same = uniform[(uniform["tokens"] == tokens) & uniform["block_size"].isin(rows["block_size"])]
+        same = uniform[(budgets(uniform) == tokens) & uniform["block_size"].isin(rows["block_size"])]
         effects.append((tokens, accuracy_effect(rows, same, "half-life 0.1 − uniform, TPF 1")))
     return effects
 
 
 def decoding_blocks(results: Results) -> list[tuple[float, Effect]]:
-    """The slope of accuracy over the decoding block, at the fewest forwards that all blocks reach."""
+    """The slope of accuracy over the decoding block, at few forwards per token of the answer."""
+    of_sweeps = [of_blocks(results, "evaluations"), results.of("evaluations", BLOCKS)]
+    rows = pd.concat(of_sweeps) if len(of_sweeps[0]) else of_sweeps[0]
+    rows = sweep_evaluation(rows, "forwards").drop_duplicates(["run", "evaluation", "file", "nfe", "eval_block_size"])
+    return [
+        (tokens, figure5_decoding_block_size.per_doubling(at_budget, results, BLOCKS, LEVELS[-1]))
+        for tokens, at_budget in by_budget(rows)
+    ]
+
+
+def drift(results: Results) -> list[tuple[float, Effect]]:
+    """The slope of the relative change of the weights over the training block."""
     effects = []
-    for tokens, rows in by_budget(sweep_evaluation(of_blocks(results, "evaluations"), "forwards")):
-        slopes = figure5_decoding_block_size.per_doubling(rows, 0)
-        what = "per doubling of the decoding block, at the fewest forwards"
-        effects.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.1f} points")))
+    for tokens, rows in by_budget(of_blocks(results, "drift")):
+        slopes = drift_per_doubling(rows, list(KINDS))
+        what = "change of the weights per doubling of the training block"
+        effects.append((tokens, scalar_effect(what, slopes, rows["run"], "%", 1)))
     return effects
 
 
-def ffn_drift(results: Results) -> list[tuple[float, Effect]]:
-    """The slope of the log relative change of the FFN weights over the training block."""
-    drift = of_blocks(results, "drift")
-    effects = []
-    for tokens, rows in by_budget(drift[drift["kind"] == "ffn"]):
-        slopes = figure4_drift_by_block_size.per_doubling(rows)
-        what = "log of the change per doubling of the training block, FFN"
-        effects.append((tokens, scalar_effect(what, slopes, rows["run"], "{:+.3f}")))
-    return effects
+# Claim → its comparison at every budget.
+BY_BUDGET = {
+    "block_size_sweet_spot": training_blocks,
+    "positional_masking_helps": positional,
+    "large_eval_blocks_at_low_nfe": decoding_blocks,
+    "drift_grows_with_block_size": drift,
+}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence.compare import by_point, final_evaluation, parent_row, scalar_effect, sweep_evaluation
+from analysis.evidence.effect import Effect
 from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, runs_at_equal_flops, training_curves
-from analysis.evidence.stats import Effect
 from analysis.pages.claims import effect_text
 from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
 from analysis.pages.findings import coverage, decision, findings, lead_text, rank_groups, score_text
@@ -171,7 +171,7 @@ def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
 def nelbo_lead(best: pd.DataFrame, other: pd.DataFrame) -> Effect:
     """By how much the NELBO of `best` is lower, in nats per token, over seeds."""
     runs = [*best["run"], *other["run"]]
-    return scalar_effect("", other["value"] - best["value"], runs, "{:+.3f} nats/token")
+    return scalar_effect("", other["value"] - best["value"], runs, "nats/token")
 
 
 def name(rows: pd.DataFrame) -> str:

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import pandas as pd
 
-from analysis.evidence.compare import accuracy_effect, by_point, final_evaluation, scalar_effect
-from analysis.evidence.stats import AGREES, DISAGREES, UNDECIDED, Effect, estimate
+from analysis.evidence.compare import accuracy_effect, budgets, by_point, final_evaluation, scalar_effect
+from analysis.evidence.effect import AGREES, DISAGREES, Effect
+from analysis.evidence.stats import estimate
 from analysis.pages.claims import effect_text
 from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import lines
@@ -119,7 +120,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 def bound_effect(shifted: pd.DataFrame, plain: pd.DataFrame, what: str) -> Effect:
     """Bits per byte that the shift saves, paired by seed."""
     bits = [rows.set_index("seed")["bits_per_byte"] for rows in (plain, shifted)]
-    return scalar_effect(what, bits[0] - bits[1], [*shifted["run"], *plain["run"]], "{:+.3f}")
+    return scalar_effect(what, bits[0] - bits[1], [*shifted["run"], *plain["run"]], "bits/byte")
 
 
 def crossing(effects: dict[float, Effect]) -> str:
@@ -138,7 +139,7 @@ def crossing(effects: dict[float, Effect]) -> str:
             decided = all(verdict in side for verdict, side in zip(signs(before), sides, strict=True))
             return f"near {at}" if decided else f"near {at}, undecided"
     last = effects[tokens[-1]]
-    return f"{'undecided at' if last.verdict == UNDECIDED else 'none up to'} {millions(tokens[-1])}"
+    return f"{'none up to' if last.verdict in (AGREES, DISAGREES) else 'undecided at'} {millions(tokens[-1])}"
 
 
 def signs(before: float) -> tuple[str, str]:
@@ -148,3 +149,22 @@ def signs(before: float) -> tuple[str, str]:
 
 def millions(tokens: float) -> str:
     return f"{tokens / 1e6:.2g}M"
+
+
+def dropped_shift(results: Results) -> list[tuple[float, Effect]]:
+    """What dropping the shift gains at every budget, for the setting that was trained with most of them and block-wise
+    attention."""
+    rows = with_setting(final_evaluation(results.of("evaluations", BY_ACCURACY)).drop_duplicates("run"))
+    rows = rows[rows["attention_name"] == "block"]
+    if rows.empty:
+        return []
+    rows = rows.assign(budget=budgets(rows))
+    setting = rows.groupby("setting_name")["budget"].nunique().idxmax()
+    effects = []
+    for tokens, group in rows[rows["setting_name"] == setting].groupby("budget"):
+        shifted = group["token_shift"].astype(bool)
+        effects.append((tokens, accuracy_effect(group[~shifted], group[shifted], "without − with the token shift")))
+    return effects
+
+
+BY_BUDGET = {"no_token_shift_helps": dropped_shift}  # claim → its comparison at every budget

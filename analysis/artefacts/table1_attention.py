@@ -6,9 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point, compare, final_evaluation, parent_row
+from analysis.evidence.compare import (
+    accuracy_effect,
+    by_point,
+    compare,
+    final_evaluation,
+    parent_accuracy,
+    parent_row,
+    scalar_effect,
+)
+from analysis.evidence.effect import Effect
 from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
-from analysis.evidence.stats import Effect
 from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
 from analysis.pages.plots import lines
 from analysis.tables.domains import DOMAINS
@@ -107,15 +115,19 @@ def training_cost(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{"NELBO, equal FLOPs": [equal.get(point) for point in table["point"]]})
 
 
-def paper_difference(paper: dict, better: str, worse: str) -> str:
-    """The difference of two rows' averages in the paper, as text."""
+def in_the_paper(paper: dict, better: str, worse: str) -> dict[str, Any]:
+    """The difference of two rows' averages in the paper, as fields of an effect."""
     rows = {r[0]: r[-1] for r in paper["table1_attention"]["rows"]}
-    return f"{rows[better] - rows[worse]:+.2f}"
+    difference = rows[better] - rows[worse]
+    return {"in_paper": f"{difference:+.2f}", "paper": difference, "paper_parent": rows["a"]}
 
 
 def pairs(results: Results, paper: dict, *points: tuple[str, str, str]) -> list[Effect]:
-    """An effect for every (better, worse, description), with the paper's difference."""
-    return [compare(results, SWEEP, b, w, f"{b} − {w}: {what}", paper_difference(paper, b, w)) for b, w, what in points]
+    """An effect for every (better, worse, description), with the paper's difference; its id is `better-worse`."""
+    return [
+        compare(results, SWEEP, b, w, f"{b} − {w}: {what}", id=f"{b}-{w}", **in_the_paper(paper, b, w))
+        for b, w, what in points
+    ]
 
 
 def block_beats_bidir(results: Results, paper: dict) -> list[Effect]:
@@ -134,8 +146,41 @@ def clean_context_helps(results: Results, paper: dict) -> list[Effect]:
 
 
 def no_token_shift_helps(results: Results, paper: dict) -> list[Effect]:
-    return pairs(results, paper, ("g", "f", "no shift, block-wise"), ("c", "b", "no shift, bidirectional"))
+    by_accuracy = pairs(results, paper, ("g", "f", "no shift, block-wise"), ("c", "b", "no shift, bidirectional"))
+    return [*by_accuracy, bits_saved(results, "g", "f")]
+
+
+def bits_saved(results: Results, better: str, worse: str) -> Effect:
+    """By how many bits per byte of prose one point's bound is lower than another's."""
+    rows = final_evaluation(results.of("evaluations", SWEEP))
+    rows = rows[rows["point"].isin([better, worse])]
+    bits = rows.pivot_table(index="seed", columns="point", values="bits_per_byte").reindex(columns=[worse, better])
+    what = f"{worse} − {better}: bits per byte saved"
+    missing = f"{SWEEP} {better} and {worse}"
+    facts = {"id": "bits", "sweep": SWEEP, "missing": missing, "in_paper": "not measured"}
+    return scalar_effect(what, bits[worse] - bits[better], rows["run"], "bits/byte", 3, **facts)
 
 
 def lora_is_behind_full(results: Results, paper: dict) -> list[Effect]:
-    return pairs(results, paper, ("g", "h", "full against rank 16"), ("g", "i", "full against rank 64"))
+    """LoRA at its own learning rate: that of the lowest validation bound among the points of a rank, which are named
+    `h` and `i`, or `h` and `i` with a suffix (`h_lr_3e-3`)."""
+    rows = final_evaluation(results.of("evaluations", SWEEP))
+    full = rows[rows["point"] == "g"] if len(rows) else rows
+    effects = []
+    for row, rank in (("h", 16), ("i", 64)):
+        lora, rate = at_best_rate(rows[rows["point"].astype(str).str.match(f"{row}(_|$)")] if len(rows) else rows)
+        missing = [f"{SWEEP} {name}" for name, side in (("g", full), (row, lora)) if side.empty]
+        facts = {"id": f"g-{row}", "sweep": SWEEP, "parent": parent_accuracy(results, SWEEP)}
+        what = f"g − {row}: full against rank {rank}{rate}"
+        effects.append(accuracy_effect(full, lora, what, missing, **facts, **in_the_paper(paper, "g", row)))
+    return effects
+
+
+def at_best_rate(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows at the learning rate whose mean validation bound is lowest, and that rate as text; "" if there is only
+    one. The test items have no part in the choice."""
+    bound = rows["val_nelbo"].astype(float).groupby(rows["lr"]).mean() if len(rows) else pd.Series(dtype=float)
+    if bound.count() < 2:
+        return rows, ""
+    best = bound.idxmin()
+    return rows[rows["lr"] == best], f", at its best learning rate of {best:g}"

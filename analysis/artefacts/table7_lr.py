@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.evidence.compare import by_point, final_evaluation, inner_best
-from analysis.evidence.stats import Effect
+from analysis.evidence.compare import by_point, final_evaluation, parent_accuracy
+from analysis.evidence.contrasts import bend, sweet_spot
+from analysis.evidence.effect import Effect
 from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings, paper_table
 from analysis.pages.plots import lines
 from analysis.tables.results import Results
@@ -44,4 +48,10 @@ def over_rates(rows: pd.DataFrame, title: str) -> Figure:
 
 def lr_sweet_spot(results: Results, paper: dict) -> list[Effect]:
     rows = final_evaluation(results.of("evaluations", SWEEP))
-    return inner_best(rows, "lr", SWEEP, ("1e-5 − 1e-6: +6.07", "1e-5 − 1e-4: +9.68"))
+    effects = sweet_spot(rows, "lr", "learning rate", SWEEP, parent=parent_accuracy(results, SWEEP))
+    section = sorted(paper["table7_learning_rate"]["rows"])
+    rates, accuracy = (np.array([row[i] for row in section]) for i in (0, -1))
+    inner = accuracy[1:-1].mean()
+    theirs = {"bend": bend(np.log2(rates)) @ accuracy, "small": inner - accuracy[0], "large": inner - accuracy[-1]}
+    facts = {id: {"paper": float(v), "in_paper": f"{v:+.2f}"} for id, v in theirs.items()}
+    return [replace(e, paper_parent=paper["parents"]["qwen3_4b"], **facts[e.id]) for e in effects]

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Float
 
-from analysis.evidence.stats import Effect, estimate, over_seeds, paired_interval
-from analysis.tables.results import DLM, PARENT, Results, unpack
+from analysis.evidence.answers import answers, families_of, require_same_items, strata
+from analysis.evidence.effect import Effect, Part
+from analysis.evidence.intervals import over_seeds, over_seeds_and_items
+from analysis.evidence.stats import estimate
+from analysis.tables.results import DLM, PARENT, Results
 from dlm.evaluation.generation import DEGENERATE
 
 ONE_TOKEN = "1 token/step"
 DOMAINS = ("code", "maths", "symbols")
 PERCENT = ("accuracy", *DOMAINS, "cloze", *DEGENERATE)
 SCALE = dict.fromkeys(PERCENT, 100) | {"train_flops": 1e-12}
-PLAIN = "{:+.3g}"
 
 
 def final_evaluation(rows: pd.DataFrame, setting: str | None = ONE_TOKEN, model: str = DLM) -> pd.DataFrame:
@@ -36,6 +38,16 @@ def parent_row(results: Results, sweeps: str | Sequence[str]) -> pd.DataFrame:
     """One row of the AR parent. It was measured with every run, with the same result."""
     rows = results.of("evaluations", sweeps)
     return final_evaluation(rows, model=PARENT).head(1)
+
+
+def parent_accuracy(results: Results, sweeps: str | Sequence[str]) -> float | None:
+    """The AR parent's accuracy in percent; None without a run."""
+    return accuracy_of(parent_row(results, sweeps))
+
+
+def accuracy_of(parent: pd.DataFrame) -> float | None:
+    """The accuracy in percent of a `parent_row`; None if it is empty."""
+    return 100 * float(parent["accuracy"].iloc[0]) if len(parent) else None
 
 
 def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = ("point", "label")) -> pd.DataFrame:
@@ -56,67 +68,82 @@ def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = (
     return pd.DataFrame(table, columns=[*by, *measures.values()])
 
 
-def outcomes(rows: pd.DataFrame) -> dict[int, Bool[np.ndarray, " items"]]:
-    """Seed → whether each item was answered correctly, for the rows that record it."""
-    recorded = rows.dropna(subset=["correct"])
-    return {int(seed): unpack(packed) for seed, packed in zip(recorded["seed"], recorded["correct"], strict=True)}
+def budgets(rows: pd.DataFrame) -> pd.Series:
+    """The training tokens of each row to two digits: runs of one budget, counted in other units, differ by a few."""
+    return rows["tokens"].map(lambda tokens: float(f"{float(tokens):.2g}")).astype(float)
 
 
 def accuracy_effect(
-    better: pd.DataFrame, worse: pd.DataFrame, what: str, in_paper: str = "", missing: Sequence[str] = ()
+    better: pd.DataFrame, worse: pd.DataFrame, what: str, missing: Sequence[str] = (), **facts: Any
 ) -> Effect:
     """Percentage points by which the rows `better` are more accurate than `worse`, paired by seed and item.
 
-    Without a common seed the effect has no value, and `missing` names the runs it needs. Raises `ValueError` if the two
-    sides answered different numbers of items.
+    Without a common seed the effect has no value, and `missing` names the runs it needs. `facts` are further fields of
+    the effect. Raises `ValueError` if the two sides answered different numbers of items.
     """
-    first, second = outcomes(better), outcomes(worse)
-    seeds = sorted(first.keys() & second.keys())
+    return accuracy_contrast([better, worse], [1, -1], what, missing, **facts)
+
+
+def accuracy_contrast(
+    arms: Sequence[pd.DataFrame], weights: Sequence[float], what: str, missing: Sequence[str] = (), **facts: Any
+) -> Effect:
+    """The sum of the arms' accuracies times their weights, in points, paired by seed and item; else as
+    `accuracy_effect`."""
+    given = [answers(rows) for rows in arms]
+    seeds = sorted(set.intersection(*map(set, given))) if given else []
     if not seeds:
-        return Effect(what, in_paper=in_paper, missing=tuple(missing))
-    require_same_items(what, *([side[s] for s in seeds] for side in (first, second)))
-    differences = np.array([first[s].astype(float) - second[s].astype(float) for s in seeds])
-    value, low, high = (100 * x for x in paired_interval(differences))
-    runs = pd.concat([better, worse])
-    run_ids = tuple(dict.fromkeys(runs.loc[runs["seed"].isin(seeds), "run"]))
-    return Effect(what, value, low, high, len(seeds), differences.shape[1], in_paper=in_paper, runs=run_ids)
+        return Effect(what, missing=tuple(missing), **facts)
+    require_same_items(what, *([arm[s] for s in seeds] for arm in given))
+    stacked = 100 * np.array([[arm[s] for arm in given] for s in seeds])  # seeds × arms × items
+    values = np.einsum("sai,a->si", stacked, np.asarray(weights, dtype=float))
+    rows = pd.concat(list(arms))
+    rows = rows[rows["seed"].isin(seeds)]
+    return Effect(
+        what,
+        over_seeds_and_items(values, strata(rows, values.shape[1])),
+        len(seeds),
+        values.shape[1],
+        arms=tuple(float(a) for a in stacked.mean((0, 2))),
+        runs=tuple(dict.fromkeys(rows["run"])),
+        by_family=by_family(values, rows),
+        **facts,
+    )
 
 
-def require_same_items(what: str, *sides: Sequence[Bool[np.ndarray, " items"]]) -> None:
-    """Raise `ValueError` unless all outcomes to be paired have the same number of items."""
-    sizes = {len(outcome) for side in sides for outcome in side}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"{what}: the runs answered different items ({' and '.join(map(str, sorted(sizes)))}): evaluate them alike "
-            "with python -m dlm.evaluate run=ID"
-        )
+def by_family(values: Float[np.ndarray, "seeds items"], rows: pd.DataFrame) -> tuple[Part, ...]:
+    """The effect in every family, by growing length of its answers; () where families are not recorded."""
+    families = sorted(families_of(rows).items(), key=lambda f: (f[1][0], f[0]))
+    return tuple(Part(name, tokens, over_seeds_and_items(values[:, items])) for name, (tokens, items) in families)
 
 
 def compare(
-    results: Results, sweep: str, better: str, worse: str, what: str = "", in_paper: str = "", setting: str = ONE_TOKEN
+    results: Results, sweep: str, better: str, worse: str, what: str = "", setting: str = ONE_TOKEN, **facts: Any
 ) -> Effect:
     """`accuracy_effect` between two points of a sweep, given by name."""
     rows = final_evaluation(results.of("evaluations", sweep), setting)
     sides = [rows[rows["point"] == name] if len(rows) else rows for name in (better, worse)]
     missing = [f"{sweep} {name}" for name, side in zip((better, worse), sides, strict=True) if side.empty]
-    return accuracy_effect(*sides, what or f"{better} − {worse}", in_paper, missing)
+    facts = {"sweep": sweep, "parent": parent_accuracy(results, sweep)} | facts
+    return accuracy_effect(*sides, what or f"{better} − {worse}", missing, **facts)
 
 
 def scalar_effect(
     what: str,
     by_seed: pd.Series,
     runs: Sequence[str],
-    number_format: str = PLAIN,
-    in_paper: str = "",
+    unit: str = "",
+    digits: int = 3,
     missing: str = "",
+    item_error: float = 0.0,
+    **facts: Any,
 ) -> Effect:
-    """An effect with one number per seed and Student's interval over seeds; `missing` names the runs it lacks if
-    `by_seed` is empty."""
+    """An effect with one number per seed, and the standard error over the items it was measured on, if it is known.
+    `missing` names the runs it lacks if `by_seed` is empty; `facts` are further fields of the effect."""
     by_seed = by_seed.dropna()
+    facts |= {"unit": unit, "digits": digits}
     if by_seed.empty:
-        return Effect(what, in_paper=in_paper, missing=(missing,) if missing else ())
-    value, low, high = over_seeds(by_seed)
-    return Effect(what, value, low, high, len(by_seed), None, number_format, in_paper, tuple(dict.fromkeys(runs)))
+        return Effect(what, missing=(missing,) if missing else (), **facts)
+    return Effect(what, over_seeds(by_seed, item_error), len(by_seed), runs=tuple(dict.fromkeys(runs)), **facts)
 
 
 def slope_by_seed(rows: pd.DataFrame, x: str, y: str, transform: Callable[[Any], Any] = lambda v: v) -> pd.Series:
@@ -127,39 +154,3 @@ def slope_by_seed(rows: pd.DataFrame, x: str, y: str, transform: Callable[[Any],
         if len(mean) > 1:
             slopes[seed] = float(np.polyfit(transform(mean.index.to_numpy(dtype=float)), mean.to_numpy(), 1)[0])
     return pd.Series(slopes, dtype=float)
-
-
-def inner_best(rows: pd.DataFrame, column: str, sweep: str, in_paper: tuple[str, str] = ("", "")) -> list[Effect]:
-    """Test for a best value of `column` between its extremes: the most accurate inner value against both ends.
-
-    The inner value is selected on the same data, which favours it a little.
-    """
-    mean = rows.groupby(column)["accuracy"].mean() if len(rows) else pd.Series(dtype=float)
-    if len(mean) < 3:
-        missing = [f"{sweep} with three values of {column.replace('_', ' ')}"]
-        return [Effect(f"best inner {column.replace('_', ' ')} − {end}", missing=tuple(missing)) for end in ENDS]
-    best = mean.iloc[1:-1].idxmax()
-    ends = (mean.index[0], mean.index[-1])
-    return [
-        accuracy_effect(rows[rows[column] == best], rows[rows[column] == end], f"{best:g} − {end:g}", text)
-        for end, text in zip(ends, in_paper, strict=True)
-    ]
-
-
-ENDS = ("smallest", "largest")
-
-
-def at_shared_cost(rows: pd.DataFrame, cost: str, by: str, end: int) -> tuple[float, pd.DataFrame]:
-    """The lowest (`end` 0) or highest (1) cost that every curve reaches, and `seed, by, accuracy` interpolated there.
-
-    There is one curve per seed and value of `by`. If the curves share no cost, the cost is NaN and the table empty:
-    dropping curves instead would make seeds incomparable.
-    """
-    curves = {key: group.groupby(cost)["accuracy"].mean() for key, group in rows.groupby(["seed", by])}
-    columns = ["seed", by, "accuracy"]
-    low = max((curve.index.min() for curve in curves.values()), default=np.nan)
-    high = min((curve.index.max() for curve in curves.values()), default=np.nan)
-    if not low <= high:
-        return float("nan"), pd.DataFrame(columns=columns)
-    level = float((low, high)[end])
-    return level, pd.DataFrame([(*k, np.interp(level, c.index, c)) for k, c in curves.items()], columns=columns)

@@ -1,9 +1,10 @@
-"""The paper's claims, each tested on our runs: agrees, disagrees, undecided, or no runs."""
+"""The paper's claims, each tested on our runs by one comparison that was named before they were made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from types import ModuleType
 from typing import Any
@@ -11,82 +12,166 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis.evidence.stats import DISAGREES, Effect, overall_verdict
+from analysis.evidence.causes import budget_sentence, family_sentence
+from analysis.evidence.effect import AGREES, CANNOT_DECIDE, DISAGREES, NO_DIFFERENCE, NO_RUNS, UNDECIDED, Effect
+from analysis.evidence.intervals import holm
 from analysis.pages.exhibits import Table
 from analysis.tables.results import Results
+
+PRIMARY_KEYS = {"effect", "expect", "margin", "unit", "why"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper with its comparisons on our runs. `tested` is the tested cause of a disagreement."""
+    """A claim of the paper with its comparisons on our runs, the primary one first. `why` says why that one and its
+    margin were chosen; `causes` are what further runs say of a disagreement."""
 
     id: str
     artefact: str
     text: str
     effects: tuple[Effect, ...]
-    tested: str = ""
+    why: str = ""
+    causes: tuple[str, ...] = ()
+
+    @property
+    def primary(self) -> Effect:
+        return next(e for e in self.effects if e.primary)
+
+    @property
+    def secondary(self) -> tuple[Effect, ...]:
+        return tuple(e for e in self.effects if not e.primary)
 
     @property
     def verdict(self) -> str:
-        return overall_verdict(self.effects)
+        return self.primary.verdict
+
+    @property
+    def reason(self) -> str:
+        return self.primary.reason
 
     @property
     def cause(self) -> str:
-        """The likely cause of a disagreement with the paper, as far as it was tested; "" without one."""
-        return self.tested if self.verdict == DISAGREES else ""
+        """The causes as one text; "" without any."""
+        return " ".join(self.causes)
 
 
 def paper_numbers() -> dict[str, Any]:
     """The paper's numbers, settings and claims, from `analysis/paper.yaml`."""
-    return read_yaml("paper.yaml")
-
-
-def read_yaml(name: str) -> dict[str, Any]:
-    """The content of a YAML file in `analysis/`; {} if it is empty."""
-    return yaml.safe_load(resources.files("analysis").joinpath(name).read_text(encoding="utf-8")) or {}
+    return yaml.safe_load(resources.files("analysis").joinpath("paper.yaml").read_text(encoding="utf-8"))
 
 
 def evaluate_claims(results: Results, paper: dict[str, Any], modules: Mapping[str, ModuleType]) -> list[Claim]:
     """Evaluate every claim of the paper with the function of its artefact's module that is named like its id."""
-    causes = read_yaml("causes.yaml")
-    return [
-        Claim(c["id"], c["from"], c["text"], tuple(decide(results, paper)), causes.get(c["id"], ""))
-        for c in paper["claims"]
-        for decide in [getattr(modules[c["from"]], c["id"])]
+    effects = [with_primary(c, getattr(modules[c["from"]], c["id"])(results, paper)) for c in paper["claims"]]
+    primaries = [of_claim[0] for of_claim in effects]
+    p, p_same = (
+        [None if math.isnan(adjusted) else adjusted for adjusted in holm(values)]
+        for values in ([e.p for e in primaries], [e.p_same for e in primaries])
+    )
+    claims = []
+    for c, of_claim, p_holm, p_same_holm in zip(paper["claims"], effects, p, p_same, strict=True):
+        primary = replace(of_claim[0], p_holm=p_holm, p_same_holm=p_same_holm)
+        causes = causes_of(c["id"], primary, results, modules) if primary.verdict == DISAGREES else ()
+        claims.append(Claim(c["id"], c["from"], c["text"], (primary, *of_claim[1:]), c["primary"]["why"], causes))
+    return claims
+
+
+def with_primary(claim: dict[str, Any], effects: Sequence[Effect]) -> list[Effect]:
+    """The effects of a claim, with what `paper.yaml` says beforehand of the primary one, which comes first.
+
+    Raises `ValueError` if the claim lacks a key, or names an effect that its function does not make in that unit.
+    """
+    plan = claim["primary"]
+    if set(plan) != PRIMARY_KEYS:
+        raise ValueError(f"claim {claim['id']}: primary has {sorted(plan)}, it needs {sorted(PRIMARY_KEYS)}")
+    chosen = [e for e in effects if e.id == plan["effect"]]
+    if len(chosen) != 1 or chosen[0].unit != plan["unit"]:
+        made = ", ".join(f"{e.id} ({e.unit})" for e in effects)
+        raise ValueError(
+            f"claim {claim['id']}: its primary effect is {plan['effect']} ({plan['unit']}), not one of {made}"
+        )
+    primary = replace(chosen[0], primary=True, margin=plan["margin"], expectation=plan["expect"])
+    return [primary, *(with_margin(e, primary) for e in effects if e.id != plan["effect"])]
+
+
+def with_margin(effect: Effect, primary: Effect) -> Effect:
+    """A secondary comparison with the primary's margin, if it is in the same unit and has none of its own."""
+    same = effect.margin is None and effect.unit == primary.unit
+    return replace(effect, margin=primary.margin) if same else effect
+
+
+def causes_of(claim: str, effect: Effect, results: Results, modules: Mapping[str, ModuleType]) -> tuple[str, ...]:
+    """What other budgets and single families say of an effect. A module with runs at other budgets has a function for
+    the claim in its `BY_BUDGET`."""
+    by_budget = [
+        at
+        for module in modules.values()
+        for make in [getattr(module, "BY_BUDGET", {}).get(claim)]
+        if make
+        for at in make(results)
     ]
+    sentences = [budget_sentence([(t, e) for t, e in by_budget if e.seeds], effect_text), family_sentence(effect)]
+    return tuple(filter(None, sentences))
 
 
 def effect_text(effect: Effect) -> str:
     """An effect with its interval, `+9.5 points (+3.1 to +15.8)`; – without a value."""
-    if not effect.seeds:
+    if effect.mean is None:
         return "–"
-    unit = effect.number_format[effect.number_format.index("}") + 1 :]
-    bare = effect.number_format.removesuffix(unit)
-    interval = "" if pd.isna(effect.low) else f" ({bare.format(effect.low)} to {bare.format(effect.high)})"
-    return (effect.number_format.format(effect.value) + interval).replace("-", "−")
+    value, low, high = (f"{x:+.{effect.digits}f}" for x in (effect.value, effect.low, effect.high))
+    interval = "" if pd.isna(effect.low) else f" ({low} to {high})"
+    return (value + f" {effect.unit}".rstrip() + interval).replace("-", "−")
+
+
+COUNTED = {
+    AGREES: "agree",
+    DISAGREES: "disagree",
+    NO_DIFFERENCE: "show no difference",
+    UNDECIDED: "are undecided",
+    CANNOT_DECIDE: "cannot be decided by this set-up",
+    NO_RUNS: "have no runs",
+}
+SINGULAR = {"agree": "agrees", "disagree": "disagrees", "show": "shows", "are": "is", "cannot": "cannot", "have": "has"}
+
+
+def count_text(claims: Iterable[Claim]) -> dict[str, str]:
+    """Verdict → how many claims have it, in words, for those that any has: `5 claims agree`, `1 claim agrees`."""
+    verdicts = [claim.verdict for claim in claims]
+    texts = {}
+    for verdict, plural in COUNTED.items():
+        if number := verdicts.count(verdict):
+            verb, _, rest = plural.partition(" ")
+            text = f"{SINGULAR[verb]} {rest}".strip() if number == 1 else plural
+            texts[verdict] = f"{number} claim{'s' if number > 1 else ''} {text}"
+    return texts
 
 
 def claim_table(claims: list[Claim]) -> Table:
     """One row per comparison of every claim, for Markdown, LaTeX and the terminal."""
     rows = [
         {
-            "claim": claim.text if first else "",
-            "verdict": claim.verdict if first else "",
-            "comparison": effect.what,
+            "claim": claim.text if effect.primary else "",
+            "verdict": claim.verdict if effect.primary else "",
+            "comparison": f"{'primary' if effect.primary else 'secondary'}: {effect.what}",
             "here (95 %)": effect_text(effect),
+            "margin": "–" if effect.margin is None else effect.amount(effect.margin),
             "paper": effect.in_paper,
             "found": effect.verdict,
-            "from": effect.why,
+            "why": effect.reason,
         }
         for claim in claims
-        for first, effect in zip([True] + [False] * len(claim.effects), claim.effects, strict=False)
+        for effect in claim.effects
     ]
     return Table(pd.DataFrame(rows), RULE)
 
 
 RULE = (
-    "A comparison expects its effect above 0. It is decided where the 95 % interval leaves out 0 and there are at "
-    "least three seeds, else undecided. Accuracy: paired by item and seed, items by the bootstrap, seeds by Student's "
-    "t; everything else: Student's t over seeds. Not corrected for the number of comparisons. A claim agrees where all "
-    "its comparisons do, and disagrees where one does."
+    "The verdict on a claim is that on its primary comparison, which, like its margin (the smallest effect of "
+    "interest), was chosen before the runs were made (analysis/paper.yaml). It agrees or disagrees where the "
+    "difference is significant (5 %, at least three seeds); there is no difference where two one-sided tests place it "
+    "within the margin. p-values of primary comparisons are corrected by Holm's method over all claims, those of "
+    "secondary ones are not. A claim cannot be decided by this set-up where decoding, a floor or a ceiling of "
+    "accuracy, or the smallest effect that the seeds and items can detect (power 80 %) forbid it. Intervals are at 95 "
+    "%, uncorrected; those of accuracy are over seeds and items, paired, items within their family where it is "
+    "recorded; others are over seeds."
 )

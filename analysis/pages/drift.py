@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.evidence.compare import by_point, scalar_effect
-from analysis.evidence.stats import Effect
+from analysis.evidence.compare import by_point, scalar_effect, slope_by_seed
+from analysis.evidence.effect import Effect
 from analysis.pages.plots import lines
+from analysis.tables.results import Results
 
+CONTROL, SAME_TOKENS = "ar_control", 0.25  # the point of AR training alone, and how near its tokens must be
 KINDS = {"attention": "attention", "ffn": "FFN"}
 MEASURES = {"relative": "‖ΔW‖ / ‖W‖", "mean_abs": "mean |ΔW|", "one_minus_cos": "1 − cos"}
 
@@ -34,20 +38,58 @@ def drift_table(drift: pd.DataFrame, by: str) -> pd.DataFrame:
     return by_point(per_run, MEASURES, (by, "kind")).rename(columns={by: ""})
 
 
-def log_drift(drift: pd.DataFrame, kind: str) -> pd.Series:
-    """Seed → log of the relative change of the weights of a kind, averaged over layers."""
+def mean_change(drift: pd.DataFrame, kind: str) -> pd.Series:
+    """Seed → the relative change of the weights of a kind, averaged over layers."""
     of_kind = drift[drift["kind"] == kind]
-    return np.log(of_kind["relative"].astype(float)).groupby(of_kind["seed"]).mean()
+    return of_kind["relative"].astype(float).groupby(of_kind["seed"]).mean()
 
 
-def drift_effect(drift: pd.DataFrame, sweep: str, more: str, less: str, kind: str) -> Effect:
-    """The log ratio of the relative weight changes of two points, averaged over layers: above 0 if `more` drifts more
-    than `less`."""
-    what = f"log of the change, {more} − {less}, {KINDS[kind]}"
-    sides = [drift[drift["point"] == point] if len(drift) else drift for point in (more, less)]
-    missing = ", ".join(f"{sweep} {p}" for p, side in zip((more, less), sides, strict=True) if side.empty)
+def control_change(results: Results, tokens: float) -> dict[str, float]:
+    """Kind → the mean relative change of the weights by about as many tokens of AR training, in which the optimizer
+    moves them without any conversion; {} without such a run."""
+    controls = results.points.loc[results.points["point"] == CONTROL, "run"]
+    runs = results.runs[results.runs["run"].isin(controls)]
+    apart = (runs["tokens"].astype(float) / tokens - 1).abs()
+    runs = runs[apart == apart[apart < SAME_TOKENS].min()]
+    drift = results.drift[results.drift["run"].isin(runs["run"])]
+    return {kind: float(group["relative"].astype(float).mean()) for kind, group in drift.groupby("kind")}
+
+
+def drift_effect(
+    results: Results, sweep: str, pairs: Sequence[tuple[str, str]], kinds: Sequence[str], id: str, what: str
+) -> Effect:
+    """How much further the first point of each pair drifts than the second, averaged over the pairs and kinds of
+    weights, in percent of the AR control's change; without a control, of the second point's."""
+    drift = results.of("drift", sweep)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    sides = {name: drift[drift["point"] == name] if len(drift) else drift for name in names}
+    missing = ", ".join(f"{sweep} {name}" for name, side in sides.items() if side.empty)
+    facts = {"id": id, "sweep": sweep, "in_paper": "further"}
     if missing:
-        return Effect(what, missing=(missing,))
-    first, second = (log_drift(side, kind) for side in sides)
-    runs = pd.concat(sides)["run"].tolist()
-    return scalar_effect(what, (first - second).dropna(), runs, "{:+.2f}", "further")
+        return Effect(what, missing=(missing,), unit="%", **facts)
+    control = control_change(results, float(sides[names[0]]["tokens"].iloc[0]))
+    differences = []
+    for (more, less), kind in product(pairs, kinds):
+        first, second = (mean_change(sides[name], kind) for name in (more, less))
+        differences.append(100 * (first - second) / control.get(kind, second.mean()))
+    by_seed = pd.concat(differences, axis=1).dropna().mean(axis=1)
+    runs = pd.concat(list(sides.values()))["run"].tolist()
+    return scalar_effect(f"{what}, in % of {reference(control)}", by_seed, runs, "%", 1, **facts)
+
+
+def drift_per_doubling(
+    drift: pd.DataFrame, kinds: Sequence[str], control: Mapping[str, float] = MappingProxyType({})
+) -> pd.Series:
+    """Seed → slope of the relative weight change over log2 of the training block, in percent of the control's change
+    (without one, of the mean over all blocks), averaged over kinds of weights."""
+    slopes = []
+    for kind in kinds:
+        of_kind = drift[drift["kind"] == kind]
+        share = 100 * of_kind["relative"].astype(float) / control.get(kind, of_kind["relative"].mean())
+        slopes.append(slope_by_seed(of_kind.assign(share=share), "block_size", "share", np.log2))
+    return pd.concat(slopes, axis=1).dropna().mean(axis=1)
+
+
+def reference(control: Mapping[str, float]) -> str:
+    """What changes are in percent of, as text."""
+    return "what AR training changes" if control else "the change itself"

@@ -115,8 +115,8 @@ def spread(value: Estimate, digits: int) -> str:
 
 DIGITS = 1  # decimals by default
 CELLS = (
-    "In small: the 95 % interval, over seeds (Student's t) where there are several, over items for one seed (Wilson "
-    "for proportions); then seeds × items."
+    "In small type: the 95 % interval, over seeds and items for what is measured on items, else over seeds (for one "
+    "seed, over items alone); then seeds × items."
 )
 
 NAMES = {"humaneval": "HumanEval", "humaneval_plus": "HumanEval+", "mbpp": "MBPP", "mbpp_plus": "MBPP+"}

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.evidence.compare import accuracy_effect
-from analysis.evidence.stats import SEEDS_NEEDED, Effect
+from analysis.evidence.effect import SEEDS_NEEDED, Effect
 from analysis.pages.claims import effect_text
 from analysis.pages.exhibits import Table
 from analysis.tables.results import FINISHED, Results
 
 RULE = (
-    "Intervals: 95 %, of accuracy paired by item and seed, else over seeds. Undecided: the interval holds 0, or is not "
-    "known. The best is chosen by the data that it is then compared on, which favours it a little; nothing is "
-    "corrected for the number of comparisons."
+    "Intervals: 95 %, of accuracy over seeds and items, paired, else over seeds. Undecided: the interval contains 0, "
+    "or is not known. The best is chosen by the data that it is then compared on, which favours it a little; nothing "
+    "is corrected for the number of comparisons."
 )
 
 

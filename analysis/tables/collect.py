@@ -13,7 +13,7 @@ from analysis.plan.sweep import Point, load_sweep
 from analysis.tables.domains import domains, proportion
 from analysis.tables.earlier import Earlier
 from analysis.tables.flops import training_flops
-from analysis.tables.measurements import Rows, outputs, tables_of
+from analysis.tables.measurements import Rows, families, outputs, tables_of
 from analysis.tables.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from dlm.config.targets import name_of
 from dlm.evaluation.drift import by_layer
@@ -178,7 +178,7 @@ def final_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, An
             if "decoding" in setting:  # asked for beside what every run is evaluated with
                 continue
             name = setting["name"]
-            outcomes = items.loc[items["setting"] == name, "correct"] if model == DLM else ()
+            answered = items[items["setting"] == name] if model == DLM else items.head(0)
             yield {
                 "run": run.id,
                 "for_sweep": "",
@@ -192,7 +192,8 @@ def final_evaluations(run: Run, record: dict[str, Any]) -> Iterator[dict[str, An
                 **domains(setting["families"]),
                 **proportion("cloze", scores["cloze"], scores["cloze_items"]),
                 **bits_per_byte(scores["likelihood"]),
-                "correct": pack(outcomes) if len(outcomes) else None,
+                "correct": pack(answered["correct"]) if len(answered) else None,
+                "families": families(answered),
             }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from analysis.plan.sweep import Evaluation
 from analysis.tables.domains import domains, proportion
-from analysis.tables.results import DLM, PARENT, columns, pack
+from analysis.tables.results import DLM, PARENT, columns, pack, pack_families
 from dlm.evaluation.generation import DEGENERATE
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -36,8 +38,16 @@ def decode(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
         **columns("accuracy", *(result[key] for key in ("accuracy", "low", "high", "n"))),
         **domains(result["families"]),
         "correct": pack(result["items"]["correct"]),
+        "families": families(pd.DataFrame(result["items"])),
     }
     return {"evaluations": [row]}
+
+
+def families(items: pd.DataFrame) -> str | None:
+    """The packed families of decoded items; None where these or the lengths of the answers were not recorded."""
+    if items.empty or not {"family", "answer_tokens"} <= set(items):
+        return None
+    return pack_families(items["family"], items["answer_tokens"])
 
 
 def outputs(result: dict[str, Any]) -> dict[str, float]:
@@ -48,11 +58,18 @@ def outputs(result: dict[str, Any]) -> dict[str, float]:
 
 
 def trace(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
-    """The mean step at which each position of a block is committed, and one decoding step by step."""
+    """The mean step at which each position of a block is committed, in all blocks (`step`) and in full ones
+    (`full_step`), the rank correlation of step and position in the latter (`order`, as of position 0), and one decoding
+    step by step."""
+    order = result.get("order", {"positions": [], "correlation": None})
     positions = [
-        {"model": DLM, "quantity": "step", "position": p["position"], "value": p["step"], "n": p["n"]}
-        for p in result["positions"]
+        {"model": DLM, "quantity": quantity, "position": p["position"], "value": p["step"], "n": p["n"]}
+        for quantity, found in (("step", result["positions"]), ("full_step", order["positions"]))
+        for p in found
     ]
+    if order["correlation"] is not None:
+        measured = {"value": order["correlation"], "n": order["blocks"]}
+        positions.append({"model": DLM, "quantity": "order", "position": 0} | measured)
     example = result["example"]
     texts = dict(enumerate(example["tokens"], example["prompt_tokens"]))
     return {"positions": positions, "steps": [c | {"token": texts[c["position"]]} for c in example["cells"]]}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from dlm.runs.storage import write_atomically
 
@@ -36,7 +36,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "evaluations": (
         *(*IDS, "model", "setting", "decoder", "threshold", "target", "eval_block_size", "batch_size"),
         *("tpf", "nfe", "tokens_per_second", "accuracy", *INTERVALS, "code", "maths", "symbols", "cloze"),
-        *("bits_per_byte", "correct", "tokens_per_row", "repetitive", "empty", "endless"),
+        *("bits_per_byte", "correct", "families", "tokens_per_row", "repetitive", "empty", "endless"),
     ),
     "drift": ("run", "layer", "kind", "mean_abs", "relative", "one_minus_cos"),
     "positions": (*IDS, "model", "quantity", "position", "value", "n"),
@@ -47,7 +47,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 # Columns that a results file of an older version may lack; they are then empty.
 LATER = {"runs": {"auxiliary_name", "continues", "evaluated", "validation"}}
 LATER["runs"] |= {f"val_{measure}_{kind}" for measure in ("nelbo", "bits") for kind in ("answers", "prose")}
-LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless", "file"}}
+LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless", "file", "families"}}
 LATER |= {name: {"file"} for name in ("positions", "steps", "scores")}
 
 
@@ -59,7 +59,8 @@ class Results:
     points       one row per sweep, point and seed: the run, and its `state` (finished, or why it cannot be reported)
     runs         one row per run: options, cost, the run that it `continues`, the digest of how it was `evaluated`, and
                  the version of its `validation`, in nats per token and bits per byte
-    evaluations  one row per run, model (parent, dlm) and decoding setting; `correct`: all outcomes (see `unpack`)
+    evaluations  one row per run, model (parent, dlm) and decoding setting; `correct`: all outcomes (see `unpack`);
+                 `families`: those of the items (see `pack_families`)
     drift        distance of the weights from the parent's, per run, layer and kind of weight
     positions    means of a `quantity` by position in the block or in the sequence
     steps        one decoding, a row per position and step
@@ -181,6 +182,32 @@ def unpack(packed: str) -> Bool[np.ndarray, " n"]:
     """Decode outcomes that `pack` encoded."""
     count, _, digits = packed.partition(":")
     return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count)).astype(bool)
+
+
+def pack_families(families: Iterable[str], answer_tokens: Iterable[float]) -> str:
+    """Encode the family of each item, with the mean tokens of its answers: `add 40 3.5, sort 40 6.1`, where the items
+    of a family follow each other."""
+    frame = pd.DataFrame({"family": list(families), "tokens": list(answer_tokens)})
+    run = (frame["family"] != frame["family"].shift()).cumsum()
+    groups = frame.groupby(run, sort=False)
+    return ", ".join(f"{g['family'].iloc[0]} {len(g)} {g['tokens'].mean():.4g}" for _, g in groups)
+
+
+def unpack_families(packed: str) -> dict[str, tuple[float, Int[np.ndarray, " n"]]]:
+    """Family → the mean tokens of its answers and the indices of its items, from what `pack_families` encoded."""
+    found: dict[str, list[tuple[float, Int[np.ndarray, " n"]]]] = {}
+    start = 0
+    for part in packed.split(", "):
+        name, count, tokens = part.rsplit(" ", 2)
+        found.setdefault(name, []).append((float(tokens), np.arange(start, start + int(count))))
+        start += int(count)
+    return {
+        name: (
+            float(np.average([t for t, _ in runs], weights=[len(i) for _, i in runs])),
+            np.concatenate([i for _, i in runs]),
+        )
+        for name, runs in found.items()
+    }
 
 
 def columns(name: str, value: float, low: float, high: float, n: int) -> dict[str, float]:

@@ -35,9 +35,9 @@ def run_tasks(
     batch_size: int,
 ) -> pd.DataFrame:
     """Decode the examples. Returns one row per example: `family, correct, tokens, nfe, rows, prompt_tokens, output`,
-    the share of `right_steps` and the index of the `first_wrong` one (see `grade`), the `step` and `confidence` of each
-    token, and whether the output is `repetitive` (see `loops`), `empty` (EOS is its first token) or `endless` (it has
-    no EOS). `rows` counts the input tokens of all forwards."""
+    the `answer_tokens` of the right answer without EOS, the share of `right_steps` and the index of the `first_wrong`
+    one (see `grade`), the `step` and `confidence` of each token, and whether the output is `repetitive` (see `loops`),
+    `empty` (EOS is its first token) or `endless` (it has no EOS). `rows` counts the input tokens of all forwards."""
     prompts, ends = prompt_ids(tokenizer, examples), eos_ids(denoiser.model, tokenizer)
     generations = decoder.generate(denoiser, Request(prompts, max_new_tokens, ends, batch_size))
     rows = []
@@ -52,6 +52,7 @@ def run_tasks(
                 "correct": check(example, output),
                 "right_steps": steps.right,
                 "first_wrong": steps.first_wrong,
+                "answer_tokens": len(tokenizer(example.answer, add_special_tokens=False)["input_ids"]),
                 "tokens": len(generation.tokens),
                 "nfe": generation.nfe,
                 "rows": generation.rows,

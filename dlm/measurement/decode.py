@@ -45,7 +45,8 @@ class Decode(Measurement):
     def __call__(self, subject):
         """The result: `accuracy, low, high, n, tpf, nfe, tokens_per_row` and the shares of degenerate outputs, over all
         items and in `families`; `items` lists for each item, in the order of the evaluation set, its family, whether it
-        is `correct`, its share of `right_steps`, its `tokens`, `nfe` and `rows`, and whether it is degenerate."""
+        is `correct`, its share of `right_steps`, the tokens of its answer (`answer_tokens`, and `tokens` written), its
+        `nfe` and `rows`, and whether it is degenerate."""
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
         tokenizer = subject.converted.tokenizer
         if self.tpf is not None:
@@ -63,7 +64,7 @@ class Decode(Measurement):
             self.decoder = self.decoder.at(threshold_by_target[self.tpf])
         examples = tasks.evaluation_set("test", self.items_per_family, families=subject.asked)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
-        columns = ["family", "correct", "right_steps", "tokens", "nfe", "rows", *DEGENERATE]
+        columns = ["family", "correct", "right_steps", "answer_tokens", "tokens", "nfe", "rows", *DEGENERATE]
         return {
             **accuracy(results),
             "threshold": self.decoder.threshold,

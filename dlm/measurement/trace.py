@@ -38,7 +38,7 @@ class Trace(Measurement):
 
     def __call__(self, subject):
         """`positions`: mean `step` (0 is a block's first) and `confidence` by position in the block, over `n` tokens;
-        `masked`: see `masked_by_level`; `example`: see `record`."""
+        `order`: see `order_in_full_blocks`; `masked`: see `masked_by_level`; `example`: see `record`."""
         denoiser, tokenizer = subject.dlm, subject.converted.tokenizer
         examples = tasks.evaluation_set(self.split, self.items_per_family, families=subject.asked)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
@@ -48,6 +48,7 @@ class Trace(Measurement):
             "block_size": size,
             "items": len(results),
             "positions": trace_summary(results, size),
+            "order": order_in_full_blocks(results, size),
             "masked": masked_by_level(results, size, tokenizer.eos_token_id is not None).tolist(),
             "example": self.record(denoiser, tokenizer, examples[longest]),
         }
@@ -77,6 +78,30 @@ class Trace(Measurement):
             "tokens": [tokenizer.decode([token]) for token in generation.tokens],
             "cells": cells,
         }
+
+
+def order_in_full_blocks(results: pd.DataFrame, block_size: int) -> dict[str, Any]:
+    """The order of commitment in blocks that hold nothing but answer: without those that the prompt or the end cuts,
+    and without EOS, which commit rules rank behind every other token.
+
+    `positions`: mean `step` by position, over `n` blocks; `correlation`: the mean of the blocks' rank correlations
+    (Spearman) of step and position, over `blocks` of them. A block that is committed in one step has none; None without
+    any.
+    """
+    steps, correlations = [], []
+    for item in results.itertuples():
+        length = len(item.step) - (not item.endless)
+        first = -(-item.prompt_tokens // block_size) * block_size
+        for start in range(first, item.prompt_tokens + length - block_size + 1, block_size):
+            at = start - item.prompt_tokens
+            step = pd.Series(item.step[at : at + block_size], dtype=float)
+            steps.append(step - step.min())
+            if step.nunique() > 1:
+                correlations.append(step.rank().corr(pd.Series(step.index, dtype=float)))
+    means = pd.concat(steps, axis=1).mean(axis=1) if steps else pd.Series(dtype=float)
+    positions = [{"position": int(p), "step": float(v), "n": len(steps)} for p, v in means.items()]
+    correlation = float(pd.Series(correlations).mean()) if correlations else None
+    return {"positions": positions, "correlation": correlation, "blocks": len(correlations)}
 
 
 class RecordingRule(CommitRule):
