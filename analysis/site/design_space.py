@@ -91,7 +91,7 @@ def methods(recipes: Iterable[tuple[Path, dict[str, str]]]) -> Iterator[list[str
     """One row per recipe."""
     for path, options_by_axis in recipes:
         head, content = header(path), OmegaConf.to_container(OmegaConf.load(path))
-        groups = [(key.removeprefix("override /"), d[key]) for d in content.pop("defaults") for key in d]
+        groups = [(key.removeprefix("override /"), d[key]) for d in content.pop("defaults", []) for key in d]
         further = dict([(key, name) for key, name in groups if key not in GROUPS], **dict(leaves(content)))
         values = " ".join(f"`{key}={str(value).lower()}`" for key, value in further.items())
         axis_cells = (f"`{option}`" for option in options_by_axis.values())

@@ -47,7 +47,7 @@ class SecondPass(Batches):
         target = reference.gather(1, canvas.block_slots())
         open_, is_eos = canvas.open() & (target != canvas.mask_id), canvas.is_eos(target)
         agrees = open_ & (token == target)
-        rank = rule.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
+        rank = rule.rank(confidence).masked_fill(~open_, -torch.inf)
         best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True)
         revealed = best & open_ & ~agrees.any(1, keepdim=True)
         keep = agrees | revealed

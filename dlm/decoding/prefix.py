@@ -24,7 +24,7 @@ class ConfidentPrefix(CommitRule):
             raise ValueError(f"decoding.threshold {threshold} must be >= 0, or null for one token per step")
         self.threshold = threshold
 
-    def rank(self, confidence: Float[Tensor, "B K"], is_eos: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    def rank(self, confidence: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """The order from left to right."""
         return -torch.arange(confidence.shape[1], device=confidence.device).expand_as(confidence).to(confidence.dtype)
 

@@ -91,18 +91,18 @@ class CommitRule:
         return token[:, 0], probability.gather(-1, token)[:, 0]
 
     def __call__(self, token: Tensor, confidence: Tensor, masked: Tensor, token_shift: bool) -> tuple[Tensor, Tensor]:
-        """The tokens of a block [K] and which of them to commit now [K]. An EOS behind another ranks behind every other
-        token; a committed EOS fills the masked positions to its right."""
+        """The tokens of a block [K] and which of them to commit now [K]: nothing behind a predicted EOS before it. A
+        committed EOS fills the masked positions to its right."""
         is_eos = torch.isin(token, self.eos_ids)
-        offset = torch.arange(len(token), device=token.device)
-        rank = torch.where(is_eos & (is_eos.cumsum(0) > 1), -1 - offset / len(token), confidence)
-        rank = rank.masked_fill(~masked, -torch.inf)
-        commit = offset == rank.argmax()
+        ends = (is_eos & masked).int()
+        candidates = masked & (ends.cumsum(0) - ends == 0)
+        rank = confidence.masked_fill(~candidates, -torch.inf)
+        commit = torch.arange(len(token), device=token.device) == rank.argmax()
         if self.tokens_per_step is not None:
             commit[rank.argsort(descending=True, stable=True)[: self.tokens_per_step]] = True  # ties as in argmax
         else:
             commit |= confidence > self.threshold
-        commit &= masked
+        commit &= candidates
         if token_shift and not (masked & ~commit)[1:].any():
             commit[0] = masked[0]  # its score depends on the clean context only, so waiting cannot change it
         tail = ((commit & is_eos).cumsum(0) > 0) & masked & ~commit

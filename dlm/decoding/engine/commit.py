@@ -21,13 +21,14 @@ def select_commits(
     """The open positions of each block that the rule commits, at least one where that is `required`, and the tail that
     an EOS among them fills. With `first_is_final`, no later forward scores a block's first token again.
 
-    Training documents end in EOS up to the end of their block, and what a model predicts behind an EOS is easy or,
-    where no loss scores it, arbitrary. It must not use up steps: an EOS that is committed fills what is to its right,
-    and an EOS behind another ranks behind every other token.
+    Nothing behind a predicted EOS is committed before it: what a model predicts there is EOS again, which would use up
+    steps, or, where training did not score the fill, a continuation that it would then believe.
     """
-    rank = rule.rank(confidence, is_eos).masked_fill(~open_, -torch.inf)
+    ends = (is_eos & open_).int()
+    candidates = open_ & (ends.cumsum(1) - ends == 0)
+    rank = rule.rank(confidence).masked_fill(~candidates, -torch.inf)
     best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True) & required
-    keep = (rule.select(confidence.masked_fill(~open_, -1.0), rank) | best) & open_
+    keep = (rule.select(confidence.masked_fill(~candidates, -1.0), rank) | best) & candidates
     # A first token that is alone has its final score already: it depends on the clean context only.
     alone = open_[:, :1] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1, keepdim=True) & first_is_final
     keep = torch.cat([keep[:, :1] | alone, keep[:, 1:]], 1)

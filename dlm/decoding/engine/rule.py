@@ -52,11 +52,9 @@ class CommitRule(ABC):
         """The positions to commit. Where a position is not masked, `confidence` is -1 and `rank` is -inf. The position
         with the highest rank is committed whether it is selected or not."""
 
-    def rank(self, confidence: Float[Tensor, "B K"], is_eos: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """The order in which masked positions are committed, the highest rank first: by confidence, but every EOS
-        behind another after all other tokens, the leftmost first."""
-        offset = torch.arange(confidence.shape[1], device=confidence.device)
-        return torch.where(is_eos & (is_eos.cumsum(1) > 1), -1 - offset / confidence.shape[1], confidence)
+    def rank(self, confidence: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """The order in which masked positions are committed, the highest rank first: by confidence."""
+        return confidence
 
     def confidence(self, logits: Float[Tensor, "B K V"], token: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """The confidence of the model in `token`, in [0, 1]: its probability (at temperature 1), unless a rule defines
