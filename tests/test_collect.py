@@ -15,11 +15,12 @@ from analysis.tables.collect import collect
 from analysis.tables.measurements import READERS, tables_of
 from analysis.tables.results import DLM, PARENT, unpack, unpack_families
 from dlm.config.build import build
+from dlm.conversion import flops as counting
 from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.data import prose
 from dlm.data.packing import collate
 from dlm.data.tasks import FAMILIES
-from dlm.evaluation.flops import executed
+from dlm.model.flops import executed
 from dlm.model.last_layer import LastLayer
 from dlm.types import generator
 
@@ -168,8 +169,8 @@ def counted(made: dict, monkeypatch, batches: int = 1) -> tuple[float, dict[str,
     """The FLOPs of a step by `training_flops`, and those that the same batches execute, rollouts included."""
     monkeypatch.setattr(prose, "chapters", lambda split: ("And it came to pass. " * 20,))  # all of it is slow
     monkeypatch.setattr(prose, "ENCODED", {})  # which no other test shall read
-    monkeypatch.setattr(flops, "BATCHES", batches)
-    monkeypatch.setattr(flops, "SCHEDULED", batches)
+    monkeypatch.setattr(counting, "BATCHES", batches)
+    monkeypatch.setattr(counting, "SCHEDULED", batches)
     experiment = build(OmegaConf.create(made | {"tokens": 128 * batches}))
     conversion, data = experiment.conversion, experiment.data
     experiment.parent.model.train()

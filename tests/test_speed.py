@@ -13,10 +13,9 @@ from dlm.attention.ar import AR
 from dlm.attention.block import Block
 from dlm.attention.masks import TILE, block_mask
 from dlm.conversion.prepare import prepare
-from dlm.evaluation import flops
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.model import trim
+from dlm.model import flops, trim
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
 from dlm.trainer.compilation import CompilerWatch, limits_reached

@@ -123,6 +123,7 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         "parent": record["parent"]["fingerprint"],
         "train_seconds": record["train_seconds"],
         "train_flops": flops(run, record),
+        **{unit: record.get("budget", {}).get(unit) for unit in ("examples", "answer_tokens")},
         "validation": record.get("validation", 1),
         **{column: record["train"].get(name) for column, name in VALIDATED.items()},
         **{f"drift/{name}": value for name, value in record["drift"].items()},
@@ -140,7 +141,10 @@ def half_life(masking: dict[str, Any]) -> str:
 
 
 def flops(run: Run, record: dict[str, Any]) -> float | None:
-    """The FLOPs of a run's training, cached in its folder; None if they cannot be counted."""
+    """The FLOPs of a run's training, of its record or counted and cached in its folder; None if they cannot be
+    counted."""
+    if "budget" in record:
+        return record["budget"]["flops"]
     path = run.folder / FLOPS
     if not path.exists():
         write_atomically(path, json.dumps(training_flops(record["config"], record["steps"])))

@@ -31,7 +31,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("run", "seed", "attention_name", "masking_name", "loss_name", "trainable_name", "block_size", "token_shift"),
         *("lr", "tokens", "parameters", "source", "parent", "train_seconds", "train_flops", "val_nelbo"),
         *("machine", "versions", "commit", "ended", "auxiliary_name", "continues", "evaluated"),
-        *("validation", "val_nelbo_answers", "val_nelbo_prose", "val_bits_answers", "val_bits_prose"),
+        *(
+            "examples",
+            "answer_tokens",
+            "validation",
+            "val_nelbo_answers",
+            "val_nelbo_prose",
+            "val_bits_answers",
+            "val_bits_prose",
+        ),
     ),
     "evaluations": (
         *(*IDS, "model", "setting", "decoder", "threshold", "target", "eval_block_size", "batch_size"),
@@ -45,7 +53,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "scores": (*IDS, "model", "task", "score"),
 }
 # Columns that a results file of an older version may lack; they are then empty.
-LATER = {"runs": {"auxiliary_name", "continues", "evaluated", "validation"}}
+LATER = {"runs": {"auxiliary_name", "continues", "evaluated", "validation", "examples", "answer_tokens"}}
 LATER["runs"] |= {f"val_{measure}_{kind}" for measure in ("nelbo", "bits") for kind in ("answers", "prose")}
 LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless", "file", "families"}}
 LATER |= {name: {"file"} for name in ("positions", "steps", "scores")}

@@ -24,9 +24,9 @@ from dlm.bench.memory import in_a_fresh_process, measurable, peak_resident
 from dlm.bench.peer import DLLM, Dllm
 from dlm.bench.train_tables import AGAIN, AR, NAIVE, OURS, counts_table, times_table
 from dlm.conversion.prepare import prepare
-from dlm.evaluation import flops
 from dlm.evaluation.timing import Arm, Elsewhere, interleaved, ratio, spread
 from dlm.loss.nelbo import Nelbo
+from dlm.model import flops
 from dlm.model.denoiser import Denoiser
 from dlm.types import Batch, Prepared, generator
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from dlm.attention.ar import AR
+from dlm.config.budget import Budget
 from dlm.config.folders import CONF
 from dlm.config.kinds import require_arguments
 from dlm.config.targets import require_known
@@ -55,15 +56,15 @@ def make_callbacks(nodes: DictConfig | None) -> list[Callback]:
 
 @dataclass
 class Experiment:
-    """The objects of a run, which trains for `num_steps` optimizer steps of `step_tokens` tokens each."""
+    """The objects of a run, which trains for `num_steps` optimizer steps."""
 
     parent: Parent
     denoiser: Denoiser
     conversion: Conversion
     data: PackedData
     trainable: Trainable
+    budget: Budget
     num_steps: int
-    step_tokens: int
 
 
 def build(cfg: DictConfig) -> Experiment:
@@ -86,8 +87,7 @@ def build(cfg: DictConfig) -> Experiment:
     for size in block_schedule.sizes if block_schedule else ():
         if cfg.data.length % size:
             raise ValueError(f"block_schedule size {size} must divide data.length {cfg.data.length}: choose another")
-    step_tokens = tokens_of_a_step(cfg)
-    num_steps = math.ceil(cfg.tokens / step_tokens)
+    budget = Budget.of(cfg, rows_of_a_step(cfg))
     parent = make(cfg.model)
     require_positions(parent.model, cfg.data.length, f"data.length {cfg.data.length}")
     for term in objective.auxiliary.values():
@@ -95,10 +95,12 @@ def build(cfg: DictConfig) -> Experiment:
     if rollout:
         rollout.bind(parent)
     parent.model = trainable.apply(parent.model, parent.mask_id)
-    data.prepare(parent.tokenizer, pattern.tail, num_steps * step_tokens // cfg.data.length, cfg.seed)
+    data.prepare(parent.tokenizer, pattern.tail, 0, cfg.seed)
     denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
     conversion = Conversion(denoiser, masking, objective, optimizer, cfg.seed, rollout, schedules, block_schedule)
-    return Experiment(parent, denoiser, conversion, data, trainable, num_steps, step_tokens)
+    num_steps = budget.num_steps(data, conversion)
+    data.train_rows.num_rows = num_steps * budget.rows
+    return Experiment(parent, denoiser, conversion, data, trainable, budget, num_steps)
 
 
 def make_masking(cfg: DictConfig) -> Masking:
@@ -131,16 +133,9 @@ def requested_decoding(cfg: DictConfig, base: DictConfig | None = None) -> dict[
     return plain
 
 
-def tokens_of_a_step(cfg: DictConfig) -> int:
-    """The tokens of one optimizer step. Raises `ValueError` if the budget `tokens` is smaller."""
-    rows = cfg.data.batch_size * cfg.trainer.accumulate * num_processes(cfg)
-    tokens = rows * cfg.data.length
-    if cfg.tokens < tokens:
-        raise ValueError(
-            f"tokens {cfg.tokens} is less than one optimizer step of {tokens} tokens (data.batch_size x data.length x "
-            "trainer.accumulate x devices x nodes): raise tokens or lower data.batch_size"
-        )
-    return tokens
+def rows_of_a_step(cfg: DictConfig) -> int:
+    """The rows of one optimizer step, of all processes and accumulated batches."""
+    return cfg.data.batch_size * cfg.trainer.accumulate * num_processes(cfg)
 
 
 def num_processes(cfg: DictConfig) -> int:

@@ -60,12 +60,19 @@ class Trainer:
 
 
 @dataclass
+class Budget:
+    unit: str
+    amount: Positive | None
+
+
+@dataclass
 class Train:
     """The options of `dlm.train` that determine how a run trains; the others are in `Keep`."""
 
     block_size: int
     token_shift: bool
     tokens: float
+    budget: Budget
     lr: float
     seed: Whole
     schedule: dict[str, dict[Any, float]] | None

@@ -60,6 +60,8 @@ NEUTRAL: dict[str, Any] = {
     "loss.per": "token",
     "loss.scale": 1.0,
     "schedule": None,
+    "budget.unit": "tokens",
+    "budget.amount": None,
     "trainable.targets": "all-linear",
     "trainable.beside": None,
     "trainer.devices": 1,

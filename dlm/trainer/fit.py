@@ -58,6 +58,8 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
     if decoding and is_requested(cfg.get("evaluation")):
         require_decodable(experiment.denoiser, make(decoding))
     experiment.conversion.reference = save_parent_reference(cfg, run, experiment, resume is not None)
+    if not isinstance(run, Follower):
+        record_budget(run, experiment)
     note_half_weights(experiment.denoiser)
     experiment.conversion.train()
     experiment.conversion.pieces, experiment.data.workers = pieces, workers
@@ -122,7 +124,7 @@ def save_results(
     last_metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     drift = measure(experiment.parent.model, experiment.conversion.reference)
     run.update(
-        tokens=experiment.num_steps * experiment.step_tokens,
+        tokens=run.record["budget"]["tokens"],
         train=table.last_validation() | last_metrics | {f"{n}_final": value for n, value in final.metrics.items()},
         validation=VERSION,
         drift=summary(drift),
@@ -157,6 +159,14 @@ def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, res
         steps=experiment.num_steps,
     )
     return reference
+
+
+def record_budget(run: Run, experiment: Experiment) -> None:
+    """Record and print what the training spends, in every unit of a budget."""
+    spent = experiment.budget.spent(experiment.data, experiment.conversion, experiment.num_steps)
+    run.update(budget=spent)
+    amounts = (f"{value:,.4g} {unit}" for unit, value in spent.items() if value is not None)
+    print(f"{experiment.num_steps:,} optimizer steps: {', '.join(amounts).replace('_', ' ')}")
 
 
 def step_of(cfg: DictConfig, experiment: Experiment) -> memory.Step:
