@@ -195,9 +195,10 @@ def show(points: Sequence[Point], runs_dir: Path) -> None:
         if missing := point.to_measure(runs_dir):
             print(f"    to measure: {len(missing)} of {len(point.evaluations)}")
     finished = [p for p in points if p.state(runs_dir) == FINISHED]
-    tokens = sum(p.config["tokens"] for p in points if p not in finished)
+    left = [p.budget for p in points if p not in finished]
+    budget = ", ".join(f"{sum(n for of, n in left if of == unit):,.0f} {unit}" for unit in dict(left)) or "nothing"
     evaluations = sum(len(p.to_measure(runs_dir)) for p in points)
-    print(f"{len(points) - len(finished)} of {len(points)} runs to train, {tokens:,} tokens; {evaluations} evaluations")
+    print(f"{len(points) - len(finished)} of {len(points)} runs to train, {budget}; {evaluations} evaluations")
 
 
 def interrupt(*_: object) -> None:

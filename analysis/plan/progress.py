@@ -16,14 +16,15 @@ Running = Sequence[tuple[str, Point, float]]  # running jobs: kind, point, elaps
 class Progress:
     """Counts ended and failed jobs, and estimates the remaining time from the rate of each kind of job.
 
-    Training is counted in tokens (its rate includes the final evaluation), measuring in measurements. Rates come from
-    the jobs that ended in this study. Until the first training job ends, its rate comes from existing runs, whose
-    records time training without evaluation. `jobs` is the number of concurrent jobs.
+    Training is counted in the unit of its budget (its rate includes the final evaluation), measuring in measurements.
+    Rates come from the jobs that ended in this study. Until the first training job ends, its rate comes from existing
+    runs, whose records time training without evaluation. `jobs` is the number of concurrent jobs.
     """
 
     def __init__(self, to_train: Sequence[Point], to_measure: Sequence[Point], runs_dir: Path, jobs: int):
         self.jobs, self.began, self.runs_dir = jobs, time.monotonic(), runs_dir
-        self.left = {"train": {p.run: p.config["tokens"] for p in to_train}}
+        self.unit = next((p.budget[0] for p in to_train), "tokens")
+        self.left = {"train": {p.run: p.budget[1] for p in to_train}}
         self.left["measure"] = {p.run: len(p.to_measure(runs_dir)) for p in to_measure}
         self.total = {kind: len(left) for kind, left in self.left.items()}
         self.ended_work = {kind: [0.0, 0.0] for kind in self.left}  # kind → [seconds, units of work] of ended jobs
@@ -48,8 +49,8 @@ class Progress:
 
     @cached_property
     def existing_rate(self) -> float | None:
-        """Seconds per token over the existing runs; None if no record gives both."""
-        timed = [*filter(None, (training_cost(path.parent) for path in self.runs_dir.glob("*/run.json")))]
+        """Seconds per unit of the budget over the existing runs; None if no record gives both."""
+        timed = [*filter(None, (training_cost(path.parent, self.unit) for path in self.runs_dir.glob("*/run.json")))]
         return sum(s for s, _ in timed) / sum(n for _, n in timed) if timed else None
 
     def seconds_left(self, running: Running) -> float | None:
@@ -71,11 +72,11 @@ class Progress:
         return f"[{done['train']} runs trained, {done['measure']} measured{failed}; {spent:.0f} min, {remaining}]"
 
 
-def training_cost(folder: Path) -> tuple[float, int] | None:
-    """The seconds and tokens of a run's training; None if its record lacks them or is unreadable."""
+def training_cost(folder: Path, unit: str) -> tuple[float, float] | None:
+    """The seconds and the budget of a run's training; None if its record lacks them or is unreadable."""
     try:
         record = Run(folder).record
     except ValueError:
         return None
-    seconds, tokens = record.get("train_seconds"), record.get("tokens")
-    return (seconds, tokens) if seconds and tokens else None
+    seconds, spent = record.get("train_seconds"), record.get("budget", {}).get(unit) or record.get(unit)
+    return (seconds, spent) if seconds and spent else None

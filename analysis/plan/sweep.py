@@ -64,6 +64,12 @@ class Point:
     def seed(self) -> int:
         return self.config["seed"]
 
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The unit and the amount of what it trains on."""
+        budget = self.config["budget"]
+        return budget["unit"], budget["amount"] or self.config["tokens"]
+
     def state(self, runs_dir: Path) -> str:
         """`finished`, or why the run cannot be reported.
 
@@ -94,11 +100,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A loaded sweep. `tokens` is the training budget of a point whose `times` is 1."""
+    """A loaded sweep."""
 
     name: str
     title: str
-    tokens: int
     points: tuple[Point, ...]
 
     @property
@@ -120,7 +125,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Load a sweep, applying `overrides` to every point.
 
     `scale=NAME` chooses the scale; `tokens=N` replaces the scale's budget (which `times` multiplies) and `seed=0,1,2`
-    its seeds; `model=NAME` is the parent of points that choose none.
+    the seeds; `model=NAME` is the parent of points that choose none.
 
     Raises `ValueError` if the file is missing or not a sweep, if an override does not apply, or if the overrides make
     two points the same run.
@@ -133,8 +138,10 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     others = [o for o in overrides if o.partition("=")[0] not in by_key and o not in parent]
     study = resolve_config("train", f"sweep {path.stem}", [o for o in others if o.startswith("scale=")])["study"]
     raw = read(path, study)
-    tokens = positive("tokens", by_key["tokens"]) if "tokens" in by_key else study["tokens"]
-    seeds = by_key["seed"].split(",") if "seed" in by_key and "seeds" not in raw else raw.get("seeds", study["seeds"])
+    budget = study["budget"]
+    if "tokens" in by_key:
+        budget = {"unit": "tokens", "amount": positive("tokens", by_key["tokens"])}
+    seeds = by_key["seed"].split(",") if "seed" in by_key else raw.get("seeds", study["seeds"])
     evaluations = [
         (section.get("points"), evaluation)
         for name, section in raw.get("evaluations", {}).items()
@@ -145,7 +152,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     for variant in candidates if raw.get("only") is None else (v for v in candidates if v.name in raw["only"]):
         evals = tuple(e for names, e in evaluations if names is None or variant.name in names)
         merged = [*study["shared"], *parent, *raw.get("shared", []), *variant.overrides]
-        unseeded = with_budget(merged, tokens)
+        unseeded = with_budget(last_of_each_key(merged), **budget)
         for seed in seeds:
             final, needs = with_references([*unseeded, f"seed={seed}", *others], path, overrides)
             config = resolve_config("train", f"point {variant.name}", final)
@@ -153,7 +160,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
                 Point(variant.name, variant.label, tuple(final), config, run_id(config), variant.values, evals, needs)
             )
     refuse_equal_runs(points, overrides)
-    return Sweep(path.stem, raw["title"], tokens, tuple(points))
+    return Sweep(path.stem, raw["title"], tuple(points))
 
 
 def read(path: Path, study: dict[str, Any]) -> dict[str, Any]:
@@ -204,11 +211,17 @@ def make_evaluations(name: str, section: dict[str, Any], shared: list[str]) -> I
         yield Evaluation(name, variant.values, merged, settings, measurement_file(settings))
 
 
-def with_budget(overrides: list[str], tokens: int) -> list[str]:
-    """The overrides with every `times=N` replaced by one `tokens=`; the last `times` counts, default 1."""
+def last_of_each_key(overrides: list[str]) -> list[str]:
+    """The overrides without those that a later one replaces. Hydra refuses two choices of one group."""
+    return list({override.partition("=")[0]: override for override in overrides}.values())
+
+
+def with_budget(overrides: list[str], unit: str, amount: float) -> list[str]:
+    """The overrides with every `times=N` replaced by one budget; the last `times` counts, default 1."""
     times = [float(o.partition("=")[2]) for o in overrides if o.startswith("times=")]
     rest = [o for o in overrides if not o.startswith("times=")]
-    return [*rest, f"tokens={round(tokens * (times[-1] if times else 1))}"]
+    total = round(amount * (times[-1] if times else 1))
+    return [*rest, *([f"tokens={total}"] if unit == "tokens" else [f"budget.unit={unit}", f"budget.amount={total}"])]
 
 
 def with_references(overrides: list[str], path: Path, shared: Sequence[str]) -> tuple[list[str], tuple[Point, ...]]:
