@@ -70,9 +70,10 @@ SHAPE = {
     "eos_token_id": EOS_ID,
 }
 # What most tests train: short rows of tasks with short answers, and no recipe.
-GROUPS_OF_BASE = ("recipe", "model", "data", "evaluation")
 BASE = {"recipe": "none", "model": "tiny", "data": "embedded", "evaluation": "full"}
 BASE |= {"block_size": 16, "tokens": 2_000_000}
+ITS_OWN = {"scale": ("block_size", "tokens"), "recipe=untrained": ("model",)}
+ITS_OWN |= {"pretrain": ("model", "data", "evaluation", "tokens")}
 # A second or two of the whole evaluation.
 LIGHT_EVALUATION = (
     "evaluation=full",
@@ -243,9 +244,9 @@ def config(*overrides: str, name: str = "train"):
     composes each choice of options once."""
     needs = [need for override in overrides for need in NEEDS.get(override, [])]
     given = {override.partition("=")[0].lstrip("+~") for override in (*needs, *overrides)}
+    chosen = given & {"scale", "pretrain"} | {override for override in overrides if override == "recipe=untrained"}
+    given |= {key for choice in chosen for key in ITS_OWN[choice]}
     base = [f"{key}={value}" for key, value in BASE.items() if key not in given] if name == "train" else []
-    if given & {"scale", "pretrain"}:
-        base = [override for override in base if override.partition("=")[0] in GROUPS_OF_BASE]
     return compose_config(name, (*base, *needs, *overrides)).copy()
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, options, random_batch, tiny
+from conftest import CONF, EOS_ID, MASK_ID, config, options, random_batch, tiny
 from made_recipe import LENGTH, ROWS, SIZE, recipe
 from naive_losses import (
     ar_nlls,
@@ -43,6 +43,20 @@ def batch() -> Batch:
 @pytest.mark.parametrize("name", options("recipe"))
 def test_every_recipe_has_a_limit_case(name):
     assert any(test.startswith(f"test_{name}_") for test in globals()), f"write a test_{name}_... in this file"
+
+
+def test_none_changes_no_option():
+    chosen, groups = config("recipe=none"), ("attention", "masking", "noise_level", "kernel", "loss", "optimizer")
+    defaults = OmegaConf.load(CONF / "train.yaml").defaults
+    names = {group: entry[group] for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
+    assert chosen == config("recipe=none", *(f"{group}={names[group]}" for group in groups))
+
+
+def test_small_budget_with_blocks_of_one_token_is_the_ar_loss(batch):
+    """It keeps the shift, so that a model that is not trained yet is its parent (I1)."""
+    made = recipe("small_budget", "block_size=1")
+    batch, noised = made.draw(batch)
+    torch.testing.assert_close(made.loss(batch, noised)[0], ar_nlls(made.model, batch).sum() / TOKENS, **EXACT)
 
 
 def test_efficient_dlm_is_the_naive_bound_and_at_vanishing_half_life_hides_suffixes(batch):

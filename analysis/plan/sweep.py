@@ -5,7 +5,7 @@
     grid         key → values. Each combination is a point, or multiplies every entry of `points`. Values are a list, or
                  name → overrides if one value needs several
     shared       overrides of every point
-    seeds        replaces the scale's seeds
+    seeds        the seeds of this sweep, by default `${study.seeds}`
     only         the names of the points to include at this scale; null: all
     evaluations  name → {overrides of conf/measure.yaml, grid, points (default: all)}: measurements of finished runs,
                  without training
@@ -124,8 +124,7 @@ class Variant:
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Load a sweep, applying `overrides` to every point.
 
-    `scale=NAME` chooses the scale; `tokens=N` replaces the scale's budget (which `times` multiplies) and `seed=0,1,2`
-    the seeds; `model=NAME` is the parent of points that choose none.
+    `scale=NAME` chooses the scale; `tokens=N` replaces its budget (which `times` multiplies) and `seed=0,1,2` its seeds; `model=NAME` is the parent of points that choose none.
 
     Raises `ValueError` if the file is missing or not a sweep, if an override does not apply, or if the overrides make
     two points the same run.
@@ -137,11 +136,12 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     parent = [o for o in overrides if o.startswith("model=")]
     others = [o for o in overrides if o.partition("=")[0] not in by_key and o not in parent]
     study = resolve_config("train", f"sweep {path.stem}", [o for o in others if o.startswith("scale=")])["study"]
+    if "seed" in by_key:
+        study |= dict.fromkeys(("seeds", "few_seeds"), by_key["seed"].split(","))
     raw = read(path, study)
     budget = study["budget"]
     if "tokens" in by_key:
         budget = {"unit": "tokens", "amount": positive("tokens", by_key["tokens"])}
-    seeds = by_key["seed"].split(",") if "seed" in by_key else raw.get("seeds", study["seeds"])
     evaluations = [
         (section.get("points"), evaluation)
         for name, section in raw.get("evaluations", {}).items()
@@ -153,7 +153,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         evals = tuple(e for names, e in evaluations if names is None or variant.name in names)
         merged = [*study["shared"], *parent, *raw.get("shared", []), *variant.overrides]
         unseeded = with_budget(last_of_each_key(merged), **budget)
-        for seed in seeds:
+        for seed in raw.get("seeds", study["seeds"]):
             final, needs = with_references([*unseeded, f"seed={seed}", *others], path, overrides)
             config = resolve_config("train", f"point {variant.name}", final)
             points.append(
