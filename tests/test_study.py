@@ -15,7 +15,7 @@ from analysis.plan.compose import compose_by_hydra, compose_config, resolve_conf
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import FINISHED, load_sweep
 from analysis.study import Commands, Study, main, plan_points
-from dlm.runs.run import Run, run_id
+from dlm.runs.run import Run
 
 pytestmark = pytest.mark.trains
 

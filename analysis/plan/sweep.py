@@ -124,7 +124,8 @@ class Variant:
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Load a sweep, applying `overrides` to every point.
 
-    `scale=NAME` chooses the scale; `tokens=N` replaces its budget (which `times` multiplies) and `seed=0,1,2` its seeds; `model=NAME` is the parent of points that choose none.
+    `scale=NAME` chooses the scale; `tokens=N` replaces its budget (which `times` multiplies) and `seed=0,1,2` its
+    seeds; `model=NAME` is the parent of points that choose none.
 
     Raises `ValueError` if the file is missing or not a sweep, if an override does not apply, or if the overrides make
     two points the same run.
