@@ -10,24 +10,35 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
 from rich.console import Console
 
 from analysis.artefacts import artefacts
+from analysis.evidence.effect import VERDICTS
 from analysis.pages import render
-from analysis.pages.claims import Claim, claim_table, count_text, effect_text, evaluate_claims, paper_numbers
-from analysis.pages.exhibits import Exhibit, Plot, Table
-from analysis.pages.provenance import code_facts, failed_runs, notes, quantity, setting_text, training_facts
+from analysis.pages.claims import claim_table, count_text, effect_text, evaluate_claims, paper_numbers
+from analysis.pages.exhibits import CELLS, Plot, Table
+from analysis.pages.forest import axis_of, mark, outcome, paper_text, percent_text
+from analysis.pages.provenance import (
+    code_facts,
+    common_setting,
+    failed_runs,
+    notes,
+    quantity,
+    sweep_costs,
+    training_facts,
+)
+from analysis.pages.sections import evidence, is_empty, limits, section_context
+from analysis.pages.tables_in_page import table_context
 from analysis.tables.collect import collect
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import FINISHED, Results
@@ -56,71 +67,28 @@ def render_report(results: Results, out: Path) -> Path:
         "claim_table": claim_table(claims),
         "counts": count_text(claims),
         "sections": sections,
+        "topics": list(dict.fromkeys(s["topic"] for s in sections)),
+        "topics_of": {s["name"]: s["topic"] for s in sections},
+        "verdicts": [v for v in VERDICTS if any(claim.verdict == v for claim in claims)],
+        "headlines": paper["headlines"],
+        "axis": axis_of(claims),
+        "evidence": {claim.id: evidence(claim, sections) for claim in claims},
+        "limits": limits(results, claims),
+        "cells": CELLS,
         "points": len(results.points),
         "finished": int((results.points["state"] == FINISHED).sum()),
         "failed": failed_runs(results),
         "notes": notes(results),
         "total": training_facts(results, results.points["sweep"].unique()) + code_facts(results),
+        "costs": sweep_costs(results),
+        "common": common_setting(results).values(),
         "source": paper["source"],
         "runs": run_table(results),
+        "runs_csv": table_context(run_table(results), "run")["csv"],
     }
     for page in PAGES:
         write_atomically(out / page, environment().get_template(f"report{Path(page).suffix}.j2").render(context))
     return out / PAGES[0]
-
-
-def section_context(
-    name: str, module: ModuleType, results: Results, paper: dict[str, Any], claims: list[Claim], figures: Path
-) -> dict[str, Any]:
-    """The template variables of one artefact's section; writes its figures to `figures`. Without a finished run it has
-    no exhibits."""
-    has_runs = len(results.of("runs", module.SWEEPS)) > 0
-    exhibits = module.exhibits(results, paper) if has_runs else []
-    return {
-        "name": name,
-        "title": module.TITLE,
-        "about": " ".join((module.__doc__ or "").split()),
-        "paper": paper["settings"].get(name),
-        "claims": [c for c in claims if c.artefact == name],
-        "trained": has_runs,
-        "exhibits": [exhibit_context(e, figures) for e in exhibits if not is_empty(e)],
-        "unmeasured": unmeasured([e for e in exhibits if is_empty(e)]),
-        "ran": training_facts(results, module.SWEEPS),
-        "setting": setting_text(results, module.SWEEPS),
-        "missing": missing(results, module.SWEEPS),
-    }
-
-
-def is_empty(exhibit: Exhibit) -> bool:
-    """Whether a table has no rows, or a plot nothing in any panel."""
-    if isinstance(exhibit, Table):
-        return exhibit.frame.empty
-    return not any(axes.lines or axes.images or axes.collections for f in exhibit.panels for axes in f.axes)
-
-
-def unmeasured(empty: Sequence[Exhibit]) -> str:
-    """The names of an artefact's empty exhibits, as text; "" for none."""
-    plots = [e.alt for e in empty if isinstance(e, Plot)]
-    return "; ".join(plots) or ("a table" if empty else "")
-
-
-def exhibit_context(exhibit: Exhibit, figures: Path) -> dict[str, Any]:
-    """The template variables of a table, or of a plot: inline panels and file names; writes a plot's files."""
-    if isinstance(exhibit, Table):
-        return {"table": exhibit, "caption": exhibit.caption}
-    panels = [Markup(p) for p in render.save_plot(exhibit, figures)]  # noqa: S704 matplotlib escapes the texts in them
-    files = [f"figures/{exhibit.name}-{i}" for i in range(1, len(panels) + 1)]
-    return {"panels": panels, "files": files, "alt": exhibit.alt, "caption": exhibit.caption}
-
-
-def missing(results: Results, sweeps: Sequence[str]) -> list[str]:
-    """The points without a finished run and why, one line for all seeds in the same state."""
-    rows = results.missing(sweeps)
-    lines = []
-    for (sweep, point, state), group in rows.groupby(["sweep", "point", "state"], sort=False):
-        seeds = ", ".join(f"{s}" for s in sorted(group["seed"]))
-        lines.append(f"{sweep} {point}, seed{'s' if len(group) > 1 else ''} {seeds}: {state}")
-    return lines
 
 
 def run_table(results: Results) -> Table:
@@ -141,6 +109,11 @@ def run_table(results: Results) -> Table:
     return Table(frame.astype({"points": str}), "Every run of the report.", {"tokens": 0})
 
 
+def typeset(value: Any) -> Any:
+    """Percent signs close to their numbers, in whatever a template prints."""
+    return re.sub(r"(?<=\d) (?=\\?%)", "", value) if type(value) is str else value
+
+
 def environment() -> Environment:
     """The Jinja environment of the report's templates, with their filters."""
     templates = Environment(
@@ -148,10 +121,15 @@ def environment() -> Environment:
         autoescape=select_autoescape(["html.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=typeset,
     )
     templates.filters |= {"latex": render.latex, "md": render.markdown, "effect_text": effect_text}
     templates.filters |= {"to_latex": render.to_latex, "to_markdown": render.to_markdown}
-    templates.filters |= {"text_columns": render.text_columns}
+    templates.filters |= {
+        "slug": lambda text: text.replace(" ", "-"),
+        "capitalize_first": lambda t: t[:1].upper() + t[1:],
+    }
+    templates.filters |= {"mark": mark, "outcome": outcome, "percent": percent_text, "paper_text": paper_text}
     return templates
 
 

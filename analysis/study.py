@@ -100,6 +100,16 @@ def plan_points(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list
     return sorted(merged.values(), key=lambda p: (p.run not in needed, rank[p.seed]))
 
 
+def chosen(sweeps: Sequence[Sweep], names: Sequence[str]) -> list[Sweep]:
+    """The sweeps with only the points named so. Raises `ValueError` for a name that no sweep has."""
+    known = {point.name for sweep in sweeps for point in sweep.points}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"--point {unknown[0]!r} is no point of these sweeps: choose one of {'; '.join(sorted(known))}"
+        )
+    return [replace(sweep, points=tuple(p for p in sweep.points if p.name in names)) for sweep in sweeps]
+
+
 def is_ready(point: Point, runs_dir: Path) -> bool:
     """Whether every run that a point needs is finished and measured."""
     return all(need.state(runs_dir) == FINISHED and not need.to_measure(runs_dir) for need in point.needs)
@@ -219,6 +229,7 @@ def main() -> int:
     parser.add_argument(
         "--with", type=Path, dest="earlier", metavar="RESULTS", help="leave out what these results hold"
     )
+    parser.add_argument("--point", action="append", default=[], metavar="NAME", help="only this point of the sweeps")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be trained and measured")
     arguments = parser.parse_intermixed_args()  # overrides may come before and after options
     signal.signal(signal.SIGTERM, interrupt)
@@ -230,7 +241,8 @@ def main() -> int:
             raise ValueError("no sweep is named: give a YAML in sweeps/, or all of them (sweeps/*.yaml)")
         overrides = [a for a in arguments.arguments if not a.endswith(".yaml")]
         earlier = Earlier(Results.load(arguments.earlier)) if arguments.earlier else None
-        points = plan_points((load_sweep(path, overrides) for path in sweeps), earlier)
+        loaded = [load_sweep(path, overrides) for path in sweeps]
+        points = plan_points(chosen(loaded, arguments.point) if arguments.point else loaded, earlier)
         if arguments.dry_run:
             show(points, arguments.runs)
             return 0

@@ -22,7 +22,7 @@ from analysis.evidence.intervals import Mean
 from analysis.pages.claims import count_text, evaluate_claims, paper_numbers, with_primary
 from analysis.pages.exhibits import Plot, Table
 from analysis.pages.plots import lines
-from analysis.report import is_empty
+from analysis.pages.sections import is_empty
 from analysis.tables.results import DLM, Results, columns, pack
 
 PAPER, MODULES = paper_numbers(), artefacts()
@@ -340,11 +340,12 @@ def test_ticks_of_a_logarithmic_axis_are_short(value, text):
         ("figure6_trace", "figure6c_loss", [2]),
         ("figure7_masking", "figure7_masking", [6]),
         ("figure8_tokens", "figure8_tokens", [1, 1, 3]),
-        ("table3_family", "figure9_frontier", [6]),
+        ("table3_family", "figure9_frontier", [3, 3]),
         ("figure10_approximate_cache", "figure10_approximate_cache", [3, 3]),
         ("figure11_batch", "figure11_batch", [4]),
         ("figure12_position_loss", "figure12_position_loss", [2]),
-        ("table7_lr", "table7_lr", [1]),
+        ("table7_lr", "table7_lr", [1, 1]),
+        ("table2_masking", "table2_masking", [5, 5]),
         ("block_by_size", "block_by_size", [2, 2]),
         ("shift_by_budget", "shift_by_budget", [2]),
         ("shift_by_budget", "shift_by_position", [1, 2]),
@@ -381,16 +382,19 @@ def test_the_points_of_a_line_are_means_over_seeds(results):
     assert list(line.get_xdata()) == list(range(8)) and list(line.get_ydata()) == pytest.approx(np.arange(8) + 0.01)
 
 
-def test_the_heat_map_writes_every_cell_and_leaves_missing_ones_empty():
+def test_the_heat_map_writes_every_cell_in_percent_of_the_parent_on_the_axes_of_the_papers():
     study = Study()
     for block in (4, 8):
         run = study.point("figure3_block_size", f"block_size={block}", block_size=block)
+        study.own(run, 0.5, parent=0.8)
         for size in (4, 8)[: block // 4]:
             at = {"eval_block_size": size, "threshold": 1.0}
             study.evaluation(run, correct(block / 10), "figure3_block_size", "decoding_block_size", **at)
-    axes = plots(study.results, "figure3_block_size")["figure3_block_size"].panels[0].axes[0]
-    assert [text.get_text() for text in axes.texts] == ["40.0", "80.0", "80.0"]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["4", "8"]
+    here, small, large = (f.axes[0] for f in plots(study.results, "figure3_block_size")["figure3_block_size"].panels)
+    assert [text.get_text() for text in here.texts] == ["50", "100", "100"]  # (8, 4) and (8, 8) last; (4, 8) is missing
+    assert len({tuple(t.get_text() for t in axes.get_yticklabels()) for axes in (here, small, large)}) == 1
+    paper = PAPER["figure3_block_size"]["qwen2_5_1_5b_50b_tokens"][16][2] / PAPER["parents"]["qwen2_5_1_5b"]
+    assert f"{100 * paper:.0f}" in [text.get_text() for text in small.texts]
 
 
 def test_the_example_marks_every_committed_token_at_its_step_and_shows_white_space(results):

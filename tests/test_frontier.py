@@ -101,7 +101,7 @@ def test_the_lowest_bound_says_of_how_many_others_it_is_told_apart():
         for seed, value in enumerate(found)
     ]
     (said,) = recipes_artefact.best_at_equal_flops(pd.DataFrame(rows).set_index(["point", "seed"]))
-    assert said.endswith("undecided. It is told apart from 1 of the other 2.")
+    assert said.endswith("undecided. It differs significantly from 1 of the other 2.")
 
 
 def test_one_seed_is_decided_over_its_items_only():

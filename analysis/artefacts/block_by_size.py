@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence.compare import by_point, final_evaluation
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table
+from analysis.pages.exhibits import Exhibit, Plot, Table
 from analysis.pages.plots import lines
 from analysis.tables.results import Results
 
 PLACE = 210
 TITLE = "Beyond the paper: the best block size by parent size"
+TOPIC = "block size"
 SWEEPS = ("block_by_size",)
 SWEEP = SWEEPS[0]
 
@@ -47,7 +48,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     return [
         Plot("block_by_size", panels, "At one token per step; bands: range over seeds.", "Accuracy over block size"),
         Table(best_blocks(rows), "The most accurate block size of every parent, of each seed by itself."),
-        Table(table, f"{KEPT} {CELLS}", {"TPF": 2, "kept": 2, "bits/byte": 3, "TFLOP": 2}),
+        Table(table, f"{KEPT}", {"TPF": 2, "kept": 2, "bits/byte": 3, "TFLOP": 2}),
     ]
 
 

@@ -10,13 +10,15 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.compare import accuracy_contrast, by_point, final_evaluation
 from analysis.evidence.effect import Effect
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
+from analysis.evidence.stats import Estimate
+from analysis.pages.dots import effects as drawn
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.findings import decision
-from analysis.pages.plots import bars
 from analysis.tables.results import Results
 
 PLACE = 230
 TITLE = "Beyond the paper: the contested choices, crossed"
+TOPIC = "attention"
 SWEEPS = ("contested_factorial",)
 SWEEP = SWEEPS[0]
 # Options that a sweep may cross. Those with exactly two values in it are its factors; an effect is that of the second
@@ -30,9 +32,10 @@ CROSSINGS = {
     "causality of the clean stream": ("attention_name", {"block", "block_token_causal"}, {"none"}),
     "AR loss on the clean stream": ("auxiliary_name", {"block_token_causal"}, {"none", "ar"}),
 }
+DIGITS = {"TPF": 2, "bits/byte": 3, "TFLOP": 2}
 EFFECTS = (
     "Effects in points of accuracy: the mean where a choice has its second value (in parentheses) minus the mean where "
-    "it has its first; of an interaction, half the difference of one effect between the values of the other. 95 % "
+    "it has its first; of an interaction, half the difference of one effect between the values of the other. 95% "
     "intervals over seeds and items, paired."
 )
 
@@ -47,7 +50,10 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         figures = tuple(effect_plot(name, effects) for name, effects in effects_of.items())
         summaries.append(Plot("contested_factorial", figures, EFFECTS, "Main effects and interactions on accuracy"))
         summaries.append(Table(effect_table(effects_of), EFFECTS))
-    return [*summaries, Table(by_point(rows, measures), CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2})]
+    return [
+        *summaries,
+        Table(by_point(rows, measures, ("label",)), "Every cell, at one token per step.", DIGITS, aside=True),
+    ]
 
 
 def crossings(rows: pd.DataFrame) -> dict[str, list[Effect]]:
@@ -62,17 +68,21 @@ def crossings(rows: pd.DataFrame) -> dict[str, list[Effect]]:
 
 
 def effect_plot(name: str, effects: list[Effect]) -> Figure:
-    return bars([e.what for e in effects], [(e.value, e.low, e.high) for e in effects], name, "points of accuracy")
+    return drawn(effects, name, "points of accuracy")
 
 
 def effect_table(effects_of: dict[str, list[Effect]]) -> pd.DataFrame:
     """One row per effect of every crossing, with its interval and whether it is decided."""
-    rows = []
-    for name, effects in effects_of.items():
-        for e in effects:
-            interval = f"{e.low:+.1f} to {e.high:+.1f}".replace("-", "−") if np.isfinite(e.low) else "–"
-            rows.append({"crossed": name, "of": e.what, "points": e.value, "95 %": interval, "found": decision(e)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            "effect": e.what,
+            "crossed": name,
+            "points": Estimate(e.value, e.low, e.high, e.seeds, e.items, runs=e.runs),
+            "found": decision(e),
+        }
+        for name, effects in effects_of.items()
+        for e in effects
+    )
 
 
 def factors(rows: pd.DataFrame) -> dict[str, tuple]:

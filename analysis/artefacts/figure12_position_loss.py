@@ -12,6 +12,7 @@ from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 160
 TITLE = "Figure 12: loss over sequence positions"
+TOPIC = "decoding"
 SWEEPS = ("figure12_position_loss",)
 SWEEP = SWEEPS[0]
 

@@ -9,6 +9,7 @@ from analysis.tables.results import Results
 
 PLACE = 20
 TITLE = "Figure 2e: weight drift by attention pattern"
+TOPIC = "drift"
 SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
 FULL = ("c", "b", "d", "f", "g")  # full training at one budget, starting with the pattern that drifts most in the paper
@@ -26,7 +27,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     )
     return [
         Plot("figure2e_drift", drift_panels(drift, "line"), caption, "Weight change per layer for attention and FFN"),
-        Table(drift_table(drift, "line"), "Mean over the layers; in small: interval over seeds.", 4),
+        Table(drift_table(drift, "line"), "Mean over the layers.", 4),
     ]
 
 

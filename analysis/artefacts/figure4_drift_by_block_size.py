@@ -12,6 +12,7 @@ from analysis.tables.results import Results
 
 PLACE = 40
 TITLE = "Figure 4: weight drift by training block size"
+TOPIC = "drift"
 SWEEPS = ("figure3_block_size",)
 SWEEP = SWEEPS[0]
 
@@ -27,7 +28,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
             caption,
             "Weight change per layer by training block size",
         ),
-        Table(drift_table(drift, "line"), "Mean over the layers; in small: interval over seeds.", 4),
+        Table(drift_table(drift, "line"), "Mean over the layers.", 4),
     ]
 
 

@@ -11,12 +11,13 @@ from analysis.evidence.contrasts import LEVELS, at_forwards, in_every_seed, tren
 from analysis.evidence.effect import SAME, TREND, Effect
 from analysis.evidence.geometry import CEILING_DIGITS, CEILINGS, ceilings, too_few_blocks, with_several_blocks
 from analysis.pages.claims import effect_text
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier
 from analysis.tables.results import Results
 
 PLACE = 50
 TITLE = "Figure 5: evaluation block size and threshold"
+TOPIC = "block size"
 SWEEPS = ("figure3_block_size",)
 SWEEP = SWEEPS[0]
 
@@ -37,7 +38,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         ),
         Table(by_side(rows, results), BY_SIDE),
         Table(ceilings(parent_row(results, SWEEP), rows["eval_block_size"].astype(float)), CEILINGS, CEILING_DIGITS),
-        Table(table, CELLS, {"TPF": 2, "threshold": 2}),
+        Table(table, "Every decoding block and threshold.", {"TPF": 2, "threshold": 2}, aside=True),
     ]
 
 

@@ -8,6 +8,7 @@ from analysis.tables.results import Results
 
 PLACE = 70
 TITLE = "Figure 7: masking probability per position"
+TOPIC = "masking"
 SWEEPS = ("table2_masking", "learned_masking")
 
 
@@ -16,7 +17,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = rows[rows["quantity"] == "masked"].drop_duplicates(["masking_name", "position"])
     if rows.empty:
         return []
-    figure = lines(rows, "position", "value", "masking_name", "", "position in the block", "probability to be hidden")
+    figure = lines(rows, "position", "value", "label", "", "position in the block", "probability of being masked")
     caption = (
         f"Mean over the noise levels of training, from {rows['n'].min():,.0f} blocks drawn with the scheme itself: a "
         "property of the scheme, not of a trained model."

@@ -17,12 +17,13 @@ from analysis.evidence.compare import (
 from analysis.evidence.contrasts import LEVELS, at_forwards, in_every_seed, slope, trend_effect
 from analysis.evidence.effect import TREND, Effect
 from analysis.evidence.stats import Z95, recorded_half_width
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier, lines
 from analysis.tables.results import Results
 
 PLACE = 90
 TITLE = "Figure 8: training tokens"
+TOPIC = "training"
 SWEEPS = ("figure8_tokens",)
 SWEEP = SWEEPS[0]
 
@@ -31,29 +32,36 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = by_budget(sweep_evaluation(results.of("evaluations", SWEEP), "forwards"))
     one = by_budget(final_evaluation(results.of("evaluations", SWEEP)))
     panels = (
-        lines(one.assign(line="cloze"), "tokens", "cloze", "line", "(a)", "training tokens", "cloze, %", 100, log=True),
+        lines(one.assign(line="dLM"), "tokens", "cloze", "line", "cloze", "training tokens", "cloze, %", 100, log=True),
         lines(
-            one.assign(line="bound"), "tokens", "bits_per_byte", "line", "(a)", "training tokens", "bits/byte", log=True
+            one.assign(line="dLM"),
+            "tokens",
+            "bits_per_byte",
+            "line",
+            "held-out prose",
+            "training tokens",
+            "bits/byte",
+            log=True,
         ),
-        frontier(rows, "nfe", "budget", "threshold", "(b–d)", "forwards per answer (NFE)"),
+        frontier(rows, "nfe", "budget", "threshold", "accuracy by forwards", "forwards per answer (NFE)"),
     )
     likelihoods = by_point(one, headings("accuracy", "cloze", "bits_per_byte"), ("budget",))
     table = by_point(rows, headings("accuracy", "tpf", "nfe"), ("budget", "threshold"))
     caption = (
-        "(a) Likelihood of held-out prose over training tokens, mean and range over seeds; chance of the cloze is "
-        "25 %. (b–d) Accuracy against forwards, one line per budget through its decoding settings."
+        "The paper's panel (a): likelihood over training tokens, range over seeds; chance of the cloze is 25%. "
+        "Its panels (b–d): accuracy against forwards, one line per budget through its decoding settings."
     )
     return [
         Plot("figure8_tokens", panels, caption, "Likelihood and accuracy by training tokens"),
-        Table(likelihoods, f"At one token per step. {CELLS}", {"bits/byte": 3}),
-        Table(table, CELLS, {"TPF": 2, "threshold": 2}),
+        Table(likelihoods, "At one token per step.", {"bits/byte": 3}),
+        Table(table, "Every budget and threshold.", {"TPF": 2, "threshold": 2}, aside=True),
     ]
 
 
 def by_budget(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by training tokens, with these as the text `budget`."""
     rows = rows.sort_values(["tokens", "seed"])
-    return rows.assign(budget=[f"{v / 1e6:.3g} M tokens" for v in rows["tokens"]])
+    return rows.assign(budget=[f"{v / 1e6:.3g}M tokens" for v in rows["tokens"]])
 
 
 def training_improves_parallelism(results: Results, paper: dict) -> list[Effect]:

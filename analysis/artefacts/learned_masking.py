@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.artefacts.table2_masking import REACHED, parallel
+from analysis.artefacts.table2_masking import REACHED, by_scheme, parallel
 from analysis.evidence.compare import accuracy_effect, by_point
+from analysis.evidence.effect import Effect
 from analysis.pages.claims import effect_text
-from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
+from analysis.pages.dots import effects
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.tables.results import Results
 
 PLACE = 220
 TITLE = "Beyond the paper: masking learned from decode traces"
+TOPIC = "masking"
 SWEEPS = ("learned_masking",)
 SWEEP = SWEEPS[0]
 
@@ -20,23 +23,24 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = parallel(results.of("evaluations", SWEEP))
     measures = headings("accuracy", "tpf", "nfe")
     table = by_point(rows, measures, ("label", "setting")).rename(columns={"label": "masking"})
+    found = differences(rows)
+    figures = (effects(found, "", "points of accuracy, learned minus the other", "learned"),) if found else ()
     return [
-        Table(table, f"Of the targets of tokens per forward, {REACHED} {CELLS}", {"TPF": 2}),
-        Table(
-            differences(rows), "Learned masking minus the others in points of accuracy; interval over seeds and items."
-        ),
+        Plot("learned_masking", figures, DIFFERENCES, "Learned masking against every other scheme"),
+        Table(by_scheme(rows), "Accuracy %, by scheme and setting."),
+        Table(table, f"By scheme and setting; {REACHED}", {"TPF": 2}, aside=True),
+        Table(pd.DataFrame([{"learned −": e.what, "points": effect_text(e)} for e in found]), DIFFERENCES, aside=True),
     ]
 
 
-def differences(rows: pd.DataFrame) -> pd.DataFrame:
+DIFFERENCES = "Learned masking minus the others in points of accuracy; 95% intervals over seeds and items."
+
+
+def differences(rows: pd.DataFrame) -> list[Effect]:
     """The accuracy of learned masking minus that of every other scheme, paired, at every setting."""
-    table = []
+    found = []
     for setting, group in rows.groupby("setting", sort=False):
         learned = group[group["point"] == "learned"]
         for label, other in group[group["point"] != "learned"].groupby("label", sort=False):
-            effect = accuracy_effect(learned, other, label)
-            if effect.seeds:
-                table.append(
-                    {"setting": setting, "learned −": label, "difference": effect_text(effect), "from": effect.basis}
-                )
-    return pd.DataFrame(table)
+            found.append(accuracy_effect(learned, other, f"{label}, {setting}"))
+    return [effect for effect in found if effect.seeds]

@@ -1,4 +1,4 @@
-"""What does not hold here of the paper's claims, at the study's budget and at more tokens: is it the budget?"""
+"""The comparisons that depend on the budget, at that of the study and at a larger one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from analysis.evidence.contrasts import LEVELS, sweet_spot
 from analysis.evidence.effect import Effect
 from analysis.pages.claims import effect_text
 from analysis.pages.drift import KINDS, drift_per_doubling
-from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
+from analysis.pages.exhibits import Exhibit, Table, headings
 from analysis.tables.results import Results
 
 PLACE = 235
-TITLE = "Beyond the paper: what does not hold here, at more tokens"
+TITLE = "Beyond the paper: at a larger budget"
+TOPIC = "training"
 SWEEPS = ("more_tokens", "figure3_block_size", "table5_ladder")
 MORE, BLOCKS, LADDER = SWEEPS
 CAPTION = (
@@ -36,7 +37,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = final_evaluation(of_blocks(results, "evaluations")).sort_values(["block_size", "tokens"])
     measures = headings("accuracy", "tpf", "nfe", "bits_per_byte")
     table = by_point(rows, measures, ("block_size", "tokens")).rename(columns={"block_size": "training block"})
-    caption = f"At one token per step, decoded with the training block. {CELLS}"
+    caption = "At one token per step, decoded with the training block."
     return [
         Table(comparisons(results), CAPTION),
         Table(table, caption, {"TPF": 2, "bits/byte": 3, "tokens": 0}),

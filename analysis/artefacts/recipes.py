@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis.evidence.compare import by_point, final_evaluation, parent_row, scalar_effect, sweep_evaluation
 from analysis.evidence.effect import Effect
 from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, runs_at_equal_flops, training_curves
+from analysis.evidence.kept import KEPT
+from analysis.evidence.stats import estimate
 from analysis.pages.claims import effect_text
-from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
+from analysis.pages.dots import Dot, dots
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.findings import coverage, decision, findings, lead_text, rank_groups, score_text
 from analysis.tables.results import Results
 from dlm.evaluation.generation import DEGENERATE
 
 PLACE = 250
 TITLE = "Beyond the paper: published recipes at equal tokens"
+TOPIC = "recipes"
 SWEEPS = ("recipes", "recipes_second_stage")
 FIRST, SECOND = SWEEPS
 CONTROLS = ("ar_control", "untrained")
@@ -27,10 +32,13 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     one = whole_cost(with_kind(final_evaluation(rows)), results)
     parallel = with_kind(sweep_evaluation(rows, "threshold"))
     runs_text = coverage(results, SWEEPS)
+    parent = parent_row(results, FIRST)["accuracy"].astype(float).mean()  # of second stages as well
+    kept_of = one.assign(kept=one["accuracy"].astype(float) / parent)
     return [
         findings(sentences(results, one, parallel, sweep_evaluation(rows, "parent").assign(label=AR)), runs_text),
-        Table(recipe_table(results, one), f"At one token per step. {runs_text} {CELLS} {LEGEND}", DIGITS),
-        Table(by_threshold(parallel), f"By the confidence τ that commits a token. {CELLS}", digits(parallel)),
+        Plot("recipes", ranked(kept_of), RANKED, "Accuracy kept of the parent's by recipe"),
+        Table(recipe_table(results, one), f"At one token per step. {runs_text} {LEGEND}", DIGITS),
+        Table(by_threshold(parallel), "By the confidence τ that commits a token.", digits(parallel), aside=True),
         Table(costs(results, one), EQUAL, {"tokens": 0, "TFLOP": 2, "NELBO": 3, "NELBO, equal FLOPs": 3}),
     ]
 
@@ -41,7 +49,18 @@ LEGEND = (
     "second stage include the first. TFLOP count auxiliary losses, teachers and rollouts. Bits/byte of held-out prose: "
     "the bound of a dLM with uniform masking, which recipes that hide whole blocks never train; exact for AR."
 )
-EQUAL = f"What training cost, and the validation NELBO (nats/token) {AT_EQUAL_FLOPS}"
+EQUAL = f"Training cost. The validation NELBO (nats/token) is {AT_EQUAL_FLOPS}"
+
+
+RANKED = "At one token per step and equal tokens; the AR control was trained further without conversion."
+
+
+def ranked(rows: pd.DataFrame) -> tuple[Figure, ...]:
+    """Every recipe and control by the accuracy it kept, the best on top."""
+    order = sorted((group for _, group in rows.groupby(["kind", "label"])), key=lambda g: -g["kept"].mean())
+    values = [(name(group), estimate(group, "kept", 100)) for group in order]
+    rows_of = [Dot(label, label, value) for label, value in values if value is not None]
+    return (dots(rows_of, "", KEPT, 100.0),) if rows_of else ()
 
 
 def with_kind(rows: pd.DataFrame) -> pd.DataFrame:
@@ -165,7 +184,7 @@ def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
     num_decided = sum(effect.low > 0 for effect in leads)
     text = f"At equal FLOPs ({equal['flops'].iloc[0] / 1e12:.3g} TFLOP): {order[0]} has the lowest validation NELBO"
     text += f" of {len(order)}, {best['value'].mean():.3f} nats/token; {order[1]} has {effect_text(leads[0])} more:"
-    return [f"{text} {decision(leads[0])}. It is told apart from {num_decided} of the other {len(leads)}."]
+    return [f"{text} {decision(leads[0])}. It differs significantly from {num_decided} of the other {len(leads)}."]
 
 
 def nelbo_lead(best: pd.DataFrame, other: pd.DataFrame) -> Effect:
@@ -175,5 +194,6 @@ def nelbo_lead(best: pd.DataFrame, other: pd.DataFrame) -> Effect:
 
 
 def name(rows: pd.DataFrame) -> str:
-    """The label of a group of rows."""
-    return rows["label"].iloc[0]
+    """The label of a group of rows, as a noun."""
+    label = rows["label"].iloc[0]
+    return f"training {label}" if label.startswith("from ") else label

@@ -10,12 +10,13 @@ from analysis.evidence.compare import accuracy_effect, budgets, by_point, final_
 from analysis.evidence.effect import AGREES, DISAGREES, Effect
 from analysis.evidence.stats import estimate
 from analysis.pages.claims import effect_text
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.plots import lines
 from analysis.tables.results import DLM, Results
 
 PLACE = 240
 TITLE = "Beyond the paper: token shift and budget"
+TOPIC = "training"
 BY_ACCURACY = ("shift_by_budget", "shift_by_setting", "shift_by_position")
 BY_POSITION = ("figure12_position_loss", "shift_by_position")
 SWEEPS = (*BY_ACCURACY, "figure12_position_loss")
@@ -40,7 +41,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         ),
         Table(
             gains(rows),
-            "What the shift gains in accuracy and in the bound; crossing: where the means meet, interpolated.",
+            "What the shift gains in accuracy and in the bound. Crossing: where the means meet, interpolated.",
         ),
         Plot(
             "shift_by_position",
@@ -51,8 +52,8 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
             "Loss of a masked token over its position in the block, under clean context.",
             "Loss over the position in the block with and without shift",
         ),
-        Table(gain_by_position(losses), f"{FIRST} {CELLS}", 3),
-        Table(table, CELLS, {"TPF": 2, "bits/byte": 3, "TFLOP": 2}),
+        Table(gain_by_position(losses), FIRST, 3),
+        Table(table, "Every run, at one token per step.", {"TPF": 2, "bits/byte": 3, "TFLOP": 2}, aside=True),
     ]
 
 

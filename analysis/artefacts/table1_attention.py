@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis.evidence.compare import (
     accuracy_effect,
@@ -17,13 +18,16 @@ from analysis.evidence.compare import (
 )
 from analysis.evidence.effect import Effect
 from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings
+from analysis.evidence.kept import KEPT, kept
+from analysis.pages.dots import Dot, dots
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.plots import lines
 from analysis.tables.domains import DOMAINS
 from analysis.tables.results import Results
 
 PLACE = 10
 TITLE = "Table 1, and the LoRA rows of Table 8: attention, clean context, token shift"
+TOPIC = "attention"
 SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
 MEASURES = headings("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte")
@@ -35,32 +39,55 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = results.of("evaluations", SWEEP)
     curves = training_curves(results, SWEEP)
     panels = (
-        lines(curves, "tokens", "value", "point", "at equal tokens", "training tokens", "validation NELBO, nats/token"),
-        lines(curves, "flops", "value", "point", "at equal FLOPs", "training FLOPs", "validation NELBO, nats/token"),
+        lines(curves, "tokens", "value", "label", "at equal tokens", "training tokens", "validation NELBO, nats/token"),
+        lines(curves, "flops", "value", "label", "at equal FLOPs", "training FLOPs", "validation NELBO, nats/token"),
     )
     caption = (
         "Validation NELBO (always with uniform masking) over training. A step with clean context reads up to 2 L rows "
         "for L tokens, so equal tokens are not equal work. Lines: mean over seeds; bands: their range."
     )
+    table = accuracies(results, paper["table1_attention"])
     return [
-        Table(accuracies(results, paper["table1_attention"]), f"At one token per step. {CELLS} {LEGEND}", DIGITS),
-        Table(parallel(rows), f"Several tokens per forward, thresholds chosen on validation items. {CELLS}", DIGITS),
-        Table(training_cost(results, curves), EQUAL, COSTS),
+        Plot(
+            "table1_kept", beside_paper(table), BESIDE, "Accuracy kept of the parent's, here and in the paper, by row"
+        ),
         Plot("table1_attention", panels, caption, "Validation NELBO over training tokens and over training FLOPs"),
+        Table(table, f"At one token per step. {LEGEND}", DIGITS),
+        Table(parallel(rows), "Several tokens per forward, thresholds chosen on validation items.", DIGITS, aside=True),
+        Table(training_cost(results, curves), EQUAL, COSTS),
     ]
 
 
 LEGEND = (
     "TPF: tokens per forward; NFE: forwards per answer, every forward counted. Kept: percent of the AR parent's "
     "accuracy. Accuracy: exact match on the generated tasks; cloze: four-way multiple choice by likelihood, chance "
-    "25 %; bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean "
+    "25%; bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean "
     "of its HumanEval and MBPP columns, its maths of GSM8K and Minerva Math. Our own tasks: "
     + "; ".join(f"{domain}: {', '.join(name.replace('_', ' ') for name in names)}" for domain, names in DOMAINS.items())
     + "."
 )
 ORDER = ["row", "conversion", "KV cache", "accuracy %", "kept %", "paper %", "paper kept %", "TPF", "NFE"]
 ORDER += ["code %", "paper code %", "maths %", "paper maths %", "symbols %", "cloze %", "bits/byte"]
-EQUAL = f"What training cost, and the validation NELBO (nats/token) {AT_EQUAL_FLOPS}"
+EQUAL = f"Training cost. The validation NELBO (nats/token) is {AT_EQUAL_FLOPS}"
+
+
+BESIDE = "Accuracy at one token per step, here and in the paper, each in percent of its own AR parent's."
+
+
+def beside_paper(table: pd.DataFrame) -> tuple[Figure, ...]:
+    """Percent of the parent's accuracy kept by every row but the parent's, ours and the paper's; none without ours."""
+    parent = next(iter(table.loc[table["row"] == "a", "accuracy %"]), None)
+    rows = [
+        Dot(
+            f"{row['row']}  {row['conversion']}",
+            row["conversion"],
+            kept(row["accuracy %"], parent),
+            row["paper kept %"],
+        )
+        for row in table.to_dict("records")
+        if row["row"] != "a" and row["accuracy %"] is not None
+    ]
+    return (dots(rows, "", KEPT, 100.0),) if rows and parent else ()
 
 
 def accuracies(results: Results, paper: dict) -> pd.DataFrame:
@@ -102,7 +129,7 @@ def parallel(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per point and decoding setting."""
     measures = headings("accuracy", "tpf", "nfe", "threshold")
     measures |= {"tokens_per_second": "tokens/s"}
-    return by_point(final_evaluation(rows, None), measures, ("point", "label", "setting"))
+    return by_point(final_evaluation(rows, None), measures, ("point", "setting"))
 
 
 def training_cost(results: Results, curves: pd.DataFrame) -> pd.DataFrame:

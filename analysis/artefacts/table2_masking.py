@@ -7,37 +7,71 @@ import pandas as pd
 from analysis.evidence.compare import accuracy_effect, accuracy_of, by_point, parent_row, sweep_evaluation
 from analysis.evidence.effect import Effect
 from analysis.evidence.geometry import CEILING_DIGITS, CEILINGS, beyond_ceiling, ceilings, tokens_per_answer
-from analysis.pages.exhibits import CELLS, Exhibit, Table, headings
+from analysis.evidence.kept import KEPT, with_kept
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings
+from analysis.pages.plots import align, frontier
 from analysis.tables.results import Results
 
 PLACE = 80
 TITLE = "Table 2: masking scheme and parallel decoding"
+TOPIC = "masking"
 SWEEPS = ("table2_masking",)
 SWEEP = SWEEPS[0]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = parallel(results.of("evaluations", SWEEP))
+    rows = with_kept(results, parallel(results.of("evaluations", SWEEP)))
     measures = headings("accuracy", "tpf", "nfe", "threshold")
     table = by_point(rows, measures, ("label", "setting")).rename(columns={"label": "masking"})
     in_paper = paper["table2_masking"]
-    names = ("uniform", "right_to_left", "half_life_0.25", "half_life_0.10", "half_life_0.05")
     columns = [f"TPF {v:g}" for v in in_paper["tokens_per_forward"]]
-    theirs = pd.DataFrame([in_paper[name] for name in names], columns=columns)
-    theirs.insert(0, "masking", [name.replace("_", " ") for name in names])
+    theirs = pd.DataFrame([in_paper[name] for name in PRINTED], columns=columns)
+    theirs.insert(0, "masking", list(PRINTED.values()))
+    panels = (
+        frontier(rows, "tpf", "label", "setting", "here", TPF, KEPT, "kept"),
+        frontier(of_paper(paper), "tpf", "label", "tpf", "paper", TPF, KEPT, "kept"),
+    )
+    align(panels)
     return [
+        Plot(
+            "table2_masking", panels, BESIDE, "Accuracy by tokens per forward and masking scheme, here and the paper's"
+        ),
+        Table(by_scheme(rows), "Accuracy %, by scheme and setting."),
         Table(
             table,
-            f"Thresholds are chosen on validation items to come near the targets; {REACHED} {CELLS}",
+            f"By scheme and tokens per forward. Thresholds are chosen on validation items; {REACHED}",
             {"TPF": 2, "threshold": 2},
+            aside=True,
         ),
         Table(ceilings(parent_row(results, SWEEP), rows["block_size"].astype(float)), CEILINGS, CEILING_DIGITS),
         Table(theirs, "The paper's: accuracy %, average of six tasks.", 2),
     ]
 
 
+PRINTED = {"uniform": "uniform", "right_to_left": "right to left"}
+PRINTED |= {"half_life_0.25": "half-life 0.25", "half_life_0.10": "half-life 0.1", "half_life_0.05": "half-life 0.05"}
+TPF = "tokens per forward"
+BESIDE = "Here and the paper's, each in percent of its own AR parent's accuracy. Here: mean over seeds."
 NEAR = 0.15
-REACHED = f"a target that a scheme misses by more than {100 * NEAR:.0f} % is marked as not reached."
+REACHED = f"a target that a scheme misses by more than {100 * NEAR:.0f}% is marked as not reached."
+
+
+def by_scheme(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per scheme, one column per setting, estimates of accuracy as cells."""
+    table = by_point(rows, {"accuracy": "accuracy"}, ("label", "setting"))
+    settings = list(dict.fromkeys(table["setting"]))
+    wide = table.pivot(index="label", columns="setting", values="accuracy") if len(table) else table
+    return wide.reindex(list(dict.fromkeys(table["label"])))[settings].rename_axis("masking").reset_index()
+
+
+def of_paper(paper: dict) -> pd.DataFrame:
+    """The paper's numbers as rows of `label`, `tpf` and the fraction `kept` of its parent's accuracy."""
+    section, parent = paper["table2_masking"], paper["parents"]["qwen3_4b"]
+    return pd.DataFrame(
+        {"label": label, "tpf": tpf, "kept": value / parent}
+        for name, label in PRINTED.items()
+        for tpf, value in zip(section["tokens_per_forward"], section[name], strict=True)
+    )
 
 
 def parallel(rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,11 +8,12 @@ import pandas as pd
 from analysis.evidence.compare import by_point, scalar_effect
 from analysis.evidence.effect import Effect
 from analysis.evidence.stats import Z95
-from analysis.pages.exhibits import CELLS, Exhibit, Table
+from analysis.pages.exhibits import Exhibit, Table
 from analysis.tables.results import DLM, PARENT, Results
 
 PLACE = 110
 TITLE = "Table 4: embedding quality"
+TOPIC = "training"
 SWEEPS = ("table4_embedding",)
 SWEEP = SWEEPS[0]
 
@@ -29,7 +30,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     wide = table.pivot(index="task", columns="label", values="score")[order].reset_index() if len(table) else table
     in_paper = pd.DataFrame(list(paper["table4_embedding"].items()), columns=["model", "average score"])
     return [
-        Table(wide, f"Score × 100 per task of the embedded suite. {CELLS}", 1),
+        Table(wide, "Score × 100 per task of the embedded suite.", 1),
         Table(in_paper, "The paper's: 15 datasets of MTEB, zero-shot.", 2),
     ]
 

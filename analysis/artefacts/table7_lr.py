@@ -11,38 +11,42 @@ from matplotlib.figure import Figure
 from analysis.evidence.compare import by_point, final_evaluation, parent_accuracy
 from analysis.evidence.contrasts import bend, sweet_spot
 from analysis.evidence.effect import Effect
-from analysis.pages.exhibits import CELLS, Exhibit, Plot, Table, headings, paper_table
+from analysis.evidence.kept import KEPT, with_kept
+from analysis.pages.exhibits import Exhibit, Plot, Table, headings, paper_table
 from analysis.pages.plots import lines
 from analysis.tables.results import Results
 
 PLACE = 150
 TITLE = "Table 7: learning rate"
+TOPIC = "training"
 SWEEPS = ("table7_lr",)
 SWEEP = SWEEPS[0]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = final_evaluation(results.of("evaluations", SWEEP)).sort_values(["lr", "seed"])
-    rows = rows.assign(rate=[f"{v:g}" for v in rows["lr"]], line="here")
+    rows = with_kept(results, rows.assign(rate=[f"{v:g}" for v in rows["lr"]], line="dLM"))
     measures = headings("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
     measures |= {"drift/ffn/relative": "drift, FFN"}
     table = by_point(rows, measures, ("rate",)).rename(columns={"rate": "learning rate"})
     section = paper["table7_learning_rate"]
     theirs = pd.DataFrame(section["rows"], columns=section["columns"])
-    fractions = theirs.assign(accuracy=theirs["avg"] / 100, line="paper")
-    here, there = (over_rates(each, name) for name, each in (("here", rows), ("paper, 4B", fractions)))
+    theirs = theirs.assign(kept=theirs["avg"] / paper["parents"]["qwen3_4b"], line="dLM").sort_values("lr")
+    panels = tuple(over_rates(each, name) for name, each in (("here", rows), ("paper, 4B", theirs)))
     return [
-        Table(table, CELLS, {"TPF": 2, "bits/byte": 3, "drift, FFN": 3, "TFLOP": 2}),
+        Plot("table7_lr", panels, BESIDE, "Accuracy over learning rate, here and the paper's"),
+        Table(table, "At one token per step.", {"TPF": 2, "bits/byte": 3, "drift, FFN": 3, "TFLOP": 2}),
         paper_table(section, "accuracy %, Qwen3-4B, 25B tokens, cosine schedule", {"learning rate": 6, "average": 2}),
-        Plot("table7_lr", (here,), "At one token per step.", "Accuracy over learning rate"),
-        Plot("table7_lr_paper", (there,), "The paper's averages.", "The paper's accuracy over learning rate"),
     ]
+
+
+BESIDE = "At one token per step. Here and the paper's, each in percent of its own AR parent's accuracy."
 
 
 def over_rates(rows: pd.DataFrame, title: str) -> Figure:
     """Accuracy over the peak learning rate, on a logarithmic axis."""
-    figure = lines(rows, "lr", "accuracy", "line", title, "peak learning rate", "accuracy, %", 100)
-    figure.axes[0].set_xscale("log")
+    figure = lines(rows, "lr", "kept", "line", title, "peak learning rate", KEPT, 100)
+    figure.axes[0].set(xscale="log", ylim=(0, 105))
     return figure
 
 

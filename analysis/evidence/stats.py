@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ class Estimate:
     """A mean with its interval from `low` to `high`, NaN if the spread is unknown.
 
     `n` is the number of items per seed (None if not over items); `over` is what the interval is over: "seeds", "items",
-    "seeds and items", or "" for none.
+    "seeds and items", or "" for none. `runs` are the ids of the runs behind it.
     """
 
     mean: float
@@ -28,6 +28,7 @@ class Estimate:
     seeds: int = 1
     n: int | None = None
     over: str = ""
+    runs: tuple[str, ...] = field(default=(), compare=False)
 
 
 def estimate(rows: pd.DataFrame, measure: str, scale: float = 1.0) -> Estimate | None:
@@ -53,7 +54,8 @@ def estimate(rows: pd.DataFrame, measure: str, scale: float = 1.0) -> Estimate |
         mean, low, high, over = found.value, found.low, found.high, "seeds and items" if found.item_df else "seeds"
     if scale == 100:
         low, high = max(low, 0.0), min(high, 1.0)
-    return Estimate(scale * mean, scale * low, scale * high, len(rows), items, over)
+    runs = tuple(rows["run"]) if "run" in rows else ()
+    return Estimate(scale * mean, scale * low, scale * high, len(rows), items, over, runs)
 
 
 def answered(rows: pd.DataFrame) -> Mean | None:

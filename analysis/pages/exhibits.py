@@ -42,11 +42,13 @@ def headings(*measures: str) -> dict[str, str]:
 @dataclass(frozen=True)
 class Table:
     """A table whose cells are text, numbers, booleans or `Estimate`s. The columns of `frame` are the printed headings;
-    `digits` are those after the decimal point, for all numbers or by column."""
+    `digits` are those after the decimal point, for all numbers or by column. The page offers what is `aside` only to
+    download; Markdown and LaTeX print it."""
 
     frame: pd.DataFrame
     caption: str
     digits: int | dict[str, int] = 1
+    aside: bool = False
 
     def cell(self, value: Any, column: str) -> Cell:
         digits = self.digits if isinstance(self.digits, int) else self.digits.get(column, DIGITS)
@@ -75,11 +77,14 @@ Exhibit = Table | Plot
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text, with its interval and counts in small type."""
+    """A cell's text, with its interval and counts in small type, the interval alone as `brief`, and the ids of the
+    `runs` behind it."""
 
     text: str
     small: str = ""
     is_text: bool = False
+    brief: str = ""
+    runs: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -90,7 +95,7 @@ class Cell:
 def cell(value: Any, digits: int = 1) -> Cell:
     """Format a value; "–" if missing."""
     if isinstance(value, Estimate):
-        return Cell(number(value.mean, digits), spread(value, digits))
+        return Cell(number(value.mean, digits), spread(value, digits), brief=brief(value, digits), runs=value.runs)
     if isinstance(value, str):
         return Cell(value, is_text=True)
     if value is None or pd.isna(value):
@@ -113,10 +118,19 @@ def spread(value: Estimate, digits: int) -> str:
     return "; ".join(part for part in (interval, counted) if part)
 
 
+def brief(value: Estimate, digits: int) -> str:
+    """The interval in one word, `±4.9`, or `58.0–67.9` where it is lopsided; "" where it rounds to zero width."""
+    if math.isnan(value.low) or number(value.low, digits) == number(value.high, digits):
+        return ""
+    if abs(value.high + value.low - 2 * value.mean) < 0.5 * 10.0**-digits:
+        return f"±{number(value.high - value.mean, digits)}"
+    return f"{number(value.low, digits)}–{number(value.high, digits)}"
+
+
 DIGITS = 1  # decimals by default
 CELLS = (
-    "In small type: the 95 % interval, over seeds and items for what is measured on items, else over seeds (for one "
-    "seed, over items alone); then seeds × items."
+    "Intervals in tables and figures are at 95%: over seeds and items for what is measured on items, else over seeds "
+    "(for one seed, over items alone)."
 )
 
 NAMES = {"humaneval": "HumanEval", "humaneval_plus": "HumanEval+", "mbpp": "MBPP", "mbpp_plus": "MBPP+"}
@@ -124,7 +138,7 @@ NAMES |= {"gsm8k": "GSM8K", "minerva_math": "Minerva Math", "avg": "average", "l
 NAMES |= {"tpf": "TPF", "tps": "tokens/s", "mmlu": "MMLU"}
 
 
-def paper_table(section: dict[str, Any], caption: str, digits: int | dict[str, int] = 2) -> Table:
+def paper_table(section: dict[str, Any], caption: str, digits: int | dict[str, int] = 2, aside: bool = False) -> Table:
     """A table as printed in the paper, from its section in `analysis/paper.yaml`."""
     frame = pd.DataFrame(section["rows"], columns=[NAMES.get(c, c) for c in section["columns"]])
-    return Table(frame, f"The paper's: {caption}.", digits)
+    return Table(frame, f"The paper's: {caption}.", digits, aside)

@@ -1,4 +1,4 @@
-"""The kinds of panels that artefacts use. Each function returns one figure, as wide as a phone's screen."""
+"""Panels with lines and points. Each function returns one figure, as wide as a phone's screen."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from analysis.pages import tips
+from analysis.pages.colours import MUTED, style
 from analysis.pages.render import STYLE
 
-SIZE = (4.4, 3.5)
-# A line has its own colour and marker, to be told apart without colour; mid-tones show on light and dark pages.
-COLOURS = ("#2f7fc1", "#d9762b", "#2f9e6e", "#c4529a", "#8a6fd1", "#b8951f", "#4aa3b5", "#d1495b")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SIZE = (4.0, 3.1)
+MANY = 24  # points of a line from which on it is drawn without markers
+TICKS = 6  # most ticks of a logarithmic axis at the values of the points
 
 
 def panel(title: str, x: str, y: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
@@ -44,32 +44,44 @@ def lines(
 ) -> Figure:
     """One line per value of `by`: the mean of `y` over the rows with the same `x`, with a band for their range.
 
-    `order` fixes the values of `by` and their colours; `log` is a logarithmic (base 2) x-axis.
+    `by` holds names of conditions, which have their colours. `order` is that of the legend; `log` is a logarithmic
+    (base 2) x-axis.
     """
     figure, axes = panel(title, xlabel or x, ylabel or y)
     present = list(rows[by].dropna().unique())
     names = present if order is None else [name for name in order if name in present]
     for name in names:
-        i = (order or names).index(name)  # with an order, a name keeps its colour if others are absent
         of_name = rows[(rows[by] == name)].dropna(subset=[x, y])
         line = of_name.groupby(x)[y].agg(["mean", "min", "max"]) * scale
-        draw(axes, i, line.index, line["mean"], str(name))
-        axes.fill_between(line.index, line["min"], line["max"], color=colour(i), alpha=0.15, linewidth=0)
-    finish(figure, axes, len(names), log)
+        heads = {at: tips.of_rows(g, y, f"{name}, {xlabel or x} {short(at)}", scale) for at, g in of_name.groupby(x)}
+        draw(axes, line.index, line["mean"], str(name), list(heads.values()))
+        axes.fill_between(line.index, line["min"], line["max"], color=style(str(name))[0], alpha=0.15, linewidth=0)
+    finish(figure, axes, log)
     return figure
 
 
 def frontier(
-    rows: pd.DataFrame, x: str, by: str, setting: str, title: str = "", xlabel: str = "", ylabel: str = "accuracy, %"
+    rows: pd.DataFrame,
+    x: str,
+    by: str,
+    setting: str,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "accuracy, %",
+    y: str = "accuracy",
 ) -> Figure:
-    """Accuracy against the cost `x`: one line per value of `by` through the means over seeds of its settings."""
+    """`y` (a fraction, drawn in percent) against the cost `x`: one line per value of `by` through the means over seeds
+    of its settings."""
     figure, axes = panel(title, xlabel or x, ylabel)
-    names = list(rows[by].dropna().unique())
-    for i, name in enumerate(names):
-        of_name = rows[rows[by] == name]
-        line = of_name.groupby(setting, dropna=False)[[x, "accuracy"]].mean().sort_values(x).dropna()
-        draw(axes, i, line[x], 100 * line["accuracy"], str(name))
-    finish(figure, axes, len(names))
+    for name in rows[by].dropna().unique():
+        of_name = rows[rows[by] == name].dropna(subset=[x, y])
+        groups = sorted((g for _, g in of_name.groupby(setting, dropna=False)), key=lambda g: g[x].astype(float).mean())
+        heads = [tips.of_rows(g, y, f"{name}, {setting} {g[setting].iloc[0]}", 100) for g in groups]
+        at = [g[x].astype(float).mean() for g in groups]
+        draw(axes, at, [100 * g[y].astype(float).mean() for g in groups], str(name), heads)
+    if y != "accuracy":
+        axes.set_ylim(0, 105)  # percent of the parent, from nothing to all
+    finish(figure, axes)
     return figure
 
 
@@ -78,80 +90,72 @@ def trade_off(points: pd.DataFrame, x: str, best: str, title: str, xlabel: str) 
 
     Lines with a `best` point (drawn filled) and baselines are coloured, the others grey; `best` is a boolean column.
     """
-    figure, axes = panel(title, xlabel, "accuracy, %", (4.4, 4.6))
+    figure, axes = panel(title, xlabel, "accuracy, %", (4.0, 4.2))
     points = points[points[x].notna()]
     means = points.assign(x=[v.mean for v in points[x]], y=[v.mean for v in points["accuracy %"]])
-    named = 0
     for name, line in means.sort_values("x").groupby("name", sort=False):
-        if not (line[best].any() or line["baseline"].any()):
-            axes.plot(line["x"], line["y"], marker=".", markersize=3, linewidth=0.6, color="#808890", alpha=0.5)
-            continue
-        hue, marker = colour(named), MARKERS[(named + named // len(COLOURS)) % len(MARKERS)]
-        style = "--" if line["baseline"].any() else "-"
-        axes.plot(line["x"], line["y"], style, marker=marker, fillstyle="none", markersize=5, color=hue, label=name)
-        axes.plot(line["x"][line[best]], line["y"][line[best]], marker, markersize=5, color=hue)
-        for at, value in zip(line["x"], line["accuracy %"], strict=True):
-            axes.plot([at, at], [value.low, value.high], color=hue, linewidth=0.8, alpha=0.6)
-        named += 1
-    finish(figure, axes, named)
+        named = line[best].any() or line["baseline"].any()
+        colour, marker = style(name) if named else (MUTED, ".")
+        dashes, width, alpha = ("--" if line["baseline"].any() else "-"), (1.4 if named else 0.6), (1 if named else 0.5)
+        axes.plot(line["x"], line["y"], dashes, linewidth=width, color=colour, alpha=alpha)
+        if named:  # the legend's entry
+            axes.plot([], [], dashes, marker=marker, fillstyle="none", markersize=5, color=colour, label=name)
+        for row in line.to_dict("records"):
+            filled, value = "full" if row[best] else "none", row["accuracy %"]
+            size = 5 if named else 3
+            axes.plot([row["x"]], [row["y"]], marker, fillstyle=filled, markersize=size, color=colour)
+            tips.over(
+                axes, row["x"], row["y"], tips.of_estimate(value, f"{name}, {row['setting']}, {x} {row['x']:.3g}")
+            )
+            if named:
+                axes.plot([row["x"]] * 2, [value.low, value.high], color=colour, linewidth=0.8, alpha=0.6)
+    finish(figure, axes)
     return figure
 
 
-def heat_map(values: pd.DataFrame, title: str, xlabel: str, ylabel: str, digits: int = 1) -> Figure:
-    """`values` as coloured cells with their numbers; NaN cells stay empty."""
-    figure, axes = panel(title, xlabel, ylabel, (4.4, 0.42 * len(values) + 1.2))
-    grid = values.to_numpy(dtype=float)
-    low, high = np.nanmin(grid), np.nanmax(grid)
-    axes.imshow(np.ma.masked_invalid(grid), cmap="viridis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
-    for (i, j), value in np.ndenumerate(grid):
-        if not np.isnan(value):
-            bright = value > low + 0.6 * (high - low)
-            axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color="#000000" if bright else "#ffffff")
-    axes.set_xticks(range(values.shape[1]), [str(c) for c in values.columns])
-    axes.set_yticks(range(values.shape[0]), [str(c) for c in values.index])
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    return figure
+def draw(axes: Axes, x: Any, y: Any, label: str, heads: Sequence[str] = ()) -> None:
+    """Draw the line of a condition in its colour and marker, with `heads` as the tips of its points."""
+    colour, marker = style(label)
+    if len(x) >= MANY:
+        (line,) = axes.plot(x, y, color=colour, label=label, linewidth=1.2)
+        tips.put(line, "\n".join([label, *tips.of_runs(r for head in heads for r in tips.runs_in(head))]))
+        return
+    axes.plot(x, y, marker=marker, markersize=4.5, color=colour, label=label)
+    for at, value, head in zip(x, y, heads, strict=False):
+        tips.over(axes, at, value, head)
 
 
-def bars(labels: Sequence[str], effects: Sequence[tuple[float, float, float]], title: str, xlabel: str) -> Figure:
-    """Effects (mean, low, high) as points with intervals around a line at 0, the first on top."""
-    figure, axes = panel(title, xlabel, "", (4.4, 0.34 * len(labels) + 1.0))
-    for i, (mean, low, high) in enumerate(effects):
-        axes.plot([low, high], [i, i], color=colour(0), linewidth=1.6)
-        axes.plot([mean], [i], marker="o", color=colour(0))
-    axes.axvline(0, color="#808890", linewidth=0.8)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.25)
-    return figure
+def align(panels: Sequence[Figure]) -> None:
+    """Give panels that are read side by side the same axes."""
+    each = [figure.axes[0] for figure in panels]
+    for limits, name in ((Axes.get_xlim, "xlim"), (Axes.get_ylim, "ylim")):
+        ends = [limits(axes) for axes in each]
+        for axes in each:
+            axes.set(**{name: (min(low for low, _ in ends), max(high for _, high in ends))})
 
 
-def draw(axes: Axes, i: int, x: Any, y: Any, label: str) -> None:
-    """Draw the line number `i` of a panel in its colour and marker."""
-    axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], markersize=4.5, color=colour(i), label=label)
-
-
-def colour(i: int) -> str:
-    """The colour of line number `i`; colours repeat."""
-    return COLOURS[i % len(COLOURS)]
-
-
-def finish(figure: Figure, axes: Axes, names: int, log: bool = False) -> None:
-    """Add the legend (unless `names`, the number of its entries, is 0) and the ticks of the x-axis."""
+def finish(figure: Figure, axes: Axes, log: bool = False) -> None:
+    """Add the legend of what is labelled, and the ticks of the x-axis."""
+    values = sorted({float(v) for line in axes.lines for v in line.get_xdata()})
     if log:
         axes.set_xscale("log", base=2)
-        ticks = sorted({float(v) for line in axes.lines for v in line.get_xdata()})
-        axes.set_xticks(ticks, [short(t) for t in ticks])
+        step = max(1, -(-len(values) // TICKS))
+        axes.set_xticks(values[::step], [short(t) for t in values[::step]])
         axes.minorticks_off()
-    elif all(float(v).is_integer() for line in axes.lines for v in line.get_xdata()):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if names:
+    elif values and values[-1] >= 10_000:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    elif all(v.is_integer() for v in values):
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
         with matplotlib.rc_context(STYLE):
-            longest = max(len(str(text)) for text in axes.get_legend_handles_labels()[1])
-            figure.legend(loc="outside lower left", ncols=max(1, min(4, 56 // (longest + 8))))
+            columns = max(1, min(4, 52 // (max(len(text) for text in labels) + 8)))
+            figure.legend(loc="outside lower left", ncols=columns)
+        more = -(-len(labels) // columns) - 2  # rows of the legend beyond those that a panel has room for
+        figure.set_figheight(figure.get_figheight() + 0.18 * max(0, more))
 
 
 def short(value: float) -> str:
-    """A number with three significant digits: 251k for 250,880, 2M for 2,000,896."""
-    return EngFormatter(sep="")(float(f"{value:.3g}"))
+    """A number with three significant digits: 251k for 250,880, 2M for 2,000,896, and small ones as they are."""
+    return EngFormatter(sep="")(float(f"{value:.3g}")) if abs(value) >= 1000 else f"{value:.3g}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +36,7 @@ def training_facts(results: Results, sweeps: Iterable[str]) -> list[tuple[str, s
         ("seeds", ", ".join(f"{s}" for s in sorted(runs["seed"].unique()))),
         ("training tokens", f"{runs['tokens'].sum():,}"),
         ("training FLOPs", quantity(flops.sum(), "FLOP") + unknown),
-        ("training time", f"{runs['train_seconds'].sum() / 3600:.2f} h, on a machine that may have done other things"),
+        ("training time", f"{runs['train_seconds'].sum() / 3600:.2f} h (the machine was shared)"),
     ]
     return [*facts, ("machine", join_texts(runs["machine"]))]
 
@@ -46,9 +48,19 @@ def code_facts(results: Results) -> list[tuple[str, str]]:
 
 def setting_text(results: Results, sweeps: Iterable[str]) -> str:
     """Our setting in one line: the distinct values of every column of `VARIED` over the runs of the sweeps."""
+    return "; ".join(settings(results, sweeps).values())
+
+
+def settings(results: Results, sweeps: Iterable[str]) -> dict[str, str]:
+    """Column of `VARIED` → its name and its distinct values over the runs of the sweeps: `block size 4, 8`."""
     runs = results.of("runs", list(sweeps)).drop_duplicates("run")
-    parts = [f"{name} {join_values(runs[c])}" for c, name in VARIED.items() if c in runs and runs[c].notna().any()]
-    return "; ".join(parts)
+    return {c: f"{name} {join_values(runs[c])}" for c, name in VARIED.items() if c in runs and runs[c].notna().any()}
+
+
+def common_setting(results: Results) -> dict[str, str]:
+    """Column of `VARIED` → the text of `settings` that most sweeps have."""
+    each = [settings(results, [sweep]) for sweep in results.points["sweep"].unique()]
+    return {c: pd.Series(texts).mode()[0] for c in VARIED if (texts := [s[c] for s in each if c in s])}
 
 
 def join_values(column: pd.Series) -> str:
@@ -97,9 +109,58 @@ def notes(results: Results) -> list[str]:
             caveats.append(f"The runs from {source} converted {parents[source]} different weights: train all again.")
     commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []
     if len(commits) > 1:
-        caveats.append(f"The runs were made by {len(commits)} versions of the code: {', '.join(commits)}.")
+        caveats.append(f"The runs were made by {len(commits)} versions of the code, which their commits name.")
     seeds = runs["seed"].nunique()
     if seeds == 1:
         only = runs["seed"].iloc[0]
         caveats.append(f"One seed ({only}): intervals are over items, and what another seed would change is unknown.")
     return caveats
+
+
+def command(results: Results, sweeps: Sequence[str], runs: Sequence[str]) -> str:
+    """The command that makes the first of `runs` again, as a point of the first of `sweeps` that has it; "" if none."""
+    points = results.points[results.points["run"].isin(runs)]
+    for sweep in (*sweeps, *points["sweep"]):
+        found = points.loc[points["sweep"] == sweep, "point"].unique()
+        if len(found):
+            names = " ".join(f"--point {shlex.quote(name)}" for name in found)
+            return f"python -m analysis.study sweeps/{sweep}.yaml {names}"
+    return ""
+
+
+def sweep_costs(results: Results) -> list[dict[str, Any]]:
+    """One row per sweep with finished runs: its name, runs and cost, where its `setting` is not the common one, and its
+    points with their runs."""
+    common = common_setting(results).items()
+    return [
+        {
+            "sweep": sweep,
+            "runs": len(runs),
+            "setting": "; ".join(text for c, text in settings(results, [sweep]).items() if (c, text) not in common),
+            "tokens": quantity(runs["tokens"].sum(), ""),
+            "flops": quantity(runs["train_flops"].astype(float).sum(), "FLOP"),
+            "hours": f"{runs['train_seconds'].sum() / 3600:.2f}",
+            "points": points_of(runs),
+        }
+        for sweep in results.points["sweep"].unique()
+        for runs in [results.of("runs", sweep).drop_duplicates("run")]
+        if len(runs)
+    ]
+
+
+def points_of(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """Every point of one sweep: its `label` and its `runs` (`run`, `seed`, and a `note` with their cost and code)."""
+    return [
+        {"label": label, "runs": [run_note(run) for run in group.sort_values("seed").to_dict("records")]}
+        for label, group in runs.groupby("label", sort=False)
+    ]
+
+
+def run_note(run: dict[str, Any]) -> dict[str, Any]:
+    """A run as its id, its seed, and a note for the reader who hovers."""
+    cost = f"{run['tokens']:,} tokens, {quantity(run['train_flops'], 'FLOP')}, {run['train_seconds'] / 60:.1f} minutes"
+    return {
+        "run": run["run"],
+        "seed": run["seed"],
+        "note": f"{cost}, commit {run['commit'] if isinstance(run['commit'], str) else 'unknown'}",
+    }

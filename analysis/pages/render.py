@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import io
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,9 +15,12 @@ from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from analysis.pages import tips
 from analysis.pages.exhibits import Cell, Plot, Table
 from dlm.markdown import table as markdown_table
 from dlm.runs.storage import write_atomically
+
+Command = Callable[[Sequence[str]], str]  # run ids → the command that makes them
 
 matplotlib.use("Agg")
 INK = "#1c2024"  # replaced by the colour of the page's text in SVGs
@@ -94,18 +99,26 @@ def text_columns(table: Table) -> list[bool]:
     return [any(row[i].is_text for row in rows) for i in range(len(table.frame.columns))]
 
 
-def svg(figure: Figure, salt: str) -> str:
+def svg(figure: Figure, salt: str, command: Command = lambda runs: "") -> str:
     """Render a figure as inline SVG, deterministically, with an aspect ratio but no size, in the page's text colour.
 
-    `salt` makes its ids differ from those of other figures on the page.
+    `salt` makes its ids differ from those of other figures on the page. Tips become titles, which a browser shows over
+    the point, with the `command` that makes their runs.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(rf'<g id="{tips.MARK}([^"]*)">', lambda found: titled(found[1], command), text)
     head, body = text.split(">", 1)
     return re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
+
+
+def titled(escaped: str, command: Command) -> str:
+    """The opening tag of a group with its tip, which is escaped, as its title."""
+    made_by = command(tips.runs_in(html.unescape(escaped)))
+    return f'<g class="tip"><title>{escaped}{chr(10) * bool(made_by)}{html.escape(made_by)}</title>'
 
 
 def standalone(inline: str) -> str:
@@ -115,13 +128,14 @@ def standalone(inline: str) -> str:
     return inline[:head] + style + inline[head:]
 
 
-def save_plot(plot: Plot, folder: Path) -> list[str]:
-    """Write every panel to `folder` as `name-1.svg` and `name-1.pdf`; returns the inline SVGs."""
+def save_plot(plot: Plot, folder: Path, command: Command = lambda runs: "") -> list[str]:
+    """Write every panel to `folder` as `name-1.svg` and `name-1.pdf`; returns the inline SVGs. `command` gives the
+    command that makes runs."""
     folder.mkdir(parents=True, exist_ok=True)
     inline_svgs = []
     for i, figure in enumerate(plot.panels, 1):
         name = f"{plot.name}-{i}"
-        inline = svg(figure, name)
+        inline = svg(figure, name, command)
         write_atomically(folder / f"{name}.svg", standalone(inline))
         temporary = folder / f".{name}.{os.getpid()}.tmp"
         with matplotlib.rc_context(STYLE):
