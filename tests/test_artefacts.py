@@ -62,7 +62,7 @@ def test_every_artefact_reads_sweeps_that_exist_and_has_its_own_place():
     assert len({module.PLACE for module in MODULES.values()}) == len(MODULES) > 18
     for name, module in MODULES.items():
         assert set(module.SWEEPS) <= known, name
-        assert module.TITLE and module.__doc__, name
+        assert module.TITLE and module.TOPIC and module.__doc__, name
     assert known - {"parents"} <= {sweep for module in MODULES.values() for sweep in module.SWEEPS}
 
 

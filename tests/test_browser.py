@@ -41,6 +41,7 @@ def opened(browser):
 
     def open_page(width=1200, scheme="light", **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        page.set_default_timeout(180_000)  # a machine may be busy
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.extend([request.url] if request.url != PAGE.as_uri() else []))
         page.goto(PAGE.as_uri())

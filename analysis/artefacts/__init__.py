@@ -1,6 +1,7 @@
 """One module per table or figure of the report. To add one, add a file here (and the sweep in `sweeps/` that it reads).
 
-A module defines its `TITLE`, its `PLACE` in the report, the `SWEEPS` whose runs it reads, and
+A module defines its `TITLE`, its `PLACE` in the report, its `TOPIC` (by which the page filters), the `SWEEPS` whose
+runs it reads, and
 
     exhibits(results, paper) -> list of tables and plots, a pure function of the results and the paper's numbers
 

@@ -122,7 +122,9 @@ def titled(escaped: str, command: Command) -> str:
 
 
 def standalone(inline: str) -> str:
-    """Turn inline SVG into the content of a standalone file that follows the reader's light or dark mode."""
+    """Turn inline SVG into the content of a standalone file that follows the reader's light or dark mode, without the
+    tips, which no image shows."""
+    inline = re.sub(r'<g class="tip"><title>.*?</title>', "<g>", inline, flags=re.DOTALL)
     style = f"<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:{DARK_INK}}}}}</style>"
     head = inline.index(">") + 1
     return inline[:head] + style + inline[head:]

@@ -18,8 +18,6 @@ from analysis.pages.provenance import command, notes, setting_text, training_fac
 from analysis.pages.tables_in_page import table_context
 from analysis.tables.results import FINISHED, PARENT, Results
 
-OTHER = "other"  # the topic of an artefact without one
-
 
 def section_context(
     name: str, module: ModuleType, results: Results, paper: dict[str, Any], claims: list[Claim], figures: Path
@@ -32,7 +30,7 @@ def section_context(
     return {
         "name": name,
         "title": module.TITLE,
-        "topic": topic_of(module),
+        "topic": module.TOPIC,
         "beyond": module.TITLE.startswith("Beyond"),
         "about": " ".join((module.__doc__ or "").split()),
         "paper": paper["settings"].get(name),
@@ -45,11 +43,6 @@ def section_context(
         "sweeps": module.SWEEPS,
         "missing": missing(results, module.SWEEPS),
     }
-
-
-def topic_of(module: ModuleType) -> str:
-    """What an artefact is about, for the page's filter."""
-    return getattr(module, "TOPIC", OTHER)
 
 
 def is_empty(exhibit: Exhibit) -> bool:
