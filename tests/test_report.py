@@ -162,7 +162,8 @@ def test_every_artefact_and_claim_is_in_every_form_with_the_claims_first(report)
         text = text[max(0, text.find("<main")) :]  # after the navigation
         first = text.index("What the paper claims")
         for module in artefacts().values():
-            assert text.index(module.TITLE.split(":")[0]) > 0, (name, module.TITLE)
+            title = module.TITLE.split(":")[0]
+            assert text.index(render.latex(title) if name.endswith("tex") else title) > 0, (name, module.TITLE)
         assert first < text.index("tokens per second")
         assert "nan" not in re.findall(r"\b(?:nan|None|NaN|inf)\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
 
