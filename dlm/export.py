@@ -110,6 +110,7 @@ def diffusion_settings(config: DictConfig, folder: Path, model: PreTrainedModel)
         "block_size": pattern.block_size,
         "block_anchor": "absolute",
         "cacheable": pattern.cacheable,
+        "whole_canvas": pattern.whole_canvas,
         "clean_context": pattern.clean_stream,
         "noisy_stream": pattern.noisy_stream,
         "token_shift": config.token_shift,

@@ -252,7 +252,7 @@ def config(*overrides: str, name: str = "train"):
 
 def as_before(cfg):
     """The config with the values that its defaults had when what the tests keep was written down."""
-    for key, value in {"data.fill": "scored", "attention.max_tail": 32}.items():
+    for key, value in {"data.fill": "scored", "attention.max_tail": 32, "attention.canvas": "whole"}.items():
         if OmegaConf.select(cfg, key) is not None:
             OmegaConf.update(cfg, key, value)
     return cfg

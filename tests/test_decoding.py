@@ -6,6 +6,7 @@ from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, logits_in_bf
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
+from dlm.attention.bidir import Bidir
 from dlm.config.build import make
 from dlm.decoding.approximate import DualCache
 from dlm.decoding.engine.canvas import Canvas
@@ -13,6 +14,8 @@ from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.step import step
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
+from dlm.model.denoiser import Denoiser
+from dlm.model.parent import layer_types
 from dlm.types import Batch, Noised, generator
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
@@ -60,6 +63,19 @@ def test_cached_decoding_equals_recomputing_everything(model, pattern, token_shi
         assert (got.tokens, got.nfe) == naive(scorer, prompt, 8)
 
 
+@pytest.mark.parametrize("token_shift", [False, True])
+def test_a_canvas_that_ends_with_the_block_is_read_up_to_there(llama, token_shift):
+    """By single sequences and by batches of which each is at another block."""
+    scorer = Denoiser(llama, Bidir(4, canvas="block"), MASK_ID, token_shift, layer_types(llama))
+    whole = denoiser(llama, "bidir", 4, token_shift)
+    batched = decode(scorer, PROMPTS, Fixed(1), new=8)
+    for prompt, together in zip(PROMPTS, batched, strict=True):
+        alone = decode(scorer, [prompt], Fixed(1), new=8)[0]
+        assert (alone.tokens, alone.nfe) == (together.tokens, together.nfe) == naive(scorer, prompt, 8)
+    assert [g.tokens for g in batched] != [g.tokens for g in decode(whole, PROMPTS, Fixed(1), new=8)]
+    assert sum(g.rows for g in batched) < sum(g.rows for g in decode(whole, PROMPTS, Fixed(1), new=8))
+
+
 def naive(scorer, prompt, new):
     """Commit the most confident masked token of the current block, until the tokens asked for are there."""
     size, wanted = scorer.pattern.block_size, len(prompt) + new
@@ -68,7 +84,8 @@ def naive(scorer, prompt, new):
     layout = random_batch(1, total)
     nfe = 0
     for start in range(len(prompt) // size * size, total, size):
-        end = start + size if scorer.pattern.cacheable else total
+        whole = scorer.pattern.whole_canvas and not scorer.pattern.cacheable
+        end = total if whole else start + size
         while (x[0, start : min(start + size, wanted)] == MASK_ID).any():
             where = (x[0, start : start + size] == MASK_ID).nonzero()[:, 0] + start
             masked = torch.zeros_like(layout.maskable)

@@ -58,7 +58,7 @@ def mask(pattern: AttentionPattern, title: str) -> Figure:
     rows = mask_pictures.streams(pattern)
     sees, clean = mask_pictures.visible(pattern, rows).tolist(), rows.clean.tolist()
     size, unit = len(clean), mask_pictures.LENGTH
-    figure, axes = panel(title, "", "", (2.7, 3.2))
+    figure, axes = panel(title, "", "", (2.7, 3.7))
     kinds = set()
     for row, column, width in mask_pictures.runs_of(sees, clean):
         kind = (clean[row], clean[column])

@@ -62,6 +62,9 @@ class AttentionPattern(metaclass=FrozenPattern):
     noise_per: NoisePer = NoisePer.BLOCK
     # Whether finished blocks keep their keys and values: no later token may be visible to them.
     cacheable: bool = True
+    # Whether decoding shows all of `max_new_tokens` at once, or the canvas ends with the current block, behind which a
+    # pattern that is cacheable sees nothing in any case.
+    whole_canvas: bool = True
     requires_token_shift: bool = False
     # Whether clean row i sees no token after i, so that it may score token i+1 (the AR loss).
     clean_causal: bool = False

@@ -36,8 +36,10 @@ class Refreshed(Batches):
         self.reads_suffix, self.refresh = reads_suffix, refresh
 
     def takes(self, pattern):
-        if not pattern.cacheable:
+        if not pattern.cacheable and pattern.whole_canvas:
             return None
+        if not pattern.cacheable:
+            return "it reads the whole canvas, and this pattern's ends with the block: set attention.canvas=whole"
         return (
             f"an approximate cache is for attention that cannot be cached, and {type(pattern).__name__} can: choose "
             "decoding=threshold"

@@ -257,8 +257,9 @@ class BlockDiffusionForCausalLM(Parent):
         token = torch.zeros(size, dtype=torch.long, device=self.device)
         confidence = torch.zeros(size, device=self.device)
         cache = DynamicCache() if config.cacheable else None
+        whole = config.whole_canvas and not config.cacheable
         while True:
-            end = start + size * config.noisy_stream if config.cacheable else length
+            end = length if whole else start + size * config.noisy_stream
             block = slice(start, start + size)
             reads = torch.arange(start, start + size, device=self.device) - shift  # the rows that predict the block
             # With the token shift, the first token of a block is scored once, when the token before it is written.

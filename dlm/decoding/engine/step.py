@@ -129,12 +129,12 @@ def plan_step(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> tupl
 
 def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "B R"], Int[Tensor, " B"]]:
     """The slots of a forward's rows, and the row at which each sequence's current block begins. The rows are
-    [pending ; current], padded with scratch, or the whole canvas if the pattern is not cacheable."""
+    [pending ; current], padded with scratch, or all that there is to see if the pattern is not cacheable."""
     pattern, device = denoiser.pattern, canvas.x.device
     live = ~canvas.finished[:, None]
     if not pattern.cacheable:
         slots = torch.arange(slots_to_see(denoiser, canvas)[0], device=device).expand(len(canvas), -1)
-        return torch.where(live & (slots < canvas.length[:, None]), slots, SCRATCH), canvas.start
+        return torch.where(live & (slots < slots_to_see(denoiser, canvas)[1][:, None]), slots, SCRATCH), canvas.start
     pending = canvas.start - canvas.written
     width = canvas.max_pending
     if not canvas.fixed_shapes:  # often nothing is pending, and on a CPU padding costs time
@@ -150,7 +150,8 @@ def slots_to_see(denoiser: Denoiser, canvas: Canvas) -> tuple[int, Int[Tensor, "
     """The number of slots that are columns of the attention matrix (with fixed shapes all of them), and the slot from
     which on each sequence's columns are empty."""
     pattern = denoiser.pattern
-    end = canvas.start + canvas.block_size * pattern.noisy_stream if pattern.cacheable else canvas.length
+    whole = pattern.whole_canvas and not pattern.cacheable
+    end = canvas.length if whole else canvas.start + canvas.block_size * pattern.noisy_stream
     return canvas.num_slots if canvas.fixed_shapes else int(end.max()), end
 
 
