@@ -169,7 +169,7 @@ def test_the_points_are_the_papers_rows(table1):
         (["tokens=many"], "tokens=many must be a whole number"),
         (["lrr=3"], r"point b \(.*lrr=3\) cannot be composed: .*lrr"),
         (["seed=1,1"], "points b and b .seeds 1 and 1. are the same run"),
-        (["attention=block"], "points b and d .* are the same run .* with attention=block"),
+        (["token_shift=true"], "points b and c .* are the same run .* with token_shift=true"),
     ],
 )
 def test_overrides_that_do_not_fit_are_named(overrides, message):
