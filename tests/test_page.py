@@ -97,10 +97,10 @@ def test_the_command_of_a_point_names_its_sweep_and_is_taken_by_the_study():
 
 def test_points_are_chosen_by_name_and_one_that_is_unknown_is_named():
     points = tuple(Point(name, name, (), {"seed": 0}, name, {}) for name in "ab")
-    (only,) = chosen([Sweep("s", "t", 1, points)], ["b"])
+    (only,) = chosen([Sweep("s", "t", points)], ["b"])
     assert [point.name for point in only.points] == ["b"]
     with pytest.raises(ValueError, match="--point 'c' is no point of these sweeps: choose one of a; b"):
-        chosen([Sweep("s", "t", 1, points)], ["c"])
+        chosen([Sweep("s", "t", points)], ["c"])
 
 
 def test_effects_of_accuracy_are_drawn_in_percent_of_the_parent_beside_the_papers():

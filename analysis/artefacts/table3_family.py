@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point
+from analysis.evidence.compare import SOMETIMES, by_point
 from analysis.evidence.kept import KEPT, with_kept
 from analysis.pages.exhibits import Exhibit, Plot, Table, headings, paper_table
 from analysis.pages.plots import align, frontier
@@ -20,9 +20,7 @@ DIGITS = {"TPF": 2, "threshold": 2, "tokens/s": 0, "bits/byte": 3, "parameters":
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = family(results)
-    measures = headings(
-        "accuracy", "tpf", "nfe", "tokens_per_second", "code", "maths", "symbols", "cloze", "bits_per_byte"
-    )
+    measures = headings("accuracy", "tpf", "nfe", "tokens_per_second", *SOMETIMES, "cloze", "bits_per_byte")
     table = by_point(rows, measures, ("type", "name", "threshold")).rename(columns={"name": "model"})
     drawn = {"here": with_speed_up(results, rows)} if len(rows) else {}
     panels = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence.compare import by_point, final_evaluation, parent_row
+from analysis.evidence.compare import SOMETIMES, by_point, final_evaluation, parent_row
 from analysis.evidence.kept import KEPT, kept
 from analysis.evidence.stats import estimate
 from analysis.pages.dots import Dot, dots
@@ -22,7 +22,7 @@ BESIDE = "Each rung adds one choice. Here and the paper's, each in percent of it
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    measures = headings("accuracy", "tpf", "nfe", "code", "maths", "symbols", "cloze", "bits_per_byte", "train_flops")
+    measures = headings("accuracy", "tpf", "nfe", *SOMETIMES, "cloze", "bits_per_byte", "train_flops")
     rows = final_evaluation(results.of("evaluations", SWEEP))
     parent = parent_row(results, SWEEP).assign(label="AR parent")
     table = by_point(pd.concat([parent, rows]) if len(rows) else rows, measures, ("label",))

@@ -14,12 +14,13 @@ from analysis.evidence.answers import answers, families_of, require_same_items, 
 from analysis.evidence.effect import Effect, Part
 from analysis.evidence.intervals import over_seeds, over_seeds_and_items
 from analysis.evidence.stats import estimate
+from analysis.tables.domains import DOMAINS
 from analysis.tables.results import DLM, PARENT, Results
 from dlm.evaluation.generation import DEGENERATE
 
 ONE_TOKEN = "1 token/step"
-DOMAINS = ("code", "maths", "symbols")
-PERCENT = ("accuracy", *DOMAINS, "cloze", *DEGENERATE)
+SOMETIMES = (*DOMAINS, "right_steps")  # what only some tasks have
+PERCENT = ("accuracy", *SOMETIMES, "cloze", *DEGENERATE)
 SCALE = dict.fromkeys(PERCENT, 100) | {"train_flops": 1e-12}
 
 
@@ -53,9 +54,10 @@ def accuracy_of(parent: pd.DataFrame) -> float | None:
 def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = ("point", "label")) -> pd.DataFrame:
     """One row per point (or other columns `by`) in order of appearance, with an `Estimate` over seeds of every measure.
 
-    `measures` maps columns of `rows` to columns of the table; values are scaled by `SCALE`. Raises `ValueError` if a
-    group has several rows of one seed.
+    `measures` maps columns of `rows` to columns of the table; values are scaled by `SCALE`. Those of `SOMETIMES` are
+    left out if no row has them. Raises `ValueError` if a group has several rows of one seed.
     """
+    asked = {m: c for m, c in measures.items() if m not in SOMETIMES or (m in rows and rows[m].notna().any())}
     table = []
     for names, group in rows.groupby(list(by), sort=False, dropna=False):
         if group["seed"].duplicated().any():
@@ -63,9 +65,9 @@ def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = (
                 f"{dict(zip(by, names, strict=True))} has several rows of one seed: name what tells them apart"
             )
         names = [int(v) if isinstance(v, float) and v.is_integer() else v for v in names]
-        estimates = {column: estimate(group, m, SCALE.get(m, 1)) for m, column in measures.items()}
+        estimates = {column: estimate(group, m, SCALE.get(m, 1)) for m, column in asked.items()}
         table.append(dict(zip(by, names, strict=True)) | estimates)
-    return pd.DataFrame(table, columns=[*by, *measures.values()])
+    return pd.DataFrame(table, columns=[*by, *asked.values()])
 
 
 def budgets(rows: pd.DataFrame) -> pd.Series:

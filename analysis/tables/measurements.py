@@ -51,10 +51,10 @@ def families(items: pd.DataFrame) -> str | None:
 
 
 def outputs(result: dict[str, Any]) -> dict[str, float]:
-    """Tokens per row and the shares of degenerate outputs, as far as measured."""
+    """Tokens per row, the share of right steps and the shares of degenerate outputs, as far as measured."""
     shares = (proportion(name, result[name], result["n"]) for name in DEGENERATE if name in result)
-    tokens = {"tokens_per_row": result["tokens_per_row"]} if "tokens_per_row" in result else {}
-    return tokens | {key: value for share in shares for key, value in share.items()}
+    means = {name: result[name] for name in ("tokens_per_row", "right_steps") if name in result}
+    return means | {key: value for share in shares for key, value in share.items()}
 
 
 def trace(evaluation: Evaluation, result: dict[str, Any]) -> Rows:

@@ -44,6 +44,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "evaluations": (
         *(*IDS, "model", "setting", "decoder", "threshold", "target", "eval_block_size", "batch_size"),
         *("tpf", "nfe", "tokens_per_second", "accuracy", *INTERVALS, "code", "maths", "symbols", "cloze"),
+        *("sequential", "parallel", "right_steps"),
         *("bits_per_byte", "correct", "families", "tokens_per_row", "repetitive", "empty", "endless"),
     ),
     "drift": ("run", "layer", "kind", "mean_abs", "relative", "one_minus_cos"),
@@ -55,7 +56,19 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 # Columns that a results file of an older version may lack; they are then empty.
 LATER = {"runs": {"auxiliary_name", "continues", "evaluated", "validation", "examples", "answer_tokens"}}
 LATER["runs"] |= {f"val_{measure}_{kind}" for measure in ("nelbo", "bits") for kind in ("answers", "prose")}
-LATER |= {"evaluations": {"tokens_per_row", "repetitive", "empty", "endless", "file", "families"}}
+LATER |= {
+    "evaluations": {
+        "tokens_per_row",
+        "repetitive",
+        "empty",
+        "endless",
+        "file",
+        "families",
+        "sequential",
+        "parallel",
+        "right_steps",
+    }
+}
 LATER |= {name: {"file"} for name in ("positions", "steps", "scores")}
 
 
