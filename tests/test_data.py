@@ -174,6 +174,13 @@ def test_rows_that_are_packed_together_hold_more(tokenizer):
     assert together > 1.05 * one_by_one
 
 
+def test_rows_that_are_packed_together_may_hold_many_documents_each(tokenizer):
+    """A group of long rows takes more documents than an empty row may refuse."""
+    rows = prepared(tokenizer, "data=long", "data.length=1024", "data.group=16", "data.mixture.prose=0").train_rows
+    held = [len(rows.documents(n)) for n in range(16)]
+    assert min(held) > 5 and sum(held) > 100
+
+
 def test_the_block_size_does_not_decide_which_tasks_are_seen(tokenizer):
     """Short ones stand in the ends of rows that long ones leave, if each row is closed on its own for many."""
     shares = [

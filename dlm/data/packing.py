@@ -113,10 +113,10 @@ class PackedRows(Dataset):
         """Add documents of one source to rows until one fits none of them. Raises `ValueError` if none fits an empty
         row."""
         rooms = [self.length - sum(len(document.ids) for document in row) for row in rows]
-        attempts = 0
-        while max(rooms) >= MIN_ROOM and (all(rows) or attempts < ATTEMPTS):
+        refused = 0  # in a row, while there are empty rows
+        while max(rooms) >= MIN_ROOM and refused < ATTEMPTS:
             document = self.draw(source, rng, max(rooms))
-            attempts += 1
+            refused = 0 if document else refused + 1
             if document:
                 first = next(n for n, room in enumerate(rooms) if room >= len(document.ids))
                 rows[first].append(document)

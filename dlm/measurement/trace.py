@@ -82,7 +82,7 @@ class Trace(Measurement):
 
 def order_in_full_blocks(results: pd.DataFrame, block_size: int) -> dict[str, Any]:
     """The order of commitment in blocks that hold nothing but answer: without those that the prompt or the end cuts,
-    and without EOS, which commit rules rank behind every other token.
+    and without EOS, before which commit rules commit nothing that is behind it.
 
     `positions`: mean `step` by position, over `n` blocks; `correlation`: the mean of the blocks' rank correlations
     (Spearman) of step and position, over `blocks` of them. A block that is committed in one step has none; None without
