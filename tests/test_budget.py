@@ -58,6 +58,17 @@ def test_of_text_without_answers_every_document_and_token_counts(tmp_path):
     assert found == {"examples": int(row.document.max()) + 1, "answer_tokens": int(row.targets.sum())}
 
 
+def test_a_long_run_is_recorded_without_drawing_all_its_rows(monkeypatch):
+    made = experiment("tokens=8192")
+    whole = made.budget.spent(made.data, made.conversion, made.num_steps)
+    monkeypatch.setattr("dlm.config.budget.COUNTED", 64)
+    drawn = []
+    monkeypatch.setattr("dlm.config.budget.count", lambda rows, indices: drawn.append(indices) or count(rows, indices))
+    estimate = made.budget.spent(made.data, made.conversion, made.num_steps)
+    assert drawn == [range(64)] and estimate["tokens"] == whole["tokens"]
+    assert estimate == pytest.approx(whole, rel=0.2)
+
+
 def test_a_budget_of_flops_is_a_number_of_mean_steps():
     whole = experiment("tokens=1024")
     step = whole.budget.spent(whole.data, whole.conversion, 1)["flops"]

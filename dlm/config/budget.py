@@ -19,6 +19,7 @@ from dlm.data.packing import PackedRows, Windows, collate
 
 UNITS = ("tokens", "examples", "answer_tokens", "flops")
 EXAMPLES, ANSWER_TOKENS = UNITS[1:3]
+COUNTED = 100_000  # rows of which a record's examples and answer tokens are counted; those of longer runs follow
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,12 @@ class Budget:
             )
 
     def spent(self, data: PackedData, conversion: Conversion, num_steps: int) -> dict[str, float | None]:
-        """What a run of so many steps spends, in every unit; FLOPs are None if they cannot be counted."""
+        """What a run of so many steps spends, in every unit; FLOPs are None if they cannot be counted. Examples and
+        answer tokens of more than `COUNTED` rows are estimated from the first ones: counting all draws all."""
         step, num_rows = flops_of_step(data, conversion, self.rows), num_steps * self.rows
-        counted = count(data.train_rows, range(num_rows))
+        counted = count(data.train_rows, range(min(num_rows, COUNTED)))
+        if num_rows > COUNTED:
+            counted = {unit: round(n * num_rows / COUNTED) for unit, n in counted.items()}
         return {"tokens": num_rows * data.length} | counted | {"flops": step and step * num_steps}
 
 
