@@ -1,6 +1,7 @@
 """Every table and figure from hand-made results: known answers, marks and labels, and what is not there."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -714,3 +715,25 @@ def test_what_was_not_trained_at_more_tokens_is_left_out_of_the_comparisons():
     for block in (4, 8):
         study.own(study.point("figure3_block_size", f"block_size={block}", block_size=block), 0.5)
     assert all(is_empty(e) for e in shown(study.results, "more_tokens"))
+
+
+def test_one_budget_of_examples_is_one_budget_in_every_seed_and_block_size():
+    """It is of other tokens in each: longer blocks have more fill, and seeds other rows."""
+    study = Study()
+    for seed, (times, per_times) in product(range(3), ((1, 1_000_000), (4, 4_000_000))):
+        budget = {"budget": f"{times * 11500} examples"}
+        for block in (4, 16, 64):
+            tokens = {"tokens": per_times + 1000 * seed + 4000 * block * times, "block_size": block}
+            sweep = "figure3_block_size" if times == 1 else "more_tokens"
+            study.own(study.point(sweep, f"block_size={block}", seed, **tokens, **budget), 0.5 + 0.1 * (block == 16))
+        for shift in (True, False):
+            choices = {"token_shift": shift, "tokens": per_times + 1000 * seed}
+            study.own(
+                study.point("shift_by_budget", f"{shift}, {times}", seed, **choices, **budget), 0.5, bits_per_byte=1
+            )
+    blocks = MODULES["more_tokens"].BY_BUDGET["block_size_sweet_spot"](study.results)
+    assert [effect.seeds for _, effect in blocks] == [3, 3]
+    gained = tables(study.results, "shift_by_budget")[0]
+    assert len(gained) == 2 and gained["tokens"].nunique() == 2
+    for name in ("more_tokens", "shift_by_budget"):
+        assert all(cell.seeds == 3 for cell in tables(study.results, name)[-1]["accuracy %"])

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence.compare import (
+    at_budgets,
     budgets,
     by_point,
     final_evaluation,
@@ -60,7 +61,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
 
 def by_budget(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by training tokens, with these as the text `budget`."""
-    rows = rows.sort_values(["tokens", "seed"])
+    rows = at_budgets(rows).sort_values(["tokens", "seed"])
     return rows.assign(budget=[f"{v / 1e6:.3g}M tokens" for v in rows["tokens"]])
 
 

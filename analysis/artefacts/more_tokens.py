@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.artefacts import figure5_decoding_block_size
 from analysis.evidence.compare import (
     accuracy_effect,
+    at_budgets,
     budgets,
     by_point,
     final_evaluation,
@@ -34,7 +35,7 @@ CAPTION = (
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = final_evaluation(of_blocks(results, "evaluations")).sort_values(["block_size", "tokens"])
+    rows = at_budgets(final_evaluation(of_blocks(results, "evaluations"))).sort_values(["block_size", "tokens"])
     measures = headings("accuracy", "tpf", "nfe", "bits_per_byte")
     table = by_point(rows, measures, ("block_size", "tokens")).rename(columns={"block_size": "training block"})
     caption = "At one token per step, decoded with the training block."

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from analysis.evidence.compare import accuracy_effect, budgets, by_point, final_evaluation, scalar_effect
+from analysis.evidence.compare import accuracy_effect, at_budgets, budgets, by_point, final_evaluation, scalar_effect
 from analysis.evidence.effect import AGREES, DISAGREES, Effect
 from analysis.evidence.stats import estimate
 from analysis.pages.claims import effect_text
@@ -26,7 +26,7 @@ SETTING = ["size", "attention_name", "block_size", "lr"]
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    rows = with_setting(final_evaluation(results.of("evaluations", BY_ACCURACY)).drop_duplicates("run"))
+    rows = with_setting(at_budgets(final_evaluation(results.of("evaluations", BY_ACCURACY)).drop_duplicates("run")))
     measures = headings("accuracy", "tpf", "nfe", "bits_per_byte", "train_flops")
     losses = block_losses(results)
     panels = [
@@ -65,7 +65,7 @@ FIRST = (
 
 def block_losses(results: Results) -> pd.DataFrame:
     """`value`: the loss (nats) of a masked token by `position` in the block, per run of the dLM, with its `shift`."""
-    losses = results.of("positions", BY_POSITION)
+    losses = at_budgets(results.of("positions", BY_POSITION))
     return with_shift(losses[(losses["quantity"] == "loss") & (losses["model"] == DLM)])
 
 

@@ -71,8 +71,13 @@ def by_point(rows: pd.DataFrame, measures: dict[str, str], by: Sequence[str] = (
 
 
 def budgets(rows: pd.DataFrame) -> pd.Series:
-    """The training tokens of each row to two digits: runs of one budget, counted in other units, differ by a few."""
-    return rows["tokens"].map(lambda tokens: float(f"{float(tokens):.2g}")).astype(float)
+    """The training tokens of each row's budget, to two digits."""
+    return rows["budget"].fillna(rows["tokens"].map(lambda tokens: float(f"{float(tokens):.2g}"))).astype(float)
+
+
+def at_budgets(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the `tokens` of their budget, which are the same in every seed and block size."""
+    return rows.assign(tokens=rows["budget"].fillna(rows["tokens"]))
 
 
 def accuracy_effect(

@@ -116,6 +116,7 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         "continues": config["model"].get("run"),
         "masking_name": " ".join(filter(None, (target["masking"], half_life(config["masking"])))),
         "tokens": record["tokens"],
+        "budget": asked(config),
         "length": config["data"].get("length"),
         "batch_size_train": config["data"].get("batch_size"),
         "parameters": record["parameters"],
@@ -133,6 +134,12 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         "ended": record["ended"],
         "evaluated": digest(record["evaluation"]["settings"]),
     }
+
+
+def asked(config: dict[str, Any]) -> str | None:
+    """The budget that a config asks for in another unit than tokens; None if it counts tokens."""
+    budget = config.get("budget") or {}
+    return None if budget.get("unit", "tokens") == "tokens" else f"{budget['amount']:g} {budget['unit']}"
 
 
 def half_life(masking: dict[str, Any]) -> str:

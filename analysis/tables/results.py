@@ -32,6 +32,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("lr", "tokens", "parameters", "source", "parent", "train_seconds", "train_flops", "val_nelbo"),
         *("machine", "versions", "commit", "ended", "auxiliary_name", "continues", "evaluated"),
         *(
+            "budget",
             "examples",
             "answer_tokens",
             "validation",
@@ -54,7 +55,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "scores": (*IDS, "model", "task", "score"),
 }
 # Columns that a results file of an older version may lack; they are then empty.
-LATER = {"runs": {"auxiliary_name", "continues", "evaluated", "validation", "examples", "answer_tokens"}}
+LATER = {"runs": {"auxiliary_name", "continues", "evaluated", "validation", "budget", "examples"}}
+LATER["runs"] |= {"answer_tokens"}
 LATER["runs"] |= {f"val_{measure}_{kind}" for measure in ("nelbo", "bits") for kind in ("answers", "prose")}
 LATER |= {
     "evaluations": {
@@ -110,11 +112,11 @@ class Results:
         """The table `name` for the finished points of sweeps, each row preceded by the columns of its point and run.
 
         Measurements are those of the evaluation that ends every run and those made for the same sweep. A run that is a
-        point of several of the sweeps appears once for each.
+        point of several of the sweeps appears once for each. `budget` is in tokens here: see `budget_tokens`.
         """
         names = [sweeps] if isinstance(sweeps, str) else list(sweeps)
         points = self.points[self.points["sweep"].isin(names) & (self.points["state"] == FINISHED)]
-        rows = points[["sweep", "point", "label", "run"]].merge(self.runs, on="run")
+        rows = points[["sweep", "point", "label", "run"]].merge(budget_tokens(self.runs), on="run")
         if name == "runs":
             return rows
         rows = rows.merge(getattr(self, name), on="run", suffixes=("_of_run", ""))
@@ -153,6 +155,14 @@ class Results:
                     f"results {str(path)!r}: table {name} lacks {', '.join(sorted(lacking))}: collect them again"
                 )
         return cls(**{name: complete(name, table) for name, table in tables.items()})
+
+
+def budget_tokens(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with their `budget` as training tokens, to two digits: the mean over all runs that were given it, for in
+    another unit one budget is of other tokens in every seed and block size. NaN for budgets that are counted in tokens.
+    """
+    mean = runs["tokens"].astype(float).groupby(runs["budget"]).transform("mean")
+    return runs.assign(budget=mean.map(lambda tokens: float(f"{tokens:.2g}")).astype(float))
 
 
 def complete(name: str, table: pd.DataFrame) -> pd.DataFrame:
