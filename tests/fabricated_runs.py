@@ -47,7 +47,7 @@ def fabricate(runs_dir, point, accuracy: float) -> Run:
         likelihood = {"nats": 2.0, "standard_error": 0.1, "bits_per_byte": 1.0, "tokens": 12_700}
         return {"likelihood": likelihood, "cloze": 0.5, "cloze_items": 100, "generation": generation}
 
-    evaluation = {"settings": point.config["evaluation"], "parent": measured(0.95), "dlm": measured(accuracy)}
+    evaluation = {"settings": point.evaluated_with, "parent": measured(0.95), "dlm": measured(accuracy)}
     evaluation["throughput"] = {"parent": 100.0, "1 token/step": 80.0}
     run.update(
         status="finished",

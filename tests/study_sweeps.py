@@ -30,7 +30,7 @@ def finish(runs_dir, point) -> Run:
     """A finished run, as far as a study looks."""
     run = Run(runs_dir / point.run)
     run.folder.mkdir(parents=True)
-    run.update(status="finished", evaluation={"settings": point.config["evaluation"]}, tokens=10, train_seconds=2.0)
+    run.update(status="finished", evaluation={"settings": point.evaluated_with}, tokens=10, train_seconds=2.0)
     return run
 
 

@@ -114,7 +114,7 @@ def test_nothing_is_known_of_what_was_made_with_other_settings(sweeps, whole):
     point = found(sweeps)["g"]
     other = load_sweep(sweeps / f"{SWEEP}.yaml", ["seed=0", "evaluation.max_new_tokens=9"])
     (changed,) = [p for p in other.points if p.name == "g"]
-    assert changed.run == point.run and digest(changed.config["evaluation"]) != whole.runs["evaluated"].item()
+    assert changed.run == point.run and digest(changed.evaluated_with) != whole.runs["evaluated"].item()
     earlier = Earlier(whole)
     assert earlier.lacking(point) is None and earlier.state(changed) is None and earlier.lacking(changed) is not None
     whole.positions["file"] = "measurements/masked-other.json"

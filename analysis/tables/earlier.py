@@ -55,7 +55,7 @@ class Earlier:
         """`finished` or `diverged`; None if these results hold no usable evaluation of the point."""
         if point.run in self.diverged:
             return DIVERGED
-        return FINISHED if self.evaluated.get(point.run) == digest(point.config["evaluation"]) else None
+        return FINISHED if self.evaluated.get(point.run) == digest(point.evaluated_with) else None
 
     def lacking(self, point: Point) -> Point | None:
         """The point with only its missing evaluations; None if nothing is left to do."""

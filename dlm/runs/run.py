@@ -86,11 +86,14 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def run_id(config: dict[str, Any]) -> str:
     """The id of a resolved config: 12 hexadecimal digits. If they read as a number, the first becomes a letter g–p."""
+    flat = flatten(with_targets(config, RENAMED))
     identity = {
         key: value
-        for key, value in flatten(with_targets(config, RENAMED)).items()
+        for key, value in flat.items()
         if not is_volatile(key) and not (key in NEUTRAL and value == NEUTRAL[key])
     }
+    if flat.get("budget.unit", "tokens") != "tokens":
+        identity.pop("tokens", None)  # the budget is `budget.amount`
     name = digest(identity)
     if re.fullmatch(r"\d+(e\d+)?", name):  # a command line would parse it as a number
         name = "ghijklmnop"[int(name[0])] + name[1:]
