@@ -93,11 +93,13 @@ def naive(scorer, prompt, threshold, add_at, activate_at, eos):
         score = scores(scorer, x[:end], start)
         for begin in range(start, end, SIZE):
             at = [i for i in range(begin, begin + SIZE) if x[i] == MASK_ID and i in score]
-            keep = [i for i in at if score[i][1] > threshold]
+            first_end = min((i for i in at if score[i][0] == eos), default=length)
+            candidates = [i for i in at if i <= first_end]
+            keep = [i for i in candidates if score[i][1] > threshold]
             if at and (begin == start or before[begin // SIZE] >= activate_at):
-                words = [i for i in at if score[i][0] != eos]
-                keep.append(max(words, key=lambda i: score[i][1]) if words else at[0])
-            if scorer.token_shift and begin == start and not set(at) - {begin} - set(keep):
+                keep.append(max(candidates, key=lambda i: score[i][1]))
+            left = [i for i in at if i != begin and i not in keep and not (first_end in keep and i > first_end)]
+            if scorer.token_shift and begin == start and not left:
                 keep += at[:1]
             for i in keep:
                 x[i] = score[i][0]

@@ -202,7 +202,7 @@ def test_no_forward_is_spent_on_what_lies_behind_an_eos(llama):
 
     let_it_say(eager, score)
     (made,) = decode(eager, Threshold(0.99, sliding=True), [[5, 6, 7]], 16)
-    assert made.tokens == [7, 7, EOS_ID] and made.step == [1, 2, 1] and made.nfe == 2
+    assert made.tokens == [7, 7, EOS_ID] and made.step == [2, 3, 1] and made.nfe == 3
 
 
 def test_a_stop_is_asked_after_every_forward_that_moves_the_window(llama):

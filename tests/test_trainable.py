@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, MASK_ID, config, denoiser, options, random_batch, tiny
+from conftest import ARCHITECTURES, MASK_ID, as_before, config, denoiser, options, random_batch, tiny
 from kept_tensors import kept_by_autograd
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -78,7 +78,7 @@ def masked_half(scorer, rows: int = 2):
     ],
 )
 def test_runs_from_before_trainable_sets_had_files_keep_their_id(overrides, expected):
-    assert run_id(OmegaConf.to_container(config(*overrides), resolve=True)) == expected
+    assert run_id(OmegaConf.to_container(as_before(config(*overrides)), resolve=True)) == expected
 
 
 def test_other_targets_and_other_whole_parts_are_other_runs():

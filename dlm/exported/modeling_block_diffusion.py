@@ -103,9 +103,10 @@ class CommitRule:
         else:
             commit |= confidence > self.threshold
         commit &= candidates
-        if token_shift and not (masked & ~commit)[1:].any():
-            commit[0] = masked[0]  # its score depends on the clean context only, so waiting cannot change it
         tail = ((commit & is_eos).cumsum(0) > 0) & masked & ~commit
+        if token_shift and not (masked & ~commit & ~tail)[1:].any():
+            commit[0] = masked[0]  # its score depends on the clean context only, so waiting cannot change it
+            tail = ((commit & is_eos).cumsum(0) > 0) & masked & ~commit
         return torch.where(tail, self.eos_ids[:1], token) if len(self.eos_ids) else token, commit | tail
 
 

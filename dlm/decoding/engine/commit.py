@@ -29,8 +29,9 @@ def select_commits(
     rank = rule.rank(confidence).masked_fill(~candidates, -torch.inf)
     best = torch.zeros_like(open_).scatter(1, rank.argmax(1, keepdim=True), True) & required
     keep = (rule.select(confidence.masked_fill(~candidates, -1.0), rank) | best) & candidates
+    tail = from_first(keep & is_eos) & open_ & ~keep
     # A first token that is alone has its final score already: it depends on the clean context only.
-    alone = open_[:, :1] & ~(open_[:, 1:] & ~keep[:, 1:]).any(1, keepdim=True) & first_is_final
+    alone = open_[:, :1] & ~(open_ & ~keep & ~tail)[:, 1:].any(1, keepdim=True) & first_is_final
     keep = torch.cat([keep[:, :1] | alone, keep[:, 1:]], 1)
     return keep, from_first(keep & is_eos) & open_ & ~keep
 
