@@ -8,7 +8,7 @@ from test_train import text_file
 
 from dlm.config.budget import UNITS, count, endless
 from dlm.config.build import build
-from dlm.runs.run import run_id
+from dlm.runs.identity import run_id
 
 SMALL = ("data.length=64", "data.batch_size=4", "data.val_rows=1", "block_size=8")
 

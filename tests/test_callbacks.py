@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from small_runs import metrics, small, weights
 
 from dlm.config.build import make_callbacks
-from dlm.runs.run import run_id
+from dlm.runs.identity import run_id
 from dlm.train import train
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]

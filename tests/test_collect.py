@@ -12,14 +12,15 @@ from study_tables import correct
 from analysis.plan.sweep import FINISHED, Evaluation
 from analysis.tables import flops
 from analysis.tables.collect import collect
-from analysis.tables.measurements import READERS, tables_of
+from analysis.tables.domains import DOMAINS, domains
+from analysis.tables.measurements import READERS, outputs, tables_of
 from analysis.tables.results import DLM, PARENT, unpack, unpack_families
 from dlm.config.build import build
 from dlm.conversion import flops as counting
 from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.data import prose
 from dlm.data.packing import collate
-from dlm.data.tasks import FAMILIES
+from dlm.data.tasks import FAMILIES, LONG
 from dlm.model.flops import executed
 from dlm.model.last_layer import LastLayer
 from dlm.types import generator
@@ -244,3 +245,16 @@ def test_a_block_schedule_is_counted_over_the_whole_of_training(monkeypatch):
     both, done = counted(recipe_config(*base, "+" + schedule, "block_size=64"), monkeypatch, 2)
     assert done["linear"] < both <= done["linear"] + done["attention"]
     assert min(small[0], large[0]) < both < max(small[0], large[0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"), [(FAMILIES, ["maths", "code", "symbols"]), (LONG, ["sequential", "parallel"])]
+)
+def test_the_domains_are_those_of_the_tasks_that_were_asked_and_each_task_is_of_one(asked, named):
+    found = domains({family: {"accuracy": 0.5, "n": 10} for family in asked})
+    assert [name for name in DOMAINS if name in found] == named and {found[name] for name in named} == {0.5}
+    assert sorted(family for name in named for family in DOMAINS[name]) == sorted(asked)
+
+
+def test_the_share_of_right_steps_is_kept_where_it_was_measured():
+    assert outputs({"right_steps": 0.75, "n": 4}) == {"right_steps": 0.75} and outputs({"n": 4}) == {}

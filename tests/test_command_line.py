@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from analysis.plan.compose import resolve_config
 from dlm.config.command_line import RENAMED, flags_first, print_once, with_present_name
-from dlm.runs.run import run_id
+from dlm.runs.identity import run_id
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from dlm.config.build import make
 from dlm.data.tasks import Example
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import Generation
+from dlm.decoding.engine.commit import select_commits
 from dlm.decoding.engine.loop import Loop
 from dlm.decoding.engine.request import Request
 from dlm.decoding.entropy import Entropy
@@ -157,6 +158,17 @@ def test_an_eos_and_what_lies_behind_it_is_not_revised(llama):
     scorer = scripted(llama, [first, {0: (3, 0.5)}])
     (made,) = decode(scorer, Remask(0.9, 0.9), [[]], 8)
     assert made.tokens == [3, EOS_ID] and made.nfe == 2
+
+
+@pytest.mark.parametrize(("first_is_final", "kept"), [(True, [0, 1]), (False, [1])])
+def test_a_first_token_is_alone_where_an_eos_fills_the_rest_of_its_block(first_is_final, kept):
+    """With the shift its score is final then, and another forward would say the same."""
+    is_eos = torch.tensor([[False, True, False, False]])
+    confidence = torch.tensor([[0.5, 0.95, 0.3, 0.3]])
+    keep, tail = select_commits(
+        Threshold(0.9).rule, is_eos, confidence, is_eos | ~is_eos, first_is_final=first_is_final
+    )
+    assert keep[0].nonzero()[:, 0].tolist() == kept and tail[0].nonzero()[:, 0].tolist() == [2, 3]
 
 
 def test_what_is_predicted_behind_an_eos_uses_up_no_step(llama):

@@ -174,6 +174,22 @@ def test_rows_that_are_packed_together_hold_more(tokenizer):
     assert together > 1.05 * one_by_one
 
 
+def test_each_row_of_a_group_has_a_source_of_its_own(tokenizer):
+    """Rows without a task are of prose alone."""
+    rows = prepared(tokenizer, "data=long", "data.mixture={tasks: 0.5, prose: 0.5}", num_rows=64).train_rows
+    has_tasks = [any(d.kind == "answers" for d in rows.documents(i)) for i in range(64)]
+    groups = [has_tasks[i : i + 16] for i in range(0, 64, 16)]
+    assert all(any(group) and not all(group) for group in groups)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_share_of_the_tasks_has_short_answers(tokenizer, share):
+    overrides = ["data=long", "data.mixture.prose=0", f"data.short={share}"]
+    rows = prepared(tokenizer, *overrides, num_rows=96).train_rows
+    answers = [sum(d.maskable) - d.fill for i in range(96) for d in rows.documents(i)]
+    assert sum(n < 40 for n in answers) / len(answers) == pytest.approx(share, abs=0.1)
+
+
 def test_rows_that_are_packed_together_may_hold_many_documents_each(tokenizer):
     """A group of long rows takes more documents than an empty row may refuse."""
     rows = prepared(tokenizer, "data=long", "data.length=1024", "data.group=16", "data.mixture.prose=0").train_rows

@@ -49,6 +49,7 @@ CASES = {
     "block_shift": ("tiny", "attention=block", "token_shift=true"),
     "bidir": ("tiny", "attention=bidir", "token_shift=false"),
     "bidir_shift": ("tiny", "attention=bidir", "token_shift=true"),
+    "bidir_block": ("tiny", "attention=bidir", "attention.canvas=block", "token_shift=true"),
     "block_noisy": ("tiny", "attention=block_noisy", "token_shift=false"),
     "ar": ("tiny", "attention=ar", "token_shift=true"),
     "llama": ("llama", "attention=block", "token_shift=false"),
@@ -513,3 +514,11 @@ def test_an_export_ends_where_the_parent_ends_and_keeps_nothing_of_how_it_sample
 
 def exported_rule(temperature):
     return CommitRule(0.9, None, temperature, 1.0, torch.tensor([EOS_ID]), generator(1))
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_the_exported_rule_leaves_a_first_token_alone_that_an_eos_leaves_alone(shift):
+    """As the engine does (`tests/test_commit_rules.py`)."""
+    token, confidence = torch.tensor([2, EOS_ID, 4, 5]), torch.tensor([0.5, 0.95, 0.3, 0.3])
+    token, commit = exported_rule(0.0)(token, confidence, torch.ones(4, dtype=torch.bool), shift)
+    assert commit.tolist() == [shift, True, True, True] and token.tolist() == [2, EOS_ID, EOS_ID, EOS_ID]

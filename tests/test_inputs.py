@@ -15,7 +15,8 @@ from dlm.data.module import PackedData
 from dlm.evaluation.suite import evaluate_run
 from dlm.measurement.base import Subject
 from dlm.model.parent import Parent
-from dlm.runs.run import Run, run_id
+from dlm.runs.identity import run_id
+from dlm.runs.run import Run
 from dlm.train import train
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]

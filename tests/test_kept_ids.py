@@ -1,5 +1,5 @@
 """The ids of runs that were written down once: an option that is added later must leave them as they are, which
-`dlm.runs.run.NEUTRAL` is for. An option that nobody has told it about moves the ids here.
+`dlm.runs.identity.NEUTRAL` is for. An option that nobody has told it about moves the ids here.
 
     python tests/test_kept_ids.py
 
@@ -13,7 +13,7 @@ import pytest
 from conftest import as_before, config, options
 from omegaconf import OmegaConf
 
-from dlm.runs.run import NEUTRAL, run_id
+from dlm.runs.identity import NEUTRAL, run_id
 
 pytestmark = pytest.mark.trains
 
@@ -40,7 +40,7 @@ def kept() -> dict[str, str]:
 
 @pytest.mark.parametrize("case", kept())
 def test_a_run_has_the_id_that_it_always_had(case):
-    assert run_id(resolved(case)) == kept()[case], "give new options their old behaviour in dlm.runs.run.NEUTRAL"
+    assert run_id(resolved(case)) == kept()[case], "give new options their old behaviour in dlm.runs.identity.NEUTRAL"
 
 
 @pytest.mark.parametrize("group", ["masking", "trainer", "data", "optimizer"])

@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 
 from dlm.config.build import build
 from dlm.config.targets import require_known
+from dlm.runs.identity import run_id
 from dlm.runs.renamed import PRESENT, with_targets
-from dlm.runs.run import Run, run_id
+from dlm.runs.run import Run
 
 
 @pytest.fixture

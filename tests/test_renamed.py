@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 
 from dlm.config.build import make
 from dlm.config.targets import require_known
+from dlm.runs.identity import run_id
 from dlm.runs.renamed import PRESENT, RENAMED, with_targets
-from dlm.runs.run import run_id
 
 
 @pytest.mark.parametrize("name", RENAMED)

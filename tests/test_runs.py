@@ -7,8 +7,10 @@ import pytest
 from conftest import config, resolved
 from omegaconf import OmegaConf
 
+from dlm.runs import identity
 from dlm.runs import run as runs
-from dlm.runs.run import Run, run_id
+from dlm.runs.identity import run_id
+from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 
 
@@ -72,7 +74,7 @@ def test_the_id_does_not_depend_on_the_order_of_keys():
 
 def test_an_id_is_never_a_number_on_a_command_line(monkeypatch):
     for digest, expected in (("792727637636", "n92727637636"), ("12e345678901", "h2e345678901"), ("12e3f5678901",) * 2):
-        monkeypatch.setattr(runs, "digest", lambda _, digest=digest: digest)
+        monkeypatch.setattr(identity, "digest", lambda _, digest=digest: digest)
         assert run_id(resolved()) == expected
         assert OmegaConf.from_dotlist([f"run={expected}"]).run == expected
 
@@ -81,7 +83,7 @@ def test_a_new_option_at_its_neutral_value_keeps_the_id_of_existing_runs(monkeyp
     before, new = run_id(resolved()), resolved()
     new["masking"]["novel"] = 1
     assert run_id(new) != before
-    monkeypatch.setattr(runs, "NEUTRAL", {"masking.novel": 1} | runs.NEUTRAL)
+    monkeypatch.setattr(identity, "NEUTRAL", {"masking.novel": 1} | identity.NEUTRAL)
     assert run_id(new) == before
     new["masking"]["novel"] = 2
     assert run_id(new) != before
@@ -150,12 +152,12 @@ def test_the_environment_says_versions_commit_and_machine():
     assert found["machine"]["cpus"] > 0 and found["machine"]["device"] == "cpu"
 
 
-@pytest.mark.parametrize("key", runs.NEUTRAL)
+@pytest.mark.parametrize("key", identity.NEUTRAL)
 def test_an_option_at_its_neutral_value_is_as_if_it_were_not_there_and_another_value_is_another_run(key):
     config = resolved(*(["trainable=lora"] if key.startswith("trainable.") else []))  # the default has no such option
     *groups, leaf = key.split(".")
     node = functools.reduce(lambda found, name: found[name], groups, config)
-    node[leaf] = runs.NEUTRAL[key]
+    node[leaf] = identity.NEUTRAL[key]
     before = run_id(config)
     del node[leaf]
     if not node:  # a group that was not there

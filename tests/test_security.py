@@ -23,7 +23,7 @@ FORBIDDEN = [
     "torch.os.system",
     "transformers.utils.hub.subprocess.run",
     "lightning.pytorch.trainer.trainer.os.system",
-    "dlm.runs.run.VOLATILE",
+    "dlm.runs.identity.VOLATILE",
     "dlm.nothing.there",
     "datasets.load_dataset",
     "",

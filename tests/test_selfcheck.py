@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import MASK_ID, WITH_SHIFT, config, denoiser, random_batch
 from faulty_patterns import LooksAhead, SeesItself, SeesItselfFromBlock2, SinkOfAnyBlock
-from small_runs import SMALL
+from small_runs import SMALL, train_and_interrupt
 
 from dlm.attention.block import Block
 from dlm.conversion.module import Conversion
@@ -143,17 +143,7 @@ def test_a_damaged_reference_of_drift_is_named_before_training(small, runs_dir):
 
 def test_a_run_does_not_go_on_with_another_parent(small, monkeypatch):
     cfg = small("runtime.checkpoint_every=1")
-    step = Conversion.training_step
-
-    def breaks(self, batch, batch_idx):
-        if self.micro_batches == 3:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Conversion, "training_step", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            train(cfg)
+    train_and_interrupt(cfg, monkeypatch, 3)
     monkeypatch.setattr(Parent, "fingerprint", lambda self: "0" * 16)
     with pytest.raises(ValueError, match=r"began with a parent of fingerprint .* has 0000000000000000 now"):
         train(cfg)

@@ -67,6 +67,12 @@ def test_a_run_counts_as_finished_with_the_evaluation_that_its_command_makes(tmp
     assert asked and point.state(tmp_path) == FINISHED
 
 
+def test_a_point_may_choose_another_option_than_the_scale_or_the_sweep(tmp_path):
+    text = "title: t\nshared: [attention=block, optimizer=adamw]\npoints: {a: {label: A, overrides: [attention=ar]}}"
+    (point,) = load_sweep_of(tmp_path, text).values()
+    assert point.config["attention"]["_target_"].endswith("AR") and "optimizer=muon" not in point.overrides
+
+
 def test_the_runs_of_the_study_keep_their_ids():
     """Those of Table 1, which hours were spent on (C7)."""
     found = {name: p.run for name, p in by_name(load_sweep(TABLE1, ["seed=0"])).items()}
@@ -302,6 +308,10 @@ def test_before_any_job_ends_the_rate_of_training_is_that_of_the_runs_that_are_t
     finish(tmp_path, points[0])  # 0.2 s per token
     assert Progress(points[1:], [], tmp_path, jobs=1).seconds_left([]) == pytest.approx(3 * 1000 * 0.2)
     assert Progress(points[1:], [], tmp_path / "empty", jobs=1).seconds_left([]) is None
+    points = plan_points([load_sweep(linked_sweeps / "one.yaml", ["seed=0"])])  # of examples
+    finish(tmp_path / "examples", points[0]).update(budget={"examples": 50})  # 2 s
+    left = sum(point.budget[1] for point in points[1:]) * 2 / 50
+    assert Progress(points[1:], [], tmp_path / "examples", jobs=1).seconds_left([]) == pytest.approx(left)
 
 
 def test_a_run_counts_as_finished_only_where_it_was_evaluated_as_the_others(table1, tmp_path):

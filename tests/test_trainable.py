@@ -24,7 +24,8 @@ from dlm.masking.uniform import Uniform
 from dlm.model.checkpointing import checkpoint_activations
 from dlm.model.parent import load_parent
 from dlm.runs.digest import weights_fingerprint
-from dlm.runs.run import Run, run_id
+from dlm.runs.identity import run_id
+from dlm.runs.run import Run
 from dlm.train import train
 from dlm.trainable.frozen_embeddings import FrozenEmbeddings
 from dlm.trainable.full import Full

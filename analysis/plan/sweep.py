@@ -16,8 +16,6 @@ point, and `key=@sweep:point/evaluation` to the file of one of its evaluations; 
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,7 +27,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis.plan.compose import resolve_config
-from dlm.runs.run import Run, measurement_file, run_id
+from analysis.plan.variants import variants
+from dlm.runs.identity import run_id
+from dlm.runs.run import Run, measurement_file
 
 FINISHED, DIVERGED = "finished", "diverged"
 KEYS = {"title", "points", "grid", "shared", "only", "seeds", "evaluations"}
@@ -118,16 +118,6 @@ class Sweep:
         return {point.name: point.label for point in self.points}
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A named set of overrides; `values` are its grid values."""
-
-    name: str
-    label: str
-    overrides: tuple[str, ...]
-    values: dict[str, Any]
-
-
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Load a sweep, applying `overrides` to every point.
 
@@ -183,31 +173,6 @@ def read(path: Path, study: dict[str, Any]) -> dict[str, Any]:
     if unknown := set(raw) - KEYS:
         raise ValueError(f"sweep {str(path)!r} has {', '.join(sorted(unknown))}: choose of {', '.join(sorted(KEYS))}")
     return raw
-
-
-def variants(points: dict[str, dict], grid: dict[str, Any]) -> Iterator[Variant]:
-    """The product of `points` and the axes of `grid`; with either empty, the other alone."""
-    named = [Variant(name, p["label"], tuple(p.get("overrides", ())), {}) for name, p in points.items()]
-    axes = [axis(key, values) for key, values in grid.items()]
-    for combination in itertools.product(*([named] if named else []), *axes):
-        yield Variant(
-            ", ".join(v.name for v in combination),
-            ", ".join(v.label for v in combination),
-            tuple(itertools.chain.from_iterable(v.overrides for v in combination)),
-            {key: value for v in combination for key, value in v.values.items()},
-        )
-
-
-def axis(key: str, values: list | dict[str, list[str]]) -> list[Variant]:
-    """One variant per value of a grid key. In a dict, each name stands for its list of overrides."""
-    if isinstance(values, dict):
-        return [Variant(f"{key}={name}", f"{key} {name}", tuple(o), {key: name}) for name, o in values.items()]
-    texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
-    word = key.rpartition(".")[2].replace("_", " ")
-    return [
-        Variant(f"{key}={text}", f"{word} {text}", (f"{key}={text}",), {key: value})
-        for text, value in zip(texts, values, strict=True)
-    ]
 
 
 def make_evaluations(name: str, section: dict[str, Any], shared: list[str]) -> Iterator[Evaluation]:

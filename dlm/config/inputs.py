@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.model.parent import PACKAGE_PREFIX, resolve
 from dlm.runs import digest
-from dlm.runs.run import VOLATILE, Run
+from dlm.runs.identity import VOLATILE
+from dlm.runs.run import Run
 
 FILES = ("path", "tokenizer", "policy")  # arguments that name a file, a folder or a hub id
 MODEL_FILES = (".safetensors", ".gguf", ".json", ".model", ".txt", ".jinja", ".py")  # files of a model that are read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlm.runs.run import NEUTRAL, flatten, is_volatile
+from dlm.runs.identity import NEUTRAL, flatten, is_volatile
 
 
 def differences(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
