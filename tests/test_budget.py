@@ -94,6 +94,14 @@ def test_a_budget_that_cannot_be_is_refused(overrides, message):
         experiment(*overrides)
 
 
+def test_examples_that_never_come_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr("dlm.config.budget.COUNTED", 40)
+    with pytest.raises(
+        ValueError, match="budget.unit examples: the first 4. rows hold none; raise the weight of tasks"
+    ):
+        experiment("budget.unit=examples", "budget.amount=100", "data.mixture={tasks: 1e-9, prose: 1.0}")
+
+
 @pytest.mark.trains
 def test_a_record_says_what_was_spent_in_every_unit(trained):
     budget = trained.record["budget"]

@@ -58,13 +58,18 @@ class Budget:
         return math.ceil(self.amount / step)
 
     def walk(self, rows: PackedRows) -> int:
-        """The steps after which the rows hold the amount."""
+        """The steps after which the rows hold the amount. Raises `ValueError` if `COUNTED` rows hold nothing of it."""
         step, total = 0, 0
         while total < self.amount:
             total += count(rows, range(step * self.rows, (step + 1) * self.rows))[self.unit]
             if step == 0:
                 self.require_step(total)
             step += 1
+            if total == 0 and step * self.rows >= COUNTED:
+                raise ValueError(
+                    f"budget.unit {self.unit}: the first {step * self.rows:,} rows hold none; raise the weight of "
+                    "tasks in data.mixture or choose another unit"
+                )
         return step
 
     def require_step(self, step: float) -> None:
@@ -72,8 +77,8 @@ class Budget:
         if self.amount < step:
             option = "tokens" if self.unit == "tokens" else "budget.amount"
             raise ValueError(
-                f"{option} {self.amount:g} is less than one optimizer step of {step:g} {self.unit} (data.batch_size x "
-                f"data.length x trainer.accumulate x devices x nodes): raise {option} or lower data.batch_size"
+                f"{option} {self.amount:g} is less than one optimizer step of {step:g} {self.unit} (of data.batch_size "
+                f"x trainer.accumulate x devices x nodes rows): raise {option} or lower data.batch_size"
             )
 
     def spent(self, data: PackedData, conversion: Conversion, num_steps: int) -> dict[str, float | None]:
