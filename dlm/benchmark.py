@@ -22,7 +22,7 @@ from dlm.bench.base import Bench, Workbench, cast, require_at_least
 from dlm.bench.peer import Dllm
 from dlm.config.build import choices, make
 from dlm.config.command_line import hydra_command
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Benchmark
 from dlm.evaluation.timing import clock_of
 from dlm.model.device import device_name, usable_device
@@ -67,7 +67,7 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
 def validated(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
     """The benchmark, its device, and the path of its record. Raises `ValueError` for bad values, before the model is
     loaded."""
-    require_kinds(cfg, Benchmark)
+    require_options(cfg, Benchmark)
     bench = make(cfg.bench)
     make(cfg.masking)
     require_at_least(1, repeats=cfg.repeats)

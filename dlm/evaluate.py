@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from dlm.config.build import default_decoding, requested_decoding
 from dlm.config.command_line import hydra_command
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Evaluate
 from dlm.evaluation.suite import evaluate_again
 from dlm.evaluation.summary import show
@@ -16,7 +16,7 @@ from dlm.runs.run import Run
 
 @hydra_command("evaluate")
 def main(cfg: DictConfig) -> None:
-    require_kinds(cfg, Evaluate)
+    require_options(cfg, Evaluate)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     with lease(run.folder):
         evaluate_again(run, cfg.evaluation, requested_decoding(cfg, default_decoding(run.config)), cfg.device)

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Export
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
@@ -204,7 +204,7 @@ def write_configs(folder: Path, settings: dict[str, Any], model_type: str) -> No
 
 @hydra_command("export")
 def main(cfg: DictConfig) -> None:
-    require_kinds(cfg, Export)
+    require_options(cfg, Export)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     folder = export(run, cfg.to, cfg.threshold, requested_decoding(cfg, default_decoding(run.config)))
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")

@@ -24,7 +24,7 @@ from dlm.config.arguments import quoted
 from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Generate
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
@@ -235,7 +235,7 @@ def standard_input() -> str:
 
 def check(cfg: DictConfig) -> None:
     """Raises `ValueError` for options that are wrong for any model."""
-    require_kinds(cfg, Generate)
+    require_options(cfg, Generate)
     if cfg.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {cfg.max_new_tokens} must be at least 1")
     if cfg.delay < 0:

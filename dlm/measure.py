@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.command_line import hydra_command
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Measure
 from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
@@ -32,7 +32,7 @@ def shortened(value: Any) -> Any:
 
 @hydra_command("measure")
 def main(cfg: DictConfig) -> None:
-    require_kinds(cfg, Measure)
+    require_options(cfg, Measure)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)
     record = measure(Subject(run, cfg.device), settings)

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Policy
 from dlm.data import tasks
 from dlm.decoding.base import Decoder
@@ -181,7 +181,7 @@ def learn(run: Run, settings: dict[str, Any], device: str = AUTO) -> Path:
 
 @hydra_command("policy")
 def main(cfg: DictConfig) -> None:
-    require_kinds(cfg, Policy)
+    require_options(cfg, Policy)
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
     path = learn(Run.load(str(cfg.run), cfg.runs_dir), settings, cfg.device)
     print(json.dumps(read_json(path)["held_out"], indent=1))

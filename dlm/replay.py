@@ -15,7 +15,7 @@ from rich.table import Table
 from dlm.attention.base import AttentionPattern, NoisePer
 from dlm.config.build import Experiment, build
 from dlm.config.command_line import hydra_command
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Replay
 from dlm.conversion.pieces import loss_of
 from dlm.runs.run import Run
@@ -80,7 +80,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 @hydra_command("replay")
 def main(cfg: DictConfig) -> None:
-    require_kinds(cfg, Replay)
+    require_options(cfg, Replay)
     report = replay(Run.load(str(cfg.run), cfg.runs_dir))
     table = Table(title=f"step {report['step']}, loss {', '.join(f'{loss:.4g}' for loss in report['loss'])}")
     table.add_column("modules whose output is not finite")

@@ -20,7 +20,7 @@ from dlm.config import multirun
 from dlm.config.build import choices, num_processes, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.inputs import inputs_of, require_same
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_kinds, require_options
 from dlm.config.settings import Keep, Train
 from dlm.console import is_sweep
 from dlm.evaluation.suite import evaluate_again, evaluate_run, is_evaluated
@@ -38,7 +38,7 @@ from dlm.trainer.processes import Follower, is_follower
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate the run of a config, unless it is finished. Returns `id`, `status` and the `record`. Raises
     `Busy` if another process works on the run, and `ValueError` for a bad config or a run that failed before."""
-    require_kinds(cfg, Keep)
+    require_options(cfg, Keep, Train)
     with sigterm_as_ctrl_c():  # not as a decorator, which parallel launchers cannot pickle
         return follow(cfg) if is_follower(cfg) else lead(cfg)
 

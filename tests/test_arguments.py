@@ -41,3 +41,18 @@ def test_a_command_is_called_with_its_paths_quoted(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train", "seed=1", f"runs_dir={tmp_path}/a b"])
     command()
     assert seen == [f"{tmp_path}/a b"] and "runs_dir" in PATHS
+
+
+def test_an_option_that_hydra_does_not_know_is_answered_with_the_nearest_one(monkeypatch, capsys):
+    wrong = {
+        "data.lenght=3": "error: data.lenght is no option: did you mean length?\n",
+        "dta.length=3": "error: dta is no option: did you mean data?\n",
+        "masking=uniform masking.veiws=2": "error: masking.veiws is no option: did you mean views?\n",
+        "attention=blok": "",  # Hydra lists the options of a group
+    }
+    for line, message in wrong.items():
+        monkeypatch.setattr(sys, "argv", ["train", *line.split()])
+        with pytest.raises(SystemExit):
+            hydra_command("train")(lambda cfg: None)()
+        said = capsys.readouterr().err
+        assert said.endswith(message) and ("error: " in said) == bool(message)

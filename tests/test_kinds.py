@@ -11,7 +11,8 @@ from omegaconf import OmegaConf, open_dict
 
 from dlm.config import kinds, settings
 from dlm.config.build import make
-from dlm.config.kinds import accepts, require_kinds
+from dlm.config.kinds import accepts, require_kinds, require_options
+from dlm.config.names import argument_names
 
 COMMANDS = {
     "train": (settings.Train, settings.Keep),
@@ -111,6 +112,58 @@ def test_an_argument_is_refused_by_name_where_it_is_of_another_kind(group, optio
                 with pytest.raises(ValueError, match=rf"^{re.escape(path)}\.{key} .* must be "):
                     build(plain)
             node[key] = before
+
+
+def test_an_option_that_nothing_reads_is_refused_with_the_nearest_name():
+    wrong = {
+        "+nonsense=3": "^nonsense is no option: choose one of attention, ",
+        "+blok_size=3": "^blok_size is no option: did you mean block_size?",
+        "+runtime.thread=1": "^runtime.thread is no option: did you mean threads?",
+        "+evaluation.skp=true": "^evaluation.skp is no option: did you mean skip?",
+        "+budget.unitt=flops": "^budget.unitt is no option: did you mean unit?",
+    }
+    for override, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            require_options(config(override), settings.Keep, settings.Train)
+    for name, of in COMMANDS.items():
+        needed = ["run=x", "to=x"] if name == "export" else ["measurement=decode"] if name == "measure" else []
+        require_options(config(*needed, name=name), *of)
+        with pytest.raises(ValueError, match="^runs_dri is no option: did you mean runs_dir?"):
+            require_options(config("+runs_dri=x", *needed, name=name), *of)
+
+
+def test_an_argument_that_a_target_does_not_take_is_refused_by_name():
+    wrong = {
+        "+data.lenght=64": ("data", "^data.lenght is no option: did you mean length?"),
+        "+masking.veiws=2": ("masking", "^masking.veiws is no option: did you mean views?"),
+        "+optimizer.beta=[0,1]": ("optimizer", "^optimizer.beta is no option: did you mean betas?"),  # of a base class
+    }
+    for override, (group, message) in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            make(config(override)[group])
+    timer = {"_target_": "lightning.pytorch.callbacks.Timer", "durations": "00:00:01:00"}
+    with pytest.raises(ValueError, match="^durations is no option: did you mean duration?"):
+        make(OmegaConf.create(timer))
+
+
+def test_every_argument_is_known_of_code_that_takes_any():
+    assert argument_names(dict) is None and argument_names(print_kwargs) is None
+    assert argument_names(Narrow) == {"wide", "narrow"}
+
+
+def print_kwargs(**kwargs):
+    print(kwargs)
+
+
+class Wide:
+    def __init__(self, wide: int):
+        self.wide = wide
+
+
+class Narrow(Wide):
+    def __init__(self, narrow: int, **kwargs):
+        super().__init__(**kwargs)
+        self.narrow = narrow
 
 
 def test_what_a_kind_accepts():

@@ -8,7 +8,8 @@ from conftest import CONF, config
 from omegaconf import OmegaConf
 
 from dlm.config.build import make
-from dlm.config.targets import require_known
+from dlm.config.command_line import hydra_command
+from dlm.config.targets import TRUSTED, require_known, trust, trusted
 from dlm.runs.redact import redacted
 from dlm.runs.run import Run
 
@@ -42,6 +43,49 @@ def test_foreign_code_is_not_even_imported(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is not code that a config may name"):
         require_known({"_target_": "foreign_code.anything"})
     assert "foreign_code" not in sys.modules
+
+
+def with_option(node, **options):
+    return OmegaConf.create(OmegaConf.to_container(node, resolve=True) | options)
+
+
+@pytest.fixture
+def mylab(tmp_path, monkeypatch):
+    """A package of the user's, with a masking scheme."""
+    (tmp_path / "mylab.py").write_text(
+        "import os\nfrom dlm.masking.uniform import Uniform\n"
+        "class Mine(Uniform):\n    def __init__(self, shade, **kwargs):\n"
+        "        super().__init__(**kwargs)\n        self.shade = shade\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv(TRUSTED, raising=False)
+    yield with_option(config("masking=uniform").masking, _target_="mylab.Mine", shade=0.5)
+    sys.modules.pop("mylab", None)
+
+
+def test_a_config_may_name_the_code_of_a_package_that_the_user_trusts(mylab, monkeypatch):
+    with pytest.raises(ValueError, match=r"'mylab.Mine' is not code .* needs trusted_packages=\[mylab\]"):
+        make(mylab)
+    monkeypatch.setenv(TRUSTED, "other, mylab")
+    assert make(mylab).shade == 0.5
+    with pytest.raises(ValueError, match="^shad is no option: did you mean shade?"):
+        make(with_option(mylab, shad=1))
+    with pytest.raises(ValueError, match="_target_ 'mylab.os.system' is not code"):
+        make(OmegaConf.create({"_target_": "mylab.os.system", "command": "false"}))
+
+
+def test_what_a_command_trusts_is_in_its_own_config_and_never_in_a_runs(mylab, monkeypatch):
+    seen = []
+    monkeypatch.setenv(TRUSTED, "")
+    monkeypatch.setattr(sys, "argv", ["train", "trusted_packages=[mylab]"])
+    hydra_command("train")(lambda cfg: seen.append(make(mylab)))()
+    assert seen[0].shade == 0.5 and trusted() == ["mylab"]
+    monkeypatch.setenv(TRUSTED, "")
+    of_a_run = OmegaConf.create({"trusted_packages": ["mylab"], "masking": mylab})
+    with pytest.raises(ValueError, match="'mylab.Mine' is not code"):
+        make(of_a_run.masking)
+    with pytest.raises(ValueError, match="trusted_packages 'my lab' must be the name of a package"):
+        trust(["my lab"])
 
 
 def test_nor_can_it_at_any_depth():

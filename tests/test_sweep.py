@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dlm.config.multirun import SWEEP, SweepCallback, claim_folder, summary_table
+from dlm.config.multirun import SWEEP, SweepCallback, claim_folder, objective_of, summary_table
 
 pytestmark = pytest.mark.trains
 
@@ -132,3 +132,36 @@ def test_the_summary_of_a_sweep_fits_eighty_columns_and_cuts_no_number():
     text = console.export_text()
     assert "…" not in text
     assert all(w in text for w in (*line["job"].split(), "0123456789ab", "12.345", "63.4%", "TPF 2.00", "0.054"))
+
+
+def test_a_sweeper_that_chooses_the_values_says_how_many_jobs_there_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(SWEEP, "")
+    monkeypatch.setattr(SweepCallback, "folder", None)
+    task = ["lr=tag(log,interval(1e-4,1e-2))", "block_size=choice(4,8)", "seed=1"]
+    given = {"sweep": {"dir": f"{tmp_path}/now"}, "overrides": {"task": task}}
+    given |= {"sweeper": {"n_trials": 7, "params": {"masking.half_life": "interval(0.05,0.25)"}}}
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        SweepCallback().on_multirun_start(OmegaConf.create({"hydra": given}))
+    assert json.loads(os.environ[SWEEP]) == {"jobs": 7, "swept": ["lr", "block_size", "masking.half_life"]}
+    assert capsys.readouterr().out == "sweep of 7 jobs over lr, block_size, masking.half_life\n"
+
+
+def test_the_objective_of_a_search_is_a_metric_of_the_run_by_name():
+    setting = {"name": "1 token/step", "accuracy": 0.5, "tpf": 1.0}
+    record = {"train": {"val/nelbo": 1.5, "tokens": 9}, "evaluation": {"dlm": {"generation": [setting]}}}
+    names = {"val/nelbo": 1.5, "accuracy": 0.5, "accuracy, 1 token/step": 0.5, "val NELBO": 1.5}
+    assert {name: objective_of(record, name) for name in names} == names
+    assert objective_of(record, None) is None and objective_of({}, "val/nelbo") is None
+    with pytest.raises(ValueError, match=r"objective 'val/nebo' is no metric of a run: choose one of \[.*'accuracy', "):
+        objective_of(record, "val/nebo")
+
+
+@pytest.mark.slow
+def test_optuna_searches_for_the_lowest_objective(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra [search]")
+    chosen = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1"]
+    done = sweep(tmp_path, *chosen, "lr=tag(log,interval(1e-4,1e-2))", "objective=val/nelbo")
+    assert done.returncode == 0, done.stderr
+    losses = {r["config"]["lr"]: r["train"]["val/nelbo"] for r in records(tmp_path)}
+    best = min(losses, key=losses.get)
+    assert len(losses) == 3 and f"best: name optuna, best_params {{'lr': {best}}}" in done.stdout

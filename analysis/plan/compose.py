@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlm.config.command_line import with_present_name
-from dlm.config.folders import CONF, config_folders
+from dlm.config.folders import CONF
+from dlm.config.hints import is_group
+from dlm.config.targets import trust
 
 
 def resolve_config(name: str, subject: str, overrides: list[str]) -> dict[str, Any]:
@@ -25,6 +27,7 @@ def resolve_config(name: str, subject: str, overrides: list[str]) -> dict[str, A
     seeds = [o.partition("=")[2] for o in overrides if o.startswith("seed=")]
     try:
         config = compose_config(name, tuple(o for o in overrides if not o.startswith("seed=")))
+        trust(config.get("trusted_packages") or ())  # the jobs inherit it
         if not seeds:
             return OmegaConf.to_container(config, resolve=True)
         default_seed = config.seed
@@ -53,10 +56,6 @@ def compose_config(name: str, overrides: tuple[str, ...]) -> DictConfig:
     for override in values:  # as Hydra applies them
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     return config
-
-
-def is_group(name: str) -> bool:
-    return any((folder / name).is_dir() for folder in config_folders())
 
 
 @cache

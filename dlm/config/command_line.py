@@ -11,9 +11,12 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig
 
 from dlm.config.arguments import with_path_quoted
 from dlm.config.folders import CONF, config_folders
+from dlm.config.hints import hints
+from dlm.config.targets import trust
 from dlm.console import command
 
 MULTIRUN = ("-m", "--multirun")
@@ -39,18 +42,40 @@ def hydra_command(config: str, read: Callable[[str], str] = str) -> Callable[[Ca
     each argument before Hydra parses it."""
 
     def decorate(main: Callable[..., Any]) -> Callable[[], None]:
-        by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(command(main))
+        entered: list[bool] = []
+        task = command(trusting(main, entered))
+        by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(task)
 
         @functools.wraps(main)
         def run() -> None:
             arguments = flags_first([with_present_name(read(argument)) for argument in sys.argv[1:]])
             swept = any(argument in MULTIRUN for argument in arguments)
             sys.argv[1:] = [with_path_quoted(argument, swept) for argument in arguments]
-            by_hydra()
+            entered.clear()
+            try:
+                by_hydra()
+            except SystemExit:
+                if not entered:  # Hydra has refused the arguments
+                    for hint in hints(config, sys.argv[1:]):
+                        print(f"error: {hint}", file=sys.stderr)
+                raise
 
         return run
 
     return decorate
+
+
+def trusting(main: Callable[..., Any], entered: list[bool]) -> Callable[..., Any]:
+    """A Hydra main that lets configs name code of the `trusted_packages` of its own config, which the user composed. It
+    leaves a mark in `entered`."""
+
+    @functools.wraps(main)
+    def run(cfg: DictConfig) -> Any:
+        entered.append(True)
+        trust(cfg.get("trusted_packages") or ())
+        return main(cfg)
+
+    return run
 
 
 def with_present_name(override: str) -> str:

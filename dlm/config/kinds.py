@@ -1,7 +1,8 @@
-"""Checks the type of every option up front; otherwise a string in place of a number would fail mid-run.
+"""Checks the name and the type of every option up front: a string in place of a number would fail mid-run, and a
+misspelt name would train another run than was meant.
 
-The type is that of the constructor's annotation or, for options that build no object, that of the field in
-`dlm.config.settings`. Objects check their own ranges.
+An option is an argument of the constructor that its node builds or, if it builds no object, a field of
+`dlm.config.settings`; its type is the annotation there. Objects check their own ranges.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated, Any, NewType, Union, Unpack, get_args, get_origin,
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from dlm.config.names import require_argument_names, require_names
 from dlm.config.targets import OWN
 
 Text = NewType("Text", str)  # unlike a `str`, it may be empty
@@ -28,6 +30,13 @@ class AtLeast:
     """The lower bound of a number: `Annotated[int, AtLeast(1)]`."""
 
     least: float
+
+
+def require_options(cfg: DictConfig, *settings: type) -> None:
+    """Raises `ValueError` if a command's config has an option that is no field of one of the dataclasses `settings` and
+    no group, or a value of another type than the first of them says."""
+    require_names(OmegaConf.to_container(cfg, resolve=False), *settings)
+    require_kinds(cfg, settings[0])
 
 
 def require_kinds(cfg: DictConfig, settings: type) -> None:
@@ -46,12 +55,15 @@ def require_fields(values: dict[str, Any], settings: type, prefix: str) -> None:
 
 
 def require_arguments(node: Any, name: str) -> None:
-    """Raises `ValueError` if a plain config (dicts and lists), at any depth, gives a `_target_` of this package an
-    argument of another type than its annotation. `name` is the path of `node` in the config."""
+    """Raises `ValueError` if a plain config (dicts and lists), at any depth, gives a `_target_` an argument that it
+    does not take or, if it is of this package, one of another type than its annotation. `name` is the path of `node`
+    in the config."""
     if isinstance(node, dict):
         target = str(node.get("_target_", ""))
         # Libraries accept more than their annotations say, and check their arguments themselves.
         kinds = argument_kinds(get_object(target)) if target.startswith(f"{OWN}.") else {}
+        if target:
+            require_argument_names(node, get_object(target), name, kinds)
         for key, value in node.items():
             full = f"{name}.{key}" if name else key
             require_arguments(value, full)

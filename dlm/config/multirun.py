@@ -37,10 +37,14 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepCallback.folder = claim_folder(config)
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # the loader resolves glob(*)
-        overrides = parser.parse_overrides(list(config.hydra.overrides.task))
-        swept = {o.get_key_element(): len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()}
-        os.environ[SWEEP] = json.dumps({"jobs": math.prod(swept.values()), "swept": list(swept)})
-        print(f"sweep of {math.prod(swept.values())} jobs over {', '.join(swept) or 'nothing'}", flush=True)
+        overrides = [o for o in parser.parse_overrides(list(config.hydra.overrides.task)) if o.is_sweep_override()]
+        sweeper = config.hydra.get("sweeper") or {}
+        swept = list(dict.fromkeys([o.get_key_element() for o in overrides] + list(sweeper.get("params") or ())))
+        jobs = sweeper.get("n_trials")  # of a sweeper that chooses the values itself
+        if jobs is None:
+            jobs = math.prod(len(list(o.sweep_string_iterator())) for o in overrides)
+        os.environ[SWEEP] = json.dumps({"jobs": jobs, "swept": swept})
+        print(f"sweep of {jobs} jobs over {', '.join(swept) or 'nothing'}", flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.began = time.perf_counter()
@@ -53,8 +57,8 @@ class SweepCallback(Callback):
         job_return.cfg = job_return.hydra_cfg = None  # Hydra holds the return values of all jobs until the last ends
         failed = job_return.status is not JobStatus.COMPLETED
         result = {"status": "failed"} if failed else job_return.return_value
-        if not failed:
-            job_return.return_value = None
+        if not failed:  # what a sweeper that looks for the best values sees
+            job_return.return_value = objective_of(result.get("record", {}), config.get("objective"))
         error = str(job_return._return_value) if failed else None
         line = {"job": job_name(config), "id": result.get("id"), "status": result["status"], "error": error}
         line |= {"metrics": headline(result.get("record", {}))}
@@ -64,6 +68,20 @@ class SweepCallback(Callback):
         seconds = time.perf_counter() - self.began
         reason = f": {error}" if error else ""
         print(f"[{job_position(config)}] {line['status']} in {seconds:.0f} s{reason}", flush=True)
+
+
+def objective_of(record: dict[str, Any], name: str | None) -> float | None:
+    """The number of a run's record that a sweeper optimises: one of the run's metrics by name, or `accuracy`, at one
+    token per step. None for None, and for a record without training. Raises `ValueError` for an unknown name."""
+    if name is None or "train" not in record:
+        return None
+    metrics = record["train"] | headline(record)
+    if accuracies := [value for key, value in metrics.items() if key.startswith("accuracy, ")]:
+        metrics["accuracy"] = accuracies[0]
+    if not isinstance(metrics.get(name), int | float):
+        known = sorted(key for key, value in metrics.items() if isinstance(value, int | float))
+        raise ValueError(f"objective {name!r} is no metric of a run: choose one of {known}")
+    return float(metrics[name])
 
 
 def claim_folder(config: DictConfig) -> Path:
@@ -142,5 +160,8 @@ def summarized(main: Callable[[], Any]) -> Callable[[], None]:
             if folder is not None and folder.exists():
                 files = sorted(folder.glob("*.json"), key=lambda p: int(p.stem))
                 Console(file=sys.stdout).print(summary_table([json.loads(f.read_text()) for f in files]))
+                if (best := folder / "optimization_results.yaml").exists():  # of a sweeper that looks for the best
+                    values = OmegaConf.to_container(OmegaConf.load(best))
+                    print("best: " + ", ".join(f"{name} {value}" for name, value in values.items()))
 
     return run

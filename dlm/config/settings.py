@@ -87,6 +87,7 @@ class Keep:
     runs_dir: str
     force: bool
     retry: bool
+    objective: str | None
     evaluation: Evaluation
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from dlm.config.build import ar_denoiser
 from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Embedded
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
@@ -112,7 +112,7 @@ def install(run: Run, to: Path) -> None:
 
 @hydra_command("embedded")
 def main(cfg: DictConfig) -> None:
-    require_kinds(cfg, Embedded)
+    require_options(cfg, Embedded)
     run = (
         Run.newest(cfg.runs_dir, pretrain=cfg.pretraining) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
     )

@@ -12,6 +12,7 @@ from dlm.runs.renamed import RENAMED, with_targets
 # identity: a finished run with another `evaluation` is evaluated again, not trained again. `study` describes sweeps.
 # (`is_volatile` adds every `runs_dir`.)
 VOLATILE = ("logger", "force", "retry", "runtime", "evaluation", "decoding", "study")
+VOLATILE += ("objective", "trusted_packages")  # of a search; code that is named has a `_target_`
 VOLATILE += ("trainer.volatile",)  # a former name of `runtime`
 VOLATILE += ("trainer.compile",)  # changes the weights by rounding only, as runtime.threads does
 # Callbacks that only observe. Any other callback may change the training, so it is part of the identity.
