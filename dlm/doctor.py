@@ -1,0 +1,226 @@
+"""Says what this machine, a model and data can do, before hours are spent: `python -m dlm.doctor [option=value ...]`.
+
+It takes the options of dlm.train: builds that run's model, data and losses, estimates a step's memory, times a few
+steps and trains nothing. Exit code 1 if the run could not be trained."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.text import Text
+
+from dlm.config.build import Experiment, build, num_processes
+from dlm.config.command_line import hydra_command
+from dlm.config.kinds import require_kinds, require_options
+from dlm.config.settings import Keep, Train
+from dlm.conversion.pieces import loss_of
+from dlm.data.packing import collate
+from dlm.model.device import device_name
+from dlm.model.positions import num_positions
+from dlm.runs.run import environment
+from dlm.trainer.fit import device_of, fit_into_memory, require_evaluation, space_of, step_of
+from dlm.trainer.loggers import has_wandb_key
+from dlm.trainer.memory import GB
+
+MARKS = {"good": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
+# Packages that are not needed to train: what each is for, and the extra that installs it.
+OPTIONAL = {
+    "lm_eval": ("standard benchmarks", "eval"),
+    "wandb_workspaces": ("W&B dashboards", "dashboard"),
+    "submitit": ("SLURM", "slurm"),
+    "hydra_plugins.hydra_optuna_sweeper": ("a search by Optuna", "search"),
+}
+TIMED_STEPS, TIMED_SECONDS = 4, 30.0  # micro-batches; no more of them after so long
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of a `subject`; `kind` is one of `MARKS`."""
+
+    kind: str
+    subject: str
+    text: str
+
+
+def findings(cfg: DictConfig) -> Iterator[Finding]:
+    """What this machine is, and what the run of a config would meet on it, in the order of a training."""
+    yield from of_machine(cfg)
+    yield from of_services()
+    try:
+        require_options(cfg, Keep, Train)
+        require_kinds(cfg, Train)
+        with contextlib.redirect_stdout(io.StringIO()):
+            experiment = build(cfg)
+            require_evaluation(cfg, experiment)
+    except (ValueError, OSError, ImportError) as error:
+        yield Finding("problem", "run", " ".join(str(error).split()))
+        return
+    yield from of_model(cfg, experiment)
+    yield from of_data(cfg, experiment)
+    yield from of_steps(cfg, experiment)
+
+
+def of_machine(cfg: DictConfig) -> Iterator[Finding]:
+    device, machine = device_of(cfg), environment("")
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    yield Finding("good", "versions", versions)
+    memory = psutil.virtual_memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("good", "machine", f"{cores} cores, {memory.available / GB:.1f} of {memory.total / GB:.1f} GB free")
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        text = f"cuda:{index} {torch.cuda.get_device_name(index)}, {free / GB:.1f} of {total / GB:.1f} GB free"
+        yield Finding("good", "GPU", text if torch.cuda.is_bf16_supported() else f"{text}, no bfloat16")
+    if device.type == "cpu" and torch.cuda.is_available():
+        yield Finding("note", "device", "trains on the CPU, although there is a GPU: trainer=gpu uses it")
+    elif device.type == "cpu" and cfg.trainer.accelerator not in ("cpu", "auto"):
+        what = f"trainer.accelerator={cfg.trainer.accelerator}, but torch {torch.__version__} sees no GPU"
+        yield Finding("problem", "device", f"{what}: choose trainer=cpu, or install a torch for your driver")
+    else:
+        yield Finding("good", "device", f"trains on {device_name(device)}")
+    processes = num_processes(cfg)
+    if device.type == "cuda" and cfg.trainer.devices > torch.cuda.device_count():
+        yield Finding(
+            "problem", "device", f"trainer.devices={cfg.trainer.devices}, {torch.cuda.device_count()} are here"
+        )
+    elif processes > 1:
+        yield Finding("good", "processes", f"{processes} train one run together")
+
+
+def of_services() -> Iterator[Finding]:
+    for package, (purpose, extra) in OPTIONAL.items():
+        if not is_installed(package):
+            yield Finding("note", "packages", f"{package} is not installed ({purpose}): pip install 'dlm[{extra}]'")
+    if has_wandb_key():
+        yield Finding("good", "W&B", f"logged in; mode {os.environ.get('WANDB_MODE') or 'online'}")
+    else:
+        yield Finding("note", "W&B", "no API key: runs are logged offline; wandb login, or make wandb-sync later")
+    if os.environ.get("HF_HUB_OFFLINE"):
+        yield Finding("note", "hub", "HF_HUB_OFFLINE is set: only what is in the cache or a folder can be loaded")
+    if shutil.which("sbatch"):
+        job = os.environ.get("SLURM_JOB_ID")
+        yield Finding("good", "SLURM", f"inside job {job}" if job else "sbatch is here; this is outside a job")
+
+
+def of_model(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
+    parent = experiment.parent
+    model, tokenizer = parent.model, parent.tokenizer
+    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
+    dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
+    kind = type(model).__name__
+    yield Finding("good", "model", f"{kind} of {total:,} parameters ({trained:,} trained), {dtypes}: {parent.source}")
+    mask = tokenizer.convert_ids_to_tokens(parent.mask_id)
+    text = f"{len(tokenizer):,} tokens; mask {mask!r} ({parent.mask_id}), EOS {tokenizer.eos_token!r}"
+    yield Finding("good", "tokenizer", f"{text}, {'a' if tokenizer.chat_template else 'no'} chat template")
+    limit = num_positions(model.config)
+    yield Finding(
+        "good", "positions", f"rows of {cfg.data.length} tokens; the model has {limit or 'no limit of'} positions"
+    )
+    windows = {name: size for name, size in parent.layer_types.items() if size}
+    if windows:
+        yield Finding("good", "layers", f"with sliding windows of {', '.join(map(str, windows.values()))} tokens")
+
+
+def of_data(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
+    data = experiment.data
+    rows = [data.train_rows[index] for index in range(min(len(data.train_rows), 16))]
+    maskable = sum(int(row.maskable.sum()) for row in rows) / sum(row.x0.numel() for row in rows)
+    yield Finding("good", "data", f"{maskable:.0%} of the tokens of the first {len(rows)} rows may be masked")
+    spent = experiment.budget.spent(data, experiment.conversion, experiment.num_steps)
+    amounts = ", ".join(f"{value:,.4g} {unit}" for unit, value in spent.items() if value is not None)
+    yield Finding("good", "budget", f"{experiment.num_steps:,} optimizer steps: {amounts.replace('_', ' ')}")
+    needed = space_of(experiment, step_of(cfg, experiment))
+    folder = next(path for path in Path(cfg.runs_dir).expanduser().absolute().parents if path.exists())
+    free = shutil.disk_usage(folder).free
+    kind = "good" if free > needed else "problem"
+    yield Finding(kind, "disk", f"a run needs {needed / GB:.2f} GB in {cfg.runs_dir!r}, {free / GB:.1f} GB are free")
+
+
+def of_steps(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
+    """The memory and the time of a step."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            fit_into_memory(cfg, experiment, cfg.runtime.pieces)
+        yield Finding("good", "memory", said.getvalue().strip())
+        seconds = seconds_of_micro_batch(cfg, experiment)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        yield Finding("problem", "memory", " ".join(str(error).split()))
+        return
+    tokens = cfg.data.batch_size * cfg.data.length
+    total = seconds * experiment.num_steps * cfg.trainer.accumulate
+    rate = tokens * num_processes(cfg) / seconds
+    text = f"{rate:,.0f} tokens/s, about {duration(total)} for the run without optimizer, validation and evaluation"
+    yield Finding("good", "speed", text)
+
+
+def seconds_of_micro_batch(cfg: DictConfig, experiment: Experiment) -> float:
+    """The median time of a forward and a backward of one micro-batch, after one to warm up."""
+    if cfg.runtime.threads:
+        torch.set_num_threads(cfg.runtime.threads)
+    device, conversion, data = device_of(cfg), experiment.conversion, experiment.data
+    conversion.pieces = cfg.runtime.pieces
+    conversion.to(device).train()
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=str(cfg.trainer.precision).startswith("bf16"))
+    times, began = [], time.perf_counter()
+    for number in range(1 + TIMED_STEPS):
+        first = number * data.batch_size
+        indices = [index % len(data.train_rows) for index in range(first, first + data.batch_size)]
+        batch = collate([data.train_rows[index] for index in indices])
+        start = time.perf_counter()
+        pieces = conversion.preparation(batch, number, experiment.num_steps, 0)
+        with autocast:
+            output, _ = loss_of(conversion.objective, conversion.denoiser, [piece.to(device) for piece in pieces])
+        output.loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        conversion.zero_grad()
+        if number and time.perf_counter() - began > TIMED_SECONDS:
+            break
+    return statistics.median(times[1:])
+
+
+def duration(seconds: float) -> str:
+    """A time in words: `2 h 5 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
+
+
+@hydra_command("train")
+def main(cfg: DictConfig) -> None:
+    console, has_problem = Console(soft_wrap=True), False
+    for finding in findings(cfg):
+        mark, colour = MARKS[finding.kind]
+        has_problem |= finding.kind == "problem"
+        console.print(Text(f"{mark} ", colour).append(f"{finding.subject:10} ", "bold").append(finding.text))
+    if has_problem:
+        print("error: this run cannot be trained as it is (see ✗)", file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

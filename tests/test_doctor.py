@@ -1,0 +1,70 @@
+"""What `dlm.doctor` finds is what a training would meet."""
+
+import re
+
+import pytest
+from conftest import config
+
+from dlm import doctor
+from dlm.doctor import duration, findings
+
+SMALL = ["tokens=2048", "data.length=64", "data.batch_size=2", "data.val_rows=2", "evaluation=none", "logger=csv"]
+
+
+def problems(*overrides):
+    return [(f.subject, f.text) for f in findings(config(*SMALL, *overrides)) if f.kind == "problem"]
+
+
+def test_a_run_that_can_be_trained_has_no_problem_and_all_is_said(tmp_path):
+    found = [*findings(config(*SMALL, f"runs_dir={tmp_path}/runs"))]
+    said = {finding.subject: finding.text for finding in found}
+    assert all(finding.kind in ("good", "note") for finding in found)
+    subjects = {
+        "versions",
+        "machine",
+        "device",
+        "model",
+        "tokenizer",
+        "positions",
+        "data",
+        "budget",
+        "disk",
+        "memory",
+        "speed",
+    }
+    assert subjects <= set(said)
+    assert said["budget"].startswith("16 optimizer steps: 2,048 tokens, ")
+    assert "mask '<mask>'" in said["tokenizer"] and said["positions"].startswith("rows of 64 tokens")
+    assert "a step needs at most about" in said["memory"] and "tokens/s, about" in said["speed"]
+    assert not (tmp_path / "runs").exists()  # it writes nothing
+
+
+@pytest.mark.more
+@pytest.mark.parametrize(
+    ("overrides", "subject", "message"),
+    [
+        (["model.path=/nowhere"], "run", "^model.path '/nowhere' does not exist"),
+        (["data=text", "data.path=/nowhere.txt"], "run", "/nowhere.txt"),
+        (["block_size=7"], "run", "block_size 7 must divide data.length 64"),
+        (["+nonsense=1"], "run", "^nonsense is no option"),
+        (["runtime.memory_gb=0.0001"], "memory", "does not fit"),
+        (["trainer.accelerator=gpu"], "device", "sees no GPU: choose trainer=cpu"),
+    ],
+)
+def test_what_would_stop_a_training_is_a_problem(overrides, subject, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(doctor, "seconds_of_micro_batch", lambda *_: 1.0)
+    found = [text for name, text in problems(*overrides) if name == subject]
+    assert len(found) == 1
+    assert re.search(message, found[0]), found[0]
+
+
+@pytest.mark.more
+def test_a_full_disk_is_a_problem(monkeypatch):
+    monkeypatch.setattr(doctor, "seconds_of_micro_batch", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "space_of", lambda *_: 10**18)
+    assert [subject for subject, _ in problems()] == ["disk"]
+
+
+def test_a_time_is_said_in_words():
+    assert [duration(s) for s in (12, 60, 3599, 7500)] == ["12 s", "1 min", "1 h 0 min", "2 h 5 min"]
