@@ -21,17 +21,19 @@ from dlm.config.build import choices, num_processes, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.inputs import inputs_of, require_same
 from dlm.config.kinds import require_kinds, require_options
+from dlm.config.loggers import logged, loggers, logging_again, logging_to
 from dlm.config.settings import Keep, Train
 from dlm.console import is_sweep
+from dlm.evaluation.results import send_results
 from dlm.evaluation.suite import evaluate_again, evaluate_run, is_evaluated
 from dlm.evaluation.summary import show
+from dlm.logger.base import RunLogger
 from dlm.model.device import device_name
 from dlm.runs.lease import BUSY, Busy, lease
-from dlm.runs.run import Run, environment, headline
+from dlm.runs.run import Run, environment
 from dlm.runs.storage import disk_is_full
 from dlm.trainer.fit import device_of, fit
 from dlm.trainer.interruption import sigterm_as_ctrl_c
-from dlm.trainer.loggers import close_wandb
 from dlm.trainer.processes import Follower, is_follower
 
 
@@ -51,7 +53,7 @@ def follow(cfg: DictConfig) -> dict[str, Any]:
     if cfg.force or not run.model_folder.exists():
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(KeyboardInterrupt, ValueError):
             try:
-                fit(cfg, run, pieces)
+                fit(cfg, run, pieces, loggers(cfg.get("logger"), run))
             except torch.OutOfMemoryError as error:
                 problem = str(error).partition("\n")[0]
     if problem:
@@ -72,6 +74,8 @@ def lead(cfg: DictConfig) -> dict[str, Any]:
         if run.status == "finished" and not cfg.force:  # another process may have finished it meanwhile
             if not is_evaluated(run, cfg.evaluation, decoding := requested_decoding(cfg)):
                 evaluate_again(run, cfg.evaluation, decoding, str(device_of(cfg)))
+                with logging_again(run) as again:
+                    send_results(again, run)
             return {"id": run.id, "status": "skipped", "record": run.record}
         if run.status == "failed" and not cfg.retry:
             reason = run.record["error"].strip().splitlines()[-1]
@@ -95,13 +99,14 @@ def finish(cfg: DictConfig, run: Run) -> None:
         run.update(pieces=1)
     device = device_of(cfg)
     machine = environment(device_name(device))
-    run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **machine)
-    if not run.model_folder.exists():  # training writes it last
-        fit_in_pieces(cfg, run)
-    run.update(evaluation=evaluate_run(run, cfg.evaluation, requested_decoding(cfg), str(device)))
-    run.seal()
-    run.update(status="finished", ended=time.time())
-    close_wandb(run.id, headline(run.record), failed=False)
+    run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **logged(cfg, run), **machine)
+    with logging_to(cfg.get("logger"), run) as opened:
+        if not run.model_folder.exists():  # training writes it last
+            fit_in_pieces(cfg, run, opened)
+        run.update(evaluation=evaluate_run(run, cfg.evaluation, requested_decoding(cfg), str(device)))
+        run.seal()
+        run.update(status="finished", ended=time.time())
+        send_results(opened, run)
     shutil.rmtree(run.checkpoint.parent, ignore_errors=True)
 
 
@@ -111,7 +116,6 @@ def record_failure(run: Run, error: BaseException) -> None:
     interrupted = is_disk_full or isinstance(error, KeyboardInterrupt)
     with contextlib.suppress(OSError):  # on a full disk the status stays "running"
         run.update(status="interrupted" if interrupted else "failed", error=traceback.format_exc())
-    close_wandb(run.id, {}, failed=True)
     if is_disk_full:
         raise ValueError(
             f"the disk of {str(run.folder)!r} is full ({error}): free space and give the same command again, it goes "
@@ -119,7 +123,7 @@ def record_failure(run: Run, error: BaseException) -> None:
         ) from error
 
 
-def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
+def fit_in_pieces(cfg: DictConfig, run: Run, opened: list[RunLogger]) -> None:
     """Train a run. If the device runs out of memory, resume from the last checkpoint with twice as many pieces per
     micro-batch. A resumed run keeps its number of pieces. Raises `ValueError` if even single rows do not fit."""
     require_kinds(cfg, Train)
@@ -127,7 +131,7 @@ def fit_in_pieces(cfg: DictConfig, run: Run) -> None:
     while True:
         run.update(pieces=pieces)
         try:
-            return fit(cfg, run, pieces)
+            return fit(cfg, run, pieces, opened)
         except torch.OutOfMemoryError as error:
             problem = str(error).partition("\n")[0]
         pieces = more_pieces(cfg, pieces, problem)

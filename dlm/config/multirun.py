@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dlm.runs.digest import digest
+from dlm.runs.identity import is_volatile
 from dlm.runs.run import headline
 
-# This environment variable describes the sweep to its jobs, which may be processes: {"jobs": number, "swept": keys}.
+# This environment variable describes the sweep to its jobs, which may be processes: {"jobs": number, "swept": keys,
+# "name": see `sweep_name`}.
 SWEEP = "DLM_SWEEP"
 
 
@@ -43,7 +46,8 @@ class SweepCallback(Callback):
         jobs = sweeper.get("n_trials")  # of a sweeper that chooses the values itself
         if jobs is None:
             jobs = math.prod(len(list(o.sweep_string_iterator())) for o in overrides)
-        os.environ[SWEEP] = json.dumps({"jobs": jobs, "swept": swept})
+        name = sweep_name(swept, config.hydra.overrides.task)
+        os.environ[SWEEP] = json.dumps({"jobs": jobs, "swept": swept, "name": name})
         print(f"sweep of {jobs} jobs over {', '.join(swept) or 'nothing'}", flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -82,6 +86,13 @@ def objective_of(record: dict[str, Any], name: str | None) -> float | None:
         known = sorted(key for key, value in metrics.items() if isinstance(value, int | float))
         raise ValueError(f"objective {name!r} is no metric of a run: choose one of {known}")
     return float(metrics[name])
+
+
+def sweep_name(swept: Sequence[str], overrides: Sequence[str]) -> str:
+    """The name of a sweep for loggers: the keys that are swept, and a digest of the overrides that make its runs what
+    they are. The same sweep has it whenever, and with whatever loggers, it is started."""
+    of_runs = sorted(o for o in overrides if not is_volatile(o.partition("=")[0].lstrip("+~")))
+    return "-".join([*swept, digest({"overrides": of_runs}, 6)])
 
 
 def claim_folder(config: DictConfig) -> Path:

@@ -45,6 +45,7 @@ class Runtime:
     activation_checkpointing: bool | None
     pieces: Count
     memory_gb: Positive | None
+    sweeps: list[str]
 
 
 @dataclass

@@ -6,6 +6,7 @@ so a step never waits for the host. Only a rollout, which runs the model itself,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning
@@ -68,6 +69,8 @@ class Conversion(lightning.LightningModule):
         self.val_masking = Uniform(count="ceil", t_min=0.0)
         self.micro_batches, self.pieces = 0, 1
         self.reference: Path | None = None  # the file of the parent's weights, for callbacks that compare
+        # Sees every micro-batch of training and the negative log-likelihoods of its scored tokens, for a callback.
+        self.watch: Callable[[list[Prepared], Float[Tensor, " N"]], None] | None = None
 
     @property
     def num_micro_batches(self) -> int:
@@ -113,6 +116,8 @@ class Conversion(lightning.LightningModule):
         output, auxiliary = loss_of(self.objective, self.denoiser, batch)
         weight = torch.cat([piece.scored.weight for piece in batch])
         nelbo = (output.nll * weight).sum() / max(sum(piece.num_maskable for piece in batch), 1)
+        if self.watch:
+            self.watch(batch, output.nll)
         self.log("train/loss", output.loss.detach())
         self.log("train/nelbo", nelbo, prog_bar=True)
         for name, value in auxiliary.items():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
@@ -13,12 +13,13 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
-from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding
+from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding, rows_of_a_step
 from dlm.config.inputs import require_fingerprint
 from dlm.data.validation import VERSION
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import is_requested, require_decodable
+from dlm.logger.base import RunLogger
 from dlm.model.checkpointing import checkpoint_activations
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
@@ -26,22 +27,23 @@ from dlm.trainable import gate
 from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_intact
 from dlm.trainer.compilation import CompilerWatch, compile_layers
+from dlm.trainer.drift_monitor import DriftMonitor
 from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
-from dlm.trainer.loggers import loggers
 from dlm.trainer.metrics import MetricTable
 from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
+from dlm.trainer.telemetry import Telemetry, peak_memory
 
 WORKERS = 2  # beside a GPU: a batch of 8 x 4096 tokens takes 50 ms to prepare, and a step longer
 
 RequiredCallbacks = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
 
 
-def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
+def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = ()) -> None:
     """Train a run, each micro-batch in `pieces`, and write the converted model, the metrics and the drift to its
-    folder. Raises `KeyboardInterrupt` if the run was asked to stop, after its last checkpoint."""
+    folder, and what the `loggers` show to them. Raises `KeyboardInterrupt` if the run was asked to stop, after its last checkpoint."""
     runtime = cfg.runtime
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
@@ -68,7 +70,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int) -> None:
         compile_layers(experiment.denoiser, device_of(cfg))
     table, interruption = MetricTable(run.folder / "metrics.csv", runtime.log_every), Interruption()
     guard, final = FiniteGuard(skip, runtime.log_every, run.nonfinite), FinalValidation(table)
-    trainer = make_trainer(cfg, run, experiment, (SameStart(run, resume), interruption, guard, table, final))
+    trainer = make_trainer(cfg, run, experiment, (SameStart(run, resume), interruption, guard, table, final), loggers)
     run_trainer(trainer, experiment, run, resume, interruption)
     if not isinstance(run, Follower):
         save_results(run, experiment, trainer, guard, final)
@@ -134,8 +136,12 @@ def save_results(
         diverged=table.diverged(),
     )
     drift.to_csv(run.folder / "drift.csv", index=False)
+    for monitor in (callback for callback in trainer.callbacks if isinstance(callback, DriftMonitor)):
+        monitor.send(trainer, drift)
     table.write()
     save_model(experiment, run)
+    for logger in trainer.loggers:
+        logger.log_model(run.model_folder)
 
 
 def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
@@ -241,6 +247,7 @@ def make_trainer(
     run: Run,
     experiment: Experiment,
     required: RequiredCallbacks,
+    loggers: Sequence[RunLogger],
 ) -> lightning.Trainer:
     """The Lightning trainer of a run, with the callbacks that every run needs and those of the config."""
     runtime = cfg.runtime
@@ -252,6 +259,10 @@ def make_trainer(
         if runtime.progress_bar or not isinstance(callback, ProgressBar)
     ]
     optional.append(CompilerWatch())  # on a GPU attention is compiled, whether or not the layers are
+    if loggers:
+        optional.append(Telemetry(runtime.log_every))
+    for logger in loggers:
+        logger.tokens_per_step = rows_of_a_step(cfg) * cfg.data.length
     checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
     return lightning.Trainer(
         accelerator=cfg.trainer.accelerator,
@@ -272,7 +283,7 @@ def make_trainer(
         enable_model_summary=False,
         callbacks=[*required, *optional, checkpoints],
         plugins=[AtomicCheckpointIO(), *cluster()],
-        logger=loggers(cfg.get("logger"), run),
+        logger=list(loggers),
         default_root_dir=run.folder,
     )
 
@@ -286,10 +297,3 @@ def save_model(experiment: Experiment, run: Run) -> None:
     shutil.rmtree(run.model_folder, ignore_errors=True)
     run.update(files={f"model/{name}": digest for name, digest in digests(temporary, [*temporary.rglob("*")]).items()})
     temporary.rename(run.model_folder)
-
-
-def peak_memory() -> int:
-    """The peak memory in bytes: of the GPU if there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
