@@ -1,7 +1,8 @@
 """Run what is missing of sweeps: `python -m analysis.study sweeps/*.yaml [--jobs 2] [override ...]`.
 
 Trains the missing runs and makes the missing evaluations of the sweeps. Overrides, such as `lr=5e-4`, apply to every
-point; `scale=smoke` chooses the scale, `tokens=N` replaces its budget and `seed=0,1,2` its seeds.
+point; `scale=smoke` chooses the scale, `tokens=N` replaces its budget and `seed=0,1,2` its seeds. `logger=wandb` sends
+every run and its measurements to Weights & Biases, grouped by sweep; the runs stay the same.
 
 A study can be restarted at any time: a finished run is never trained again, an interrupted one resumes from its
 checkpoint, and no measurement is repeated. All points of the first seed come before those of the second. A run that
@@ -17,7 +18,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -61,12 +62,14 @@ class Commands:
     measure: Command
 
 
-def commands(runs_dir: Path, threads: int) -> Commands:
-    """The commands that train and measure a point, each with `threads` threads."""
+def commands(runs_dir: Path, threads: int, sweeps: Mapping[str, Sequence[str]]) -> Commands:
+    """The commands that train and measure a point, each with `threads` threads. `sweeps` are the names of those that a
+    run is of, for its loggers."""
     of_job = [f"runs_dir={runs_dir}", f"runtime.threads={threads}", "runtime.progress_bar=false"]
 
     def train(point: Point) -> Work:
-        return partial(run_module, "dlm.train", [*of_job, *point.overrides])
+        named = f"runtime.sweeps=[{','.join(sweeps.get(point.run, ()))}]"
+        return partial(run_module, "dlm.train", [*of_job, named, *point.overrides])
 
     def measure(point: Point) -> Work:
         settings = runs_dir / ".logs" / f"{point.run}.measure.json"
@@ -98,6 +101,15 @@ def plan_points(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list
             add(point)
     rank = {seed: i for i, seed in enumerate(dict.fromkeys(p.seed for p in merged.values()))}
     return sorted(merged.values(), key=lambda p: (p.run not in needed, rank[p.seed]))
+
+
+def sweeps_of_runs(sweeps: Iterable[Sweep]) -> dict[str, list[str]]:
+    """The names of the sweeps that have a run, for each run."""
+    found: dict[str, list[str]] = {}
+    for sweep in sweeps:
+        for run in dict.fromkeys(point.run for point in sweep.points):
+            found.setdefault(run, []).append(sweep.name)
+    return found
 
 
 def chosen(sweeps: Sequence[Sweep], names: Sequence[str]) -> list[Sweep]:
@@ -247,7 +259,8 @@ def main() -> int:
             show(points, arguments.runs)
             return 0
         threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-        failed = Study(points, arguments.runs, arguments.jobs, commands(arguments.runs, threads)).run()
+        command = commands(arguments.runs, threads, sweeps_of_runs(loaded))
+        failed = Study(points, arguments.runs, arguments.jobs, command).run()
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_options
+from dlm.config.loggers import logging_again
 from dlm.config.settings import Measure
+from dlm.evaluation.results import send_measurements
 from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
 from dlm.runs.run import Run, measurement_file
@@ -36,6 +38,8 @@ def main(cfg: DictConfig) -> None:
     run = Run.load(str(cfg.run), cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)
     record = measure(Subject(run, cfg.device), settings)
+    with logging_again(run, cfg.get("logger")) as loggers:
+        send_measurements(loggers, run, {measurement_file(settings): record["result"]})
     print(json.dumps(shortened(record["result"]), indent=1))
     print(run.folder / measurement_file(settings))
 

@@ -24,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_options
+from dlm.config.loggers import logging_again
 from dlm.config.settings import Policy
 from dlm.data import tasks
 from dlm.decoding.base import Decoder
@@ -34,6 +35,7 @@ from dlm.decoding.fixed import MostConfident
 from dlm.decoding.policy import FEATURES, Classifier, features
 from dlm.evaluation.generation import prompt_ids
 from dlm.evaluation.items import added_version, items_version
+from dlm.evaluation.results import send_measurements
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import AUTO, device_name
 from dlm.model.eos import eos_ids
@@ -183,8 +185,12 @@ def learn(run: Run, settings: dict[str, Any], device: str = AUTO) -> Path:
 def main(cfg: DictConfig) -> None:
     require_options(cfg, Policy)
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
-    path = learn(Run.load(str(cfg.run), cfg.runs_dir), settings, cfg.device)
-    print(json.dumps(read_json(path)["held_out"], indent=1))
+    run = Run.load(str(cfg.run), cfg.runs_dir)
+    path = learn(run, settings, cfg.device)
+    learned = read_json(path)
+    with logging_again(run, cfg.get("logger")) as loggers:
+        send_measurements(loggers, run, {path.name: {name: learned[name] for name in ("fitted", "held_out")}})
+    print(json.dumps(learned["held_out"], indent=1))
     print(f"{path}: use it with decoding=policy decoding.policy={path}")
 
 

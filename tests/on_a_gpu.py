@@ -17,6 +17,7 @@ from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
+from dlm.trainer.loss_profile import LossProfile
 from dlm.types import generator
 
 PROMPTS = [[5, 6, 7, 8, 9], [30, 31, 32, 33], [12, 13, 14, 12, 13, 14, 12]]
@@ -77,6 +78,19 @@ def training_step() -> dict:
     return waits
 
 
+def loss_profile() -> dict:
+    """The profile of the loss of a step of every pattern, summed on the device: the places where the host waits."""
+    waits = {}
+    for name in options("attention"):
+        scorer = scorer_of(tiny("llama"), name)
+        prepared = prepare(scorer, Uniform(), random_batch(2, 16), generator(1))
+        with PretendGpu() as gpu:
+            profile = LossProfile(scorer.token_shift, GPU)
+            profile.add([prepared.to(GPU)], torch.ones(len(prepared.scored.target)).to(GPU))
+        waits[name] = sorted(set(gpu.waits))
+    return waits
+
+
 def masks() -> dict:
     """The mask of a layout, as FlexAttention takes it: the places where the host waits."""
     waits = {}
@@ -95,7 +109,7 @@ def masks() -> dict:
 
 def ordinary() -> dict:
     """All of them, with an option of every loop: importing takes longer than one."""
-    return {"loops": loops(), "training_step": training_step(), "masks": masks()}
+    return {"loops": loops(), "training_step": training_step(), "masks": masks(), "loss_profile": loss_profile()}
 
 
 if __name__ == "__main__":

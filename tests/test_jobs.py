@@ -215,6 +215,6 @@ def test_what_jobs_import_is_imported_before_they_fork_and_leaves_gpus_alone(tmp
 def test_measuring_jobs_share_the_cores_as_training_jobs_do(table1, tmp_path):
     point = table1.points[0]
     (tmp_path / ".logs").mkdir()
-    made = commands(tmp_path, threads=3)
+    made = commands(tmp_path, threads=3, sweeps={})
     train, measure = made.train(point), made.measure(point)
     assert "runtime.threads=3" in train.args[1] and measure.args[1][-1] == "3"

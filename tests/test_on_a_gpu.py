@@ -18,11 +18,12 @@ def require_no_step_waits(waits: dict[str, list[str]]) -> None:
 
 @pytest.mark.trains
 def test_a_step_of_every_loop_and_of_training_is_that_of_a_cpu_and_does_not_wait():
-    """A training step and its masks, under every pattern, wait for nothing at all."""
+    """A training step, its masks and what is logged of its loss, under every pattern, wait for nothing at all."""
     found = said_by("on_a_gpu.py", "ordinary")
     assert {LOOPS[name] for name in found["loops"]} == {*LOOPS.values()}
     require_no_step_waits(found["loops"])
-    assert found["training_step"] == found["masks"] == {name: [] for name in options("attention")}
+    nowhere = {name: [] for name in options("attention")}
+    assert found["training_step"] == found["masks"] == found["loss_profile"] == nowhere
 
 
 @pytest.mark.slow

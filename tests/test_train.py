@@ -23,7 +23,6 @@ from dlm.evaluation import suite
 from dlm.evaluation.summary import report
 from dlm.runs.run import Run, headline
 from dlm.train import train
-from dlm.trainer.loggers import loggers
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 
@@ -204,36 +203,6 @@ def test_a_decoding_that_cannot_read_the_model_is_refused_before_training(runs_d
     monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
     with pytest.raises(ValueError, match="an approximate cache is for attention that cannot be cached"):
         train(small(runs_dir, *LIGHT_EVALUATION, "attention=block", "decoding=dual_cache"))
-
-
-def test_the_wandb_run_is_offline_without_a_key_is_named_like_ours_and_is_closed(runs_dir, monkeypatch):
-    import wandb
-
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", "/nonexistent")
-    monkeypatch.setenv("HOME", str(runs_dir))
-    result = train(small(runs_dir, "logger=wandb"))
-    assert len(list((runs_dir / result["id"] / "wandb").glob(f"offline-run-*-{result['id']}"))) == 1
-    assert wandb.run is None
-
-
-def test_the_variables_of_wandb_say_what_the_config_leaves_open(runs_dir, monkeypatch):
-    made = []
-    monkeypatch.setattr("dlm.trainer.loggers.WandbLogger", lambda **settings: made.append(settings))
-    run = Run.create(small(runs_dir), {})
-    for overrides, expected in (((), "theirs"), (("logger.wandb.project=ours",), "ours")):
-        monkeypatch.setenv("WANDB_PROJECT", "theirs")
-        monkeypatch.setenv("WANDB_DIR", str(runs_dir / "elsewhere"))
-        loggers(small(runs_dir, "logger=wandb", *overrides).logger, run)
-        assert made[-1]["project"] == expected and made[-1]["save_dir"] == str(runs_dir / "elsewhere")
-    monkeypatch.delenv("WANDB_PROJECT")
-    monkeypatch.delenv("WANDB_DIR")
-    loggers(small(runs_dir, "logger=wandb").logger, run)
-    assert made[-1]["project"] == "dlm" and made[-1]["save_dir"] == str(run.folder)
-    monkeypatch.setenv("WANDB_MODE", "banana")
-    with pytest.raises(ValueError, match="WANDB_MODE 'banana' in the environment is unknown: choose one of online"):
-        loggers(small(runs_dir, "logger=wandb").logger, run)
 
 
 BAD = {

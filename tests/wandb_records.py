@@ -1,6 +1,7 @@
 """What an offline run of W&B logged, read from its file: a log of LevelDB's format with one protobuf in each record."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,4 +92,13 @@ def read(folder: Path) -> Logged:
 
 def read_all(run_folder: Path) -> list[Logged]:
     """Everything that a run logged offline, in the order in which it was."""
-    return [read(folder) for folder in sorted((run_folder / "wandb").glob("offline-run-*"))]
+    return [read_whole(folder) for folder in sorted((run_folder / "wandb").glob("offline-run-*"))]
+
+
+def read_whole(folder: Path) -> Logged:
+    """The same, when its last record is written: another process does that, and nobody waits for it."""
+    for _ in range(200):
+        if "exit" in (found := read(folder)).kinds:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{folder} does not end: it has {found.kinds}")

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
+from dlm.config.loggers import logging_again
 from dlm.console import quiet
+from dlm.evaluation.results import send_measurements
 from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
-from dlm.runs.run import Run
+from dlm.runs.run import Run, measurement_file
 from dlm.trainer.fit import device_of
 
 
@@ -26,9 +28,13 @@ def main(folder: str, settings: str, threads: str) -> int:
     try:
         run = Run.load(folder, Path(folder).parent)
         subject = Subject(run, str(device_of(run.config)))  # where the run itself was evaluated
+        found = {}
         for measurement in json.loads(Path(settings).read_text(encoding="utf-8")):
             record = measure(subject, measurement)
+            found[measurement_file(measurement)] = record["result"]
             print(f"{measurement['_target_']} in {record['seconds']:.1f} s", flush=True)
+        with logging_again(run) as loggers:
+            send_measurements(loggers, run, found)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -152,7 +152,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         merged = [*study["shared"], *parent, *raw.get("shared", []), *variant.overrides]
         unseeded = with_budget(last_of_each_key(merged), **budget)
         for seed in raw.get("seeds", study["seeds"]):
-            final, needs = with_references([*unseeded, f"seed={seed}", *others], path, overrides)
+            final, needs = with_references(last_of_each_key([*unseeded, f"seed={seed}", *others]), path, overrides)
             config = resolve_config("train", f"point {variant.name}", final)
             points.append(
                 Point(variant.name, variant.label, tuple(final), config, run_id(config), variant.values, evals, needs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,15 +28,16 @@ def send_results(loggers: Sequence[RunLogger], run: Run) -> None:
         logger.log_summary(numbers)
 
 
-def send_measurement(loggers: Sequence[RunLogger], run: Run, name: str, result: Mapping[str, Any]) -> None:
-    """Send the result of a measurement, JSON values, whose file has this name: its numbers as `measured/<name>/…`, its
-    lists of rows as tables; and the results of the run."""
+def send_measurements(loggers: Sequence[RunLogger], run: Run, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Send the results of measurements, JSON values by the file that keeps them: their numbers as `measured/<name of the
+    file>/…`, their lists of rows as tables; and the results of the run."""
+    values = dict(pair for file, result in found.items() for pair in flat(result, f"measured/{Path(file).stem}"))
     send_results(loggers, run)
     for logger in loggers:
-        for key, value in flat(result, f"measured/{name}"):
-            if isinstance(value, list):
-                logger.log_table(key, pd.DataFrame(value))
-        logger.log_summary({key: value for key, value in flat(result, f"measured/{name}") if is_number(value)})
+        for key, rows in values.items():
+            if isinstance(rows, list):
+                logger.log_table(key, pd.DataFrame(rows))
+        logger.log_summary({key: float(value) for key, value in values.items() if is_number(value)})
 
 
 def results(record: Mapping[str, Any]) -> dict[str, float]:

@@ -35,7 +35,9 @@ class Wandb(RunLogger):
         super().__init__(project or os.environ.get("WANDB_PROJECT") or "dlm", id)
         self.mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         if self.mode not in MODES:
-            raise ValueError(f"WANDB_MODE {self.mode!r} in the environment is unknown: choose one of {', '.join(MODES)}")
+            raise ValueError(
+                f"WANDB_MODE {self.mode!r} in the environment is unknown: choose one of {', '.join(MODES)}"
+            )
         self.model = model
         self.settings = {
             "project": self.project,
@@ -63,7 +65,7 @@ class Wandb(RunLogger):
             run = wandb.init(**self.settings)
             run.define_metric("tokens")
             run.define_metric("*", step_metric="tokens", step_sync=True)
-            if run.url:
+            if not run.offline and run.url:
                 print(f"W&B: {run.url}")
         return wandb.run
 

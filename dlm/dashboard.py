@@ -1,0 +1,58 @@
+"""Make the W&B workspace and report of a project's runs: `python -m dlm.dashboard [project=NAME] [option=value ...]`.
+
+They are written to a folder as JSON, and saved to Weights & Biases where there is a key. `workspace=NAME` is another
+specification of `conf/workspace/`, in the package or in the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from dlm.config.command_line import hydra_command
+from dlm.config.kinds import require_kinds
+from dlm.config.settings import Dashboard
+from dlm.logger.wandb import mode, project_of
+from dlm.runs.storage import write_atomically
+from dlm.workspace.build import as_json, report, workspace
+
+
+@hydra_command("dashboard")
+def main(cfg: DictConfig) -> None:
+    require_kinds(cfg, Dashboard)
+    if find_spec("wandb_workspaces") is None:
+        raise ValueError("the dashboard needs wandb-workspaces, which is not there: pip install 'dlm[dashboard]'")
+    online, project = mode() == "online", project_of(cfg.project)
+    specification = OmegaConf.to_container(cfg.workspace, resolve=True)
+    entity = entity_of(cfg.entity, online)
+    made = {
+        "workspace": workspace(specification, entity, project),
+        "report": report(specification, entity, project, saved=online),
+    }
+    folder = Path(cfg.to).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, view in made.items():
+        write_atomically(folder / f"{name}.json", as_json(view))
+        print(folder / f"{name}.json")
+        if online:
+            view.save()
+            print(f"{name}: {view.url}")
+    if not online:
+        print("not saved to Weights & Biases: offline, or no key (wandb login, or WANDB_API_KEY)")
+
+
+def entity_of(entity: str | None, online: bool) -> str:
+    """The entity that is asked for, else that of WANDB_ENTITY, else that of the key."""
+    named = entity or os.environ.get("WANDB_ENTITY")
+    if named or not online:
+        return named or "entity"
+    import wandb
+
+    return wandb.Api().default_entity
+
+
+if __name__ == "__main__":
+    main()
