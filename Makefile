@@ -7,6 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test-fast test test-all test-lowest lint format sweep study parent long-parent parents ablation-report design-space docs generated smoke
+.PHONY: dashboard wandb-sync
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
@@ -82,6 +83,17 @@ endif
 
 design-space: $(BIN)/.installed ## write docs/design_space.md: every option, its papers and what is known of it
 	$(BIN)/python -m analysis.design_space
+
+dashboard: $(BIN)/.dashboard-installed ## the W&B workspace and report of the runs, saved where there is a key (ARGS='project=NAME ...')
+	$(BIN)/python -m dlm.dashboard $(ARGS)
+
+$(BIN)/.dashboard-installed: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dashboard]'
+	@touch $@
+
+RUNS ?= runs
+wandb-sync: $(BIN)/.installed ## upload what the runs of a folder logged offline to W&B (RUNS=runs, ARGS=--dry-run)
+	$(BIN)/wandb sync --skip-synced $(ARGS) $(RUNS)/*/wandb/offline-run-*
 
 docs: $(BIN)/.docs-installed ## the documentation as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

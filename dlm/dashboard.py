@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,10 +39,22 @@ def main(cfg: DictConfig) -> None:
         write_atomically(folder / f"{name}.json", as_json(view))
         print(folder / f"{name}.json")
         if online:
-            view.save()
-            print(f"{name}: {view.url}")
+            save(name, view)
     if not online:
         print("not saved to Weights & Biases: offline, or no key (wandb login, or WANDB_API_KEY)")
+
+
+def save(name: str, view: Any) -> None:
+    """Save a view as a new one. Raises `ValueError` if the server refuses it or is not there."""
+    from wandb.errors import Error
+
+    try:
+        view.save()
+    except Error as error:
+        raise ValueError(
+            f"Weights & Biases did not take the {name}: {error}. WANDB_MODE=offline only writes it"
+        ) from error
+    print(f"{name}: {view.url}")
 
 
 def entity_of(entity: str | None, online: bool) -> str:

@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import LIGHT_EVALUATION, ROOT, config, options, pattern_of, random_batch, tiny
+from omegaconf import OmegaConf
 from small_runs import small, train_and_interrupt
 from wandb_records import read_all
 
 from analysis.plan.sweep import load_sweep
 from analysis.study import commands, sweeps_of_runs
 from dlm import evaluate, measure, policy
+from dlm.config.folders import CONF
 from dlm.config.loggers import loggers, logging_again, sent_config
 from dlm.config.multirun import sweep_name
 from dlm.conversion.prepare import prepare
@@ -25,16 +27,25 @@ from dlm.evaluation.results import key_of, of_evaluation, results, send_results
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import layer_types
+from dlm.runs.identity import run_id
 from dlm.runs.run import Run
 from dlm.runs.storage import write_json
 from dlm.train import train
 from dlm.trainer.drift_picture import count, heat_map
 from dlm.trainer.loss_profile import BINS, LossProfile
 from dlm.types import generator
+from dlm.workspace.panels import named
 
 ROWS, LENGTH = 4, 64  # of a small run
-LOGGED = ("logger=wandb", "runtime.drift_every=2", "runtime.val_every=2", "runtime.sweeps=[table1,table2]")
-CHOICES = {"attention": "block", "auxiliary": None, "recipe": "none", "scale": "embedded", "logger": "wandb"}
+LOGGED = (
+    "logger=wandb",
+    "logger.wandb.model=true",
+    "runtime.drift_every=2",
+    "runtime.val_every=2",
+    "runtime.sweeps=[table1,table2]",
+)
+GROUPS = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+CHOICES = dict.fromkeys(GROUPS) | {"attention": "block", "recipe": "none", "scale": "embedded", "logger": "wandb"}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +147,7 @@ def test_of_an_absolute_path_only_the_last_part_is_sent():
     assert sent == {"lr": 1e-3, "data": "text", "options": {"data": expected}}
 
 
-@pytest.mark.trains
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_in_the_same_wandb_run_with_the_drift_of_before(runs_dir, monkeypatch, short_prose):
     cfg = small(runs_dir, *LOGGED, "runtime.checkpoint_every=2", "trainer.accumulate=2")
     cfg.tokens = 2048
@@ -149,7 +160,7 @@ def test_an_interrupted_run_goes_on_in_the_same_wandb_run_with_the_drift_of_befo
     assert after.column("drift/heatmap")[-1][1]["sha256"] != first[1]["sha256"]
 
 
-@pytest.mark.trains
+@pytest.mark.slow
 def test_a_run_that_sends_nothing_opens_nothing_and_has_the_same_weights(runs_dir, run, short_prose):
     plain = Run.load(train(small(runs_dir, "runtime.drift_every=2", "runtime.val_every=2"))["id"], runs_dir)
     assert plain.id == run.id and not (plain.folder / "wandb").exists()
@@ -158,10 +169,12 @@ def test_a_run_that_sends_nothing_opens_nothing_and_has_the_same_weights(runs_di
 
 
 @pytest.mark.trains
-def test_the_model_is_an_artifact_if_asked_for(runs_dir, short_prose):
-    result = train(small(runs_dir, "logger=wandb", "logger.wandb.model=true"))
-    (found,) = read_all(runs_dir / result["id"])
-    assert f"model-{result['id']}" in found.artifacts
+def test_the_model_is_an_artifact_if_asked_for(run, logged, again):
+    assert f"model-{run.id}" in logged.artifacts
+    with logging_again(again, small(again.folder.parent, "logger=wandb").logger) as opened:
+        opened[0].log_model(again.model_folder)
+        opened[0].log_summary({"eval/x": 1.0})
+    assert not read_all(again.folder)[-1].artifacts
 
 
 def test_the_environment_of_wandb_says_what_the_config_leaves_open(runs_dir, monkeypatch):
@@ -190,6 +203,16 @@ def test_a_package_that_is_not_installed_is_named_with_what_installs_it(runs_dir
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ValueError, match=r"logger=trackio needs a package that is not there: pip install 'dlm\[track"):
         loggers(small(runs_dir, "logger=trackio").logger, Run.create(small(runs_dir), {}))
+
+
+@pytest.mark.parametrize("name", options("workspace"))
+@pytest.mark.trains
+def test_every_name_of_a_workspace_is_one_that_a_run_sends(name, logged):
+    specification = OmegaConf.to_container(config(f"workspace={name}", name="dashboard").workspace, resolve=True)
+    metrics = {*logged.names, "tokens"}
+    for section in (*specification["sections"], *specification["report"]["parts"]):
+        for of_run in named(section["panels"]):
+            assert of_run in (metrics if "/" in of_run else logged.config), of_run
 
 
 def places():
@@ -422,9 +445,6 @@ def test_a_study_logs_where_it_is_told_to_and_its_runs_stay_the_same(tmp_path):
 
 
 def test_the_names_of_the_sweeps_are_no_part_of_a_run():
-    from omegaconf import OmegaConf
-
-    from dlm.runs.identity import run_id
 
     def id_of(*overrides):
         return run_id(OmegaConf.to_container(config(*overrides), resolve=True))

@@ -28,6 +28,7 @@ COMMANDS = (
     "export",
     "benchmark",
     "replay",
+    "dashboard",
     "embedded",
 )
 

@@ -45,6 +45,7 @@ def loggers(nodes: DictConfig | Mapping[str, Any] | None, run: Run) -> list[RunL
         except ModuleNotFoundError as error:
             raise ValueError(f"logger={key} needs a package that is not there: pip install 'dlm[{key}]'") from error
         created.append(made if isinstance(made, RunLogger) else Plain(made))
+        created[-1].tokens = record.get("tokens", 0)
     return created
 
 

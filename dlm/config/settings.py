@@ -149,6 +149,13 @@ class Policy:
 
 
 @dataclass
+class Dashboard:
+    entity: str | None
+    project: str | None
+    to: str
+
+
+@dataclass
 class Replay:
     run: Name
     runs_dir: str

@@ -29,8 +29,8 @@ def send_results(loggers: Sequence[RunLogger], run: Run) -> None:
 
 
 def send_measurements(loggers: Sequence[RunLogger], run: Run, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Send the results of measurements, JSON values by the file that keeps them: their numbers as `measured/<name of the
-    file>/…`, their lists of rows as tables; and the results of the run."""
+    """Send the results of measurements, JSON values by the file that keeps them: their numbers as `measured/<name of
+    the file>/…`, their lists of rows as tables; and the results of the run."""
     values = dict(pair for file, result in found.items() for pair in flat(result, f"measured/{Path(file).stem}"))
     send_results(loggers, run)
     for logger in loggers:
@@ -44,7 +44,9 @@ def results(record: Mapping[str, Any]) -> dict[str, float]:
     """The results of a record by flat keys: the last of `train/`, `val/` and `drift/`, `run/` for what it took, and
     `eval/` (see `of_evaluation`)."""
     found = dict(record.get("train", {})) | {f"drift/{name}": value for name, value in record.get("drift", {}).items()}
-    found |= {f"run/{name}": record.get(name) for name in ("train_seconds", "parameters", "steps", "diverged")}
+    found |= {
+        f"run/{name}": record.get(name) for name in ("tokens", "train_seconds", "parameters", "steps", "diverged")
+    }
     if evaluation := record.get("evaluation"):
         found |= dict(of_evaluation(evaluation))
     return {name: float(value) for name, value in found.items() if is_number(value)}

@@ -24,9 +24,10 @@ class RunLogger(Logger):
     """Contract: nothing is opened before something is sent, and a run that was closed is continued by its id.
 
     Of several processes only the first one sends. `tokens_per_step` is what one optimizer step trains on: every metric
-    is sent with the `tokens` that the model has seen."""
+    is sent with the `tokens` that the model has seen by then."""
 
     tokens_per_step = 0
+    tokens = 0  # of the last metrics: whoever adds to a finished run sets those of its training
 
     def __init__(self, project: str, id: str):
         self.project, self.id = project, id
@@ -42,7 +43,9 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send metrics of the optimizer step `step`, counted from 0."""
-        self.send({**metrics, "tokens": (step + 1) * self.tokens_per_step} if step is not None else {**metrics}, step)
+        if step is not None:
+            self.tokens = (step + 1) * self.tokens_per_step
+        self.send({**metrics, "tokens": self.tokens}, step)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Nothing: a logger gets the run's config when it is made."""

@@ -41,7 +41,7 @@ class Trackio(RunLogger):
     def log_table(self, name, rows):
         import trackio
 
-        self.send({name: trackio.Table(dataframe=rows)}, None)
+        self.log_metrics({name: trackio.Table(dataframe=rows)})
 
     def log_picture(self, name, picture, step):
         import trackio

@@ -32,13 +32,8 @@ class Wandb(RunLogger):
         entity: str | None,
         model: bool,
     ):
-        super().__init__(project or os.environ.get("WANDB_PROJECT") or "dlm", id)
-        self.mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        if self.mode not in MODES:
-            raise ValueError(
-                f"WANDB_MODE {self.mode!r} in the environment is unknown: choose one of {', '.join(MODES)}"
-            )
-        self.model = model
+        super().__init__(project_of(project), id)
+        self.mode, self.model = mode(), model
         self.settings = {
             "project": self.project,
             "entity": entity,
@@ -78,7 +73,7 @@ class Wandb(RunLogger):
     def log_table(self, name, rows):
         import wandb
 
-        self.send({name: wandb.Table(dataframe=rows, allow_mixed_types=True)}, None)
+        self.log_metrics({name: wandb.Table(dataframe=rows, allow_mixed_types=True)})
 
     def log_picture(self, name, picture, step):
         import wandb
@@ -97,6 +92,19 @@ class Wandb(RunLogger):
         wandb = sys.modules.get("wandb")  # not imported by a run that sent nothing
         if wandb is not None and wandb.run is not None and wandb.run.id == self.id:
             wandb.finish(exit_code=int(failed))
+
+
+def project_of(project: str | None) -> str:
+    """The project that a config names, else that of the environment."""
+    return project or os.environ.get("WANDB_PROJECT") or "dlm"
+
+
+def mode() -> str:
+    """What WANDB_MODE says, else online where there is a key. Raises `ValueError` for an unknown mode."""
+    found = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    if found not in MODES:
+        raise ValueError(f"WANDB_MODE {found!r} in the environment is unknown: choose one of {', '.join(MODES)}")
+    return found
 
 
 def has_key() -> bool:

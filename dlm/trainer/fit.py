@@ -43,7 +43,8 @@ RequiredCallbacks = tuple[SameStart, Interruption, FiniteGuard, MetricTable, Fin
 
 def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = ()) -> None:
     """Train a run, each micro-batch in `pieces`, and write the converted model, the metrics and the drift to its
-    folder, and what the `loggers` show to them. Raises `KeyboardInterrupt` if the run was asked to stop, after its last checkpoint."""
+    folder, and what they show to the `loggers`. Raises `KeyboardInterrupt` if the run was asked to stop, after its last
+    checkpoint."""
     runtime = cfg.runtime
     if runtime.threads:
         torch.set_num_threads(runtime.threads)

@@ -1,4 +1,4 @@
-"""What a run sends to its loggers beside its losses: the learning rate, the speed, the memory, and where the loss is."""
+"""What a run sends to its loggers beside its losses: the learning rate, the speed, the memory, where the loss is."""
 
 from __future__ import annotations
 
