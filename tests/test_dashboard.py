@@ -124,9 +124,5 @@ def test_with_a_key_both_are_saved_on_the_server_as_they_were_written(tmp_path):
     assert f"workspace: {url}/mine/dlm" in done.stdout and f"report: {url}/mine/dlm/reports/" in done.stdout
     written = json.loads((tmp_path / "workspace.json").read_text())["spec"]
     assert json.loads(saved[0]["spec"]) == written
-    (runs, *_) = [
-        runs
-        for block in json.loads(saved[1]["spec"])["blocks"]
-        for runs in block.get("metadata", {}).get("runSets", ())
-    ]
-    assert runs["project"]["entityName"] == "mine"
+    grids = [block["metadata"] for block in json.loads(saved[1]["spec"])["blocks"] if block["type"] == "panel-grid"]
+    assert all(runs["project"]["entityName"] == "mine" for grid in grids for runs in grid["runSets"])

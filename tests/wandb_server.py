@@ -1,4 +1,4 @@
-"""A server on loopback that answers as Weights & Biases does, as far as saving a view needs it, and keeps what is saved."""
+"""A server on loopback that answers as Weights & Biases does, as far as saving a view needs it."""
 
 import json
 import threading
