@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.command_line import hydra_command
-from dlm.config.kinds import require_kinds
+from dlm.config.kinds import require_options
 from dlm.config.settings import Dashboard
 from dlm.logger.wandb import mode, project_of
 from dlm.runs.storage import write_atomically
@@ -23,7 +23,7 @@ from dlm.workspace.build import as_json, report, workspace
 
 @hydra_command("dashboard")
 def main(cfg: DictConfig) -> None:
-    require_kinds(cfg, Dashboard)
+    require_options(cfg, Dashboard)
     if find_spec("wandb_workspaces") is None:
         raise ValueError("the dashboard needs wandb-workspaces, which is not there: pip install 'dlm[dashboard]'")
     online, project = mode() == "online", project_of(cfg.project)

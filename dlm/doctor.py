@@ -29,11 +29,11 @@ from dlm.config.kinds import require_kinds, require_options
 from dlm.config.settings import Keep, Train
 from dlm.conversion.pieces import loss_of
 from dlm.data.packing import collate
+from dlm.logger.wandb import has_key
 from dlm.model.device import device_name
 from dlm.model.positions import num_positions
 from dlm.runs.run import environment
 from dlm.trainer.fit import device_of, fit_into_memory, require_evaluation, space_of, step_of
-from dlm.trainer.loggers import has_wandb_key
 from dlm.trainer.memory import GB
 
 MARKS = {"good": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
@@ -105,7 +105,7 @@ def of_services() -> Iterator[Finding]:
     for package, (purpose, extra) in OPTIONAL.items():
         if not is_installed(package):
             yield Finding("note", "packages", f"{package} is not installed ({purpose}): pip install 'dlm[{extra}]'")
-    if has_wandb_key():
+    if has_key():
         yield Finding("good", "W&B", f"logged in; mode {os.environ.get('WANDB_MODE') or 'online'}")
     else:
         yield Finding("note", "W&B", "no API key: runs are logged offline; wandb login, or make wandb-sync later")

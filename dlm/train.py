@@ -83,7 +83,8 @@ def lead(cfg: DictConfig) -> dict[str, Any]:
         try:
             finish(cfg, run)
         except BaseException as error:
-            if claim.compromise is None:  # otherwise another process has taken over the run
+            # Otherwise another process has taken over the run, or it is finished and only a logger failed.
+            if claim.compromise is None and run.status != "finished":
                 record_failure(run, error)
             raise
     return {"id": run.id, "status": "finished", "record": run.record}

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -213,6 +214,26 @@ def test_every_name_of_a_workspace_is_one_that_a_run_sends(name, logged):
     for section in (*specification["sections"], *specification["report"]["parts"]):
         for of_run in named(section["panels"]):
             assert of_run in (metrics if "/" in of_run else logged.config), of_run
+
+
+@pytest.mark.trains
+def test_every_name_on_the_page_about_dashboards_is_one_that_a_run_sends(logged):
+    page = (ROOT / "docs" / "how_to" / "dashboard.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z_]+/.*?) \|", page, re.M)
+    listed = [name for row in rows for name in re.findall(r"`([a-z_]+/[^`]+)`", row)]
+    assert len(listed) > 30 and not {*listed} - logged.names
+
+
+@pytest.mark.trains
+def test_a_run_whose_results_do_not_reach_a_logger_is_finished(runs_dir, monkeypatch, short_prose):
+    def refuse(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr("dlm.train.send_results", refuse)
+    cfg = small(runs_dir)
+    with pytest.raises(OSError, match="no network"):
+        train(cfg)
+    assert train(cfg)["status"] == "skipped"
 
 
 def places():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import netrc
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ class Wandb(RunLogger):
         model: bool,
     ):
         super().__init__(project_of(project), id)
-        self.mode, self.model = mode(), model
+        self.mode, self.model, self.run = mode(), model, None
         self.settings = {
             "project": self.project,
             "entity": entity,
@@ -56,13 +55,13 @@ class Wandb(RunLogger):
         """The run of wandb, opened on first use."""
         import wandb  # takes a second, and only those who log there wait for it
 
-        if wandb.run is None or wandb.run.id != self.id:
-            run = wandb.init(**self.settings)
-            run.define_metric("tokens")
-            run.define_metric("*", step_metric="tokens", step_sync=True)
-            if not run.offline and run.url:
-                print(f"W&B: {run.url}")
-        return wandb.run
+        if self.run is None:
+            self.run = wandb.init(**self.settings)
+            self.run.define_metric("tokens")
+            self.run.define_metric("*", step_metric="tokens", step_sync=True)
+            if self.mode == "online":
+                print(f"W&B: {self.run.url}")
+        return self.run
 
     def send(self, metrics, step):
         self.experiment.log(metrics if step is None else metrics | {STEP: step})
@@ -89,9 +88,9 @@ class Wandb(RunLogger):
             self.experiment.log_artifact(artifact)
 
     def close(self, failed):
-        wandb = sys.modules.get("wandb")  # not imported by a run that sent nothing
-        if wandb is not None and wandb.run is not None and wandb.run.id == self.id:
-            wandb.finish(exit_code=int(failed))
+        if self.run is not None:
+            self.run.finish(exit_code=int(failed))
+            self.run = None
 
 
 def project_of(project: str | None) -> str:
