@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,8 +25,17 @@ def main(cfg: DictConfig) -> None:
     require_options(cfg, Dashboard)
     if find_spec("wandb_workspaces") is None:
         raise ValueError("the dashboard needs wandb-workspaces, which is not there: pip install 'dlm[dashboard]'")
-    online, project = mode() == "online", project_of(cfg.project)
-    specification = OmegaConf.to_container(cfg.workspace, resolve=True)
+    from wandb.errors import Error
+
+    try:
+        make(cfg, online=mode() == "online")
+    except Error as error:
+        raise ValueError(f"Weights & Biases refuses: {error}. WANDB_MODE=offline writes the JSON only") from error
+
+
+def make(cfg: DictConfig, online: bool) -> None:
+    """Write the workspace and the report, and save them as new ones if `online`."""
+    specification, project = OmegaConf.to_container(cfg.workspace, resolve=True), project_of(cfg.project)
     entity = entity_of(cfg.entity, online)
     made = {
         "workspace": workspace(specification, entity, project),
@@ -39,22 +47,10 @@ def main(cfg: DictConfig) -> None:
         write_atomically(folder / f"{name}.json", as_json(view))
         print(folder / f"{name}.json")
         if online:
-            save(name, view)
+            view.save()
+            print(f"{name}: {view.url}")
     if not online:
         print("not saved to Weights & Biases: offline, or no key (wandb login, or WANDB_API_KEY)")
-
-
-def save(name: str, view: Any) -> None:
-    """Save a view as a new one. Raises `ValueError` if the server refuses it or is not there."""
-    from wandb.errors import Error
-
-    try:
-        view.save()
-    except Error as error:
-        raise ValueError(
-            f"Weights & Biases did not take the {name}: {error}. WANDB_MODE=offline only writes it"
-        ) from error
-    print(f"{name}: {view.url}")
 
 
 def entity_of(entity: str | None, online: bool) -> str:

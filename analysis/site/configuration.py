@@ -74,6 +74,8 @@ def shown(value: Any) -> str:
     """A value as one would write it on the command line, in short."""
     if isinstance(value, str):
         return value or '""'
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"[{len(value)} entries]"
     return json.dumps(value, ensure_ascii=False)
 
 
