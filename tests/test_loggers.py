@@ -1,6 +1,8 @@
 """What a run sends to its loggers, and that each of them gets it."""
 
 import ast
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import LIGHT_EVALUATION, ROOT, config, options, pattern_of, random_batch, tiny
+from conftest import LIGHT_EVALUATION, ROOT, config, options, pattern_of, random_batch, shorten_prose, tiny
 from omegaconf import OmegaConf
 from small_runs import small, train_and_interrupt
 from wandb_records import read_all
@@ -50,16 +52,20 @@ CHOICES = dict.fromkeys(GROUPS) | {"attention": "block", "recipe": "none", "scal
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of four steps that was logged offline, with its evaluation."""
-    from conftest import shorten_prose
-
-    with pytest.MonkeyPatch.context() as patch:
+def run_and_log(tmp_path_factory):
+    """A run of four steps that was logged offline, with its evaluation, and what it said where there is no terminal."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         shorten_prose(patch)
         patch.setenv("WANDB_MODE", "offline")
         patch.setattr("dlm.train.choices", lambda: CHOICES)
         runs_dir = tmp_path_factory.mktemp("logged") / "runs"
-        return Run.load(train(small(runs_dir, *LOGGED, *LIGHT_EVALUATION))["id"], runs_dir)
+        result = train(small(runs_dir, *LOGGED, *LIGHT_EVALUATION, "runtime.progress_bar=true"))
+        return Run.load(result["id"], runs_dir), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(run_and_log):
+    return run_and_log[0]
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +231,17 @@ def test_every_name_on_the_page_about_dashboards_is_one_that_a_run_sends(logged)
 
 
 @pytest.mark.trains
-def test_a_run_whose_results_do_not_reach_a_logger_is_finished(runs_dir, monkeypatch, short_prose):
+def test_a_log_that_is_no_terminal_has_a_line_for_every_step_that_is_logged(run_and_log):
+    said = run_and_log[1]
+    lines = re.findall(r"^step (\d+) of 4, 0:\d\d:\d\d left, tok/s \d+, train/nelbo [\d.]+.*$", said, re.M)
+    assert lines == ["1", "2", "3", "4"] and "\r" not in said
+
+
+def test_a_run_whose_results_do_not_reach_a_logger_is_finished(runs_dir, monkeypatch):
     def refuse(*_):
         raise OSError("no network")
 
+    monkeypatch.setattr("dlm.train.fit_in_pieces", lambda *_: None)
     monkeypatch.setattr("dlm.train.send_results", refuse)
     cfg = small(runs_dir)
     with pytest.raises(OSError, match="no network"):

@@ -115,7 +115,8 @@ def test_all_recipes_are_one_glob_away(tmp_path, monkeypatch, capsys):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         SweepCallback().on_multirun_start(OmegaConf.create({"hydra": given}))
     jobs = 2 * len(options("recipe"))
-    assert json.loads(os.environ[SWEEP]) == {"jobs": jobs, "swept": ["recipe", "seed"]}
+    said = json.loads(os.environ[SWEEP])
+    assert (said["jobs"], said["swept"]) == (jobs, ["recipe", "seed"]) and said["name"].startswith("recipe-seed-")
     assert capsys.readouterr().out == f"sweep of {jobs} jobs over recipe, seed\n"
 
 
