@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT, config, options
 from omegaconf import OmegaConf
 from wandb_server import serving
@@ -69,6 +71,13 @@ def test_the_setting_of_decoding_that_is_compared_is_one_value():
     made = config("workspace.decoding=tpf2_8", name="dashboard").workspace
     names = set(named(OmegaConf.to_container(made, resolve=True)["sections"]))
     assert {"eval/tpf2_8/accuracy", "eval/tpf2_8/tpf"} <= names and not [n for n in names if "tpf4" in n]
+
+
+def test_the_specification_that_the_page_shows_makes_a_workspace_and_a_report():
+    page = (ROOT / "docs" / "how_to" / "dashboard.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[1])
+    assert json.loads(as_json(workspace(shown, "me", "mine")))["displayName"] == "mine"
+    assert as_json(report(shown, "me", "mine", saved=False))
 
 
 def test_a_name_with_a_slash_is_a_result_and_any_other_a_value_of_the_config():

@@ -25,7 +25,8 @@ def heat_map(history: pd.DataFrame, measure: str = "relative") -> Picture:
     if not inside.all():
         panels[OUTSIDE] = history[~inside].pivot(index="kind", columns="tokens", values=measure)
     heights = [max(len(panel), 2) for panel in panels.values()]
-    figure = Figure(figsize=(7, 1 + 0.22 * sum(heights) + 0.5 * len(panels)), dpi=110, layout="constrained")
+    height = 1 + 0.5 * len(panels) + min(0.22 * sum(heights), 8)  # inches, also of a model with many layers
+    figure = Figure(figsize=(7, height), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (name, panel) in zip(axes, panels.items(), strict=True):
