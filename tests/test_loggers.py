@@ -189,7 +189,8 @@ def test_the_environment_of_wandb_says_what_the_config_leaves_open(runs_dir, mon
         (logger,) = loggers(small(runs_dir, "logger=wandb", *overrides).logger, made)
         return logger.settings
 
-    made = Run.create(small(runs_dir), {})
+    made = Run.create(small(runs_dir), {"recipe": "none"})
+    assert settings("logger.wandb.tags=[mine]")["tags"] == ["recipe=none", "mine"]
     assert settings()["project"] == "dlm" and settings()["dir"] == str(made.folder) and settings()["id"] == made.id
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     monkeypatch.setenv("WANDB_DIR", str(runs_dir / "elsewhere"))

@@ -25,9 +25,9 @@ UNSENT = ("logger", "callbacks", "trainer")  # groups whose options say how, and
 
 
 def loggers(nodes: DictConfig | Mapping[str, Any] | None, run: Run) -> list[RunLogger]:
-    """The loggers of a run, one per node of the config. A logger that accepts `save_dir`, `id`, `name`, `config`,
-    `group` or `tags`, and whose node leaves it open, receives the run's folder, id, id, `sent_config`, and its sweeps.
-    Raises `ValueError` for a node that names no class, or a logger whose package is not installed."""
+    """The loggers of a run, one per node of the config. A logger that accepts `save_dir`, `id`, `name`, `config` or
+    `group`, and whose node leaves it open, receives the run's folder, id, id, `sent_config`, and its first sweep; one
+    that accepts `tags` receives those of the run with those of the node. Raises `ValueError` for a node that names no class, or a logger whose package is not installed."""
     record = run.record
     sweeps = record.get("sweeps", [])
     of_run = {"save_dir": str(run.folder), "id": run.id, "name": run.id, "config": sent_config(record)}
@@ -40,6 +40,8 @@ def loggers(nodes: DictConfig | Mapping[str, Any] | None, run: Run) -> list[RunL
         logger = make(node, _partial_=True)
         accepted = inspect.signature(logger.func).parameters
         given = {name: of for name, of in of_run.items() if name in accepted and node.get(name) is None}
+        if "tags" in accepted:
+            given["tags"] = [*of_run["tags"], *(node.get("tags") or ())]
         try:
             made = logger(**given)
         except ModuleNotFoundError as error:

@@ -26,7 +26,7 @@ class MLFlow(Plain):
         id: str,
         config: dict[str, Any],
         group: str | None,
-        tags: list[str] | None,
+        tags: list[str],
         experiment: str,
         uri: str | None,
         model: bool,
@@ -39,7 +39,7 @@ class MLFlow(Plain):
         self.artifacts = None if self.uri else (runs / "mlflow").as_uri()
         self.uri = self.uri or f"sqlite:///{runs / 'mlflow.db'}"
         self.config, self.model, self.last_step = config, model, 0
-        self.tags = {TAG: id} | ({"group": group} if group else {}) | {f"tag.{tag}": "yes" for tag in tags or ()}
+        self.tags = {TAG: id} | ({"group": group} if group else {}) | {f"tag.{tag}": "yes" for tag in tags}
 
     @cached_property
     def inner(self) -> MLFlowLogger:

@@ -51,5 +51,6 @@ class Trackio(RunLogger):
     @rank_zero_only
     def close(self, failed):
         if self.run is not None:
-            self.run.finish()
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.run.finish()
             self.run = None

@@ -26,7 +26,7 @@ class Wandb(RunLogger):
         id: str,
         config: dict[str, Any],
         group: str | None,
-        tags: list[str] | None,
+        tags: list[str],
         project: str | None,
         entity: str | None,
         model: bool,
