@@ -337,6 +337,7 @@ def test_a_sweep_has_one_name_however_often_and_with_whatever_loggers_it_is_star
     assert name.startswith("attention-block_size-")
     assert sweep_name(swept, [*overrides[::-1], "logger=wandb", "runs_dir=elsewhere", "retry=false"]) == name
     assert sweep_name(swept, ["attention=ar,block", "block_size=4,8", "lr=2e-3"]) != name
+    assert len(sweep_name(["x" * 90], overrides)) < 64  # the longest tag that W&B takes
 
 
 def test_a_setting_has_a_name_that_can_be_typed():

@@ -143,7 +143,9 @@ def test_a_sweeper_that_chooses_the_values_says_how_many_jobs_there_are(tmp_path
     given |= {"sweeper": {"n_trials": 7, "params": {"masking.half_life": "interval(0.05,0.25)"}}}
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         SweepCallback().on_multirun_start(OmegaConf.create({"hydra": given}))
-    assert json.loads(os.environ[SWEEP]) == {"jobs": 7, "swept": ["lr", "block_size", "masking.half_life"]}
+    said = json.loads(os.environ[SWEEP])
+    assert (said["jobs"], said["swept"]) == (7, ["lr", "block_size", "masking.half_life"])
+    assert said["name"].startswith("lr-block_size-masking.half_life-")
     assert capsys.readouterr().out == "sweep of 7 jobs over lr, block_size, masking.half_life\n"
 
 

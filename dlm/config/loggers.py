@@ -27,7 +27,8 @@ UNSENT = ("logger", "callbacks", "trainer")  # groups whose options say how, and
 def loggers(nodes: DictConfig | Mapping[str, Any] | None, run: Run) -> list[RunLogger]:
     """The loggers of a run, one per node of the config. A logger that accepts `save_dir`, `id`, `name`, `config` or
     `group`, and whose node leaves it open, receives the run's folder, id, id, `sent_config`, and its first sweep; one
-    that accepts `tags` receives those of the run with those of the node. Raises `ValueError` for a node that names no class, or a logger whose package is not installed."""
+    that accepts `tags` receives those of the run with those of the node. Raises `ValueError` for a node that names no
+    class, or a logger whose package is not installed."""
     record = run.record
     sweeps = record.get("sweeps", [])
     of_run = {"save_dir": str(run.folder), "id": run.id, "name": run.id, "config": sent_config(record)}
@@ -80,7 +81,7 @@ def sweep_name() -> str | None:
     """The name of the sweep this job belongs to, which is the same when it is started again; None outside a sweep."""
     if not is_sweep():
         return None
-    return json.loads(os.environ.get(SWEEP, "{}")).get("name") or Path(HydraConfig.get().sweep.dir).name
+    return json.loads(os.environ.get(SWEEP) or "{}").get("name") or Path(HydraConfig.get().sweep.dir).name
 
 
 def tags(choices: Mapping[str, Any], sweeps: list[str]) -> list[str]:

@@ -30,6 +30,7 @@ from dlm.runs.run import headline
 # This environment variable describes the sweep to its jobs, which may be processes: {"jobs": number, "swept": keys,
 # "name": see `sweep_name`}.
 SWEEP = "DLM_SWEEP"
+LONGEST = 50  # characters of the keys in the name of a sweep, which is a tag of W&B
 
 
 class SweepCallback(Callback):
@@ -92,7 +93,7 @@ def sweep_name(swept: Sequence[str], overrides: Sequence[str]) -> str:
     """The name of a sweep for loggers: the keys that are swept, and a digest of the overrides that make its runs what
     they are. The same sweep has it whenever, and with whatever loggers, it is started."""
     of_runs = sorted(o for o in overrides if not is_volatile(o.partition("=")[0].lstrip("+~")))
-    return "-".join([*swept, digest({"overrides": of_runs}, 6)])
+    return f"{'-'.join(swept)[:LONGEST]}-{digest({'overrides': of_runs}, 6)}"
 
 
 def claim_folder(config: DictConfig) -> Path:
