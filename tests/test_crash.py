@@ -46,6 +46,7 @@ def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(fault, proce
 
 SIGNALS = {
     "SIGTERM in training": AtCall("dlm.conversion.module:Conversion.training_step", 6, signal.SIGTERM),
+    "SLURM's warning in a step": AtCall("dlm.conversion.module:Conversion.training_step", 6, signal.SIGUSR1),
     "Ctrl-C in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 4, signal.SIGINT),
     "SIGTERM in the final evaluation": AtCall("dlm.evaluation.suite:calibrate", 1, signal.SIGTERM),
 }

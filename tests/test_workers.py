@@ -186,7 +186,7 @@ def test_a_worker_ends_when_its_parent_says_so_and_nobody_else():
     batches = iter(training_loader(Whose(), Remaining(8, lambda: 0), 1, False))
     (worker,) = multiprocessing.active_children()
     for _ in range(2):
-        for sent in (signal.SIGINT, signal.SIGTERM):
+        for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             subprocess.run(["kill", f"-{sent}", str(worker.pid)], check=True)
         assert next(batches) == worker.pid
     worker.terminate()

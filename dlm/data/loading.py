@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dlm.data.packing import PackedRows, collate
 from dlm.types import Batch
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # the last two are warnings of SLURM
 
 
 class MicroBatches(Dataset):
@@ -70,8 +70,8 @@ def training_loader(data: Dataset, order: Remaining, workers: int, pinned: bool)
 
 
 class Undisturbed(DataLoader):
-    """A loader whose workers leave Ctrl-C and SIGTERM, which reach all processes of a terminal or a SLURM job, to the
-    process that trains: it finishes its step, for which it needs batches."""
+    """A loader whose workers leave Ctrl-C, SIGTERM and SLURM's warnings, which reach all processes of a terminal or a
+    job, to the process that trains: it finishes its step, for which it needs batches."""
 
     def __iter__(self) -> Iterator[Any]:
         resource_tracker.ensure_running()  # by workers otherwise, and it sets the mask itself

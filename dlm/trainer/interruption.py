@@ -1,5 +1,6 @@
-"""Ctrl-C and SIGTERM (SLURM's pre-emption) stop a run where it can be resumed: after the current optimizer step, once
-its checkpoint is written. A second signal stops it at once and loses the steps since the last checkpoint."""
+"""Ctrl-C, SIGTERM and the signals by which SLURM warns of a pre-emption or of the end of a job's time stop a run where
+it can be resumed: after the current optimizer step, once its checkpoint is written. A second signal stops it at once
+and loses the steps since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 
 from lightning import Callback
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SLURM's `--signal=USR1@120` or USR2. A launcher that handles one of them, as submitit does, keeps it.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interruption(Callback):
@@ -21,8 +23,9 @@ class Interruption(Callback):
         self.requested = False
 
     def on_train_start(self, trainer, module) -> None:
-        for number in SIGNALS:
-            set_handler(number, self.on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM, *WARNINGS):
+            if number not in WARNINGS or is_ours(number):
+                set_handler(number, self.on_signal)
 
     def on_signal(self, number: int, frame: object) -> None:
         if self.requested:
@@ -38,13 +41,22 @@ class Interruption(Callback):
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """A context in which SIGTERM raises `KeyboardInterrupt` as Ctrl-C does, so that both leave the same record."""
-    previous = signal.getsignal(signal.SIGTERM)
-    set_handler(signal.SIGTERM, signal.default_int_handler)
+    """A context in which SIGTERM and SLURM's warnings raise `KeyboardInterrupt` as Ctrl-C does, so that all leave the
+    same record."""
+    caught = [signal.SIGTERM, *(number for number in WARNINGS if is_ours(number))]
+    previous = {number: signal.getsignal(number) for number in caught}
+    for number in caught:
+        set_handler(number, signal.default_int_handler)
     try:
         yield
     finally:
-        set_handler(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            set_handler(number, handler)
+
+
+def is_ours(number: int) -> bool:
+    """Whether nobody else handles a signal."""
+    return signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def set_handler(number: int, handler) -> None:
