@@ -1,13 +1,17 @@
 """Says what this machine, a model and data can do, before hours are spent: `python -m dlm.doctor [option=value ...]`.
 
 It takes the options of dlm.train: builds that run's model, data and losses, estimates a step's memory, times a few
-steps and trains nothing. Exit code 1 if the run could not be trained."""
+steps and trains nothing. Exit code 1 if the run could not be trained.
+
+With --plan it only estimates the memory of a step, from the model's config: without its weights, and for GPUs that this
+machine does not have, of which runtime.memory_gb says the size."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import io
+import math
 import os
 import shutil
 import statistics
@@ -16,25 +20,30 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.text import Text
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from dlm.config.build import Experiment, build, num_processes
+from dlm.config.build import Experiment, build, make, make_masking, num_processes
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds, require_options
 from dlm.config.settings import Keep, Train
 from dlm.conversion.pieces import loss_of
 from dlm.data.packing import collate
 from dlm.logger.wandb import has_key
+from dlm.model.denoiser import Denoiser
 from dlm.model.device import device_name
+from dlm.model.parent import DTYPES, layer_types, resolve
 from dlm.model.positions import num_positions
 from dlm.runs.run import environment
-from dlm.trainer.fit import device_of, fit_into_memory, require_evaluation, space_of, step_of
 from dlm.trainer.memory import GB
+from dlm.trainer import memory
+from dlm.trainer.fit import SHARDED, device_of, fit_into_memory, require_evaluation, space_of, step_of
 
 MARKS = {"good": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
 # Packages that are not needed to train: what each is for, and the extra that installs it.
@@ -78,12 +87,15 @@ def of_machine(cfg: DictConfig) -> Iterator[Finding]:
     device, machine = device_of(cfg), environment("")
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     yield Finding("good", "versions", versions)
-    memory = psutil.virtual_memory()
+    ram = psutil.virtual_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("good", "machine", f"{cores} cores, {memory.available / GB:.1f} of {memory.total / GB:.1f} GB free")
+    yield Finding(
+        "good", "machine", f"{cores} cores, {ram.available / memory.GB:.1f} of {ram.total / memory.GB:.1f} GB free"
+    )
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        text = f"cuda:{index} {torch.cuda.get_device_name(index)}, {free / GB:.1f} of {total / GB:.1f} GB free"
+        sizes = f"{free / memory.GB:.1f} of {total / memory.GB:.1f} GB free"
+        text = f"cuda:{index} {torch.cuda.get_device_name(index)}, {sizes}"
         yield Finding("good", "GPU", text if torch.cuda.is_bf16_supported() else f"{text}, no bfloat16")
     if device.type == "cpu" and torch.cuda.is_available():
         yield Finding("note", "device", "trains on the CPU, although there is a GPU: trainer=gpu uses it")
@@ -147,7 +159,9 @@ def of_data(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
     folder = next(path for path in Path(cfg.runs_dir).expanduser().absolute().parents if path.exists())
     free = shutil.disk_usage(folder).free
     kind = "good" if free > needed else "problem"
-    yield Finding(kind, "disk", f"a run needs {needed / GB:.2f} GB in {cfg.runs_dir!r}, {free / GB:.1f} GB are free")
+    yield Finding(
+        kind, "disk", f"a run needs {needed / memory.GB:.2f} GB in {cfg.runs_dir!r}, {free / memory.GB:.1f} GB are free"
+    )
 
 
 def of_steps(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
@@ -210,10 +224,52 @@ def is_installed(package: str) -> bool:
         return False
 
 
-@hydra_command("train")
+def planned(cfg: DictConfig) -> Iterator[Finding]:
+    """The memory of a step on each of the devices of a config, and whether it fits into `runtime.memory_gb`."""
+    require_options(cfg, Keep, Train)
+    model = empty_model(OmegaConf.to_container(cfg.model, resolve=True))
+    trained = f"{sum(p.numel() for p in model.parameters()):,} parameters, all trained"
+    yield Finding("good", "model", f"{type(model).__name__} of {trained}, {str(model.dtype).removeprefix('torch.')}")
+    denoiser = Denoiser(model, make(cfg.attention), 0, cfg.token_shift, layer_types(model))
+    device = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
+    views, is_sharded = make_masking(cfg).views, cfg.runtime.strategy == SHARDED
+    step = memory.Step(cfg.data.length, views, cfg.trainer.precision, device, num_processes(cfg), is_sharded)
+    limit = math.inf if cfg.runtime.memory_gb is None else cfg.runtime.memory_gb * memory.GB
+    which = "sharded layers" if is_sharded else "whole weights"
+    how = f"{cfg.trainer.precision} on each of {step.processes} devices, {which}"
+    try:
+        plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, cfg.runtime.activation_checkpointing)
+    except ValueError as error:
+        yield Finding("problem", "memory", f"{how}: {' '.join(str(error).split())}")
+        return
+    again = ", layers computed again in the backward" if plan.checkpointing else ""
+    yield Finding("good", "memory", f"{how}: a step needs at most about {plan.estimate}{again}")
+
+
+def empty_model(node: dict[str, Any]) -> PreTrainedModel:
+    """The model of a config without weights. Raises `ValueError` if it has no config.json of its own to build it
+    from."""
+    if not ("config" in node or "path" in node):
+        raise ValueError(
+            "--plan builds a model from its config.json: give model.path, or a model=random_… of its shape"
+        )
+    config = (
+        AutoConfig.for_model(**node["config"])
+        if "config" in node
+        else AutoConfig.from_pretrained(resolve(node["path"]), trust_remote_code=node.get("trust_remote_code", False))
+    )
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[node["dtype"]], attn_implementation=node["attn_implementation"]
+        )
+
+
+@hydra_command("train", read=lambda argument: "+plan=true" if argument == "--plan" else argument)
 def main(cfg: DictConfig) -> None:
     console, has_problem = Console(soft_wrap=True), False
-    for finding in findings(cfg):
+    with open_dict(cfg):
+        only_plan = cfg.pop("plan", False)
+    for finding in planned(cfg) if only_plan else findings(cfg):
         mark, colour = MARKS[finding.kind]
         has_problem |= finding.kind == "problem"
         console.print(Text(f"{mark} ", colour).append(f"{finding.subject:10} ", "bold").append(finding.text))

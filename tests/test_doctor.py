@@ -68,3 +68,21 @@ def test_a_full_disk_is_a_problem(monkeypatch):
 
 def test_a_time_is_said_in_words():
     assert [duration(s) for s in (12, 60, 3599, 7500)] == ["12 s", "1 min", "1 h 0 min", "2 h 5 min"]
+
+
+def test_a_step_of_eight_billion_parameters_is_planned_without_their_weights(monkeypatch, capsys):
+    """On eight GPUs of 80 GB that this machine does not have: with shards it fits, without it does not."""
+    shape = ["model=random_8b", "model.dtype=float32", "trainer=gpu", "trainer.devices=8", "runtime.memory_gb=80"]
+    cfg = config("data.length=4096", "data.batch_size=1", *shape)
+    cfg.runtime.strategy = "fsdp2"
+    model, memory = doctor.planned(cfg)
+    assert model.text.startswith("Qwen3ForCausalLM of 8,190,735,360 parameters") and memory.kind == "good"
+    assert "bf16-mixed on each of 8 devices, sharded layers: a step needs at most about" in memory.text
+    cfg.runtime.strategy = "ddp"
+    *_, memory = doctor.planned(cfg)
+    assert memory.kind == "problem" and "whole weights: data.batch_size 1 does not fit" in memory.text
+    seen = []
+    monkeypatch.setattr(doctor, "planned", lambda cfg: seen.append(cfg) or [])
+    monkeypatch.setattr("sys.argv", ["doctor", "--plan", *SMALL])
+    doctor.main()
+    assert len(seen) == 1 and "plan" not in seen[0]

@@ -94,6 +94,12 @@ def test_parts_of_an_estimate_by_hand():
     assert (found.weights, found.gradients, found.optimizer) == (4 * size, 4 * size, 8 * size)
     assert estimate(scorer, STEP, 2, checkpointing=False, in_pieces=True).gradients == 8 * size
     assert estimate(scorer, replace(STEP, processes=2), 2, checkpointing=False).gradients == 8 * size
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in llama.get_decoder().layers]
+    outside, largest = size - sum(layers), max(layers)
+    sharded = estimate(scorer, replace(STEP, processes=4, sharded=True), 2, checkpointing=False)
+    share = outside + sum(layers) / 4
+    assert sharded.weights == 4 * (share + 2 * largest) and sharded.optimizer == 8 * share
+    assert sharded.gradients == 4 * (share + largest)
     assert found.head == 5 * 2 * LENGTH * 4 * VOCAB + 4 * VOCAB * 32
     llama.requires_grad_(False)
     assert estimate(scorer, STEP, 2, checkpointing=False).optimizer == 0

@@ -69,16 +69,26 @@ def member(rank: int, port: int, runs_dir: Path, overrides: tuple[str, ...], fau
     train(config(*OVERRIDES, *overrides, f"runs_dir={runs_dir}"))
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Run:
+def stopped(runs_dir: Path, number: int, code: int, *arguments: str) -> Run:
+    """The run of a command that a signal stopped after its first checkpoint."""
+    process = start(runs_dir, *arguments, "runtime.checkpoint_every=1")
+    deadline = time.monotonic() + 200
+    while not [*runs_dir.glob("*/checkpoint/last.ckpt")] and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    finished(process, code)
+    (run,) = runs(runs_dir)
+    assert run.status == ("interrupted" if number == signal.SIGTERM else "running")
+    return run
+
+
+def trained_by_two(folder: Path, *overrides: str) -> Run:
     """A run that two processes trained. They are forked, which takes a third of the time of two commands."""
-    folder, processes = tmp_path_factory.mktemp("two"), Processes()
+    processes = Processes()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = [
-        processes.start(folder / "runs", TWO, "runtime.pieces=2", target=partial(member, rank, port)) for rank in (0, 1)
-    ]
+    both = [processes.start(folder / "runs", TWO, *overrides, target=partial(member, rank, port)) for rank in (0, 1)]
     for process in both:
         process.join(300)
     said = (folder / "log").read_text()
@@ -88,13 +98,73 @@ def two(tmp_path_factory) -> Run:
     return run
 
 
-def test_two_processes_train_what_one_does_with_twice_the_micro_batches(two, tmp_path):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Run:
+    return trained_by_two(tmp_path_factory.mktemp("two"), "runtime.pieces=2")
+
+
+# Lightning's strategy has no 64-true, and 32-true leaves the weights of the parent as they are.
+FSDP2 = ("runtime.strategy=fsdp2", "trainer.precision=32-true")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Run:
+    return trained_by_two(tmp_path_factory.mktemp("sharded"), *FSDP2)
+
+
+def test_two_processes_train_what_one_does_with_twice_what_one_does_with_twice_the_micro_batches(two, tmp_path):
     train(config(*OVERRIDES, "trainer.accumulate=2", f"runs_dir={tmp_path}"))
     (one,) = runs(tmp_path)
     assert (two.record["tokens"], two.record["steps"]) == (one.record["tokens"], one.record["steps"])
     found, expected = weights(two), weights(one)
     assert all(torch.allclose(found[name], weight, rtol=0, atol=1e-9) for name, weight in expected.items())
     assert metrics(two)["val/nelbo"].dropna().to_list() == pytest.approx(metrics(one)["val/nelbo"].dropna().to_list())
+
+
+def test_two_processes_that_share_the_layers_train_what_one_does(sharded, tmp_path):
+    """Tied embeddings, which are whole in both, the clipped norm, the drift and the validation included."""
+    train(config(*OVERRIDES, "trainer.accumulate=2", f"runs_dir={tmp_path}"))
+    (one,) = runs(tmp_path)
+    found, expected = weights(sharded), weights(one)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], weight, rtol=0, atol=1e-9) for name, weight in expected.items())
+    assert sharded.record["drift"] == pytest.approx(one.record["drift"])
+    of_both, of_one = metrics(sharded), metrics(one)
+    for name in ("val/nelbo", "train/grad_norm"):
+        assert of_both[name].dropna().to_list() == pytest.approx(of_one[name].dropna().to_list())
+    assert sharded.damaged() == [] and not is_marked(sharded.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_with_shards_that_is_stopped_goes_on_to_the_same_end(number, code, sharded, tmp_path):
+    run = stopped(tmp_path, number, code, TWO, *FSDP2)
+    said = finished(start(tmp_path, TWO, *FSDP2, "runtime.strategy=ddp"), 1)
+    assert "was written with sharded layers: go on with runtime.strategy=fsdp2" in said
+    assert "resuming run" in finished(start(tmp_path, TWO, *FSDP2))
+    assert all(torch.allclose(w, weights(run)[name], rtol=0, atol=1e-12) for name, w in weights(sharded).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("trainable=lora",), ("auxiliary=ar",)])
+def test_adapters_and_further_losses_are_trained_with_shards_as_without(options, tmp_path):
+    shards = trained_by_two(tmp_path / "two", *FSDP2, *options)
+    train(config(*OVERRIDES, *options, "trainer.accumulate=2", f"runs_dir={tmp_path}/one"))
+    (one,) = runs(tmp_path / "one")
+    assert all(torch.allclose(w, weights(shards)[name], rtol=0, atol=1e-9) for name, w in weights(one).items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("runtime.strategy=fsdp",), "runtime.strategy 'fsdp' is unknown: choose auto, ddp or fsdp2"),
+        (("runtime.strategy=fsdp2", "optimizer=muon"), "fsdp2: optimizer=muon reads whole matrices"),
+        (("runtime.strategy=fsdp2", "runtime.pieces=2"), "fsdp2: runtime.pieces needs gradients of whole weights"),
+    ],
+)
+def test_what_shards_cannot_do_is_refused_by_name(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(config(*OVERRIDES, *options, f"runs_dir={tmp_path}"))
 
 
 def test_a_run_of_several_processes_is_one_whole_run(two):
@@ -108,14 +178,7 @@ def test_a_run_of_several_processes_is_one_whole_run(two):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_of_several_processes_that_is_stopped_goes_on_to_the_same_end(number, code, two, tmp_path):
     """Also where the first of them is killed: the other one notices, and ends."""
-    process = start(tmp_path, TWO, "runtime.pieces=2", "runtime.checkpoint_every=1")
-    deadline = time.monotonic() + 200
-    while not [*tmp_path.glob("*/checkpoint/last.ckpt")] and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(number)
-    finished(process, code)
-    (run,) = runs(tmp_path)
-    assert run.status == ("interrupted" if number == signal.SIGTERM else "running")
+    run = stopped(tmp_path, number, code, TWO, "runtime.pieces=2")
     assert "resuming run" in finished(start(tmp_path, TWO, "runtime.pieces=2"))
     assert all(torch.equal(weight, weights(run)[name]) for name, weight in weights(two).items())
     pd.testing.assert_frame_equal(metrics(run), metrics(two), check_exact=True)

@@ -24,6 +24,7 @@ from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
+from dlm.model.sharding import clip_grad_norm, gather, is_sharded, shard
 from dlm.optimizer.base import WithCosine
 from dlm.rollout.base import Rollout
 from dlm.types import Batch, Prepared, generator
@@ -146,18 +147,30 @@ class Conversion(lightning.LightningModule):
         found = self.trainer.datamodule.validation_rows.metrics(torch.cat(self.val_nats))
         return {f"val/{name}": value for name, value in found.items()}
 
+    def configure_model(self) -> None:
+        """Shard the layers if the strategy has a mesh of processes (`ModelParallelStrategy`)."""
+        mesh = getattr(self, "_device_mesh", None)
+        if mesh is not None and not is_sharded(self.denoiser.model):
+            shard(self.denoiser.model, mesh["data_parallel"])
+
+    def on_fit_end(self) -> None:
+        gather(self.denoiser.model)
+
     def configure_optimizers(self):
-        return self.optimizer_builder.build(self.denoiser, int(self.trainer.estimated_stepping_batches))
+        # Not `estimated_stepping_batches`, which begins to iterate over the data: before the checkpoint of a run with
+        # shards says where it goes on.
+        return self.optimizer_builder.build(self.denoiser, self.trainer.max_steps)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         # Lightning refuses to clip with fused optimizers under mixed precision because float16 scales its loss;
         # bfloat16 does not.
         if gradient_clip_val:
-            norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), gradient_clip_val)
+            norm = clip_grad_norm(self.denoiser.parameters(), gradient_clip_val)
             self.log("train/grad_norm", norm)
 
     def on_save_checkpoint(self, checkpoint) -> None:
         checkpoint["micro_batches"] = self.micro_batches
+        checkpoint["sharded"] = is_sharded(self.denoiser.model)
 
     def on_load_checkpoint(self, checkpoint) -> None:
         self.micro_batches = checkpoint["micro_batches"]

@@ -20,6 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from dlm.model.sharding import whole
+
 MEASURES = ("mean_abs", "relative", "one_minus_cos")
 LAYER = re.compile(r"\.(\d+)\.")
 ATTENTION = re.compile(r"attn|attention")
@@ -37,7 +39,8 @@ def save_reference(model: PreTrainedModel, path: Path) -> None:
 
 
 def effective_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's weights under the parent's names, with low-rank updates added; tied weights appear once."""
+    """The model's weights under the parent's names, with low-rank updates added; tied weights appear once. Where the
+    model is sharded, all processes must take all of them."""
     adapters = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
     for name, weight in model.named_parameters():
         if "lora_" in name:
@@ -46,7 +49,7 @@ def effective_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tenso
         owner = owner.removesuffix(".base_layer")
         if owner in adapters and leaf == "weight":
             weight = weight + sum(adapters[owner].get_delta_weight(a) for a in adapters[owner].active_adapters)
-        yield f"{owner}.{leaf}", weight
+        yield f"{owner}.{leaf}", whole(weight)
 
 
 @torch.no_grad()

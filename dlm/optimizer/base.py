@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
+from dlm.model.sharding import by_sharding
+
 
 class WithCosine(ABC):
     """Builds an optimizer and its schedule, as Lightning's `configure_optimizers` returns them.
@@ -41,7 +43,9 @@ class WithCosine(ABC):
 
     def decayed(self, parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
         """Parameter groups with weight decay on matrices only."""
+        matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
         return [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": group, "weight_decay": decay}
+            for kind, decay in ((matrices, self.weight_decay), (others, 0.0))
+            for group in by_sharding(kind)
         ]

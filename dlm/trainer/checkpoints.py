@@ -94,6 +94,18 @@ class Checkpoints(Checkpoint):
         self.random_states = [state_dict["random"], *state_dict.get("random_of_others", [])]
 
 
+def require_same_sharding(checkpoint: Path, sharded: bool) -> None:
+    """Raises `ValueError` if a checkpoint was written with shards and is to be read without, or the other way round:
+    the optimizer's state is laid out otherwise."""
+    before = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True).get("sharded", False)
+    if before != sharded:
+        strategy = "fsdp2" if before else "auto"
+        raise ValueError(
+            f"the checkpoint {checkpoint} was written {'with' if before else 'without'} sharded layers: go on with "
+            f"runtime.strategy={strategy}, or delete it to train this run from the start"
+        )
+
+
 def newest_intact(folder: Path) -> Path | None:
     """The newest undamaged checkpoint of a folder, renamed to `last.ckpt`; None if there is no checkpoint. A damaged
     one is reported on stderr and kept as `*.damaged`. Raises `ValueError` if all are damaged."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning import Callback
 
+from dlm.model.sharding import local, whole
 from dlm.trainer.processes import all_gather
 
 LOSS = "the loss"
@@ -99,10 +100,13 @@ class FiniteGuard(Callback):
     def check_weights(self, module) -> None:
         """Raises `NotFinite` before weights that are not finite are written."""
         self.check_steps(module)
-        state = dict(module.denoiser.model.named_parameters())
-        finite = torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm([*state.values()])])).cpu()
-        if not finite.all():
-            bad = [name for name, is_finite in zip(state, finite.tolist(), strict=True) if not is_finite]
+        state = {name: local(weight) for name, weight in module.denoiser.model.named_parameters()}
+        finite = torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm([*state.values()])]))
+        flags = module.trainer.strategy.reduce(
+            (~finite).float(), reduce_op="max"
+        ).cpu()  # of the parts of all processes
+        if flags.any():
+            bad = [name for name, flag in zip(state, flags.tolist(), strict=True) if flag]
             raise NotFinite(
                 f"after step {self.step - 1} the weights {first_few(bad)} are not finite, and are not written: the "
                 "last checkpoint is from before. Lower lr"
@@ -110,11 +114,12 @@ class FiniteGuard(Callback):
 
     def save_batch(self, step: int, batches: list[Any], bad: list[str], module) -> None:
         """Write the input of `dlm.replay`: the micro-batches of all processes and the weights."""
-        local = [[piece.to("cpu") for piece in batch] for batch in batches]
-        gathered = [batch for of_process in all_gather(local) for batch in of_process]
+        ours = [[piece.to("cpu") for piece in batch] for batch in batches]
+        gathered = [batch for of_process in all_gather(ours) for batch in of_process]
+        weights = {name: whole(weight) for name, weight in module.denoiser.model.state_dict().items()}
         if module.trainer.is_global_zero:
             contents = {"step": step, "what": bad, "batches": gathered}
-            torch.save(contents | {"weights": module.denoiser.model.state_dict()}, self.path)
+            torch.save(contents | {"weights": weights}, self.path)
         module.trainer.strategy.barrier()  # Lightning kills the first process soon after another one has failed
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,7 +133,7 @@ def norms_of(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
     """The norm of the gradient of every parameter that has one, from one fused call."""
     # `torch.nn.utils.get_total_norm`, the public function around this one, returns a single number, which does not tell
     # which tensor is bad; calling it per tensor would launch a kernel for each.
-    return list(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
+    return list(torch._foreach_norm([local(p.grad) for p in parameters if p.grad is not None]))
 
 
 def first_few(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from omegaconf import DictConfig
 
 from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding, rows_of_a_step
@@ -21,11 +22,13 @@ from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import is_requested, require_decodable
 from dlm.logger.base import RunLogger
 from dlm.model.checkpointing import checkpoint_activations
+from dlm.model.sharding import sharded_layers
+from dlm.optimizer.muon import MuonCosine
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
 from dlm.trainer import memory
-from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_intact
+from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_intact, require_same_sharding
 from dlm.trainer.compilation import CompilerWatch, compile_layers
 from dlm.trainer.drift_monitor import DriftMonitor
 from dlm.trainer.final_validation import FinalValidation
@@ -36,6 +39,7 @@ from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
 from dlm.trainer.telemetry import Telemetry, peak_memory
 
+SHARDED = "fsdp2"  # the strategy that shards the layers
 WORKERS = 2  # beside a GPU: a batch of 8 x 4096 tokens takes 50 ms to prepare, and a step longer
 
 RequiredCallbacks = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
@@ -50,10 +54,10 @@ def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = (
         torch.set_num_threads(runtime.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only libraries draw from it (LoRA's A)
     skip, workers = skips_nonfinite(cfg.trainer.on_nonfinite), num_workers(runtime.workers, device_of(cfg))
-    require_whole_model(runtime.strategy)
     # Only the first process sets a damaged checkpoint aside. `SameStart` stops followers that began before it had.
     resume = if_exists(run.checkpoint) if isinstance(run, Follower) else newest_intact(run.checkpoint.parent)
     if resume:
+        require_same_sharding(resume, runtime.strategy == SHARDED)
         print(f"resuming run {run.id} from {resume}")
     experiment = build(cfg)
     require_evaluation(cfg, experiment)
@@ -179,7 +183,8 @@ def record_budget(run: Run, experiment: Experiment) -> None:
 def step_of(cfg: DictConfig, experiment: Experiment) -> memory.Step:
     """What the size of a training step depends on."""
     views, precision = experiment.conversion.masking.views, cfg.trainer.precision
-    return memory.Step(cfg.data.length, views, precision, device_of(cfg), num_processes(cfg))
+    is_sharded = cfg.runtime.strategy == SHARDED
+    return memory.Step(cfg.data.length, views, precision, device_of(cfg), num_processes(cfg), is_sharded)
 
 
 def space_of(experiment: Experiment, step: memory.Step) -> int:
@@ -220,10 +225,23 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
         checkpoint_activations(denoiser.model)
 
 
-def require_whole_model(strategy: str) -> None:
-    """`ValueError` for a strategy that shards the model: head, drift and finite guard read whole weights."""
-    if strategy != "auto" and not strategy.startswith("ddp"):
-        raise ValueError(f"runtime.strategy {strategy!r} may shard the model, which cannot be: choose auto or ddp")
+def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
+    """Lightning's strategy of a config. Raises `ValueError` for one that is unknown, and for what shards cannot do."""
+    name = cfg.runtime.strategy
+    if name == "auto" or name.startswith("ddp"):
+        return name
+    if name != SHARDED:
+        raise ValueError(f"runtime.strategy {name!r} is unknown: choose auto, ddp or {SHARDED}")
+    sharded_layers(experiment.parent.model)
+    whole_matrices = isinstance(experiment.conversion.optimizer_builder, MuonCosine)
+    if whole_matrices or experiment.conversion.pieces > 1:
+        what = (
+            "optimizer=muon reads whole matrices"
+            if whole_matrices
+            else "runtime.pieces needs gradients of whole weights"
+        )
+        raise ValueError(f"runtime.strategy={SHARDED}: {what}: choose optimizer=adamw and runtime.pieces=1")
+    return ModelParallelStrategy(num_processes(cfg), 1, save_distributed_checkpoint=False)
 
 
 def skips_nonfinite(on_nonfinite: str) -> bool:
@@ -270,7 +288,7 @@ def make_trainer(
         precision=cfg.trainer.precision,
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
-        strategy=runtime.strategy,
+        strategy=strategy_of(cfg, experiment),
         accumulate_grad_batches=cfg.trainer.accumulate,
         gradient_clip_val=cfg.trainer.clip,
         max_steps=experiment.num_steps,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from dlm.conversion.pieces import rows_of_piece
 from dlm.errors import one_line
 from dlm.model.denoiser import Denoiser
 from dlm.model.readout import chunk_bytes
+from dlm.model.sharding import sharded_layers
 from dlm.types import Batch, Noised, Rows
 
 GB = 1e9
@@ -63,14 +64,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step on rows of `length` tokens with `views` noisy views each, on one of `processes` devices.
-    `precision` is the name that Lightning uses, such as `bf16-mixed`."""
+    """A training step on rows of `length` tokens with `views` noisy views each, on one of `processes` devices, over
+    which the layers are `sharded` or not. `precision` is the name that Lightning uses, such as `bf16-mixed`."""
 
     length: int
     views: int
     precision: str
     device: torch.device
     processes: int = 1
+    sharded: bool = False
 
     def activations(self, model: PreTrainedModel) -> torch.dtype:
         """The type of the activations."""
@@ -138,12 +140,25 @@ def plan(
 
 def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: bool, in_pieces: bool = False) -> Estimate:
     """The bytes of a step on rows whose tokens are all masked, which is the most that a batch can need. With several
-    pieces, accumulated gradients are held in addition; DDP buckets add another copy."""
+    pieces, accumulated gradients are held in addition; DDP buckets add another copy. Of sharded layers, two are whole
+    at a time, one of them gathered ahead, and one with its gradients; their copies for autocast all live until the end
+    of the forward."""
     model = denoiser.model
     dtype = step.activations(model)
-    parameters = [*model.parameters()]
-    weights = sum(step.stored(p, dtype) + step.copied(p, dtype) for p in parameters)
-    trainable = sum(step.stored(p, dtype) for p in parameters if p.requires_grad)
+    layers_of = sharded_layers(model) if step.sharded else []
+    in_layers = {id(p) for layer in layers_of for p in layer.parameters()}
+
+    def held(parameters: Iterable[Tensor]) -> int:
+        return sum(step.stored(p, dtype) // (step.processes if id(p) in in_layers else 1) for p in parameters)
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights = held(model.parameters()) + sum(step.copied(p, dtype) for p in model.parameters())
+    trainable = held(trained)
+    if layers_of:
+        largest = max(sum(step.stored(p, dtype) for p in layer.parameters()) for layer in layers_of)
+        weights, gathered_gradients = weights + 2 * largest, largest
+    else:
+        gathered_gradients = trainable * (step.processes > 1)
     saved, boundary = traced(denoiser, step, batch_size)
     layers = model.config.get_text_config().num_hidden_layers
     if checkpointing:  # the inputs of all layers, and the activations of one
@@ -151,7 +166,7 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
     output = model.get_output_embeddings().weight
     chunk = min(batch_size * step.views * step.length * denoiser.row_bytes, chunk_bytes(step.device))
     head = LOGITS_COPIES * chunk + output.requires_grad * output.numel() * 4
-    gradients = trainable * (1 + in_pieces + (step.processes > 1))
+    gradients = trainable * (1 + in_pieces) + gathered_gradients
     return Estimate(weights, gradients, 2 * trainable, saved, head)
 
 
