@@ -41,7 +41,6 @@ from dlm.model.device import device_name
 from dlm.model.parent import DTYPES, layer_types, resolve
 from dlm.model.positions import num_positions
 from dlm.runs.run import environment
-from dlm.trainer.memory import GB
 from dlm.trainer import memory
 from dlm.trainer.fit import SHARDED, device_of, fit_into_memory, require_evaluation, space_of, step_of
 
