@@ -333,6 +333,39 @@ def test_equal_flops_compares_the_seeds_that_every_point_has():
     assert {point: (e.mean, e.seeds) for point, e in found.items()} == {"d": (4.0, 2), "f": (4.0, 2)}
 
 
+def test_bounds_over_each_runs_own_tokens_are_not_compared():
+    """Old runs: their validation is of rows that every pattern filled in its own way."""
+    study, measures = Study(), ("examples", "answer_tokens", "val_bits_answers", "val_bits_prose")
+    for point in "bg":
+        run = study.point("table1_attention", point, **dict.fromkeys(measures))
+        study.own(run, 0.5)
+        study.curve(run, {500: 2.0, 1000: 1.0}, ("val/nelbo",))
+    costs = shown(study.results, "table1_attention")[-1]
+    assert list(costs.frame) == ["point", "label", "tokens", "TFLOP", "minutes"]
+    assert costs.caption == (
+        "Training cost. Not measured in these runs: examples; answer tokens; bits/byte of answers; bits/byte of prose; "
+        "answers at equal FLOPs; prose at equal FLOPs."
+    )
+    assert is_empty(plots(study.results, "table1_attention")["table1_attention"])
+
+
+def test_bounds_on_the_same_tokens_are_compared_at_equal_examples_and_flops():
+    study = Study()
+    for point in "bg":
+        run = study.point("table1_attention", point)
+        study.own(run, 0.5)
+        study.curve(run, {500: 2.0, 1000: 1.5})
+    costs = shown(study.results, "table1_attention")[-1]
+    assert "same tokens for every run" in costs.caption and "not measured" not in costs.caption
+    assert [e.mean for e in costs.frame["answers at equal FLOPs"]] == [1.5, 1.5]
+    examples, flops, prose = (f.axes[0] for f in plots(study.results, "table1_attention")["table1_attention"].panels)
+    assert [list(axes.lines[0].get_xdata()) for axes in (examples, flops, prose)] == [
+        [50, 100],
+        [5e11, 1e12],
+        [5e11, 1e12],
+    ]
+
+
 @pytest.mark.parametrize(("value", "text"), [(8, "8"), (250_880, "251k"), (1_000_448, "1M"), (2_000_896, "2M")])
 def test_ticks_of_a_logarithmic_axis_are_short(value, text):
     figure = lines(pd.DataFrame({"x": [value], "y": [0.5], "line": "a"}), "x", "y", "line", "", "x", "y", log=True)
@@ -342,7 +375,7 @@ def test_ticks_of_a_logarithmic_axis_are_short(value, text):
 @pytest.mark.parametrize(
     ("name", "plot", "lines"),
     [
-        ("table1_attention", "table1_attention", [8, 8]),
+        ("table1_attention", "table1_attention", [8, 8, 8]),
         ("figure2e_drift", "figure2e_drift", [5, 5]),
         ("figure4_drift_by_block_size", "figure4_drift_by_block_size", [3, 3]),
         ("figure5_decoding_block_size", "figure5_decoding_block_size", [3]),

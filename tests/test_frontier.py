@@ -69,7 +69,7 @@ def test_accuracy_is_shown_at_every_threshold_with_its_forwards(results):
 
 
 def test_sentences_of_recipes_say_the_best_its_lead_and_whether_that_is_decided(results):
-    one, parent, control, random, cheap, fast, flops = found(results, recipes_artefact)
+    one, parent, control, random, cheap, fast, flops, prose = found(results, recipes_artefact)
     assert one.startswith("At equal tokens, one token per step: Efficient Dlm is the most accurate of 2, 80.0 % at NFE")
     assert "+20.0 points (" in one and one.endswith("against Dream: decided.")
     assert "−15.6 points" in parent and "against AR parent: decided" in parent
@@ -77,8 +77,9 @@ def test_sentences_of_recipes_say_the_best_its_lead_and_whether_that_is_decided(
     assert cheap == "No recipe that cost fewer FLOPs than Efficient Dlm comes near enough to be undecided against it."
     assert "τ 0.5" in fast and "50.0 % at NFE 4.0; +0.0 points (+0.0 to +0.0) against Dream: undecided." in fast
     # At 1 TFLOP Efficient-DLM has seen half of its tokens: 2.5; Dream ends there: 2.1 + 0.01 a seed.
-    assert "(1 TFLOP): Dream has the lowest validation NELBO of 2, 2.110 nats/token" in flops
-    assert "Efficient Dlm has +0.390 nats/token (+0.365 to +0.415) more: decided." in flops
+    assert "(1 TFLOP): Dream has the lowest bound on answers of 2, 2.110 bits/byte" in flops
+    assert "Efficient Dlm has +0.390 bits/byte (+0.365 to +0.415) more: decided." in flops
+    assert "Dream has the lowest bound on prose" in prose
 
 
 def test_a_cheaper_recipe_that_is_not_told_apart_is_named():
@@ -89,7 +90,7 @@ def test_a_cheaper_recipe_that_is_not_told_apart_is_named():
             outcomes = np.random.default_rng(seed + int(flops / 1e12)).random(ITEMS) < accuracy
             study.own(run, accuracy, outcomes=correct(0.8) if name == "dear" else outcomes)
     *_, sentence, unknown = found(study.results, recipes_artefact)
-    assert unknown.startswith("At equal FLOPs: not known")  # nothing was validated before the end
+    assert unknown == "At equal FLOPs: validation answers and prose were not measured in these runs."
     assert sentence.startswith("With 25 % of its FLOPs, cheap has ") and sentence.endswith("against it: undecided.")
 
 
@@ -100,7 +101,7 @@ def test_the_lowest_bound_says_of_how_many_others_it_is_told_apart():
         for point, found in values.items()
         for seed, value in enumerate(found)
     ]
-    (said,) = recipes_artefact.best_at_equal_flops(pd.DataFrame(rows).set_index(["point", "seed"]))
+    said = recipes_artefact.best_at_equal_flops(pd.DataFrame(rows).set_index(["point", "seed"]), "answers")
     assert said.endswith("undecided. It differs significantly from 1 of the other 2.")
 
 
