@@ -10,8 +10,9 @@ from study_tables import ITEMS, RECIPES, Study, correct, recipes, whole_study
 from analysis.artefacts import contested_factorial, frontier
 from analysis.artefacts import recipes as recipes_artefact
 from analysis.artefacts.contested_factorial import crossings
-from analysis.artefacts.frontier import decodings, optimal, pareto_points
+from analysis.artefacts.frontier import decodings, pareto_points
 from analysis.evidence.compare import final_evaluation
+from analysis.evidence.frontier import optimal
 from analysis.pages.exhibits import Plot, Table
 from analysis.tables.results import LATER, Results
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from analysis.artefacts.recipes import AR, CONTROL, CONTROLS, SWEEPS, with_kind
 from analysis.evidence.compare import by_point
+from analysis.evidence.frontier import optimal
 from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.findings import coverage, findings, lead_text, rank_groups, score_text
 from analysis.pages.plots import trade_off
@@ -103,14 +104,6 @@ def pareto_points(rows: pd.DataFrame) -> pd.DataFrame:
 def means(column: pd.Series) -> Float[np.ndarray, " n"]:
     """The means of a column of estimates, NaN for None."""
     return np.array([np.nan if value is None else value.mean for value in column], dtype=float)
-
-
-def optimal(cost: Float[np.ndarray, " n"], value: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which points are Pareto-optimal: no other is better in cost or value and no worse in the other. NaN is never
-    optimal."""
-    as_good = (cost[None] <= cost[:, None]) & (value[None] >= value[:, None])
-    better = (cost[None] < cost[:, None]) | (value[None] > value[:, None])
-    return ~(as_good & better).any(1) & ~np.isnan(cost) & ~np.isnan(value)
 
 
 def sentences(rows: pd.DataFrame) -> list[str]:
