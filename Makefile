@@ -85,7 +85,7 @@ endif
 BOARD ?= reports/leaderboard
 leaderboard: $(BIN)/.installed ## rank the recipes at equal training FLOPs, in reports/leaderboard (RUN=1 trains what is missing)
 ifdef RUN
-	$(BIN)/python -m analysis.study sweeps/leaderboard/*.yaml --jobs $(JOBS) --with $(BOARD)/results.json $(ARGS)
+	$(BIN)/python -m analysis.study sweeps/leaderboard/*.yaml --jobs $(JOBS) $(addprefix --with ,$(wildcard $(BOARD)/results.json)) $(ARGS)
 endif
 	$(BIN)/python -m analysis.leaderboard --out $(BOARD) $(ARGS)
 

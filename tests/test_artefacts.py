@@ -333,6 +333,24 @@ def test_equal_flops_compares_the_seeds_that_every_point_has():
     assert {point: (e.mean, e.seeds) for point, e in found.items()} == {"d": (4.0, 2), "f": (4.0, 2)}
 
 
+def test_lora_at_several_rates_says_which_is_shown_and_which_the_claim_takes():
+    for rates, noted in ((("h",), False), (("h", "h_low", "h_high"), True)):
+        study = Study()
+        for i, point in enumerate(rates):
+            study.own(study.point("table1_attention", point, lr=1e-3 * (i + 1)), 0.5)
+        table = next(e for e in shown(study.results, "table1_attention") if isinstance(e, Table))
+        assert ("rows h and i show the middle one" in table.caption) == noted
+
+
+@pytest.mark.parametrize(("canvas", "noted"), [("block", True), ("whole", False), (None, False)])
+def test_recipes_with_another_canvas_than_table_1_say_so(canvas, noted):
+    study = Study()
+    study.own(study.point("table1_attention", "b", canvas=canvas), 0.5)
+    study.own(study.point("recipes", "dream"), 0.5)
+    said = plots(study.results, "recipes")["recipes"].caption
+    assert ("unlike rows b and c of Table 1, whose canvas ends with the block" in said) == noted
+
+
 def test_bounds_over_each_runs_own_tokens_are_not_compared():
     """Old runs: their validation is of rows that every pattern filled in its own way."""
     study, measures = Study(), ("examples", "answer_tokens", "val_bits_answers", "val_bits_prose")
@@ -547,8 +565,8 @@ def test_the_shift_crosses_in_accuracy_and_in_the_bound_at_budgets_of_their_own(
         f"−0.100 {bits} (−0.100 to −0.100)"
     ]
     assert [cell.partition(" (")[0] for cell in table["accuracy"]] == ["+30.0 points", "−10.0 points", "−20.0 points"]
-    assert set(table["accuracy crosses at"]) == {"near 0.0028M"}  # 1000 · 4^(30 / 40)
-    assert set(table["bits/byte crosses at"]) == {"near 0.0063M"}  # 4000 · 2^(0.2 / 0.3)
+    assert set(table["accuracy crosses at"]) == {"near 0.0028M", ""}  # 1000 · 4^(30 / 40)
+    assert set(table["bits/byte crosses at"]) == {"near 0.0063M", ""}  # 4000 · 2^(0.2 / 0.3)
 
 
 def test_with_and_without_the_shift_have_the_same_colours_in_every_panel(results):

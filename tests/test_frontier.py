@@ -49,7 +49,7 @@ def test_every_recipe_is_a_row_beside_its_parent_controls_and_second_stages_mark
 
 
 def test_a_second_stage_costs_what_its_first_did_as_well(results):
-    costs = tables(results, recipes_artefact)[3].frame.set_index("label")
+    costs = tables(results, recipes_artefact)[1].frame.set_index("label")
     assert costs["tokens"]["D2F after Dream"].mean == 2000 and costs["tokens"]["Dream"].mean == 1000
     assert costs["TFLOP"]["D2F after Dream"].mean == pytest.approx(1 + 1)
 
@@ -58,7 +58,7 @@ def test_a_second_stage_whose_first_was_not_collected_has_no_total():
     study = of_recipes((0,), chosen=("efficient_dlm",))
     run = study.point("recipes_second_stage", "d2f", label="D2F", continues="elsewhere")
     study.own(run, 0.7)
-    costs = tables(study.results, recipes_artefact)[3].frame.set_index("label")
+    costs = tables(study.results, recipes_artefact)[1].frame.set_index("label")
     assert costs["tokens"]["D2F"] is None and costs["tokens"]["Efficient Dlm"].mean == 1000
 
 

@@ -37,7 +37,10 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         if len(better) and len(worse):
             found = {f"equal {cost}": text(at_equal_cost(better, worse, rows, cost, pair)) for cost in COSTS}
             table.append({"pair": pair, "what": what} | found)
-    return [Table(pd.DataFrame(table), SAID)]
+    frame = pd.DataFrame(table)
+    absent = [c for c in frame.columns if (frame[c] == NOT_MEASURED).all()] if table else []
+    lacking = f" Not measured in these runs: {', '.join(absent)}." if absent else ""
+    return [Table(frame.drop(columns=absent), SAID + lacking)]
 
 
 def text(found: AtEqualCost | None) -> str:

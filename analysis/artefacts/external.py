@@ -55,7 +55,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     panels = (drawn(found),) if any(c.ours.mean for c in found) else ()
     return [
         Plot("external", panels, f"{counts(found)} {SAID}", "Published differences beside ours"),
-        Table(table(found), SECOND_HAND),
+        Table(table(found), f"The published differences. {SECOND_HAND}{why_not(found)}"),
     ]
 
 
@@ -92,6 +92,12 @@ def counts(found: Sequence[Comparison]) -> str:
     )
 
 
+def why_not(found: Sequence[Comparison]) -> str:
+    """Why our runs cannot decide some comparisons, each reason once."""
+    reasons = dict.fromkeys(f"{c.what}: {c.verdict[1]}" for c in found if c.verdict[0] == CANNOT_DECIDE)
+    return "".join(f" {reason[:1].upper()}{reason[1:]}." for reason in reasons)
+
+
 def drawn(found: Sequence[Comparison]) -> Figure:
     """Ours with its interval, the published value as a tick."""
     rows = []
@@ -106,14 +112,14 @@ def table(found: Sequence[Comparison]) -> pd.DataFrame:
     """One row per published comparison."""
     rows = []
     for c in found:
-        (verdict, reason), p = c.verdict, c.published
+        (verdict, _), p = c.verdict, c.published
         rows.append(
             {
                 "comparison": c.what,
                 "published by": p["method"] + "*" * (not p["read"]),
                 "points": p["value"],
                 "here": effect_text(c.ours),
-                "verdict": f"{verdict}: {reason}" if verdict in (CANNOT_DECIDE, NO_RUNS) else verdict,
+                "verdict": verdict,
                 "the numbers": p["numbers"],
                 "at": f"{p['scale']}; {p['budget']}",
                 "source": p["source"],

@@ -113,8 +113,9 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
             if effect.seeds:
                 effects[tokens] = effect, bound_effect(*pair, name)
         crossings = [crossing({tokens: both[i] for tokens, both in effects.items()}) for i in (0, 1)]
-        for tokens, both in effects.items():
-            table.append([name, f"{tokens:,.0f}", *map(effect_text, both), *crossings])
+        for i, (tokens, both) in enumerate(effects.items()):
+            once = (name, *crossings) if i == 0 else ("", "", "")
+            table.append([once[0], f"{tokens:,.0f}", *map(effect_text, both), *once[1:]])
     return pd.DataFrame(table, columns=columns)
 
 
