@@ -74,10 +74,11 @@ def test_rows_are_ranked_and_a_lead_that_is_not_decided_contains_zero():
         study.evaluation(run, rng.random(ITEMS) < 0.88, "recipes", "threshold", **at)
     study.point("recipes", "recipe=none_yet", label="recipe none_yet", state="not trained")
     table = board(standings(study.results), {}).set_index("row")
-    assert list(table.index) == ["best", "near", "worse", "none yet"] and list(table["rank"])[:3] == [1, 2, 3]
+    assert list(table.index) == ["best", "near", "worse", "none_yet"] and list(table["rank"])[:3] == [1, 2, 3]
     near, worse = table["behind the first"]["near"], table["behind the first"]["worse"]
     assert near.low < 0 < near.high and worse.high < 0
-    assert table["area"]["none yet"] == "no runs" and table["kept % at 1"]["best"].mean == pytest.approx(100)
+    assert table["area"]["none_yet"] is None and table["seeds"]["none_yet"] == "no runs"
+    assert table["kept % at 1"]["best"].mean == pytest.approx(100)
 
 
 def test_what_no_setting_reaches_is_not_shown_as_nothing_kept():

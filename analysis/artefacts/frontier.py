@@ -36,8 +36,9 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         trade_off(points, "NFE", "best_nfe", "accuracy and forwards", "forwards per answer (NFE)"),
         trade_off(points, "tokens/s", "best_speed", "accuracy and speed", "tokens/s, batch 1"),
     )
-    columns = ["label", "decoding", "setting", "optimal", *headings(*MEASURES).values()]
-    every = points[columns].rename(columns={"label": "model"})
+    ways = [way(*names) for names in points[["decoding", "setting"]].itertuples(index=False)]
+    columns = ["label", "decoding", "optimal", *headings(*MEASURES).values()]
+    every = points.assign(decoding=ways)[columns].rename(columns={"label": "model"})
     return [
         findings(sentences(usable), f"{runs_text} Each model in every way of decoding, the oracle apart.", DECIDED),
         Plot("frontier", panels, SAID, "Accuracy against forwards and tokens per second of recipes and decoding modes"),
@@ -156,7 +157,13 @@ def plain(text: str) -> str:
     return text.replace(" True", "").replace("_", " ")
 
 
+def way(decoding: str, setting: str) -> str:
+    """A way of decoding with its setting, each word once."""
+    decoding, setting = plain(decoding), plain(setting)
+    return setting if decoding in ("threshold", setting) else f"{decoding}, {setting}"
+
+
 def title(rows: pd.DataFrame) -> str:
     """A group's label with its decoding setting."""
-    label, decoding, setting = (plain(str(rows[key].iloc[0])) for key in KEYS)
-    return f"{label} ({setting})" if decoding in ("threshold", setting) else f"{label} ({decoding}, {setting})"
+    label, decoding, setting = (str(rows[key].iloc[0]) for key in KEYS)
+    return f"{plain(label)} ({way(decoding, setting)})"

@@ -68,7 +68,7 @@ def decoded(results: Results) -> pd.DataFrame:
 
 def standing(sweep: str, point: str, label: str, rows: pd.DataFrame) -> Standing:
     """The standing of one row by its decoding settings."""
-    label = label.removeprefix("recipe ").replace("_", " ")
+    label = label.removeprefix("recipe ")
     curve = frontier(rows) if len(rows) else rows
     if curve.empty:
         return Standing(sweep, point, label)
@@ -84,7 +84,12 @@ def exhibits(results: Results, verified: Results) -> list[Exhibit]:
     panels = (trade_off(points(rows), "forwards", "best", "", "forwards per token", KEPT),) if rows[0].area else ()
     return [
         Table(board(rows, others), SAID, DIGITS),
-        Plot("leaderboard", panels, "The frontier of every row; bars: 95% intervals.", "What is kept over forwards"),
+        Plot(
+            "leaderboard",
+            panels,
+            "The frontier of every row, of the first three by name; bars: 95% intervals.",
+            "What is kept over forwards",
+        ),
     ]
 
 
@@ -97,11 +102,11 @@ def board(rows: list[Standing], others: dict[tuple[str, str], Standing]) -> pd.D
             {
                 "rank": rank if row.area else None,
                 "row": row.label,
-                "area": row.area or "no runs",
+                "area": row.area,
                 "behind the first": behind(row.values, rows[0].values, row.curve) if row.area and rank > 1 else None,
                 **{f"kept % at {level:g}": row.at.get(level) for level in FORWARDS},
                 "TFLOP": row.flops,
-                "seeds": ", ".join(map(str, row.values)),
+                "seeds": ", ".join(map(str, row.values)) or "no runs",
                 "other seeds": ", ".join(f"{s}: {a:.1f}" for s, a in other.areas.items()) if other else "",
             }
         )

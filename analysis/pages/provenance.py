@@ -137,7 +137,9 @@ def sweep_costs(results: Results) -> list[dict[str, Any]]:
         {
             "sweep": sweep,
             "runs": len(runs),
-            "setting": "; ".join(text for c, text in settings(results, [sweep]).items() if (c, text) not in common),
+            "setting": "; ".join(
+                text for c, text in settings(results, [sweep]).items() if (c, text) not in common and c != "tokens"
+            ),
             "tokens": quantity(runs["tokens"].sum(), ""),
             "flops": quantity(runs["train_flops"].astype(float).sum(), "FLOP"),
             "hours": f"{runs['train_seconds'].sum() / 3600:.2f}",
