@@ -30,9 +30,10 @@ SWEEPS = (TABLE1, BLOCKS, "table7_lr", *BUDGETS, *SIZES, MASKING)
 LARGER = 4.0  # times the base budget
 NEAR = 0.05  # the share by which a budget may differ from what it should be
 SAID = (
-    "A pair is ordered where the intervals of its difference exclude 0 here and there (in the paper, which prints "
-    f"none: from {PAPER_TIE:g} point on); else it is a tie within noise. Pairs share points: the interval counts as "
-    "many pairs as there are points less one. By means: every pair by the sign of its mean; a coin has 50%."
+    "Decision accuracy. A pair is ordered where the intervals of its difference exclude 0 here and there (in the "
+    f"paper, which prints none: from {PAPER_TIE:g} point on); else it is a tie within noise. Pairs share points: the "
+    "interval counts as many pairs as there are points less one. By means: every pair by the sign of its mean; a coin "
+    "has 50%."
 )
 
 

@@ -50,4 +50,4 @@ def text(found: AtEqualCost | None) -> str:
     if not found.effect.seeds:
         return "no runs at a common cost"
     seeds = f"{found.effect.seeds} seed{'s' if found.effect.seeds > 1 else ''}"
-    return f"{'≈ ' * found.interpolated}{effect_text(found.effect)}; {seeds}"
+    return f"{'≈ ' * found.interpolated}{effect_text(found.effect).replace(' points', '')}; {seeds}"

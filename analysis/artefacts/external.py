@@ -1,4 +1,4 @@
-"""External validation: do our comparisons point where published ones at other scales do?"""
+"""Do our comparisons point where published ones at other scales do?"""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def table(found: Sequence[Comparison]) -> pd.DataFrame:
                 "comparison": c.what,
                 "published by": p["method"] + "*" * (not p["read"]),
                 "points": p["value"],
-                "here": effect_text(c.ours),
+                "here": effect_text(c.ours).replace(" points", ""),
                 "verdict": verdict,
                 "the numbers": p["numbers"],
                 "at": f"{p['scale']}; {p['budget']}",

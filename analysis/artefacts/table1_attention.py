@@ -161,7 +161,10 @@ def training_cost(results: Results) -> tuple[pd.DataFrame, str]:
     measures |= {"train_flops": "TFLOP", "minutes": "minutes"} | BOUNDS
     table = by_point(runs, measures)
     return with_validation(
-        table, "point", lambda metric: training_curves(results, SWEEP, metric), ("examples", "answer tokens")
+        table.drop(columns="label"),
+        "point",
+        lambda metric: training_curves(results, SWEEP, metric),
+        ("examples", "answer tokens"),
     )
 
 
