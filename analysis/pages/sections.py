@@ -43,6 +43,7 @@ def section_context(
         "ran": training_facts(results, module.SWEEPS),
         "setting": setting_text(results, module.SWEEPS),
         "sweeps": module.SWEEPS,
+        "ran_sweeps": [sweep for sweep in module.SWEEPS if len(results.of("runs", sweep))],
         "missing": missing(results, module.SWEEPS),
     }
 
