@@ -7,7 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test-fast test test-all test-lowest lint format sweep study parent long-parent parents ablation-report design-space docs generated smoke
-.PHONY: dashboard wandb-sync
+.PHONY: dashboard wandb-sync leaderboard
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
 help: ## this list
@@ -80,6 +80,14 @@ else
 	status=$$?; [ $$status -ne 2 ] || exit 2; \
 	$(BIN)/python -m analysis.report --runs runs --out $(REPORT) $(if $(ADD),--add) $(STUDY) && exit $$status
 endif
+
+# RUN=1: train what is missing first. BOARD: where results.json and the pages are.
+BOARD ?= reports/leaderboard
+leaderboard: $(BIN)/.installed ## rank the recipes at equal training FLOPs, in reports/leaderboard (RUN=1 trains what is missing)
+ifdef RUN
+	$(BIN)/python -m analysis.study sweeps/leaderboard/*.yaml --jobs $(JOBS) $(addprefix --with ,$(wildcard $(BOARD)/results.json)) $(ARGS)
+endif
+	$(BIN)/python -m analysis.leaderboard --out $(BOARD) $(ARGS)
 
 design-space: $(BIN)/.installed ## write docs/design_space.md: every option, its papers and what is known of it
 	$(BIN)/python -m analysis.design_space

@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
 from rich.console import Console
 
 from analysis.artefacts import artefacts
 from analysis.evidence.effect import VERDICTS
 from analysis.pages import render
-from analysis.pages.claims import claim_table, count_text, effect_text, evaluate_claims, paper_numbers
+from analysis.pages.claims import claim_table, count_text, evaluate_claims, paper_numbers
+from analysis.pages.environment import environment
 from analysis.pages.exhibits import CELLS, Plot, Table
-from analysis.pages.forest import axis_of, mark, outcome, paper_text, percent_text
+from analysis.pages.forest import axis_of
 from analysis.pages.provenance import (
     code_facts,
     common_setting,
@@ -107,30 +105,6 @@ def run_table(results: Results) -> Table:
         }
     )
     return Table(frame.astype({"points": str}), "Every run of the report.", {"tokens": 0})
-
-
-def typeset(value: Any) -> Any:
-    """Percent signs close to their numbers, in whatever a template prints."""
-    return re.sub(r"(?<=\d) (?=\\?%)", "", value) if type(value) is str else value
-
-
-def environment() -> Environment:
-    """The Jinja environment of the report's templates, with their filters."""
-    templates = Environment(
-        loader=PackageLoader("analysis", "templates"),
-        autoescape=select_autoescape(["html.j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=typeset,
-    )
-    templates.filters |= {"latex": render.latex, "md": render.markdown, "effect_text": effect_text}
-    templates.filters |= {"to_latex": render.to_latex, "to_markdown": render.to_markdown}
-    templates.filters |= {
-        "slug": lambda text: text.replace(" ", "-"),
-        "capitalize_first": lambda t: t[:1].upper() + t[1:],
-    }
-    templates.filters |= {"mark": mark, "outcome": outcome, "percent": percent_text, "paper_text": paper_text}
-    return templates
 
 
 def show(results: Results, names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.evidence.equal_flops import ANSWERS, PROSE
 from analysis.tables.results import DLM, PARENT, Results, columns, pack
 
 ITEMS = 90
@@ -43,6 +44,7 @@ class Study:
         base = {"attention_name": "block", "masking_name": "uniform", "loss_name": "nelbo", "trainable_name": "full"}
         base |= {"block_size": 8, "token_shift": False, "lr": 1e-3, "tokens": 1000, "parameters": 1_115_520}
         base |= {"source": "tiny", "parent": "f00", "train_seconds": 60.0, "train_flops": 1e12, "val_nelbo": 2.0}
+        base |= {"examples": 100, "answer_tokens": 500, "val_bits_answers": 1.0, "val_bits_prose": 2.0}
         base |= {"machine": "2 CPU cores", "versions": "python 3", "commit": "abc", "ended": 1.8e9}
         self.add("runs", run=run, seed=seed, **base | choices)
 
@@ -77,9 +79,10 @@ class Study:
                 measures = {"mean_abs": value / 10, "relative": value, "one_minus_cos": value / 5}
                 self.add("drift", run=run, layer=layer, kind=kind, **measures)
 
-    def curve(self, run: str, values: dict[int, float]) -> None:
+    def curve(self, run: str, values: dict[int, float], metrics: tuple[str, ...] = (ANSWERS, PROSE)) -> None:
         for tokens, value in values.items():
-            self.add("curves", run=run, tokens=tokens, metric="val/nelbo", value=value)
+            for metric in metrics:
+                self.add("curves", run=run, tokens=tokens, metric=metric, value=value)
 
 
 def whole_study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:

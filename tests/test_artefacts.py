@@ -87,9 +87,9 @@ def test_an_artefact_with_all_its_runs_shows_all_it_has(name, results):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_an_artefact_whose_runs_were_not_measured_shows_nothing_of_its_own(name, results):
-    """What the paper prints stays."""
+    """What the paper prints, and what others published, stays."""
     for made in shown(without_measurements(results), name):
-        papers = "aper's" in made.caption or name == "table1_attention"
+        papers = "aper's" in made.caption or name in ("table1_attention", "external")
         assert is_empty(made) or papers
 
 
@@ -333,6 +333,57 @@ def test_equal_flops_compares_the_seeds_that_every_point_has():
     assert {point: (e.mean, e.seeds) for point, e in found.items()} == {"d": (4.0, 2), "f": (4.0, 2)}
 
 
+def test_lora_at_several_rates_says_which_is_shown_and_which_the_claim_takes():
+    for rates, noted in ((("h",), False), (("h", "h_low", "h_high"), True)):
+        study = Study()
+        for i, point in enumerate(rates):
+            study.own(study.point("table1_attention", point, lr=1e-3 * (i + 1)), 0.5)
+        table = next(e for e in shown(study.results, "table1_attention") if isinstance(e, Table))
+        assert ("rows h and i show the middle one" in table.caption) == noted
+
+
+@pytest.mark.parametrize(("canvas", "noted"), [("block", True), ("whole", False), (None, False)])
+def test_recipes_with_another_canvas_than_table_1_say_so(canvas, noted):
+    study = Study()
+    study.own(study.point("table1_attention", "b", canvas=canvas), 0.5)
+    study.own(study.point("recipes", "dream"), 0.5)
+    said = plots(study.results, "recipes")["recipes"].caption
+    assert ("unlike rows b and c of Table 1, whose canvas ends with the block" in said) == noted
+
+
+def test_bounds_over_each_runs_own_tokens_are_not_compared():
+    """Old runs: their validation is of rows that every pattern filled in its own way."""
+    study, measures = Study(), ("examples", "answer_tokens", "val_bits_answers", "val_bits_prose")
+    for point in "bg":
+        run = study.point("table1_attention", point, **dict.fromkeys(measures))
+        study.own(run, 0.5)
+        study.curve(run, {500: 2.0, 1000: 1.0}, ("val/nelbo",))
+    costs = shown(study.results, "table1_attention")[-1]
+    assert list(costs.frame) == ["point", "tokens", "TFLOP", "minutes"]
+    assert costs.caption == (
+        "Training cost. Not measured in these runs: examples; answer tokens; bits/byte of answers; bits/byte of prose; "
+        "answers at equal FLOPs; prose at equal FLOPs."
+    )
+    assert is_empty(plots(study.results, "table1_attention")["table1_attention"])
+
+
+def test_bounds_on_the_same_tokens_are_compared_at_equal_examples_and_flops():
+    study = Study()
+    for point in "bg":
+        run = study.point("table1_attention", point)
+        study.own(run, 0.5)
+        study.curve(run, {500: 2.0, 1000: 1.5})
+    costs = shown(study.results, "table1_attention")[-1]
+    assert "same tokens for every run" in costs.caption and "not measured" not in costs.caption
+    assert [e.mean for e in costs.frame["answers at equal FLOPs"]] == [1.5, 1.5]
+    examples, flops, prose = (f.axes[0] for f in plots(study.results, "table1_attention")["table1_attention"].panels)
+    assert [list(axes.lines[0].get_xdata()) for axes in (examples, flops, prose)] == [
+        [50, 100],
+        [5e11, 1e12],
+        [5e11, 1e12],
+    ]
+
+
 @pytest.mark.parametrize(("value", "text"), [(8, "8"), (250_880, "251k"), (1_000_448, "1M"), (2_000_896, "2M")])
 def test_ticks_of_a_logarithmic_axis_are_short(value, text):
     figure = lines(pd.DataFrame({"x": [value], "y": [0.5], "line": "a"}), "x", "y", "line", "", "x", "y", log=True)
@@ -342,7 +393,7 @@ def test_ticks_of_a_logarithmic_axis_are_short(value, text):
 @pytest.mark.parametrize(
     ("name", "plot", "lines"),
     [
-        ("table1_attention", "table1_attention", [8, 8]),
+        ("table1_attention", "table1_attention", [8, 8, 8]),
         ("figure2e_drift", "figure2e_drift", [5, 5]),
         ("figure4_drift_by_block_size", "figure4_drift_by_block_size", [3, 3]),
         ("figure5_decoding_block_size", "figure5_decoding_block_size", [3]),
@@ -508,14 +559,12 @@ def test_a_crossing_is_only_claimed_where_both_signs_are_decided(gains, said):
 
 
 def test_the_shift_crosses_in_accuracy_and_in_the_bound_at_budgets_of_their_own(results):
-    table, bits = tables(results, "shift_by_budget")[0].set_index("tokens"), "bits/byte"
+    table = tables(results, "shift_by_budget")[0].set_index("tokens")
     assert list(table.index) == ["1,000", "4,000", "8,000"]
-    assert list(table["bits/byte saved"]) == [f"+0.200 {bits} (+0.200 to +0.200)"] * 2 + [
-        f"−0.100 {bits} (−0.100 to −0.100)"
-    ]
-    assert [cell.partition(" (")[0] for cell in table["accuracy"]] == ["+30.0 points", "−10.0 points", "−20.0 points"]
-    assert set(table["accuracy crosses at"]) == {"near 0.0028M"}  # 1000 · 4^(30 / 40)
-    assert set(table["bits/byte crosses at"]) == {"near 0.0063M"}  # 4000 · 2^(0.2 / 0.3)
+    assert list(table["bits/byte saved"]) == ["+0.200 (+0.200 to +0.200)"] * 2 + ["−0.100 (−0.100 to −0.100)"]
+    assert [cell.partition(" (")[0] for cell in table["points"]] == ["+30.0", "−10.0", "−20.0"]
+    assert set(table["accuracy crosses at"]) == {"near 0.0028M", ""}  # 1000 · 4^(30 / 40)
+    assert set(table["bits/byte crosses at"]) == {"near 0.0063M", ""}  # 4000 · 2^(0.2 / 0.3)
 
 
 def test_with_and_without_the_shift_have_the_same_colours_in_every_panel(results):

@@ -10,8 +10,9 @@ from study_tables import ITEMS, RECIPES, Study, correct, recipes, whole_study
 from analysis.artefacts import contested_factorial, frontier
 from analysis.artefacts import recipes as recipes_artefact
 from analysis.artefacts.contested_factorial import crossings
-from analysis.artefacts.frontier import decodings, optimal, pareto_points
+from analysis.artefacts.frontier import decodings, pareto_points
 from analysis.evidence.compare import final_evaluation
+from analysis.evidence.frontier import optimal
 from analysis.pages.exhibits import Plot, Table
 from analysis.tables.results import LATER, Results
 
@@ -48,7 +49,7 @@ def test_every_recipe_is_a_row_beside_its_parent_controls_and_second_stages_mark
 
 
 def test_a_second_stage_costs_what_its_first_did_as_well(results):
-    costs = tables(results, recipes_artefact)[3].frame.set_index("label")
+    costs = tables(results, recipes_artefact)[1].frame.set_index("label")
     assert costs["tokens"]["D2F after Dream"].mean == 2000 and costs["tokens"]["Dream"].mean == 1000
     assert costs["TFLOP"]["D2F after Dream"].mean == pytest.approx(1 + 1)
 
@@ -57,7 +58,7 @@ def test_a_second_stage_whose_first_was_not_collected_has_no_total():
     study = of_recipes((0,), chosen=("efficient_dlm",))
     run = study.point("recipes_second_stage", "d2f", label="D2F", continues="elsewhere")
     study.own(run, 0.7)
-    costs = tables(study.results, recipes_artefact)[3].frame.set_index("label")
+    costs = tables(study.results, recipes_artefact)[1].frame.set_index("label")
     assert costs["tokens"]["D2F"] is None and costs["tokens"]["Efficient Dlm"].mean == 1000
 
 
@@ -69,7 +70,7 @@ def test_accuracy_is_shown_at_every_threshold_with_its_forwards(results):
 
 
 def test_sentences_of_recipes_say_the_best_its_lead_and_whether_that_is_decided(results):
-    one, parent, control, random, cheap, fast, flops = found(results, recipes_artefact)
+    one, parent, control, random, cheap, fast, flops, prose = found(results, recipes_artefact)
     assert one.startswith("At equal tokens, one token per step: Efficient Dlm is the most accurate of 2, 80.0 % at NFE")
     assert "+20.0 points (" in one and one.endswith("against Dream: decided.")
     assert "−15.6 points" in parent and "against AR parent: decided" in parent
@@ -77,8 +78,9 @@ def test_sentences_of_recipes_say_the_best_its_lead_and_whether_that_is_decided(
     assert cheap == "No recipe that cost fewer FLOPs than Efficient Dlm comes near enough to be undecided against it."
     assert "τ 0.5" in fast and "50.0 % at NFE 4.0; +0.0 points (+0.0 to +0.0) against Dream: undecided." in fast
     # At 1 TFLOP Efficient-DLM has seen half of its tokens: 2.5; Dream ends there: 2.1 + 0.01 a seed.
-    assert "(1 TFLOP): Dream has the lowest validation NELBO of 2, 2.110 nats/token" in flops
-    assert "Efficient Dlm has +0.390 nats/token (+0.365 to +0.415) more: decided." in flops
+    assert "(1 TFLOP): Dream has the lowest bound on answers of 2, 2.110 bits/byte" in flops
+    assert "Efficient Dlm has +0.390 bits/byte (+0.365 to +0.415) more: decided." in flops
+    assert "Dream has the lowest bound on prose" in prose
 
 
 def test_a_cheaper_recipe_that_is_not_told_apart_is_named():
@@ -89,7 +91,7 @@ def test_a_cheaper_recipe_that_is_not_told_apart_is_named():
             outcomes = np.random.default_rng(seed + int(flops / 1e12)).random(ITEMS) < accuracy
             study.own(run, accuracy, outcomes=correct(0.8) if name == "dear" else outcomes)
     *_, sentence, unknown = found(study.results, recipes_artefact)
-    assert unknown.startswith("At equal FLOPs: not known")  # nothing was validated before the end
+    assert unknown == "At equal FLOPs: validation answers and prose were not measured in these runs."
     assert sentence.startswith("With 25 % of its FLOPs, cheap has ") and sentence.endswith("against it: undecided.")
 
 
@@ -100,7 +102,7 @@ def test_the_lowest_bound_says_of_how_many_others_it_is_told_apart():
         for point, found in values.items()
         for seed, value in enumerate(found)
     ]
-    (said,) = recipes_artefact.best_at_equal_flops(pd.DataFrame(rows).set_index(["point", "seed"]))
+    said = recipes_artefact.best_at_equal_flops(pd.DataFrame(rows).set_index(["point", "seed"]), "answers")
     assert said.endswith("undecided. It differs significantly from 1 of the other 2.")
 
 

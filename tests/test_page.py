@@ -19,6 +19,7 @@ from analysis.pages import render, tips
 from analysis.pages.claims import Claim, paper_numbers
 from analysis.pages.colours import NAMED, style
 from analysis.pages.dots import Dot, dots
+from analysis.pages.environment import typeset
 from analysis.pages.exhibits import Table, brief
 from analysis.pages.forest import Axis, axis_of, mark, outcome, paper_text, percent_text
 from analysis.pages.grids import mask
@@ -27,7 +28,6 @@ from analysis.pages.provenance import command, sweep_costs
 from analysis.pages.sections import evidence, limits
 from analysis.pages.tables_in_page import table_context
 from analysis.plan.sweep import Point, Sweep
-from analysis.report import typeset
 from analysis.site import mask_pictures
 from analysis.study import chosen
 

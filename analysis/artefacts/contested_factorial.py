@@ -49,7 +49,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     if effects_of:
         figures = tuple(effect_plot(name, effects) for name, effects in effects_of.items())
         summaries.append(Plot("contested_factorial", figures, EFFECTS, "Main effects and interactions on accuracy"))
-        summaries.append(Table(effect_table(effects_of), EFFECTS))
+        summaries.append(Table(effect_table(effects_of), "The effects of the figure.", aside=True))
     return [
         *summaries,
         Table(by_point(rows, measures, ("label",)), "Every cell, at one token per step.", DIGITS, aside=True),

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from analysis.artefacts.recipes import AR, CONTROL, CONTROLS, SWEEPS, with_kind
 from analysis.evidence.compare import by_point
+from analysis.evidence.frontier import optimal
 from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.findings import coverage, findings, lead_text, rank_groups, score_text
 from analysis.pages.plots import trade_off
@@ -35,17 +36,19 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
         trade_off(points, "NFE", "best_nfe", "accuracy and forwards", "forwards per answer (NFE)"),
         trade_off(points, "tokens/s", "best_speed", "accuracy and speed", "tokens/s, batch 1"),
     )
-    columns = ["label", "decoding", "setting", "optimal", *headings(*MEASURES).values()]
-    every = points[columns].rename(columns={"label": "model"})
+    ways = [way(*names) for names in points[["decoding", "setting"]].itertuples(index=False)]
+    columns = ["label", "decoding", "optimal", *headings(*MEASURES).values()]
+    every = points.assign(decoding=ways)[columns].rename(columns={"label": "model"})
     return [
-        findings(sentences(usable), f"{runs_text} Each model in every way of decoding, the oracle apart."),
+        findings(sentences(usable), f"{runs_text} Each model in every way of decoding, the oracle apart.", DECIDED),
         Plot("frontier", panels, SAID, "Accuracy against forwards and tokens per second of recipes and decoding modes"),
         Table(every[every["optimal"] != ""], f"Pareto-optimal points. {OPTIMAL}", DIGITS),
-        Table(every, f"Every point. {runs_text}", DIGITS, aside=True),
+        Table(every, "Every point.", DIGITS, aside=True),
         *([] if ceiling.empty else oracle_exhibits(ceiling)),
     ]
 
 
+DECIDED = "Decided as among the recipes above."
 MEASURES = ("accuracy", "tpf", "nfe", "tokens_per_row", "tokens_per_second")
 SAID = (
     "A line is a model in one way of decoding, through its settings; means over seeds, bars: 95% intervals. Named and "
@@ -105,14 +108,6 @@ def means(column: pd.Series) -> Float[np.ndarray, " n"]:
     return np.array([np.nan if value is None else value.mean for value in column], dtype=float)
 
 
-def optimal(cost: Float[np.ndarray, " n"], value: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which points are Pareto-optimal: no other is better in cost or value and no worse in the other. NaN is never
-    optimal."""
-    as_good = (cost[None] <= cost[:, None]) & (value[None] >= value[:, None])
-    better = (cost[None] < cost[:, None]) | (value[None] > value[:, None])
-    return ~(as_good & better).any(1) & ~np.isnan(cost) & ~np.isnan(value)
-
-
 def sentences(rows: pd.DataFrame) -> list[str]:
     """The most accurate way of decoding within each budget of forwards and at each speed, relative to the AR parent."""
     ar = rows[(rows["label"] == AR) & (rows["decoding"] == "ar")]
@@ -162,7 +157,13 @@ def plain(text: str) -> str:
     return text.replace(" True", "").replace("_", " ")
 
 
+def way(decoding: str, setting: str) -> str:
+    """A way of decoding with its setting, each word once."""
+    decoding, setting = plain(decoding), plain(setting)
+    return setting if decoding in ("threshold", setting) else f"{decoding}, {setting}"
+
+
 def title(rows: pd.DataFrame) -> str:
     """A group's label with its decoding setting."""
-    label, decoding, setting = (plain(str(rows[key].iloc[0])) for key in KEYS)
-    return f"{label} ({setting})" if decoding in ("threshold", setting) else f"{label} ({decoding}, {setting})"
+    label, decoding, setting = (str(rows[key].iloc[0]) for key in KEYS)
+    return f"{plain(label)} ({way(decoding, setting)})"

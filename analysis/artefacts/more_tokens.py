@@ -36,12 +36,12 @@ CAPTION = (
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = at_budgets(final_evaluation(of_blocks(results, "evaluations"))).sort_values(["block_size", "tokens"])
-    measures = headings("accuracy", "tpf", "nfe", "bits_per_byte")
+    measures = headings("accuracy", "nfe", "bits_per_byte")
     table = by_point(rows, measures, ("block_size", "tokens")).rename(columns={"block_size": "training block"})
     caption = "At one token per step, decoded with the training block."
     return [
         Table(comparisons(results), CAPTION),
-        Table(table, caption, {"TPF": 2, "bits/byte": 3, "tokens": 0}),
+        Table(table, caption, {"bits/byte": 3, "tokens": 0}),
     ]
 
 

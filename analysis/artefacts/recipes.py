@@ -7,7 +7,16 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.compare import by_point, final_evaluation, parent_row, scalar_effect, sweep_evaluation
 from analysis.evidence.effect import Effect
-from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, runs_at_equal_flops, training_curves
+from analysis.evidence.equal_flops import (
+    ANSWERS,
+    AT_EQUAL_FLOPS,
+    BOUNDS,
+    NOT_MEASURED,
+    PROSE,
+    runs_at_equal_flops,
+    training_curves,
+    with_validation,
+)
 from analysis.evidence.kept import KEPT
 from analysis.evidence.stats import estimate
 from analysis.pages.claims import effect_text
@@ -24,7 +33,7 @@ SWEEPS = ("recipes", "recipes_second_stage")
 FIRST, SECOND = SWEEPS
 CONTROLS = ("ar_control", "untrained")
 RECIPE, CONTROL, STAGE, AR = "recipe", "control", "second stage", "AR parent"
-DIGITS = {"TPF": 2, "tokens/row": 2, "bits/byte": 3, "TFLOP": 2, "tokens": 0}
+DIGITS = {"tokens/row": 2, "bits/byte": 3, "TFLOP": 2, "tokens": 0}
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
@@ -33,13 +42,14 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     parallel = with_kind(sweep_evaluation(rows, "threshold"))
     runs_text = coverage(results, SWEEPS)
     parent = parent_row(results, FIRST)["accuracy"].astype(float).mean()  # of second stages as well
+    spent, said = costs(results, one)
     kept_of = one.assign(kept=one["accuracy"].astype(float) / parent)
     return [
         findings(sentences(results, one, parallel, sweep_evaluation(rows, "parent").assign(label=AR)), runs_text),
-        Plot("recipes", ranked(kept_of), RANKED, "Accuracy kept of the parent's by recipe"),
-        Table(recipe_table(results, one), f"At one token per step. {runs_text} {LEGEND}", DIGITS),
+        Plot("recipes", ranked(kept_of), RANKED + canvas_note(results), "Accuracy kept of the parent's by recipe"),
+        Table(recipe_table(results, one), f"At one token per step. {LEGEND}", DIGITS),
         Table(by_threshold(parallel), "By the confidence τ that commits a token.", digits(parallel), aside=True),
-        Table(costs(results, one), EQUAL, {"tokens": 0, "TFLOP": 2, "NELBO": 3, "NELBO, equal FLOPs": 3}),
+        Table(spent, f"Validation. {said}", COSTS),
     ]
 
 
@@ -49,10 +59,19 @@ LEGEND = (
     "second stage include the first. TFLOP count auxiliary losses, teachers and rollouts. Bits/byte of held-out prose: "
     "the bound of a dLM with uniform masking, which recipes that hide whole blocks never train; exact for AR."
 )
-EQUAL = f"Training cost. The validation NELBO (nats/token) is {AT_EQUAL_FLOPS}"
-
+COSTS = dict.fromkeys((*BOUNDS.values(), *AT_EQUAL_FLOPS.values()), 3)
+COSTS |= {"examples": 0}
 
 RANKED = "At one token per step and equal tokens; the AR control was trained further without conversion."
+CANVAS = (
+    " Bidirectional recipes are decoded with the whole canvas, as published, unlike rows b and c of Table 1, whose "
+    "canvas ends with the block."
+)
+
+
+def canvas_note(results: Results) -> str:
+    """That bidirectional recipes have another canvas than Table 1, if its rows have one that ends with the block."""
+    return CANVAS * bool((results.of("runs", "table1_attention")["canvas"] == "block").any())
 
 
 def ranked(rows: pd.DataFrame) -> tuple[Figure, ...]:
@@ -87,7 +106,7 @@ def whole_cost(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 def recipe_table(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     """One row for the AR parent and one per recipe."""
-    measures = headings("accuracy", "tpf", "nfe", "tokens_per_row", *DEGENERATE, "cloze", "bits_per_byte")
+    measures = headings("accuracy", "nfe", "tokens_per_row", *DEGENERATE, "cloze", "bits_per_byte")
     trained = by_point(rows, measures | {"tokens": "tokens"} | headings("train_flops"), ("kind", "label"))
     parent = parent_row(results, SWEEPS).assign(kind="", label=AR)
     return pd.concat([f for f in (by_point(parent, measures, ("kind", "label")), trained) if len(f)] or [trained])
@@ -113,17 +132,17 @@ def digits(rows: pd.DataFrame) -> dict[str, int]:
     return {f"TPF, τ {threshold:g}": 2 for threshold, _ in by_falling_threshold(rows)}
 
 
-def costs(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """Training cost of every recipe, and its validation NELBO at the end and at equal FLOPs."""
-    names = {"tokens": "tokens"} | headings("train_flops") | {"val_nelbo": "NELBO"}
-    table = by_point(rows, names, ("kind", "label"))
-    equal = at_equal_flops(labelled_curves(results))
-    return table.assign(**{"NELBO, equal FLOPs": [equal.get(label) for label in table["label"]]})
+def costs(results: Results, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Examples of every recipe with its validation at the end and at equal FLOPs, and a sentence on the latter; without
+    rows where neither was measured."""
+    table = by_point(rows, {"examples": "examples"} | BOUNDS, ("label",))
+    made, said = with_validation(table, "label", lambda metric: labelled_curves(results, metric), ("examples",))
+    return made if len(made.columns) > 1 else made.head(0), said
 
 
-def labelled_curves(results: Results) -> pd.DataFrame:
+def labelled_curves(results: Results, metric: str) -> pd.DataFrame:
     """The training curves of the one-stage recipes, with their labels as `point`."""
-    curves = training_curves(results, FIRST)
+    curves = training_curves(results, FIRST, metric)
     curves = curves[~curves["point"].isin(CONTROLS)]
     return curves.assign(point=curves["label"])
 
@@ -134,7 +153,12 @@ def sentences(results: Results, one: pd.DataFrame, parallel: pd.DataFrame, paren
     texts = [*best_of("one token per step", recipes), *against_controls(one, parent), *cheaper(recipes)]
     for threshold, rows in by_falling_threshold(parallel[parallel["kind"] == RECIPE]):
         texts += best_of(f"τ {threshold:g}", rows)
-    return texts if recipes.empty else [*texts, *best_at_equal_flops(runs_at_equal_flops(labelled_curves(results)))]
+    if recipes.empty:
+        return texts
+    curves = {kind: labelled_curves(results, metric) for kind, metric in (("answers", ANSWERS), ("prose", PROSE))}
+    if not any(map(len, curves.values())):
+        return [*texts, f"At equal FLOPs: validation answers and prose were {NOT_MEASURED}."]
+    return [*texts, *(best_at_equal_flops(runs_at_equal_flops(of_kind), kind) for kind, of_kind in curves.items())]
 
 
 def best_of(setting: str, rows: pd.DataFrame) -> list[str]:
@@ -173,24 +197,24 @@ def cheaper(rows: pd.DataFrame) -> list[str]:
     return [f"With {share:.0f} % of its FLOPs, {name(cheapest)} has {score_text(cheapest)}; {lead}."]
 
 
-def best_at_equal_flops(equal: pd.DataFrame) -> list[str]:
-    """The recipe with the lowest NELBO at equal FLOPs, and its lead over the next. Accuracy is measured only at the end
-    of training, so it cannot be compared there."""
+def best_at_equal_flops(equal: pd.DataFrame, kind: str) -> str:
+    """The recipe with the lowest bound on validation text of a kind at equal FLOPs, and its lead over the next.
+    Accuracy is measured only at the end of training, so it cannot be compared there."""
     order = list(equal["value"].groupby(level="point").mean().sort_values().index) if len(equal) else []
     if len(order) < 2:
-        return ["At equal FLOPs: not known, fewer than two recipes were validated before the cheapest one's FLOPs."]
+        return f"At equal FLOPs, {kind}: fewer than two recipes were validated before the cheapest one's FLOPs."
     best = equal.xs(order[0], level="point")
-    leads = [nelbo_lead(best, equal.xs(point, level="point")) for point in order[1:]]
+    leads = [bound_lead(best, equal.xs(point, level="point")) for point in order[1:]]
     num_decided = sum(effect.low > 0 for effect in leads)
-    text = f"At equal FLOPs ({equal['flops'].iloc[0] / 1e12:.3g} TFLOP): {order[0]} has the lowest validation NELBO"
-    text += f" of {len(order)}, {best['value'].mean():.3f} nats/token; {order[1]} has {effect_text(leads[0])} more:"
-    return [f"{text} {decision(leads[0])}. It differs significantly from {num_decided} of the other {len(leads)}."]
+    text = f"At equal FLOPs ({equal['flops'].iloc[0] / 1e12:.3g} TFLOP): {order[0]} has the lowest bound on {kind}"
+    text += f" of {len(order)}, {best['value'].mean():.3f} bits/byte; {order[1]} has {effect_text(leads[0])} more:"
+    return f"{text} {decision(leads[0])}. It differs significantly from {num_decided} of the other {len(leads)}."
 
 
-def nelbo_lead(best: pd.DataFrame, other: pd.DataFrame) -> Effect:
-    """By how much the NELBO of `best` is lower, in nats per token, over seeds."""
+def bound_lead(best: pd.DataFrame, other: pd.DataFrame) -> Effect:
+    """By how much the bound of `best` is lower, in bits per byte, over seeds."""
     runs = [*best["run"], *other["run"]]
-    return scalar_effect("", other["value"] - best["value"], runs, "nats/token")
+    return scalar_effect("", other["value"] - best["value"], runs, "bits/byte")
 
 
 def name(rows: pd.DataFrame) -> str:

@@ -102,7 +102,7 @@ def with_setting(rows: pd.DataFrame) -> pd.DataFrame:
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per curve and budget: the gain of the shift in accuracy and in bits per byte, and where each changes its
     sign."""
-    columns = ["conversion", "tokens", "accuracy", "bits/byte saved", "accuracy crosses at", "bits/byte crosses at"]
+    columns = ["conversion", "tokens", "points", "bits/byte saved", "accuracy crosses at", "bits/byte crosses at"]
     table = []
     for name, group in rows.groupby("setting_name", sort=False):
         effects = {}
@@ -113,8 +113,10 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
             if effect.seeds:
                 effects[tokens] = effect, bound_effect(*pair, name)
         crossings = [crossing({tokens: both[i] for tokens, both in effects.items()}) for i in (0, 1)]
-        for tokens, both in effects.items():
-            table.append([name, f"{tokens:,.0f}", *map(effect_text, both), *crossings])
+        for i, (tokens, both) in enumerate(effects.items()):
+            once = (name, *crossings) if i == 0 else ("", "", "")
+            gained = (effect_text(effect).replace(f" {effect.unit}", "") for effect in both)
+            table.append([once[0], f"{tokens:,.0f}", *gained, *once[1:]])
     return pd.DataFrame(table, columns=columns)
 
 

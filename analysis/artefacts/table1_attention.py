@@ -18,7 +18,7 @@ from analysis.evidence.compare import (
     scalar_effect,
 )
 from analysis.evidence.effect import Effect
-from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, at_equal_flops, training_curves
+from analysis.evidence.equal_flops import AT_EQUAL_FLOPS, BOUNDS, PROSE, training_curves, with_validation
 from analysis.evidence.kept import KEPT, kept
 from analysis.pages.dots import Dot, dots
 from analysis.pages.exhibits import Exhibit, Plot, Table, headings
@@ -33,29 +33,33 @@ SWEEPS = ("table1_attention",)
 SWEEP = SWEEPS[0]
 MEASURES = headings("accuracy", "tpf", "nfe", *SOMETIMES, "cloze", "bits_per_byte")
 DIGITS = {"TPF": 2, "bits/byte": 3, "paper %": 2, "kept %": 0, "paper kept %": 0}
-COSTS = {"NELBO": 3, "tokens": 0, "TFLOP": 2, "NELBO, equal FLOPs": 3}
+COSTS = dict.fromkeys((*BOUNDS.values(), *AT_EQUAL_FLOPS.values()), 3)
+COSTS |= {"tokens": 0, "examples": 0, "answer tokens": 0, "TFLOP": 2}
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = results.of("evaluations", SWEEP)
-    curves = training_curves(results, SWEEP)
+    curves, prose = training_curves(results, SWEEP), training_curves(results, SWEEP, PROSE)
     panels = (
-        lines(curves, "tokens", "value", "label", "at equal tokens", "training tokens", "validation NELBO, nats/token"),
-        lines(curves, "flops", "value", "label", "at equal FLOPs", "training FLOPs", "validation NELBO, nats/token"),
+        lines(curves, "examples", "value", "label", "answers, equal examples", "training examples", "bits/byte"),
+        lines(curves, "flops", "value", "label", "answers, equal FLOPs", "training FLOPs", "bits/byte"),
+        lines(prose, "flops", "value", "label", "prose, equal FLOPs", "training FLOPs", "bits/byte"),
     )
     caption = (
-        "Validation NELBO (always with uniform masking) over training. A step with clean context reads up to 2 L rows "
-        "for L tokens, so equal tokens are not equal work. Lines: mean over seeds; bands: their range."
+        "The bound (NELBO, always with uniform masking) on validation tokens that are the same for every row. A step "
+        "with clean context reads up to 2 L rows for L tokens, so equal tokens are not equal work. Lines: mean over "
+        "seeds; bands: their range."
     )
     table = accuracies(results, paper["table1_attention"])
+    costs, said = training_cost(results)
     return [
         Plot(
             "table1_kept", beside_paper(table), BESIDE, "Accuracy kept of the parent's, here and in the paper, by row"
         ),
-        Plot("table1_attention", panels, caption, "Validation NELBO over training tokens and over training FLOPs"),
-        Table(table, f"At one token per step. {LEGEND}", DIGITS),
+        Plot("table1_attention", panels, caption, "the bound on validation answers and prose over training"),
+        Table(table, f"At one token per step. {LEGEND}{domains_of(table)}{lora_note(results)}", DIGITS),
         Table(parallel(rows), "Several tokens per forward, thresholds chosen on validation items.", DIGITS, aside=True),
-        Table(training_cost(results, curves), EQUAL, COSTS),
+        Table(costs, f"Training cost. {said}", COSTS),
     ]
 
 
@@ -64,16 +68,28 @@ LEGEND = (
     "accuracy. Accuracy: exact match on the generated tasks; cloze: four-way multiple choice by likelihood, chance "
     "25%; bits/byte of held-out prose: the bound (NELBO) of a dLM, exact for the parent. The paper's code is the mean "
     "of its HumanEval and MBPP columns, its maths of GSM8K and Minerva Math. Our own tasks: "
-    + "; ".join(f"{domain}: {', '.join(name.replace('_', ' ') for name in names)}" for domain, names in DOMAINS.items())
-    + "."
+)
+RATES = (
+    " LoRA has three learning rates: rows h and i show the middle one, the claim takes that of the lowest validation "
+    "bound."
 )
 ORDER = ["row", "conversion", "KV cache", "accuracy %", "kept %", "paper %", "paper kept %", "TPF", "NFE"]
 ORDER += ["code %", "paper code %", "maths %", "paper maths %", "symbols %"]
 ORDER += ["right steps %", "sequential %", "parallel %", "cloze %", "bits/byte"]
-EQUAL = f"Training cost. The validation NELBO (nats/token) is {AT_EQUAL_FLOPS}"
-
-
 BESIDE = "Accuracy at one token per step, here and in the paper, each in percent of its own AR parent's."
+
+
+def domains_of(table: pd.DataFrame) -> str:
+    """The families of the domains that the table has, as text."""
+    asked = {
+        domain: [n.replace("_", " ") for n in names] for domain, names in DOMAINS.items() if f"{domain} %" in table
+    }
+    return "; ".join(f"{domain}: {', '.join(names)}" for domain, names in asked.items()) + "."
+
+
+def lora_note(results: Results) -> str:
+    """At which learning rate LoRA is shown, if there are several."""
+    return RATES * bool(results.of("runs", SWEEP)["point"].astype(str).str.match("[hi]_").any())
 
 
 def beside_paper(table: pd.DataFrame) -> tuple[Figure, ...]:
@@ -137,14 +153,19 @@ def parallel(rows: pd.DataFrame) -> pd.DataFrame:
     return by_point(final_evaluation(rows, None), measures, ("point", "setting"))
 
 
-def training_cost(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
-    """Training cost of every point, and its validation NELBO at the end of training and at equal FLOPs."""
+def training_cost(results: Results) -> tuple[pd.DataFrame, str]:
+    """Training cost of every point with its validation at the end and at equal FLOPs, and a sentence on the latter."""
     runs = results.of("runs", SWEEP)
     runs = runs.assign(minutes=runs["train_seconds"].astype(float) / 60)
-    measures = {"tokens": "tokens", "train_flops": "TFLOP", "minutes": "minutes", "val_nelbo": "NELBO"}
+    measures = {"examples": "examples", "tokens": "tokens", "answer_tokens": "answer tokens"}
+    measures |= {"train_flops": "TFLOP", "minutes": "minutes"} | BOUNDS
     table = by_point(runs, measures)
-    equal = at_equal_flops(curves)
-    return table.assign(**{"NELBO, equal FLOPs": [equal.get(point) for point in table["point"]]})
+    return with_validation(
+        table.drop(columns="label"),
+        "point",
+        lambda metric: training_curves(results, SWEEP, metric),
+        ("examples", "answer tokens"),
+    )
 
 
 def in_the_paper(paper: dict, better: str, worse: str) -> dict[str, Any]:

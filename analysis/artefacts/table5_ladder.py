@@ -17,12 +17,12 @@ TOPIC = "recipes"
 SWEEPS = ("table5_ladder",)
 SWEEP = SWEEPS[0]
 RUNGS = ("bidir", "block", "no_shift", "position", "tokens")  # in the order of the paper's rows
-DIGITS = {"TPF": 2, "bits/byte": 3, "TFLOP": 2}
+DIGITS = {"bits/byte": 3, "TFLOP": 2}
 BESIDE = "Each rung adds one choice. Here and the paper's, each in percent of its own AR parent's accuracy."
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    measures = headings("accuracy", "tpf", "nfe", *SOMETIMES, "cloze", "bits_per_byte", "train_flops")
+    measures = headings("accuracy", "nfe", *SOMETIMES, "cloze", "bits_per_byte", "train_flops")
     rows = final_evaluation(results.of("evaluations", SWEEP))
     parent = parent_row(results, SWEEP).assign(label="AR parent")
     table = by_point(pd.concat([parent, rows]) if len(rows) else rows, measures, ("label",))

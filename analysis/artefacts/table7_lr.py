@@ -26,7 +26,7 @@ SWEEP = SWEEPS[0]
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = final_evaluation(results.of("evaluations", SWEEP)).sort_values(["lr", "seed"])
     rows = with_kept(results, rows.assign(rate=[f"{v:g}" for v in rows["lr"]], line="dLM"))
-    measures = headings("accuracy", "tpf", "nfe", "cloze", "bits_per_byte", "train_flops")
+    measures = headings("accuracy", "nfe", "cloze", "bits_per_byte", "train_flops")
     measures |= {"drift/ffn/relative": "drift, FFN"}
     table = by_point(rows, measures, ("rate",)).rename(columns={"rate": "learning rate"})
     section = paper["table7_learning_rate"]
@@ -35,7 +35,7 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     panels = tuple(over_rates(each, name) for name, each in (("here", rows), ("paper, 4B", theirs)))
     return [
         Plot("table7_lr", panels, BESIDE, "Accuracy over learning rate, here and the paper's"),
-        Table(table, "At one token per step.", {"TPF": 2, "bits/byte": 3, "drift, FFN": 3, "TFLOP": 2}),
+        Table(table, "At one token per step.", {"bits/byte": 3, "drift, FFN": 3, "TFLOP": 2}),
         paper_table(section, "accuracy %, Qwen3-4B, 25B tokens, cosine schedule", {"learning rate": 6, "average": 2}),
     ]
 

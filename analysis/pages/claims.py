@@ -171,7 +171,6 @@ RULE = (
     "difference is significant (5 %, at least three seeds); there is no difference where two one-sided tests place it "
     "within the margin. p-values of primary comparisons are corrected by Holm's method over all claims, those of "
     "secondary ones are not. A claim cannot be decided by this set-up where decoding, a floor or a ceiling of "
-    "accuracy, or the smallest effect that the seeds and items can detect (power 80 %) forbid it. Intervals are at 95 "
-    "%, uncorrected; those of accuracy are over seeds and items, paired, items within their family where it is "
-    "recorded; others are over seeds."
+    "accuracy, or the smallest effect that the seeds and items can detect (power 80 %) forbid it. Intervals are "
+    "uncorrected; those of accuracy are paired, with items within their family where it is recorded."
 )

@@ -36,9 +36,11 @@ def dots(
     reference: float | None = None,
     limits: tuple[float, float] | None = None,
     digits: int = 1,
+    beside: str = "paper",
 ) -> Figure:
     """One row per dot, the first on top: ours as a point with its interval, the paper's as a grey tick.
 
+    `beside` names the ticks in the legend.
     `reference` is a vertical line: 0 for differences, 100 for percent of the parent. `limits` are those of the x-axis,
     where panels are to be compared.
     """
@@ -63,7 +65,7 @@ def dots(
     axes.grid(axis="x", alpha=0.25)
     if any(row.paper is not None for row in rows):
         axes.plot([], [], marker="o", color=PARENT, linestyle="-", label="here, 95% interval")
-        axes.plot([], [], marker="|", markersize=11, markeredgewidth=2, color=PAPER, linestyle="none", label="paper")
+        axes.plot([], [], marker="|", markersize=11, markeredgewidth=2, color=PAPER, linestyle="none", label=beside)
         with matplotlib.rc_context(STYLE):
             figure.legend(loc="outside lower left", ncols=2)
     return figure

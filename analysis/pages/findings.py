@@ -46,9 +46,9 @@ def decision(effect: Effect) -> str:
     return "decided" + (few if effect.seeds < SEEDS_NEEDED else "")
 
 
-def findings(sentences: Sequence[str], note: str) -> Table:
-    """The sentences as a table; `note` states their basis."""
-    return Table(pd.DataFrame({"found": list(sentences)}), f"{note} {RULE}")
+def findings(sentences: Sequence[str], note: str, rule: str = RULE) -> Table:
+    """The sentences as a table; `note` states their basis, `rule` when they call something decided."""
+    return Table(pd.DataFrame({"found": list(sentences)}), f"{note} {rule}")
 
 
 def coverage(results: Results, sweeps: Sequence[str]) -> str:

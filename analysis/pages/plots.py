@@ -85,12 +85,12 @@ def frontier(
     return figure
 
 
-def trade_off(points: pd.DataFrame, x: str, best: str, title: str, xlabel: str) -> Figure:
+def trade_off(points: pd.DataFrame, x: str, best: str, title: str, xlabel: str, ylabel: str = "accuracy, %") -> Figure:
     """Accuracy against the cost or speed `x`: one line per `name` through its points, whose values are `Estimate`s.
 
     Lines with a `best` point (drawn filled) and baselines are coloured, the others grey; `best` is a boolean column.
     """
-    figure, axes = panel(title, xlabel, "accuracy, %", (4.0, 4.2))
+    figure, axes = panel(title, xlabel, ylabel, (4.0, 4.2))
     points = points[points[x].notna()]
     means = points.assign(x=[v.mean for v in points[x]], y=[v.mean for v in points["accuracy %"]])
     for name, line in means.sort_values("x").groupby("name", sort=False):

@@ -117,14 +117,15 @@ def notes(results: Results) -> list[str]:
     return caveats
 
 
-def command(results: Results, sweeps: Sequence[str], runs: Sequence[str]) -> str:
-    """The command that makes the first of `runs` again, as a point of the first of `sweeps` that has it; "" if none."""
+def command(results: Results, sweeps: Sequence[str], runs: Sequence[str], folder: str = "sweeps") -> str:
+    """The command that makes the first of `runs` again, as a point of the first of `sweeps` that has it; "" if none.
+    The sweeps are files of `folder`."""
     points = results.points[results.points["run"].isin(runs)]
     for sweep in (*sweeps, *points["sweep"]):
         found = points.loc[points["sweep"] == sweep, "point"].unique()
         if len(found):
             names = " ".join(f"--point {shlex.quote(name)}" for name in found)
-            return f"python -m analysis.study sweeps/{sweep}.yaml {names}"
+            return f"python -m analysis.study {folder}/{sweep}.yaml {names}"
     return ""
 
 
@@ -136,7 +137,9 @@ def sweep_costs(results: Results) -> list[dict[str, Any]]:
         {
             "sweep": sweep,
             "runs": len(runs),
-            "setting": "; ".join(text for c, text in settings(results, [sweep]).items() if (c, text) not in common),
+            "setting": "; ".join(
+                text for c, text in settings(results, [sweep]).items() if (c, text) not in common and c != "tokens"
+            ),
             "tokens": quantity(runs["tokens"].sum(), ""),
             "flops": quantity(runs["train_flops"].astype(float).sum(), "FLOP"),
             "hours": f"{runs['train_seconds'].sum() / 3600:.2f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,8 @@ def section_context(
     no exhibits."""
     has_runs = len(results.of("runs", module.SWEEPS)) > 0
     exhibits = module.exhibits(results, paper) if has_runs else []
-    shown = [exhibit_context(e, name, i, module, results, figures) for i, e in enumerate(exhibits) if not is_empty(e)]
+    made_by = partial(command, results, module.SWEEPS)
+    shown = [exhibit_context(e, name, i, made_by, figures) for i, e in enumerate(exhibits) if not is_empty(e)]
     return {
         "name": name,
         "title": module.TITLE,
@@ -41,6 +43,7 @@ def section_context(
         "ran": training_facts(results, module.SWEEPS),
         "setting": setting_text(results, module.SWEEPS),
         "sweeps": module.SWEEPS,
+        "ran_sweeps": [sweep for sweep in module.SWEEPS if len(results.of("runs", sweep))],
         "missing": missing(results, module.SWEEPS),
     }
 
@@ -60,12 +63,13 @@ def unmeasured(empty: Sequence[Exhibit]) -> str:
 
 
 def exhibit_context(
-    exhibit: Exhibit, section: str, number: int, module: ModuleType, results: Results, figures: Path
+    exhibit: Exhibit, section: str, number: int, made_by: render.Command, figures: Path
 ) -> dict[str, Any]:
-    """The template variables of a table, or of a plot: inline panels and file names; writes a plot's files."""
+    """The template variables of a table, or of a plot: inline panels and file names; writes a plot's files. `made_by`
+    gives the command that makes runs."""
     if isinstance(exhibit, Table):
         return {"table": exhibit, "caption": exhibit.caption, "page": table_context(exhibit, f"{section}-{number}")}
-    made = render.save_plot(exhibit, figures, lambda runs: command(results, module.SWEEPS, runs))
+    made = render.save_plot(exhibit, figures, made_by)
     panels = [Markup(panel) for panel in made]  # noqa: S704 matplotlib escapes the texts in them
     files = [f"figures/{exhibit.name}-{i}" for i in range(1, len(panels) + 1)]
     return {"panels": panels, "files": files, "alt": exhibit.alt, "caption": exhibit.caption}

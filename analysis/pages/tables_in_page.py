@@ -31,8 +31,8 @@ def table_context(table: Table, anchor: str) -> dict[str, Any]:
 
 
 def row_context(cells: list[Cell], anchor: str) -> dict[str, Any]:
-    """A row with its anchor, a label made of its first texts, and the runs behind it."""
-    label = ", ".join(c.text for c in cells if c.is_text and len(c.text) < 40 and c.text not in ("", "yes", "no"))[:60]
+    """A row with its anchor, a label (its first text) and the runs behind it."""
+    label = next((c.text for c in cells if c.is_text and len(c.text) < 40 and c.text not in ("", "yes", "no")), "")
     runs = tuple(dict.fromkeys(run for c in cells for run in c.runs))
     return {"id": anchor, "cells": cells, "label": label or cells[0].text, "runs": runs}
 

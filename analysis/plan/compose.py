@@ -7,13 +7,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Glob, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlm.config.command_line import with_present_name
-from dlm.config.folders import CONF
+from dlm.config.folders import CONF, config_folders
 from dlm.config.hints import is_group
 from dlm.config.targets import trust
 
@@ -56,6 +56,20 @@ def compose_config(name: str, overrides: tuple[str, ...]) -> DictConfig:
     for override in values:  # as Hydra applies them
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     return config
+
+
+def options_matching(group: str, pattern: str) -> list[str]:
+    """The options of a config group that `glob(...)` chooses, sorted. Raises `ValueError` for another pattern, or none.
+
+    As on the command line, so that a new file in the group's folder is chosen, too.
+    """
+    try:
+        glob = OverridesParser.create().parse_override(f"{group}={pattern}").value()
+    except HydraException as error:
+        raise ValueError(f"{group}: {pattern!r} cannot be read: write a list, or glob(*)") from error
+    if not isinstance(glob, Glob):
+        raise ValueError(f"{group}: {pattern!r} is one value: write a list, or glob(*)")
+    return glob.filter(sorted({path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")}))
 
 
 @cache

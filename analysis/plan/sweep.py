@@ -2,9 +2,11 @@
 
     title        what the sweep compares
     points       name → {label, overrides of conf/train.yaml}; the override `times=2` doubles the budget
-    grid         key → values. Each combination is a point, or multiplies every entry of `points`. Values are a list, or
-                 name → overrides if one value needs several
+    grid         key → values. Each combination is a point, or multiplies every entry of `points`. Values are a list,
+                 name → overrides if one value needs several, or `glob(*)`, the options of a config group
     shared       overrides of every point
+    base         what every point has before `shared`, by default `${study.shared}`
+    budget       {unit, amount} of a point whose `times` is 1, by default `${study.budget}`
     seeds        the seeds of this sweep, by default `${study.seeds}`
     only         the names of the points to include at this scale; null: all
     evaluations  name → {overrides of conf/measure.yaml, grid, points (default: all)}: measurements of finished runs,
@@ -32,7 +34,7 @@ from dlm.runs.identity import run_id
 from dlm.runs.run import Run, measurement_file
 
 FINISHED, DIVERGED = "finished", "diverged"
-KEYS = {"title", "points", "grid", "shared", "only", "seeds", "evaluations"}
+KEYS = {"title", "points", "grid", "base", "shared", "budget", "only", "seeds", "evaluations"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     if "seed" in by_key:
         study |= dict.fromkeys(("seeds", "few_seeds"), by_key["seed"].split(","))
     raw = read(path, study)
-    budget = study["budget"]
+    budget = raw.get("budget", study["budget"])
     if "tokens" in by_key:
         budget = {"unit": "tokens", "amount": positive("tokens", by_key["tokens"])}
     evaluations = [
@@ -149,7 +151,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     refuse_unknown_points(path, raw, {variant.name for variant in candidates})
     for variant in candidates if raw.get("only") is None else (v for v in candidates if v.name in raw["only"]):
         evals = tuple(e for names, e in evaluations if names is None or variant.name in names)
-        merged = [*study["shared"], *parent, *raw.get("shared", []), *variant.overrides]
+        merged = [*raw.get("base", study["shared"]), *parent, *raw.get("shared", []), *variant.overrides]
         unseeded = with_budget(last_of_each_key(merged), **budget)
         for seed in raw.get("seeds", study["seeds"]):
             final, needs = with_references(last_of_each_key([*unseeded, f"seed={seed}", *others]), path, overrides)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.plan.compose import options_matching
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -32,8 +34,11 @@ def variants(points: dict[str, dict], grid: dict[str, Any]) -> Iterator[Variant]
         )
 
 
-def axis(key: str, values: list | dict[str, list[str]]) -> list[Variant]:
-    """One variant per value of a grid key. In a dict, each name stands for its list of overrides."""
+def axis(key: str, values: list | dict[str, list[str]] | str) -> list[Variant]:
+    """One variant per value of a grid key. In a dict, each name stands for its list of overrides; a text is Hydra's
+    `glob(...)` of the options of a config group."""
+    if isinstance(values, str):
+        values = options_matching(key, values)
     if isinstance(values, dict):
         return [Variant(f"{key}={name}", f"{key} {name}", tuple(o), {key: name}) for name, o in values.items()]
     texts = [value if isinstance(value, str) else json.dumps(value) for value in values]

@@ -114,6 +114,7 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
         **{f"{group}_name": name for group, name in target.items()},
         "auxiliary_name": " ".join(config.get("auxiliary") or ()) or "none",
         "continues": config["model"].get("run"),
+        "canvas": config["attention"].get("canvas"),
         "masking_name": " ".join(filter(None, (target["masking"], half_life(config["masking"])))),
         "tokens": record["tokens"],
         "budget": asked(config),

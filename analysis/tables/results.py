@@ -32,6 +32,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("lr", "tokens", "parameters", "source", "parent", "train_seconds", "train_flops", "val_nelbo"),
         *("machine", "versions", "commit", "ended", "auxiliary_name", "continues", "evaluated"),
         *(
+            "canvas",
             "budget",
             "examples",
             "answer_tokens",
@@ -56,7 +57,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 # Columns that a results file of an older version may lack; they are then empty.
 LATER = {"runs": {"auxiliary_name", "continues", "evaluated", "validation", "budget", "examples"}}
-LATER["runs"] |= {"answer_tokens"}
+LATER["runs"] |= {"answer_tokens", "canvas"}
 LATER["runs"] |= {f"val_{measure}_{kind}" for measure in ("nelbo", "bits") for kind in ("answers", "prose")}
 LATER |= {
     "evaluations": {
