@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.corpus import SPLITS, Corpus, Part
 from dlm.data.module import PackedData
 from dlm.data.origin import Origin
-from dlm.data.packing import Source, Windows
+from dlm.data.packing import Document, Source, Windows
 from dlm.data.prepared import Encoder, prepared
 from dlm.runs.digest import Buffer
 
@@ -94,3 +96,25 @@ class CorpusWindows(Windows):
 def content(part: Part) -> Iterable[Buffer]:
     """What identifies the documents of a part."""
     yield f"{part.corpus.record['fingerprint']} {part.split} {part.held_out}".encode()
+
+
+class WholeDocuments:
+    """Whole documents of a prepared corpus, each as likely as any other. Those of more than `length` tokens are never
+    drawn; `too_long` is their number. Raises `ValueError` if there are no others."""
+
+    def __init__(self, part: Part, length: int):
+        self.part, self.length = part, length
+        self.too_long = int((np.diff(part.ends, prepend=0) > length).sum())
+        if self.too_long == len(part):
+            raise ValueError(
+                f"all {len(part):,} documents of the {part.split} split have more than data.length {length} tokens: "
+                "raise it"
+            )
+
+    def draw(self, rng: random.Random, room: int) -> Document | None:
+        while self.part.length(index := rng.randrange(len(self.part))) > self.length:
+            pass
+        return self.part.document(index) if self.part.length(index) <= room else None
+
+    def content(self) -> Iterable[Buffer]:
+        return content(self.part)
