@@ -98,6 +98,10 @@ class PackedData(lightning.LightningDataModule):
         filler = next((s for n, s in sources.items() if isinstance(s, Windows) and n not in self.excluded), None)
         return {name: sources[name] for name in self.mixture}, filler
 
+    def summary(self, num_rows: int) -> dict[str, dict[str, float]]:
+        """What `num_rows` rows of training read of each stored source, by its name (see `External`)."""
+        return {}
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the tokens from which rows are drawn. Generated tasks depend on the code only and do
         not count."""

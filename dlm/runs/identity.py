@@ -24,6 +24,7 @@ NEUTRAL: dict[str, Any] = {
     "data.fill": "scored",
     "data.group": 1,
     "data.held_out": "tail",
+    "data.order": "random",
     "data.name": None,
     "data.revision": None,
     "masking.views": 1,
