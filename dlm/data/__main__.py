@@ -68,7 +68,7 @@ def inspect(cfg: DictConfig) -> None:
     console = Console()
     console.print(Text.assemble(*((f" {name} ", style) for name, style in STYLES.items())))
     for row in range(min(cfg.rows, data.batch_size)):
-        console.rule(f"row {row}")
+        console.rule(Text(f"row {row}"))
         console.print(painted(batch, masked, in_loss, row, tokenizer))
 
 

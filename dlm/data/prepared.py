@@ -33,7 +33,7 @@ from dlm.runs.digest import checksum, digest, fingerprint
 from dlm.runs.storage import read_json, write_json
 
 VERSION = 1  # of the layout and of what encoders make of a row
-CHUNK = 2**24  # tokens between two points from which an interrupted preparation can go on
+CHUNK = 2**22  # tokens between two points from which an interrupted preparation can go on
 PROGRESS = "progress.json"
 LEASE_SECONDS = 60.0
 AHEAD = 4  # batches for each process that tokenises
