@@ -232,6 +232,7 @@ def test_folders_globs_lists_and_saved_datasets_are_read_in_order(tmp_path, toke
         (["a.jsonl", "absent.jsonl"], "absent.jsonl' does not exist"),
         (["a.jsonl", "b.jsonl"], "document 2 of|in document 2, but nothing"),
         ("saved", "has no split 'train': choose one of .*held"),
+        ("???", "data.path is not set: give data.path=VALUE"),
         ([], r"data.path \[\] is empty"),
     ],
 )

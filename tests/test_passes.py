@@ -126,6 +126,13 @@ def test_answers_are_not_cut_and_those_that_fit_no_row_are_left_out(tokenizer):
         assert all(d.ids[-1] == tokenizer.eos_token_id and d.kind == "answers" for d in found)
 
 
+def test_a_weight_that_is_too_small_for_passes_is_refused(tokenizer):
+    sources = {name: {"path": "text.jsonl", "weight": weight} for name, weight in (("a", 1.0), ("b", 1e-4))}
+    data = Mixed(sources, length=LENGTH, batch_size=4, val_rows=2, order="packed")
+    with pytest.raises(ValueError, match="a source has less than one of 1000 rows"):
+        data.prepare(tokenizer, Block(8).tail, 100, 0)
+
+
 def test_an_unknown_order_is_named(tokenizer):
     with pytest.raises(ValueError, match="data.order 'by length' is unknown: choose one of random, sequential"):
         text(tokenizer, "by length")

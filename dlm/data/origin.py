@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from dlm.errors import one_line
 from dlm.runs.digest import kept_checksum
 
@@ -84,6 +86,8 @@ class Origin:
 
     def files(self, path: str) -> list[Path]:
         """The files that one path names; [] if it can only be a hub id."""
+        if path == MISSING:
+            raise ValueError(f"{self.option} is not set: give {self.option}=VALUE")
         whole = Path(path).expanduser()
         if whole.is_file():
             return [whole]

@@ -79,6 +79,11 @@ class PassRows(PackedRows):
         self.tables, total = tables, sum(self.weights)
         ends = np.cumsum([weight / total for weight in self.weights])
         self.quotas = np.diff(np.round(ends * PERIOD), prepend=0).astype(int)
+        if not self.quotas.all():
+            raise ValueError(
+                f"a source has less than one of {PERIOD} rows, which passes do not share out further: raise its weight "
+                "in data.sources, or choose data.order=random"
+            )
 
     def documents(self, index: int) -> list[Document]:
         if not 0 <= index < self.num_rows:

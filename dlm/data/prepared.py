@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -95,7 +97,12 @@ def prepared(origin: Origin, encoder: Encoder, cache: str | None = None, num_pro
 
 def make(folder: Path, origin: Origin, encoder: Encoder, num_proc: int, made_of: dict[str, Any]) -> None:
     """Write a corpus, alone, or wait until another process has written it."""
-    claim = SoftFileLease(folder.with_suffix(".lock"), lease_duration=LEASE_SECONDS, thread_local=False)
+    claim = SoftFileLease(
+        folder.with_suffix(".lock"),
+        lease_duration=LEASE_SECONDS,
+        thread_local=False,
+        on_compromise=lambda _: os.kill(os.getpid(), signal.SIGINT),  # another process writes these files by now
+    )
     try:
         claim.acquire(timeout=0)
     except Timeout:
@@ -108,27 +115,27 @@ def make(folder: Path, origin: Origin, encoder: Encoder, num_proc: int, made_of:
 
 def write(folder: Path, origin: Origin, encoder: Encoder, num_proc: int, made_of: dict[str, Any]) -> None:
     """Write a corpus under a temporary name, from where an interrupted preparation stopped."""
-    partial, begin = folder.with_suffix(".partial"), time.monotonic()
-    progress = Progress.of(partial, encoder.tokenizer)
+    unfinished, begun = folder.with_suffix(".partial"), time.monotonic()
+    progress = Progress.of(unfinished, encoder.tokenizer)
     print(f"preparing {origin.label} in {folder}" + (f", from document {progress.documents:,} on" * progress.is_begun))
     try:
-        with Writer(partial, progress) as writer, encoding(encoder, num_proc) as encoded:
+        with Writer(unfinished, progress) as writer, encoding(encoder, num_proc) as encoded:
             bar = tqdm(initial=progress.tokens, unit=" tokens", unit_scale=True, disable=None, leave=False)
             for batch, made in encoded(origin.batches(progress.unit, progress.row)):
                 writer.add(batch, made)
                 bar.update(int(made.lengths.sum()))
             bar.close()
     except ValueError:  # of these rows no corpus can be made
-        shutil.rmtree(partial)
+        shutil.rmtree(unfinished)
         raise
-    keys, ends = (mapped(partial / f"{name}.bin", COLUMNS[name]) for name in ("keys", "ends"))
-    split_by_hash(partial, keys, ends)
-    content = fingerprint(bytes.fromhex(checksum(partial / f"{name}.bin")) for name in ("tokens", *COLUMNS))
+    keys, ends = (mapped(unfinished / f"{name}.bin", COLUMNS[name]) for name in ("keys", "ends"))
+    split_by_hash(unfinished, keys, ends)
+    content = fingerprint(bytes.fromhex(checksum(unfinished / f"{name}.bin")) for name in ("tokens", *COLUMNS))
     amount = {"documents": progress.documents, "tokens": progress.tokens, "left_out": progress.left_out}
-    write_json(partial / RECORD, made_of | amount | {"dtype": progress.dtype, "fingerprint": content})
-    (partial / PROGRESS).unlink(missing_ok=True)
-    partial.replace(folder)
-    seconds = time.monotonic() - begin
+    write_json(unfinished / RECORD, made_of | amount | {"dtype": progress.dtype, "fingerprint": content})
+    (unfinished / PROGRESS).unlink(missing_ok=True)
+    unfinished.replace(folder)
+    seconds = time.monotonic() - begun
     print(f"prepared {progress.documents:,} documents of {progress.tokens:,} tokens in {seconds:.0f} s")
 
 
@@ -144,13 +151,13 @@ class Progress:
     left_out: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, partial: Path, tokenizer: PreTrainedTokenizerBase) -> Progress:
+    def of(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Progress:
         """That of a folder; a new one where there is none, or where it is damaged."""
         try:
-            return cls(**read_json(partial / PROGRESS))
+            return cls(**read_json(folder / PROGRESS))
         except (OSError, ValueError, TypeError):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
             return cls("uint16" if len(tokenizer) <= 2**16 else "uint32")
 
     @property
@@ -202,33 +209,30 @@ class Writer:
 Encodes = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Encoded]]]
 
 
-class encoding:
-    """As a context, the function that gives each batch with what the encoder makes of it, in order: in this process, or
-    in `num_proc` others, some batches ahead."""
+@contextmanager
+def encoding(encoder: Encoder, num_proc: int) -> Iterator[Encodes]:
+    """The function that gives each batch with what the encoder makes of it, in order: in this process, or in `num_proc`
+    others, some batches ahead."""
+    if num_proc == 1:
+        yield lambda batches: ((batch, encoder(batch)) for batch in batches)
+        return
+    # Not forked: a fork copies locks of threads that it does not have.
+    pool = ProcessPoolExecutor(num_proc, get_context("spawn"), begin, (encoder,))
+    try:
+        yield partial(ahead, pool, AHEAD * num_proc)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def __init__(self, encoder: Encoder, num_proc: int):
-        self.encoder, self.num_proc, self.pool = encoder, num_proc, None
 
-    def __enter__(self) -> Encodes:
-        if self.num_proc > 1:  # not forked: a fork copies locks of threads that it does not have
-            self.pool = ProcessPoolExecutor(self.num_proc, get_context("spawn"), begin, (self.encoder,))
-        return self.ahead if self.pool else self.here
-
-    def __exit__(self, *error: object) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
-
-    def here(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Encoded]]:
-        yield from ((batch, self.encoder(batch)) for batch in batches)
-
-    def ahead(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Encoded]]:
-        waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
-        for batch in batches:
-            waiting.append((batch, self.pool.submit(encode_here, batch)))
-            if len(waiting) >= AHEAD * self.num_proc:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        yield from ((batch, future.result()) for batch, future in waiting)
+def ahead(pool: Executor, number: int, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Encoded]]:
+    """Each batch with what a pool of processes makes of it, of which `number` are under way."""
+    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
+    for batch in batches:
+        waiting.append((batch, pool.submit(encode_here, batch)))
+        if len(waiting) >= number:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    yield from ((batch, future.result()) for batch, future in waiting)
 
 
 OWN: list[Encoder] = []  # that of this process
