@@ -281,7 +281,7 @@ def test_another_process_opens_the_corpus_and_gets_none_of_its_tokens(tmp_path, 
 def test_processes_tokenise_what_one_does(tmp_path, tokenizer, monkeypatch):
     """Batches are encoded some ahead, and written in order."""
 
-    class Pool:
+    class Pool(preparing.Executor):
         def __init__(self, workers, context, begin, arguments):
             begin(*arguments)
             self.waiting = 0
