@@ -334,12 +334,17 @@ def test_documents_that_are_held_out_by_hash_are_those_of_any_order_and_equal_on
 
 def test_a_run_notices_that_a_file_of_several_has_changed(tmp_path):
     first, second = (jsonl(tmp_path / f"{name}.jsonl", texts(3)) for name in "ab")
-    for path in (f"[{first},{second}]", tmp_path, f"'{tmp_path}/*.jsonl'"):
+    template = "data.template=" + str(second)
+    cases = {("data=text", f"data.path={path}"): "data.path" for path in (f"[{first},{second}]", tmp_path)}
+    cases |= {("data=text", f"data.path='{tmp_path}/*.jsonl'"): "data.path"}
+    cases |= {("data=mixed", f"data.sources={{a:{{path:{second}}}}}"): "data.sources.a.path"}
+    cases |= {("data=chat", f"data.path={first}", template): "data.template"}
+    for overrides, option in cases.items():
         jsonl(second, texts(3))
-        cfg = config("data=text", f"data.path={path}")
-        before = inputs_of(cfg)["data.path"]
+        cfg = config(*overrides)
+        before = inputs_of(cfg)[option]
         jsonl(second, texts(4))
-        assert before["fingerprint"] != inputs_of(cfg)["data.path"]["fingerprint"]
+        assert before["fingerprint"] != inputs_of(cfg)[option]["fingerprint"], overrides
 
 
 def test_the_checksum_of_a_large_file_is_computed_once_for_all_processes(tmp_path, monkeypatch):

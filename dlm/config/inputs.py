@@ -59,15 +59,19 @@ def local_inputs(node: Any, name: str) -> Iterator[tuple[str, str, Path]]:
 
 
 def data_files(node: Any, name: str) -> Iterator[tuple[str, str, list[Path]]]:
-    """`(option, path, files)` of every `path` in the config of the data that stands for several files: a folder, a glob
-    or a list. What does not exist is reported by the code that reads it."""
+    """`(option, path, files)` of every `path` and `template` in the config of the data, but for a single file beside a
+    `_target_`, which `local_inputs` gives. What does not exist is reported by the code that reads it."""
     for key, value in node.items() if isinstance(node, dict) else ():
-        full = f"{name}.{key}"
+        full, is_text = f"{name}.{key}", isinstance(value, str)
         yield from data_files(value, full)
-        if key == "path" and value and not (isinstance(value, str) and Path(value).expanduser().is_file()):
-            with contextlib.suppress(ValueError):
-                if files := Origin(value, option=full).local:
-                    yield full, str(Path(value).expanduser().absolute() if isinstance(value, str) else value), files
+        if key not in ("path", "template") or not value:
+            continue
+        is_file = is_text and Path(value).expanduser().is_file()
+        if key == "template" and not is_file or key == "path" and is_file and "_target_" in node:
+            continue
+        with contextlib.suppress(ValueError):
+            if files := Origin(value, option=full).local:
+                yield full, str(Path(value).expanduser().absolute() if is_text else value), files
 
 
 def run_folder(name: str, runs_dir: Path) -> Path | None:
