@@ -67,7 +67,7 @@ def data_files(node: Any, name: str) -> Iterator[tuple[str, str, list[Path]]]:
         if key not in ("path", "template") or not value:
             continue
         is_file = is_text and Path(value).expanduser().is_file()
-        if key == "template" and not is_file or key == "path" and is_file and "_target_" in node:
+        if (key == "template" and not is_file) or (key == "path" and is_file and "_target_" in node):
             continue
         with contextlib.suppress(ValueError):
             if files := Origin(value, option=full).local:
