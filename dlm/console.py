@@ -63,6 +63,7 @@ def quiet() -> None:
     rank_zero = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
     for name in (*rank_zero, "lightning.pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it cannot read is an error of our own
     transformers.utils.logging.disable_progress_bar()
     for message in BENIGN:
         warnings.filterwarnings("ignore", message)

@@ -333,6 +333,14 @@ def shorten_prose(monkeypatch) -> None:
     monkeypatch.setattr(prose, "ENCODED", {})  # nor trains on what another test encoded
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Corpora are prepared in a folder of the tests, as are checksums kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def runs_dir(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -12,9 +12,8 @@ from dlm.attention.bidir import Bidir
 from dlm.attention.block import Block
 from dlm.config.build import make
 from dlm.data import prose, tasks
-from dlm.data.module import Text
+from dlm.data.encoding import encode
 from dlm.data.packing import MIN_ROOM, Document, PackedRows, TaskSource, Windows, collate, pack
-from dlm.data.text import encode
 from dlm.evaluation.likelihood import windows
 from dlm.model.parent import resolve
 
@@ -277,7 +276,7 @@ def test_text_files_are_read_split_and_tokenised(tmp_path, tokenizer, suffix):
         ("lacking.jsonl", '{"text": "a", "n": 1}\n{"n": 2}', "does not hold text in document 2, but nothing"),
         ("one.txt", "one\nline after the other", "blank lines part the documents of a .txt file"),
         ("picture.png", "x", "is not text: '.png' is not one of"),
-        ("broken.jsonl", '{"text": ', "could not be read as text"),
+        ("broken.jsonl", '{"text": ', "broken.jsonl' could not be read: "),
         ("absent.jsonl", None, "absent.jsonl' does not exist: name a file that does, or a hub id"),
     ],
 )
@@ -290,8 +289,9 @@ def test_an_empty_or_non_text_dataset_is_refused(tmp_path, tokenizer, name, cont
 
 def test_a_text_of_the_word_NA_is_text(tmp_path, tokenizer):
     (tmp_path / "words.csv").write_text("text\nNA\nnull\n\nNaN\n")
-    data = make(config("data=text", f"data.path={tmp_path / 'words.csv'}").data)
-    assert data.documents == {1: "NA", 2: "null", 3: "NaN"}
+    data = prepared(tokenizer, "data=text", f"data.path={tmp_path / 'words.csv'}")
+    corpus = data.corpora["text"]
+    assert [tokenizer.decode(corpus.ids(n)[:-1]) for n in range(len(corpus))] == ["NA", "null", "NaN"]
 
 
 def test_characters_never_become_a_special_token(tmp_path, tokenizer):
@@ -323,14 +323,6 @@ def test_a_mask_that_is_an_ordinary_token_is_refused_with_the_document_that_hold
     tokenizer.mask_token = "."
     with pytest.raises(ValueError, match="chapter 1 of the train prose holds the mask token '.'"):
         prepared(tokenizer)
-
-
-def test_a_corpus_is_read_once_and_its_text_is_let_go(tmp_path, tokenizer, monkeypatch):
-    path, reads, column = tmp_path / "corpus.txt", [], Text.column
-    path.write_text("\n\n".join(f"paragraph {i}" for i in range(40)))
-    monkeypatch.setattr(Text, "column", lambda self: reads.append(self.path) or column(self))
-    data = prepared(tokenizer, "data=text", f"data.path={path}")
-    assert reads == [str(path)] and "documents" not in vars(data)
 
 
 def test_windows_draw_what_lengths_as_weights_would_draw(tokenizer):

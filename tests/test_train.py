@@ -239,7 +239,7 @@ BAD = {
     "trainable=lora trainable.rank=0": "trainable.rank 0 must be at least 1",
     "decoding=threshold decoding.threshold=-1": "decoding.threshold -1 must be >= 0",
     "+decoding.top_p=0": "decoding.top_p 0",
-    "data=text data.path=[a.jsonl,b.jsonl]": "data.path ['a.jsonl', 'b.jsonl'] must be a name: set data.path=VALUE",
+    "data=text data.path=a.jsonl data.field=[a,b]": "data.field ['a', 'b'] must be a name: set data.field=VALUE",
     "data.mixture.prose=much": "data.mixture {'tasks': 0.7, 'prose': 'much'} must be a mapping to a finite number",
     "masking.half_life=nan": "masking.half_life nan must be a finite number: set masking.half_life=VALUE",
     "optimizer.betas=[0.9]": "optimizer.betas [0.9] must be a list of a finite number and a finite number",

@@ -35,6 +35,8 @@ def room_of(module: str, rooms: set[str], root: Path = ROOT) -> str | None:
     """The room of a module such as `dlm.decoding.engine.step`: the innermost that has a name in `rooms`; None for the
     package itself. `ValueError` for a package that is no room."""
     package, *parts = module.split(".")
+    if parts[-1:] == ["__main__"]:  # a command, wherever it lies
+        return COMMANDS
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in rooms:
             return ".".join(parts[:end])

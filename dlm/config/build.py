@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.attention.ar import AR
 from dlm.config.budget import Budget
@@ -23,7 +23,7 @@ from dlm.conversion.schedule import Schedules
 from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent
+from dlm.model.parent import Parent, load_parent, load_tokenizer
 from dlm.model.positions import require_positions
 from dlm.runs.renamed import PRESENT, with_targets
 from dlm.trainable.base import Trainable
@@ -101,6 +101,15 @@ def build(cfg: DictConfig) -> Experiment:
     num_steps = budget.num_steps(data, conversion)
     data.train_rows.num_rows = num_steps * budget.rows
     return Experiment(parent, denoiser, conversion, data, trainable, budget, num_steps)
+
+
+def make_tokenizer(node: DictConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a config's parent, if possible without loading the weights."""
+    options = with_targets(OmegaConf.to_container(node, resolve=True), PRESENT)
+    require_known(options)
+    if get_object(options.pop("_target_")) is load_parent:
+        return load_tokenizer(**options)
+    return make(node).tokenizer
 
 
 def make_masking(cfg: DictConfig) -> Masking:

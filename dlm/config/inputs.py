@@ -7,14 +7,14 @@ are identified by id and revision.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dlm.data.origin import Origin
 from dlm.model.parent import PACKAGE_PREFIX, resolve
 from dlm.runs import digest
 from dlm.runs.identity import VOLATILE
@@ -27,8 +27,10 @@ MODEL_FILES = (".safetensors", ".gguf", ".json", ".model", ".txt", ".jinja", ".p
 def inputs_of(cfg: DictConfig) -> dict[str, dict[str, str]]:
     """The local inputs of a config by option: their absolute `path` and their `fingerprint`. Inputs within a package
     keep their `pkg://` name as path."""
-    inputs = {}
-    for option, value, location in local_inputs(OmegaConf.to_container(cfg, resolve=True), ""):
+    inputs, config = {}, OmegaConf.to_container(cfg, resolve=True)
+    for option, path, files in data_files(config.get("data"), "data"):
+        inputs[option] = {"path": path, "fingerprint": of_files(files, [file.name for file in files])}
+    for option, value, location in local_inputs(config, ""):
         content = Run(location).model_folder if (location / "run.json").exists() else location
         path = value if value.startswith(PACKAGE_PREFIX) else str(location.absolute())
         inputs[option] = {"path": path, "fingerprint": fingerprint(content)}
@@ -51,8 +53,25 @@ def local_inputs(node: Any, name: str) -> Iterator[tuple[str, str, Path]]:
         elif key in ("run", "trace") and "runs_dir" in node:
             root = Path(node["runs_dir"]).expanduser()
             location = root / value if key == "trace" else run_folder(value, root)
-        if location is not None and location.exists():
+        is_data = name.partition(".")[0] == "data" and key == "path"  # a folder or a file of it: see `data_files`
+        if location is not None and (location.is_file() if is_data else location.exists()):
             yield full, value, location
+
+
+def data_files(node: Any, name: str) -> Iterator[tuple[str, str, list[Path]]]:
+    """`(option, path, files)` of every `path` and `template` in the config of the data, but for a single file beside a
+    `_target_`, which `local_inputs` gives. What does not exist is reported by the code that reads it."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        full, is_text = f"{name}.{key}", isinstance(value, str)
+        yield from data_files(value, full)
+        if key not in ("path", "template") or not value:
+            continue
+        is_file = is_text and Path(value).expanduser().is_file()
+        if (key == "template" and not is_file) or (key == "path" and is_file and "_target_" in node):
+            continue
+        with contextlib.suppress(ValueError):
+            if files := Origin(value, option=full).local:
+                yield full, str(Path(value).expanduser().absolute() if is_text else value), files
 
 
 def run_folder(name: str, runs_dir: Path) -> Path | None:
@@ -66,18 +85,12 @@ def run_folder(name: str, runs_dir: Path) -> Path | None:
 def fingerprint(path: Path) -> str:
     """16 hexadecimal digits of the contents of a file, or of the `MODEL_FILES` in a folder."""
     files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in MODEL_FILES and p.is_file())
-    names = ["" if file == path else file.name for file in files]
-    return digest.fingerprint(f"{n} {hash_of(f, f.stat())} ".encode() for n, f in zip(names, files, strict=True))
+    return of_files(files, ["" if file == path else file.name for file in files])
 
 
-def hash_of(file: Path, status: os.stat_result) -> str:
-    """The SHA-256 of a file, cached while its size and modification time stay the same."""
-    return cached_checksum(file.absolute(), status.st_size, status.st_mtime_ns)
-
-
-@cache
-def cached_checksum(file: Path, size: int, mtime_ns: int) -> str:
-    return digest.checksum(file)
+def of_files(files: list[Path], names: list[str]) -> str:
+    """16 hexadecimal digits of the contents and the names of files."""
+    return digest.fingerprint(f"{n} {digest.kept_checksum(f)} ".encode() for n, f in zip(names, files, strict=True))
 
 
 def require_same(run: Run, cfg: DictConfig, *groups: str) -> None:

@@ -93,6 +93,11 @@ class Keep:
 
 
 @dataclass
+class Data:
+    rows: Count
+
+
+@dataclass
 class Evaluate:
     run: Name
     device: str

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-from array import array
 from collections.abc import Callable
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -15,9 +12,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data import prose, tasks
+from dlm.data.encoding import refuse_mask
 from dlm.data.loading import MicroBatches, Remaining, training_loader
-from dlm.data.packing import PackedRows, Source, TaskSource, Windows, collate
-from dlm.data.text import encode, refuse_mask
+from dlm.data.packing import PackedRows, Source, Stored, TaskSource, Windows, collate
 from dlm.data.validation import ValidationRows
 from dlm.runs.digest import fingerprint
 
@@ -101,11 +98,14 @@ class PackedData(lightning.LightningDataModule):
         filler = next((s for n, s in sources.items() if isinstance(s, Windows) and n not in self.excluded), None)
         return {name: sources[name] for name in self.mixture}, filler
 
+    def summary(self, num_rows: int) -> dict[str, dict[str, float]]:
+        """What `num_rows` rows of training read of each stored source, by its name (see `External`)."""
+        return {}
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the tokens from which rows are drawn. Generated tasks depend on the code only and do
         not count."""
-        texts = (ids for source in self.read if isinstance(source, Windows) for ids in source.texts)
-        return fingerprint(memoryview(array("q", ids)).cast("B") for ids in texts)
+        return fingerprint(part for source in self.read if isinstance(source, Stored) for part in source.content())
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches: in `workers` processes, which prepare them as well, or in this one, which does so later."""
@@ -157,78 +157,3 @@ class Long(Embedded):
     def sources(self, split, tokenizer):
         mixed = TaskSource(split, tokenizer, self.families, tuple(tasks.FAMILIES), self.short)
         return super().sources(split, tokenizer) | {"tasks": mixed}
-
-
-class Text(PackedData):
-    """Text that `datasets` reads: a file (txt, json, jsonl, csv, parquet) or a hub id. The column `field` holds it.
-
-    The last 5 % of the documents (at least one) are held out for validation.
-    """
-
-    def __init__(self, path: str, field: str = "text", split: str = "train", **kwargs: Any):
-        super().__init__(mixture={"text": 1.0}, **kwargs)
-        self.path, self.field, self.split = path, field, split
-
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        super().prepare(*args, **kwargs)
-        self.__dict__.pop("documents", None)  # frees the text; training reads only its tokens
-
-    def sources(self, split, tokenizer):
-        numbers, texts = list(self.documents), list(self.documents.values())
-        if len(texts) < 2:
-            part = "; blank lines part the documents of a .txt file" if self.path.endswith(".txt") else ""
-            raise ValueError(
-                f"data.path {self.path!r} holds {len(texts)} non-empty documents; at least 2 are needed{part}"
-            )
-        held_out = max(1, len(texts) // 20)
-        of_split = slice(None, -held_out) if split == "train" else slice(-held_out, None)
-        encoded = encode(tokenizer, texts[of_split])
-        names = (f"document {n} of data.path {self.path!r}" for n in numbers[of_split])
-        refuse_mask(tokenizer, zip(names, encoded, strict=True))
-        return {"text": Windows(encoded, tokenizer.eos_token_id)}
-
-    @cached_property
-    def documents(self) -> dict[int, str]:
-        """The non-empty documents by their number in the file, from 1. Raises `ValueError` for one that is no text."""
-        column = self.column()
-        for number, text in enumerate(column, 1):
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"data.field {self.field!r} of {self.path!r} does not hold text in document {number}, but "
-                    f"{'nothing' if text is None else repr(text)[:80]}: give it text, or leave the document out"
-                )
-        return {number: text for number, text in enumerate(column, 1) if text.strip()}
-
-    def column(self) -> list[Any]:
-        """The column `field` of the dataset. Raises `ValueError` if it is missing or the dataset cannot be read."""
-        from datasets import load_dataset
-
-        file = Path(self.path).expanduser()
-        if file.suffix in FORMATS and not file.exists():
-            raise ValueError(f"data.path {self.path!r} does not exist: name a file that does, or a hub id")
-        if file.is_file() and not file.stat().st_size:
-            raise ValueError(f"data.path {self.path!r} is empty: name a file that holds text")
-        try:
-            if file.exists():
-                kind = FORMATS[file.suffix]
-                dataset = load_dataset(kind, data_files=str(file), split=self.split, **OPTIONS.get(kind, {}))
-            else:
-                dataset = load_dataset(self.path, split=self.split)
-        except KeyError as error:
-            raise ValueError(
-                f"data.path {self.path!r} is not text: {file.suffix!r} is not one of {sorted(FORMATS)}"
-            ) from error
-        except Exception as error:  # datasets raises many types; all mean that the data cannot be read
-            raise ValueError(
-                f"data.path {self.path!r} could not be read as text: {error.__cause__ or error}"
-            ) from error
-        if self.field not in dataset.column_names:
-            raise ValueError(f"data.field {self.field!r} is not a column of {self.path!r}: {dataset.column_names}")
-        return list(dataset[self.field])
-
-
-FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-OPTIONS = {
-    "text": {"sample_by": "paragraph"},
-    "csv": {"keep_default_na": False},  # the word NA is text, not a missing value
-}

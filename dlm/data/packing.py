@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from dlm.data import tasks
-from dlm.data.text import refuse_mask
+from dlm.data.encoding import refuse_mask
+from dlm.runs.digest import Buffer
 from dlm.types import Batch
 
 ATTEMPTS = 100  # to draw a document that fits an empty row
@@ -50,6 +52,14 @@ class Source(Protocol):
 
     def draw(self, rng: random.Random, room: int) -> Document | None:
         """Draw a document of at most `room` tokens; None if the drawn one does not fit."""
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A source whose tokens are read, not generated."""
+
+    def content(self) -> Iterable[Buffer]:
+        """What identifies the tokens that are drawn from."""
 
 
 class PackedRows(Dataset):
@@ -172,17 +182,20 @@ class Windows(Source):
     throughout. EOS marks the end of a text."""
 
     def __init__(self, texts: list[list[int]], eos_id: int):
-        self.texts = [ids + [eos_id] for ids in texts if ids]
+        self.texts: Sequence[np.ndarray] = [np.array([*ids, eos_id]) for ids in texts if ids]
         if not self.texts:
             raise ValueError("the dataset holds no text: every document is empty")
-        # `rng.choices` would otherwise sum up the lengths at every draw.
-        self.cum_lengths = list(itertools.accumulate(map(len, self.texts)))
+        # `rng.choices` would otherwise sum up the lengths at every draw, and not search for one of them.
+        self.cum_lengths: Sequence[int] = list(itertools.accumulate(map(len, self.texts)))
 
     def draw(self, rng: random.Random, room: int) -> Document:
         ids = rng.choices(self.texts, cum_weights=self.cum_lengths)[0]
         start = rng.randrange(max(1, len(ids) - MIN_ROOM))
-        window = ids[start : start + room]
+        window = ids[start : start + room].tolist()
         return Document(window, [True] * len(window))
+
+    def content(self) -> Iterable[Buffer]:
+        return (ids.astype(np.int64).data.cast("B") for ids in self.texts)
 
 
 class TaskSource(Source):

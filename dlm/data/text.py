@@ -1,34 +1,82 @@
-"""Tokenises external text, whose characters never become a special token."""
+"""`data=text`: documents of plain text, of which random windows are drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
-    """The token ids of each text. A text that spells `<eos>` gets the tokens of these five characters, not EOS. Special
-    tokens that the tokenizer itself adds (BOS) are added as usual."""
-    if not texts:
-        return []
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=add_special_tokens,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    return encoded["input_ids"]
+from dlm.data.corpus import Part
+from dlm.data.encoding import encode, refuse_mask
+from dlm.data.external import CorpusWindows, External, Spec
+from dlm.data.origin import Batch, Origin
+from dlm.data.packing import Document, Source
+from dlm.data.prepared import Encoded
 
 
-def refuse_mask(tokenizer: PreTrainedTokenizerBase, documents: Iterable[tuple[str, list[int]]]) -> None:
-    """Raises `ValueError` for the first (name, token ids) that holds the mask token, which is never predicted. It can
-    occur in a text only if it is an ordinary token of the vocabulary."""
-    mask_id = tokenizer.mask_token_id
-    for name, ids in documents:
-        if mask_id is not None and mask_id in ids:
+class TextEncoder:
+    """The text in the column `field` of a row, with EOS at its end, is a document; a row without text is left out."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, field: str):
+        self.tokenizer, self.field = tokenizer, field
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "text", "field": self.field, "mask": self.tokenizer.mask_token_id}
+
+    def __call__(self, batch: Batch) -> Encoded:
+        texts = {batch.first + n: self.text(row, batch, batch.first + n) for n, row in enumerate(batch.rows)}
+        texts = {number: text for number, text in texts.items() if text.strip()}
+        encoded = encode(self.tokenizer, [*texts.values()])
+        refuse_mask(self.tokenizer, zip((f"document {n} of {batch.place}" for n in texts), encoded, strict=True))
+        end = [self.tokenizer.eos_token_id]
+        documents = [
+            (Document(ids + end, [True] * (len(ids) + 1)), key_of(text))
+            for ids, text in zip(encoded, texts.values(), strict=True)
+            if ids
+        ]
+        empty = len(batch.rows) - len(documents)
+        return Encoded.of(documents, {"empty": empty} if empty else {})
+
+    def text(self, row: dict[str, Any], batch: Batch, number: int) -> str:
+        if self.field not in row:
+            raise ValueError(f"data.field {self.field!r} is not a column of {batch.place}: {[*row]}")
+        if not isinstance(text := row[self.field], str):
             raise ValueError(
-                f"{name} holds the mask token {tokenizer.mask_token!r} (id {mask_id}), which can never be predicted: "
-                "name another token with model.mask_token, or take it out of the text"
+                f"data.field {self.field!r} of {batch.place} does not hold text in document {number}, but "
+                f"{'nothing' if text is None else repr(text)[:80]}: give it text, or leave the document out"
             )
+        return text
+
+
+class Texts:
+    """The kind of a source that holds plain text in the column `field`."""
+
+    def __init__(self, field: str = "text"):
+        self.field = field
+
+    def encoder(self, tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
+        return TextEncoder(tokenizer, self.field)
+
+    def source(self, part: Part, length: int) -> Source:
+        return CorpusWindows(part)
+
+
+class Text(External):
+    """One source of text: a path, or the id of a dataset on the hub (see `Origin`). The column `field` holds it."""
+
+    def __init__(
+        self,
+        path: str | list[str],
+        field: str = "text",
+        split: str = "train",
+        name: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__({"text": Spec(Origin(path, name, split, revision), Texts(field))}, **kwargs)
+
+
+def key_of(text: str) -> int:
+    """A hash of a row's text, of 64 bits: equal rows have equal ones."""
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())

@@ -20,7 +20,7 @@ from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.device import usable_device
 from dlm.model.probe import check_convertible
-from dlm.model.vocabulary import add_mask_token, fit_vocabulary
+from dlm.model.vocabulary import add_mask_token, choose_mask_token, fit_vocabulary
 from dlm.model.weights import require_finite, require_plain_weights
 from dlm.runs.digest import fingerprint
 from dlm.runs.run import Run
@@ -113,6 +113,27 @@ def load_parent(
     parent = as_parent(model, tokenizer, path, mask_token, check)
     restore_gated(model, parent.mask_id, Path(folder))
     return parent
+
+
+def load_tokenizer(
+    path: str,
+    mask_token: str | None = None,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **_: Any,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_parent` gives a parent, without the weights. Raises `ValueError` if there is none."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(path), **options)
+    except Exception as error:  # transformers raises many types
+        raise ValueError(f"model.path {path!r} has no tokenizer that could be loaded: {one_line(error)}") from error
+    require_eos(tokenizer, path)
+    choose_mask_token(tokenizer, mask_token)
+    return tokenizer
 
 
 def require_loadable(dtype: str, attn_implementation: str) -> None:
@@ -231,8 +252,7 @@ def as_parent(
     check: bool,
 ) -> Parent:
     """Check that the model can be converted, and give it a mask token. Raises `ValueError` if it cannot."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {source!r} has no eos_token, so no answer could end: set one in its folder")
+    require_eos(tokenizer, source)
     model.config.use_cache = False
     types = layer_types(model)
     if check:
@@ -240,6 +260,11 @@ def as_parent(
     fit_vocabulary(model, tokenizer, source)
     mask_id = add_mask_token(model, tokenizer, mask_token)
     return Parent(model, tokenizer, mask_id, types, source)
+
+
+def require_eos(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {source!r} has no eos_token, so no answer could end: set one in its folder")
 
 
 def resolve(path: str) -> str:

@@ -43,13 +43,9 @@ def add_rows(model: PreTrainedModel, first: int, last: int) -> None:
             layer.weight[first : last + 1] = layer.weight[:first].mean(0, dtype=torch.float32)
 
 
-def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token: str | None) -> int:
-    """The id of the mask token, which is added if the tokenizer has none.
-
-    The embedding of a new token is initialised with the mean of the others, and no other row changes. Its output row
-    does not matter, since the denoiser never predicts it. Raises `ValueError` for a `mask_token` that cannot serve as
-    the mask.
-    """
+def choose_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None) -> bool:
+    """Set the tokenizer's mask token: `mask_token`, else its own, else a new one. Returns whether it is new. Raises
+    `ValueError` for a `mask_token` that cannot serve as the mask."""
     if mask_token is not None:
         if mask_token not in tokenizer.get_vocab():
             raise ValueError(
@@ -62,16 +58,25 @@ def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, m
                 "predicted: name an unused token, or leave it empty to add a new one"
             )
         tokenizer.mask_token = mask_token
-    embedding = model.get_input_embeddings()
-    num_rows = embedding.weight.shape[0]
-    if tokenizer.mask_token_id is not None:
-        if tokenizer.mask_token_id >= num_rows:
-            raise ValueError(
-                f"the mask token {tokenizer.mask_token!r} has id {tokenizer.mask_token_id}, outside the model's "
-                f"embedding of {num_rows} rows: name another with model.mask_token"
-            )
-        return tokenizer.mask_token_id
-    tokenizer.add_special_tokens({"mask_token": NEW_MASK_TOKEN})
+    is_new = tokenizer.mask_token_id is None
+    if is_new:
+        tokenizer.add_special_tokens({"mask_token": NEW_MASK_TOKEN})
+    return is_new
+
+
+def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token: str | None) -> int:
+    """The id of the mask token, which is added if the tokenizer has none (see `choose_mask_token`).
+
+    The embedding of a new token is initialised with the mean of the others, and no other row changes. Its output row
+    does not matter, since the denoiser never predicts it. Raises `ValueError` for a mask token without an embedding.
+    """
+    is_new, num_rows = choose_mask_token(tokenizer, mask_token), model.get_input_embeddings().weight.shape[0]
     mask_id = tokenizer.mask_token_id
-    add_rows(model, min(num_rows, mask_id), mask_id)  # any rows between the old end and the mask are new too
+    if is_new:
+        add_rows(model, min(num_rows, mask_id), mask_id)  # any rows between the old end and the mask are new too
+    elif mask_id >= num_rows:
+        raise ValueError(
+            f"the mask token {tokenizer.mask_token!r} has id {mask_id}, outside the model's embedding of {num_rows} "
+            "rows: name another with model.mask_token"
+        )
     return mask_id

@@ -5,14 +5,20 @@ Run ids and file names contain them, so the same content must always give the sa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dlm.runs.cache import cache_folder
+
 Buffer = bytes | memoryview
 
+LARGE = 2**28  # bytes of a file whose checksum takes a second
 RUN_DIGITS, FILE_DIGITS, WEIGHT_DIGITS = 12, 8, 16
 
 
@@ -25,6 +31,29 @@ def checksum(file: Path) -> str:
     """The digest of a file's bytes, all 64 digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def kept_checksum(file: Path) -> str:
+    """`checksum`, kept while the size and the modification time of the file stay the same; of a file of `LARGE` bytes
+    or more, also in the cache folder: reading 100 GB takes minutes."""
+    status = file.stat()
+    return cached_checksum(file.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def cached_checksum(file: Path, size: int, mtime_ns: int) -> str:
+    if size < LARGE:
+        return checksum(file)
+    kept = cache_folder() / "checksums" / digest({"file": str(file), "size": size, "mtime": mtime_ns}, 32)
+    if kept.exists():
+        return kept.read_text(encoding="utf-8")
+    found = checksum(file)
+    with contextlib.suppress(OSError):  # a folder that cannot be written keeps nothing
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+        temporary.write_text(found, encoding="utf-8")
+        temporary.replace(kept)
+    return found
 
 
 def fingerprint(parts: Iterable[Buffer]) -> str:

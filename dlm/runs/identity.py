@@ -15,6 +15,7 @@ VOLATILE = ("logger", "force", "retry", "runtime", "evaluation", "decoding", "st
 VOLATILE += ("objective", "trusted_packages")  # of a search; code that is named has a `_target_`
 VOLATILE += ("trainer.volatile",)  # a former name of `runtime`
 VOLATILE += ("trainer.compile",)  # changes the weights by rounding only, as runtime.threads does
+VOLATILE += ("data.cache", "data.num_proc")  # where and how the corpus is prepared
 # Callbacks that only observe. Any other callback may change the training, so it is part of the identity.
 VOLATILE += tuple(f"callbacks.{name}" for name in ("self_check", "drift", "progress_bar", "learning_rate"))
 # Options with the default that reproduces runs whose configs lack them. At this value an option is left out of the id,
@@ -22,6 +23,10 @@ VOLATILE += tuple(f"callbacks.{name}" for name in ("self_check", "drift", "progr
 NEUTRAL: dict[str, Any] = {
     "data.fill": "scored",
     "data.group": 1,
+    "data.held_out": "tail",
+    "data.order": "random",
+    "data.name": None,
+    "data.revision": None,
     "masking.views": 1,
     "masking.complementary": True,
     "masking.score": "masked",

@@ -6,6 +6,7 @@ from typing import Any
 
 # Present name → former name, which stands in old configs and enters the hash of every run id.
 RENAMED = {
+    "dlm.data.text.Text": "dlm.data.module.Text",
     "dlm.optimizer.adamw.AdamWCosine": "dlm.optim.AdamWCosine",
     "dlm.model.parent.load_gguf_package": "dlm.parent.load_gguf_package",
     "dlm.model.parent.load_parent": "dlm.parent.load_parent",

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding, rows_of_a_step
 from dlm.config.inputs import require_fingerprint
+from dlm.data.external import summary_lines
 from dlm.data.validation import VERSION
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
@@ -175,9 +176,12 @@ def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, res
 def record_budget(run: Run, experiment: Experiment) -> None:
     """Record and print what the training spends, in every unit of a budget."""
     spent = experiment.budget.spent(experiment.data, experiment.conversion, experiment.num_steps)
-    run.update(budget=spent)
+    data = experiment.data.summary(experiment.num_steps * experiment.budget.rows)
+    run.update(budget=spent, data=run.record["data"] | ({"sources": data} if data else {}))
     amounts = (f"{value:,.4g} {unit}" for unit, value in spent.items() if value is not None)
     print(f"{experiment.num_steps:,} optimizer steps: {', '.join(amounts).replace('_', ' ')}")
+    for line in summary_lines(data):
+        print(line)
 
 
 def step_of(cfg: DictConfig, experiment: Experiment) -> memory.Step:
