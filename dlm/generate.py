@@ -252,8 +252,8 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run and, with `parent=true`, its parent."""
-    finished, default = FinishedRun(run, cfg.device), default_decoding(run.config)
-    decoder = make(requested_decoding(cfg, default) or default)
+    finished, requested = FinishedRun(run, cfg.device), requested_decoding(cfg, default_decoding(run.config))
+    decoder = make(requested) if requested else finished.decoder
     models = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
     if cfg.parent:
         models.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))
