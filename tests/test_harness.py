@@ -28,9 +28,9 @@ from dlm.model.parent import load_parent
 from dlm.runs.run import Run
 
 lm_eval = pytest.importorskip("lm_eval")
-from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.instance import Instance
 
-from dlm.harness.model import DiffusionLM  # noqa: E402
+from dlm.harness.model import DiffusionLM
 
 FAMILIES = """
 task: {name}
@@ -55,7 +55,8 @@ from pathlib import Path
 from datasets import Dataset
 
 def read(name):
-    return lambda **metadata: {"test": Dataset.from_list(json.loads((Path(__file__).parent / f"{name}.json").read_text()))}
+    path = Path(__file__).parent / f"{name}.json"
+    return lambda **metadata: {"test": Dataset.from_list(json.loads(path.read_text()))}
 
 embedded, options = read("embedded"), read("options")
 """
