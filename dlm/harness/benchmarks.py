@@ -121,7 +121,7 @@ def load_tasks(names: list[str], include: str | None, allow_code_execution: bool
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of our tasks that replace its own
     folders = [str(TASKS)] + ([str(Path(include).expanduser())] if include else [])
     manager = TaskManager(include_path=folders, include_defaults=False)
-    if not all(is_known(manager, name) for name in names):
+    if not set(names) <= set(manager.all_subtasks):  # a group may name tasks of lm_eval
         manager = TaskManager(include_path=folders)
     if missing := [name for name in names if not is_known(manager, name)]:
         near = get_close_matches(missing[0], manager.all_tasks) or ["gsm8k", "humaneval", "hellaswag"]
