@@ -6,6 +6,7 @@ With `tasks=gsm8k,hellaswag`, benchmarks of lm-evaluation-harness are asked inst
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,9 +39,9 @@ def evaluate_benchmarks(cfg: DictConfig, tasks: list[str]) -> None:
     settings = Harness(**OmegaConf.to_container(cfg.harness, resolve=True))
     found = opened(str(cfg.run), cfg.runs_dir, cfg.device)
     run = found.run if isinstance(found, FinishedRun) else None
-    folder = run.folder if run else found.folder
-    with lease(folder) if run else nullcontext():
-        results = benchmark(found, cfg, tasks, settings, cfg.allow_code_execution, folder / "benchmarks")
+    out = Path(settings.out) if settings.out else (run or found).folder / "benchmarks"
+    with lease(run.folder) if run else nullcontext():
+        results = benchmark(found, cfg, tasks, settings, cfg.allow_code_execution, out)
         if run:
             run.update(benchmarks=run.record.get("benchmarks", {}) | results)
     print_table(results)

@@ -47,6 +47,7 @@ class Harness:
     chat_template: bool
     system: str | None
     include: str | None
+    out: str | None
     parent: bool
     seed: Whole
 

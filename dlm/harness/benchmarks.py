@@ -95,7 +95,10 @@ def benchmark(
     `ValueError` for a task that is not known, cannot be loaded, or runs code without permission, before anything is
     decoded."""
     loaded = load_tasks(tasks, settings.include, allow_code_execution)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{str(folder)!r} cannot be written ({one_line(error)}): set harness.out=FOLDER") from error
     results = {asked.name: ask(asked, loaded, settings, folder) for asked in models(found, cfg, settings.parent)}
     kept = read_json(path) if (path := folder / "results.json").exists() else {}
     write_json(path, kept | {name: kept.get(name, {}) | scores for name, scores in results.items()})
