@@ -147,10 +147,10 @@ def test_the_scores_and_costs_of_the_embedded_tasks_are_our_own(overrides, tmp_p
     assert len(items) >= 6 and scores["dlm"]["options"]["metrics"]["acc,none"] == right
 
 
-@pytest.mark.parametrize("block_size", [1, 4])
+@pytest.mark.parametrize("block_size", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_answers_and_scores_are_the_same_in_batches_of_1_3_and_16(block_size, tmp_path, parent):
     found = opened(str(run_of(tmp_path, "attention=block", f"block_size={block_size}", "token_shift=true").folder), "")
-    prompts = [e.prompt for e in tasks.evaluation_set("test", 1)]
+    prompts = [e.prompt for e in tasks.evaluation_set("test", 1)][:6]
     requests = [asked(p, n, until=[["1"], ["\n", "A"]][n % 2], max_gen_toks=8 + n % 2) for n, p in enumerate(prompts)]
     drawn = [asked(prompts[0], until=[], max_gen_toks=6, do_sample=True, temperature=3.0)] * 3
     scored = [Instance("loglikelihood", {}, (p, "1, 2 and 3"[: 3 + n]), n, ("a", n, 1)) for n, p in enumerate(prompts)]
@@ -238,11 +238,11 @@ def test_a_rolling_likelihood_is_that_of_the_parent_and_scores_every_token_once(
 def test_with_nelbo_a_rolling_likelihood_is_our_bound_up_to_the_draws(tmp_path, parent, short_prose):
     found = opened(str(run_of(tmp_path, "attention=block", "block_size=4", "token_shift=true").folder), "")
     rows, num_bytes = windows(list(prose.chapters("test")), parent.tokenizer, 64, 2)
-    ours = likelihood(found.dlm, rows, num_bytes, 64, 8)
-    model = model_of(found.dlm, parent, tmp_path, samples=64)
+    ours = likelihood(found.dlm, rows, num_bytes, 24, 8)
+    model = model_of(found.dlm, parent, tmp_path, samples=24)
     pairs = [(row.x0[:1].tolist(), row.x0[1:].tolist()) for row in rows]
     theirs = -sum(answer.log_p for answer in model.scored(pairs, True)) / ours.tokens
-    assert theirs == pytest.approx(ours.nats, rel=0.05)
+    assert theirs == pytest.approx(ours.nats, rel=0.1)
 
 
 @pytest.mark.trains

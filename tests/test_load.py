@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, config
+from conftest import ROOT, config, everyday
 
 import dlm
 from dlm.config.build import make
@@ -40,7 +40,7 @@ def run_of(case: str, folder) -> Run:
     return run
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", everyday(CASES))
 def test_a_run_and_the_folder_that_was_exported_of_it_decode_the_same(case, tmp_path):
     run = run_of(case, tmp_path / "runs")
     folder = export(run, tmp_path / "exported")

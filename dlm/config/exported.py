@@ -16,8 +16,6 @@ from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
 from dlm.config.folders import CONF
 from dlm.decoding.base import Decoder
-from dlm.decoding.fixed import Fixed
-from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import AUTO, usable_device
@@ -93,7 +91,13 @@ class ExportedFolder:
         return Denoiser(parent.model, self.pattern, parent.mask_id, self.config["token_shift"], parent.layer_types)
 
     @property
+    def decoding(self) -> dict[str, Any]:
+        """The config of the decoder that the exported `generate` is."""
+        name = "fixed" if self.config["threshold"] is None else "threshold"
+        values = OmegaConf.to_container(OmegaConf.load(CONF / "decoding" / f"{name}.yaml"))
+        return values | {key: self.config[key] for key in ("threshold", "tokens_per_step") if key in values}
+
+    @property
     def decoder(self) -> Decoder:
         """The decoder of the exported `generate`."""
-        threshold, number = self.config["threshold"], self.config["tokens_per_step"]
-        return Fixed(number) if threshold is None else Threshold(threshold)
+        return make(self.decoding)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
@@ -77,9 +77,14 @@ class FinishedRun:
         return converted_denoiser(self.config, self.converted)
 
     @property
+    def decoding(self) -> dict[str, Any]:
+        """The config of the run's own decoder."""
+        return OmegaConf.to_container(default_decoding(self.config), resolve=True)
+
+    @property
     def decoder(self) -> Decoder:
         """The run's own decoder."""
-        return make(default_decoding(self.config))
+        return make(self.decoding)
 
 
 class Loaded(NamedTuple):

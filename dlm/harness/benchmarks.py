@@ -16,13 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config.build import default_decoding, make, requested_decoding
+from dlm.config.build import make, requested_decoding
 from dlm.config.exported import ExportedFolder
 from dlm.config.finished import FinishedRun
 from dlm.config.settings import Harness
@@ -33,54 +33,52 @@ from dlm.evaluation.items import EVALUATION_VERSION
 from dlm.harness.answers import Answers, Cost
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import device_name
-from dlm.runs.digest import FILE_DIGITS, digest, weights_fingerprint
+from dlm.runs.digest import FILE_DIGITS, checksum, digest, weights_fingerprint
 from dlm.runs.storage import read_json, write_atomically, write_json
 
 TASKS = Path(__file__).parent / "tasks"
 EXTRA = "tasks= needs lm-evaluation-harness: pip install 'dlm[eval]'"
+SAID_BY_TASKS = ("temperature", "top_p")  # and not by the decoder
 RESAMPLES = 1000  # of the bootstrap, for metrics without a formula of their standard error
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A model to ask, by the name that its scores get. `identity` is what its answers depend on besides a request."""
+    """A model to ask, by the name that its scores get. Its answers depend on its `weights`, on `how` it is used, and on
+    the request."""
 
     name: str
     denoiser: Denoiser
     tokenizer: PreTrainedTokenizerBase
     decoder: Decoder
-    identity: dict[str, Any]
+    weights: str
+    how: dict[str, Any]
 
 
 def models(found: FinishedRun | ExportedFolder, cfg: DictConfig, parent: bool) -> Iterator[Asked]:
     """The dLM and, with `parent`, its parent, loaded as they are needed. Raises `ValueError` for the parent of an
-    exported folder, which has none."""
+    exported folder, which has none beside it."""
     if parent and isinstance(found, ExportedFolder):
         raise ValueError("harness.parent=true needs a run: an exported folder has no parent beside it")
-    own = default_decoding(found.config) if isinstance(found, FinishedRun) else None
-    requested = requested_decoding(cfg, own)
-    decoder = make(requested) if requested else found.decoder
-    denoiser = found.dlm
-    identity = {
-        "weights": weights_fingerprint(found.folder),
-        "pattern": repr(denoiser.pattern.settings),
-        "attention": type(denoiser.pattern).__name__,
-        "token_shift": denoiser.token_shift,
-        "decoder": described(decoder),
+    own = found.decoding
+    decoding = requested_decoding(cfg, OmegaConf.create(own)) or own
+    dlm = found.dlm
+    how = {
+        "attention": type(dlm.pattern).__name__,
+        **dlm.pattern.settings,
+        "token_shift": dlm.token_shift,
+        "decoding": {key: value for key, value in decoding.items() if key not in SAID_BY_TASKS},
+        "files": {key: checksum(Path(value)) for key, value in decoding.items() if is_file(value)},
     }
-    yield Asked("dlm", denoiser, found.converted.tokenizer, decoder, identity)
+    yield Asked("dlm", dlm, found.converted.tokenizer, make(decoding), weights_fingerprint(found.folder), how)
     if parent:
         fingerprint = found.run.record["parent"]["fingerprint"]
-        yield Asked("parent", found.ar, found.parent.tokenizer, Fixed(1), {"weights": fingerprint, "attention": "AR"})
+        yield Asked("parent", found.ar, found.parent.tokenizer, Fixed(1), fingerprint, {"attention": "AR"})
 
 
-def described(decoder: Decoder) -> dict[str, Any]:
-    """A decoder in plain values: what its answers depend on, but for the sampling, which each task says."""
-    values = {
-        f"{name}.{key}": value for name in ("loop", "rule") for key, value in vars(getattr(decoder, name)).items()
-    }
-    plain = {key: repr(value) for key, value in sorted(values.items()) if not key.endswith((".temperature", ".top_p"))}
-    return {"class": type(decoder).__name__} | plain
+def is_file(value: Any) -> bool:
+    """Whether a value of a decoder names a file that it reads, such as a learned policy."""
+    return isinstance(value, str) and Path(value).is_file()
 
 
 def benchmark(
@@ -170,7 +168,8 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
     from dlm.harness.model import DiffusionLM
 
     samples = {"exact": None, "nelbo": settings.samples}[settings.likelihood]
-    identity = asked.identity | {"samples": samples, "seed": settings.seed, "version": EVALUATION_VERSION}
+    identity = {"weights": asked.weights, "samples": samples, "seed": settings.seed, "version": EVALUATION_VERSION}
+    identity |= asked.how
     answers = Answers(folder / f"answers-{digest(identity, FILE_DIGITS)}.jsonl")
     model = DiffusionLM(
         asked.denoiser,
@@ -196,8 +195,7 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
     for task, items in found["samples"].items():
         write_items(folder / f"items-{asked.name}-{task}.jsonl", items)
     about = {
-        "decoder": described(asked.decoder),
-        "block_size": asked.denoiser.pattern.block_size,
+        **asked.how,
         "likelihood": settings.likelihood if samples is None else f"{settings.likelihood}, {samples} draws",
         "limit": settings.limit,
         "chat_template": settings.chat_template,
