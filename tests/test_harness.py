@@ -217,6 +217,32 @@ def test_a_cut_prompt_keeps_its_bos(tmp_path, parent):
     assert model.shortened([7, 1, 2], 3) == ([7, 1, 2], 0)
 
 
+def test_with_a_chat_template_a_question_is_a_turn_and_has_one_bos(tmp_path, parent, monkeypatch):
+    found = opened(str(run_of(tmp_path / "runs", "attention=ar", "block_size=1", "token_shift=true").folder), "", "cpu")
+    write_tasks(tmp_path / "tasks", parent, tasks.evaluation_set("test", 1)[:1], [])
+    how = settings(include=str(tmp_path / "tasks"), chat_template=True, system="Be brief.", max_gen_toks=2)
+    ask = lambda: benchmark(found, config("run=x", name="evaluate"), ["embedded"], how, False, tmp_path / "out")  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"the tokenizer of the dlm has no chat template: set harness\.chat_template=false"
+    ):
+        ask()
+    found.converted.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+    )
+    prompts = []
+    decode = DiffusionLM.decode
+    monkeypatch.setattr(
+        DiffusionLM, "decode", lambda self, s, p, bar: prompts.extend(p.values()) or decode(self, s, p, bar)
+    )
+    ask()
+    question = tasks.evaluation_set("test", 1)[0].prompt
+    assert prompts == [f"system: Be brief.\nuser: {question}\nA: "]
+    model = model_of(ar_denoiser(parent), parent, tmp_path, Fixed(1))
+    model.adds_bos, model.tokenizer = True, lambda text, **_: {"input_ids": [int(c) for c in text]}
+    model.tokenizer.bos_token_id = 7
+    assert (model.tok_encode("12"), model.tok_encode("71"), model.tok_encode("1", False)) == ([7, 1, 2], [7, 1], [1])
+
+
 def test_a_rolling_likelihood_is_that_of_the_parent_and_scores_every_token_once(tmp_path, parent, monkeypatch):
     text = next(iter(prose.chapters("test")))[:400]
     ids = parent.tokenizer(text)["input_ids"]

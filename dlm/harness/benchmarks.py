@@ -167,6 +167,8 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
 
     from dlm.harness.model import DiffusionLM
 
+    if settings.chat_template and asked.tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer of the {asked.name} has no chat template: set harness.chat_template=false")
     samples = {"exact": None, "nelbo": settings.samples}[settings.likelihood]
     identity = {"weights": asked.weights, "samples": samples, "seed": settings.seed, "version": EVALUATION_VERSION}
     identity |= asked.how
