@@ -19,7 +19,7 @@ from dlm.config.settings import Evaluate, Harness
 from dlm.evaluation.results import send_results
 from dlm.evaluation.suite import evaluate_again
 from dlm.evaluation.summary import show
-from dlm.harness.benchmarks import benchmark, print_table
+from dlm.harness.benchmarks import benchmark, merged, print_table
 from dlm.runs.lease import lease
 from dlm.runs.run import Run
 
@@ -43,7 +43,7 @@ def evaluate_benchmarks(cfg: DictConfig, tasks: list[str]) -> None:
     with lease(run.folder) if run else nullcontext():
         results = benchmark(found, cfg, tasks, settings, cfg.allow_code_execution, out)
         if run:
-            run.update(benchmarks=run.record.get("benchmarks", {}) | results)
+            run.update(benchmarks=merged(run.record.get("benchmarks", {}), results))
     print_table(results)
 
 

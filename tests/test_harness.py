@@ -26,6 +26,7 @@ from dlm.harness.answers import Answers
 from dlm.harness.benchmarks import benchmark
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run
+from dlm.runs.storage import read_json, write_json
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
@@ -284,6 +285,10 @@ def test_the_command_asks_a_run_and_its_parent_and_an_exported_folder_of_it(tmp_
     )
     lines = (run.folder / "benchmarks" / "items-parent-embedded.jsonl").read_text().splitlines()
     assert len(lines) == scores["parent"]["embedded"]["n"] == 9
+    write_json(run.folder / "benchmarks" / "results.json", {"dlm": {"another": 1}, "third": {}})
+    call(evaluate.main, f"run={run.id}", where, "tasks=embedded", include)
+    assert [*read_json(run.folder / "benchmarks" / "results.json")["dlm"]] == ["another", "embedded"]
+    assert run.record["benchmarks"] == scores  # that of the parent is still there, and nothing was asked again
     folder = export(run, tmp_path / "exported")
     code, _, error = call(evaluate.main, f"run={folder}", "tasks=embedded", include)
     again = json.loads((folder / "benchmarks" / "results.json").read_text())["dlm"]["embedded"]

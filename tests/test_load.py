@@ -72,6 +72,11 @@ def test_what_is_neither_a_run_nor_an_exported_folder_is_refused_with_what_there
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "block_diffusion_llama", "block_size": 8}))
     with pytest.raises(ValueError, match=r"lacks attention_pattern, .*: export the run again"):
         dlm.load(str(tmp_path))
+    own = {"attention_pattern": "mine", "block_size": 8, "whole_canvas": True, "token_shift": True}
+    own |= {"model_type": "block_diffusion_llama", "threshold": 0.9, "tokens_per_step": None}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    with pytest.raises(ValueError, match=r"attention/mine\.yaml, which is in no conf/: add it to one here"):
+        assert opened(str(tmp_path), "").pattern
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is no JSON .*: export the run again"):
         dlm.load(str(tmp_path))

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dlm.attention import block_sparse
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
-from dlm.config.folders import CONF
+from dlm.config.folders import CONF, config_folders
 from dlm.decoding.base import Decoder
 from dlm.errors import one_line
 from dlm.model.denoiser import Denoiser
@@ -79,8 +79,13 @@ class ExportedFolder:
     @property
     def pattern(self) -> AttentionPattern:
         """The attention pattern, by its option of `attention`."""
-        config = self.config
-        node = OmegaConf.load(CONF / "attention" / f"{config['attention_pattern']}.yaml")
+        config, name = self.config, f"attention/{self.config['attention_pattern']}.yaml"
+        file = next((folder / name for folder in config_folders() if (folder / name).exists()), None)
+        if file is None:
+            raise ValueError(
+                f"{str(self.folder)!r} has the pattern of {name}, which is in no conf/: add it to one here"
+            )
+        node = OmegaConf.load(file)
         if "canvas" in node:
             node.canvas = "whole" if config["whole_canvas"] else "block"
         return make(OmegaConf.create({"block_size": config["block_size"], "attention": node}).attention)

@@ -13,7 +13,7 @@ The bound (NELBO) is that of training: the mean over draws of uniform noise.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -65,17 +65,12 @@ class Reading:
 
 @torch.no_grad()
 def scores(
-    denoiser: Denoiser,
-    pairs: Sequence[Pair],
-    batch_size: int = 32,
-    samples: int | None = None,
-    seed: int = 0,
-    on_batch: Callable[[int], None] | None = None,
+    denoiser: Denoiser, pairs: Sequence[Pair], batch_size: int = 32, samples: int | None = None, seed: int = 0
 ) -> list[Score]:
     """log p(continuation | context) of every pair of token ids, in order, computed about `batch_size` noisy rows at a
     time. With `samples`, its bound from so many draws of the noise, which depend on the pair and `seed` alone; where
-    blocks have one token, the bound is exact and needs no draws. `on_batch(n)` is called after each forward, which read
-    n noisy rows. Raises `ValueError` for a pair that this model cannot score."""
+    blocks have one token, the bound is exact and needs no draws. Raises `ValueError` for a pair that this model cannot
+    score."""
     check(denoiser, pairs)
     exact = samples is None or denoiser.pattern.block_size == 1
     readings = [
@@ -89,8 +84,6 @@ def scores(
         of, nll, is_best = read(denoiser, batch)
         log_p.index_add_(0, of, -nll)
         greedy[of[~is_best]] = False
-        if on_batch is not None:
-            on_batch(sum(len(reading.xt) for reading in batch))
     denoiser.train(training)
     values = zip(log_p.tolist(), greedy.tolist(), readings, strict=True)
     return [Score(value, exact and best, len(reading.xt)) for value, best, reading in values]

@@ -98,9 +98,14 @@ def benchmark(
     except OSError as error:
         raise ValueError(f"{str(folder)!r} cannot be written ({one_line(error)}): set harness.out=FOLDER") from error
     results = {asked.name: ask(asked, loaded, settings, folder) for asked in models(found, cfg, settings.parent)}
-    kept = read_json(path) if (path := folder / "results.json").exists() else {}
-    write_json(path, kept | {name: kept.get(name, {}) | scores for name, scores in results.items()})
+    path = folder / "results.json"
+    write_json(path, merged(read_json(path) if path.exists() else {}, results))
     return results
+
+
+def merged(kept: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Earlier scores of other models and tasks, and these."""
+    return kept | {name: kept.get(name, {}) | scores for name, scores in results.items()}
 
 
 @dataclass(frozen=True)

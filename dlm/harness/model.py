@@ -116,20 +116,18 @@ class DiffusionLM(TemplateLM):
     def sampling(self, options: dict) -> Sampling:
         """What a task says of its answers. Raises `ValueError` for a way to draw tokens that we do not have."""
         options = normalize_gen_kwargs(options, self.max_gen_toks)
-        if options.get("top_k") or options.get("num_beams", 1) != 1:
+        drawn = bool(options["do_sample"]) and options["temperature"] > 0
+        if (drawn and options.get("top_k")) or options.get("num_beams", 1) != 1:
             asked = {name: options[name] for name in ("top_k", "num_beams") if name in options}
             raise ValueError(f"a task asks for {asked}, which this decoding does not have: leave it out of the task")
-        drawn = bool(options["do_sample"]) and options["temperature"] > 0
         temperature, top_p = (options["temperature"], options.get("top_p", 1.0)) if drawn else (0.0, 1.0)
         until = tuple(stop for stop in options["until"] if stop)
         return Sampling(until, options["max_gen_toks"], float(temperature), float(top_p))
 
     def decode(self, sampling: Sampling, prompts: dict[str, str], bar: tqdm) -> None:
         """Decode prompts, by the key of their request, and store the answers."""
-        decoder, stop = (
-            self.decoder.sampling(sampling.temperature, sampling.top_p),
-            StopStrings(sampling.until, self.tokenizer),
-        )
+        decoder = self.decoder.sampling(sampling.temperature, sampling.top_p)
+        stop = StopStrings(sampling.until, self.tokenizer)
         encoded = {key: self.fitted(self.tok_encode(text), sampling.max_new_tokens) for key, text in prompts.items()}
         order = sorted(encoded, key=lambda key: len(encoded[key][0]))
         ends, device = eos_ids(self.denoiser.model, self.tokenizer), self.denoiser.model.device
