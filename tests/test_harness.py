@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,7 @@ from dlm.evaluation.generation import accuracy, run_tasks
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.export import export
 from dlm.harness.answers import Answers
-from dlm.harness.benchmarks import benchmark
+from dlm.harness.benchmarks import benchmark, load_tasks
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run
 from dlm.runs.storage import read_json, write_json
@@ -309,3 +310,28 @@ def test_what_cannot_be_asked_is_refused_in_one_line(arguments, message, finishe
     monkeypatch.setattr(FinishedRun, "dlm", property(lambda self: pytest.fail("loaded")))
     code, _, error = call(evaluate.main, f"run={finished_run.folder}", *arguments)
     assert code == 1 and re.fullmatch(f"error: {message}.*\n", error), error
+
+
+def test_tasks_with_commas_are_a_list_and_no_sweep():
+    said = {
+        "tasks=a,b": "tasks=[a,b]",
+        "tasks=a": "tasks=[a]",
+        "tasks=[a,b]": "tasks=[a,b]",
+        "tasks=null": "tasks=null",
+    }
+    assert {given: evaluate.listed(given) for given in said} == said and evaluate.listed("run=a,b") == "run=a,b"
+
+
+def test_without_lm_eval_the_extra_to_install_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(ValueError, match=r"needs lm-evaluation-harness: pip install 'dlm\[eval\]'"):
+        load_tasks(["gsm8k_100"], None, False)
+
+
+def test_a_decoder_that_draws_is_another_one_and_the_first_stays_greedy():
+    greedy = Threshold(0.9)
+    drawing = greedy.sampling(0.7, 0.9)
+    assert (drawing.rule.temperature, drawing.rule.top_p, drawing.rule.threshold) == (0.7, 0.9, 0.9)
+    assert (greedy.rule.temperature, greedy.rule.top_p) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="temperature -1"):
+        greedy.sampling(-1.0)
