@@ -24,10 +24,10 @@ from dlm.evaluation.generation import accuracy, run_tasks
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.export import export
 from dlm.harness.answers import Answers
-from dlm.harness.benchmarks import benchmark, load_tasks
+from dlm.harness.benchmarks import benchmark, load_tasks, merged
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run
-from dlm.runs.storage import read_json, write_json
+from dlm.runs.storage import read_json
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
@@ -286,10 +286,7 @@ def test_the_command_asks_a_run_and_its_parent_and_an_exported_folder_of_it(tmp_
     )
     lines = (run.folder / "benchmarks" / "items-parent-embedded.jsonl").read_text().splitlines()
     assert len(lines) == scores["parent"]["embedded"]["n"] == 9
-    write_json(run.folder / "benchmarks" / "results.json", {"dlm": {"another": 1}, "third": {}})
-    call(evaluate.main, f"run={run.id}", where, "tasks=embedded", include)
-    assert [*read_json(run.folder / "benchmarks" / "results.json")["dlm"]] == ["another", "embedded"]
-    assert run.record["benchmarks"] == scores  # that of the parent is still there, and nothing was asked again
+    assert read_json(run.folder / "benchmarks" / "results.json") == scores
     folder = export(run, tmp_path / "exported")
     code, _, error = call(evaluate.main, f"run={folder}", "tasks=embedded", include)
     again = json.loads((folder / "benchmarks" / "results.json").read_text())["dlm"]["embedded"]
@@ -310,6 +307,11 @@ def test_what_cannot_be_asked_is_refused_in_one_line(arguments, message, finishe
     monkeypatch.setattr(FinishedRun, "dlm", property(lambda self: pytest.fail("loaded")))
     code, _, error = call(evaluate.main, f"run={finished_run.folder}", *arguments)
     assert code == 1 and re.fullmatch(f"error: {message}.*\n", error), error
+
+
+def test_scores_of_other_tasks_and_models_are_kept():
+    kept = {"dlm": {"a": 1, "b": 2}, "parent": {"a": 3}}
+    assert merged(kept, {"dlm": {"b": 4}}) == {"dlm": {"a": 1, "b": 4}, "parent": {"a": 3}}
 
 
 def test_tasks_with_commas_are_a_list_and_no_sweep():
