@@ -13,7 +13,7 @@ setup(
     packages=[*find_namespace_packages(include=["dlm*", "analysis*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
-        "dlm": ["assets/**/*"],
+        "dlm": ["assets/**/*", "harness/tasks/*.yaml"],
         "analysis": ["*.yaml", "templates/*.j2"],
         **{name: ["**/*.yaml", "results.json"] for name in SHIPPED},
     },

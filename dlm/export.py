@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from dlm.attention.base import AttentionPattern
 from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
+from dlm.config.exported import MODEL_TYPE
 from dlm.config.kinds import require_options
 from dlm.config.settings import Export
 from dlm.decoding.threshold import Threshold
@@ -39,7 +40,7 @@ MODULE = "modeling_block_diffusion"
 GENERATION = "generation_config.json"
 CLASS = "BlockDiffusionForCausalLM"
 TEMPLATE = "Qwen3ForCausalLM", "Qwen3Config"  # placeholders of the parent's classes in the template
-CONFIG, MODEL_TYPE = "BlockDiffusionConfig", "block_diffusion_"  # the latter is the prefix of the parent's type
+CONFIG = "BlockDiffusionConfig"
 NEAR = 2048  # all pairs of so many positions are compared
 NO_LIMIT = 32_768  # tokens of a row, if the model sets no limit
 PAIRS = 2**23  # compared at a time

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from omegaconf import DictConfig, ListConfig
 from rich.cells import cell_len
@@ -31,6 +31,7 @@ from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import Canvas, Generation
 from dlm.decoding.engine.lengths import room
 from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.stops import StopStrings
 from dlm.decoding.fixed import Fixed
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
@@ -95,11 +96,7 @@ class Speaker:
     ) -> Answer:
         """Continue the prompt `ids` up to one of the strings `stops`. The seconds exclude those of `on_frame`."""
 
-        def stopped(tokens: list[int]) -> bool:
-            text = self.tokenizer.decode(tokens)
-            return any(stop in text for stop in stops)
-
-        drawing = 0.0
+        stop, drawing = StopStrings(tuple(stops), self.tokenizer), 0.0
 
         def on_step(canvas: Canvas) -> None:
             nonlocal drawing
@@ -113,26 +110,14 @@ class Speaker:
             max_new_tokens,
             self.ends,
             generator=generator(seed, device=device),
-            stop=stopped if stops else None,
+            stop=stop or None,
             on_step=on_step if on_frame else None,
         )
         self.decoder.generate(self.denoiser, Request([ids], 1, generator=generator(seed, device=device)))  # warm-up
         begin = time.perf_counter()
         (generation,) = self.decoder.generate(self.denoiser, request)
         seconds = time.perf_counter() - begin - drawing
-        return Answer(*cut(generation, self.tokenizer, stops), seconds)
-
-
-def cut(generation: Generation, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> tuple[str, Generation]:
-    """The text and the generation before the first stop string. The number of forwards stays that of all tokens."""
-    text = tokenizer.decode(generation.tokens)
-    starts = [text.index(stop) for stop in stops if stop in text]
-    if not starts:
-        return tokenizer.decode(generation.tokens, skip_special_tokens=True), generation
-    end, tokens = min(starts), generation.tokens
-    num_tokens = next(n for n in range(len(tokens), -1, -1) if len(tokenizer.decode(tokens[:n])) <= end)
-    lists = {name: getattr(generation, name)[:num_tokens] for name in ("tokens", "step", "confidence")}
-    return text[:end], replace(generation, **lists)
+        return Answer(*stop.cut(generation), seconds)
 
 
 def printable(text: str) -> str:
@@ -252,8 +237,8 @@ def check(cfg: DictConfig) -> None:
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run and, with `parent=true`, its parent."""
-    finished, default = FinishedRun(run, cfg.device), default_decoding(run.config)
-    decoder = make(requested_decoding(cfg, default) or default)
+    finished, requested = FinishedRun(run, cfg.device), requested_decoding(cfg, default_decoding(run.config))
+    decoder = make(requested) if requested else finished.decoder
     models = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
     if cfg.parent:
         models.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import config
-from torch.nn.functional import cross_entropy
 
 from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
@@ -22,6 +21,7 @@ from dlm.evaluation import cloze, throughput
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.interval import wilson
 from dlm.evaluation.likelihood import likelihood, windows
+from dlm.evaluation.scores import scores
 from dlm.evaluation.suite import calibrate
 from dlm.evaluation.summary import label
 from dlm.evaluation.throughput import interleaved
@@ -29,7 +29,7 @@ from dlm.exported.embedded import card
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run, headline
-from dlm.types import Noised, generator
+from dlm.types import generator
 
 
 @pytest.fixture(scope="module")
@@ -88,50 +88,24 @@ def test_the_bound_is_the_mean_over_the_draws_of_the_noise(parent, rows, monkeyp
 
 def test_the_parents_cloze_scores_are_hugging_faces(parent):
     questions = cloze.items(list(prose.chapters("test")), parent.tokenizer, 6)
-    ours = cloze.answers(ar_denoiser(parent), questions, parent.tokenizer.eos_token_id, 16)
+    ours = cloze.answers(ar_denoiser(parent), questions, 16)
     for question, chosen in zip(questions, ours, strict=True):
         assert len({tuple(option) for option in question.options}) == 4
         scores = [own_nll(parent, torch.tensor([question.context + o]))[0, -len(o) :].sum() for o in question.options]
         assert chosen == int(torch.stack(scores).argmin())
 
 
-@pytest.mark.parametrize(("pattern", "rows"), [(Block, 1), (BlockNoisy, 3)])
-def test_a_block_model_reveals_an_option_from_left_to_right(parent, pattern, rows):
-    """As views of one row where a clean stream can be shared, else in rows of their own."""
-    block = Denoiser(parent.model, pattern(8), parent.mask_id, False, parent.layer_types)
-    batch, noised = cloze.reveal(block, [5] * 6, [7, 8, 9], eos_id=0)
-    assert batch.x0.tolist() == [[5] * 6 + [7, 8, 9] + [0] * 7] * rows and noised.xt.shape[0] == rows
-    assert [step.nonzero().flatten().tolist() for step in noised.masked.view(3, 16)] == [[6], [7], [8]]
-    for i, step in enumerate(noised.xt.view(3, 16)):
-        hidden = (step == parent.mask_id).nonzero().flatten().tolist()
-        assert hidden == list(range(6 + i, 16))  # whole blocks, as in decoding
-
-
-@pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("block_size", [4, 16])
-def test_steps_that_share_a_clean_stream_are_scored_as_if_alone(parent, block_size, token_shift):
-    block = Denoiser(parent.model, Block(block_size), parent.mask_id, token_shift, parent.layer_types)
-    batch, noised = cloze.reveal(block, list(range(5, 15)), [17, 18, 19, 20, 21], eos_id=0)
-    together = block(block.inputs(batch, noised)[0])
-    views = (x.view(5, -1).split(1) for x in (noised.xt, noised.masked, noised.weight))
-    apart = torch.cat([block(block.inputs(batch, Noised(*view))[0]) for view in zip(*views, strict=True)])
-    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("pattern", [Block, BlockNoisy])
 def test_the_likeliest_option_is_that_of_options_scored_one_by_one(parent, pattern):
     denoiser = Denoiser(parent.model, pattern(8), parent.mask_id, False, parent.layer_types)
-    questions, eos_id = cloze.items(list(prose.chapters("test")), parent.tokenizer, 6), parent.tokenizer.eos_token_id
+    questions = cloze.items(list(prose.chapters("test")), parent.tokenizer, 6)
     expected = []
     for question in questions:
-        nll = []
-        for option in question.options:
-            inputs, scored = denoiser.inputs(*cloze.reveal(denoiser, question.context, option, eos_id))
-            nll.append(cross_entropy(denoiser(inputs), scored.target).item())
-        expected.append(nll.index(min(nll)))
+        log_p = [scores(denoiser, [(question.context, option)])[0].log_p for option in question.options]
+        expected.append(log_p.index(max(log_p)))
     assert len(set(expected)) > 1
     for batch_size in (8, 24, 100):  # one option at a time, three, and twelve
-        assert cloze.answers(denoiser, questions, eos_id, batch_size) == expected
+        assert cloze.answers(denoiser, questions, batch_size) == expected
 
 
 def test_accuracy_by_hand():

@@ -1,5 +1,5 @@
 """Loads the models of a finished run, after verifying their checksums, onto the device where they compute. Every
-command uses it.
+command uses it; `opened` also takes an exported folder.
 
 Code that may not depend on configs, such as a teacher, uses `dlm.model.parent.load_run`, which makes the same check.
 """
@@ -7,11 +7,16 @@ Code that may not depend on configs, such as a teacher, uses `dlm.model.parent.l
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerBase
 
-from dlm.config.build import ar_denoiser, converted_denoiser, make
+from dlm.config.build import ar_denoiser, converted_denoiser, default_decoding, make
+from dlm.config.exported import ExportedFolder, is_exported
 from dlm.config.inputs import require_fingerprint, require_same
+from dlm.decoding.base import Decoder
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import AUTO, usable_device
 from dlm.model.parent import Parent, load_parent
@@ -70,3 +75,36 @@ class FinishedRun:
     def dlm(self) -> Denoiser:
         """The converted weights under the run's attention pattern and token shift."""
         return converted_denoiser(self.config, self.converted)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The config of the run's own decoder."""
+        return OmegaConf.to_container(default_decoding(self.config), resolve=True)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The run's own decoder."""
+        return make(self.decoding)
+
+
+class Loaded(NamedTuple):
+    """All that decoding takes besides a request."""
+
+    denoiser: Denoiser
+    tokenizer: PreTrainedTokenizerBase
+    decoder: Decoder
+
+
+def opened(run: str, runs_dir: str | Path, device: str = AUTO) -> FinishedRun | ExportedFolder:
+    """A finished run by its id, a unique beginning of it or its folder, or an exported folder by its path. Raises
+    `ValueError` if there is no such run, or for what `FinishedRun` and `ExportedFolder` refuse."""
+    folder = Path(run).expanduser()
+    if is_exported(folder):
+        return ExportedFolder(folder, device)
+    return FinishedRun(Run.load(run, runs_dir), device)
+
+
+def load(run: str, runs_dir: str | Path, device: str = AUTO) -> Loaded:
+    """What `opened` finds, ready to decode."""
+    found = opened(run, runs_dir, device)
+    return Loaded(found.dlm, found.converted.tokenizer, found.decoder)

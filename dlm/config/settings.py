@@ -12,6 +12,7 @@ Count = Annotated[int, AtLeast(1)]
 Whole = Annotated[int, AtLeast(0)]
 Positive = Annotated[float, AtLeast(0)]
 Texts = Text | int | float | bool | list[Text | int | float | bool]  # YAML reads some texts as numbers or booleans
+LIKELIHOODS = ("exact", "nelbo")
 Name = str | int  # YAML reads an id of digits as a number
 
 
@@ -30,6 +31,29 @@ class Evaluation:
     throughput_prompts: Whole
     throughput_repeats: Count
     batch_size: Count
+    benchmarks: list[str]
+
+
+@dataclass
+class Harness:
+    """How `tasks=` asks benchmarks of lm-evaluation-harness."""
+
+    limit: Count | None
+    num_fewshot: Whole | None
+    max_gen_toks: Count | None
+    batch_size: Count
+    likelihood: str
+    samples: Count
+    chat_template: bool
+    system: str | None
+    include: str | None
+    out: str | None
+    parent: bool
+    seed: Whole
+
+    def __post_init__(self):
+        if self.likelihood not in LIKELIHOODS:
+            raise ValueError(f"harness.likelihood {self.likelihood!r} is unknown: choose {' or '.join(LIKELIHOODS)}")
 
 
 @dataclass
@@ -103,6 +127,9 @@ class Evaluate:
     device: str
     runs_dir: str
     evaluation: Evaluation
+    tasks: list[str] | None
+    harness: Harness
+    allow_code_execution: bool
 
 
 @dataclass

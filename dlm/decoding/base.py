@@ -66,6 +66,15 @@ class Decoder:
         return other
 
     @final
+    def sampling(self, temperature: float, top_p: float = 1.0) -> Decoder:
+        """The same decoder, drawing tokens at another temperature; 0 is greedy. Raises `ValueError` for values outside
+        their range."""
+        other = copy.copy(self)
+        other.rule = copy.copy(self.rule)
+        CommitRule.__init__(other.rule, temperature, top_p)
+        return other
+
+    @final
     def exported(self) -> dict[str, float | int] | None:
         """The settings with which the `generate` of an exported model decodes like this decoder, None if it cannot."""
         return {name: getattr(self.rule, name) for name in self.exports} or None

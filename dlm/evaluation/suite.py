@@ -190,7 +190,7 @@ def measure_model(
     rows, num_bytes = windows(texts, parent.tokenizer, cfg.length, cfg.likelihood_rows)
     bound = likelihood(denoiser, rows, num_bytes, cfg.likelihood_samples, cfg.batch_size)
     questions = cloze.items(texts, parent.tokenizer, cfg.cloze_items)
-    answers = cloze.answers(denoiser, questions, parent.tokenizer.eos_token_id, cfg.batch_size)
+    answers = cloze.answers(denoiser, questions, cfg.batch_size)
     generation, items = decode_tasks(denoiser, parent, cfg, decoders)
     metrics = {
         "likelihood": dataclasses.asdict(bound),

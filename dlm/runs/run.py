@@ -6,6 +6,7 @@
              trace.json     the steps at which each position of a block is committed in decoding
              measurements/  results of `dlm.measure`, one file per measurement and its settings; policies learned by
                             `dlm.policy`
+             benchmarks/    answers to lm-evaluation-harness, their cost and their scores (`dlm.evaluate tasks=…`)
              model/         the converted model, a Hugging Face folder            checkpoint/   for resuming
              .lease         the process that works on it               nonfinite.pt  the batch that stopped it
 
