@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import config
+from conftest import BASE, config
 from crash import Processes
 from safetensors.torch import load_file
 from small_runs import SMALL
@@ -37,7 +37,8 @@ TWO = "trainer.devices=2"
 
 def start(runs_dir: Path, *arguments: str, program: tuple[str, ...] = ("-m", "dlm.train")) -> subprocess.Popen:
     """The command itself: Lightning starts the second process by it."""
-    command = [sys.executable, *program, *arguments, *OVERRIDES, f"runs_dir={runs_dir}"]
+    base = [f"{option}={value}" for option, value in BASE.items()]  # of `config`, with which it is compared
+    command = [sys.executable, *program, *base, *arguments, *OVERRIDES, f"runs_dir={runs_dir}"]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, **output)
 
@@ -146,7 +147,7 @@ def test_a_run_with_shards_that_is_stopped_goes_on_to_the_same_end(number, code,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("trainable=lora",), ("auxiliary=ar",)])
+@pytest.mark.parametrize("options", [("trainable=lora",), ("auxiliary=ar", "attention=block_token_causal")])
 def test_adapters_and_further_losses_are_trained_with_shards_as_without(options, tmp_path):
     shards = trained_by_two(tmp_path / "two", *FSDP2, *options)
     train(config(*OVERRIDES, *options, "trainer.accumulate=2", f"runs_dir={tmp_path}/one"))
