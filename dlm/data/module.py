@@ -27,8 +27,8 @@ class PackedData(lightning.LightningDataModule):
     `mixture` weighs the sources by rows; a source of weight 0 is not used at all. `length` is L. Validation uses
     `val_rows` rows of the val split of every source (see `ValidationRows`). `group` is the number of rows that are
     packed together. `fill` says whether the EOS that fill the last block of a document are `scored` by the loss or
-    `unscored`. `asked` names the families of tasks that evaluations of a run on this data ask; None means those of
-    short answers.
+    `unscored`. After `distinct` training rows they begin again; None: never. `asked` names the families of tasks that
+    evaluations of a run on this data ask; None means those of short answers.
     """
 
     asked: tuple[str, ...] | None = None
@@ -41,6 +41,7 @@ class PackedData(lightning.LightningDataModule):
         mixture: dict[str, float],
         group: int = 1,
         fill: str = "scored",
+        distinct: int | None = None,
     ):
         super().__init__()
         if length < 2 or batch_size < 1 or val_rows < 1 or group < 1:
@@ -53,6 +54,9 @@ class PackedData(lightning.LightningDataModule):
         if fill not in FILLS:
             raise ValueError(f"data.fill {fill!r} is unknown: choose one of {', '.join(FILLS)}")
         self.length, self.batch_size, self.val_rows, self.group, self.fill = length, batch_size, val_rows, group, fill
+        if distinct is not None and distinct < 1:
+            raise ValueError(f"data.distinct {distinct} must be at least 1, or null for rows that all differ")
+        self.distinct = distinct
         self.workers = 0  # processes that load the training data
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
         self.excluded = set(mixture) - set(self.mixture)  # a source of weight 0 does not fill the ends of rows, either
@@ -84,6 +88,7 @@ class PackedData(lightning.LightningDataModule):
             self.group,
             self.fill == "scored",
         )
+        self.train_rows.distinct = self.distinct
         self.validation_rows = ValidationRows(held_out, self.val_rows, self.length, tokenizer, self.pad_id, tail)
 
     def sources(self, split: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Source]:

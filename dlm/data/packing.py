@@ -91,6 +91,7 @@ class PackedRows(Dataset):
         self.sources, self.weights, self.filler, self.group = sources, weights, filler, group
         self.length, self.num_rows, self.seed = length, num_rows, seed
         self.pad_id, self.eos_id, self.tail, self.scores_fill = pad_id, eos_id, tail, scores_fill
+        self.distinct: int | None = None  # after so many, the rows begin again
         self.packed: tuple[int, list[list[Document]]] = (-1, [])  # the last group, whose rows come next
 
     def __len__(self) -> int:
@@ -102,12 +103,16 @@ class PackedRows(Dataset):
 
     def documents(self, index: int) -> list[Document]:
         """The documents of a row."""
-        if not 0 <= index < self.num_rows:
-            raise IndexError(f"row {index} of {self.num_rows}")
-        number, row = divmod(index, self.group)
+        number, row = divmod(self.drawn(index), self.group)
         if self.packed[0] != number:
             self.packed = number, self.fill(random.Random(f"{self.seed}-{number}"))
         return self.packed[1][row]
+
+    def drawn(self, index: int) -> int:
+        """The row that is row `index`: an earlier one where rows begin again."""
+        if not 0 <= index < self.num_rows:
+            raise IndexError(f"row {index} of {self.num_rows}")
+        return index if self.distinct is None else index % self.distinct
 
     def fill(self, rng: random.Random) -> list[list[Document]]:
         """Draw the documents of a group of rows."""

@@ -86,9 +86,7 @@ class PassRows(PackedRows):
             )
 
     def documents(self, index: int) -> list[Document]:
-        if not 0 <= index < self.num_rows:
-            raise IndexError(f"row {index} of {self.num_rows}")
-        period, within = divmod(index, PERIOD)
+        period, within = divmod(self.drawn(index), PERIOD)
         order = self.sources_of(period)
         source = order[within]
         before = period * self.quotas[source] + np.count_nonzero(order[:within] == source)

@@ -22,6 +22,7 @@ VOLATILE += tuple(f"callbacks.{name}" for name in ("self_check", "drift", "progr
 # so such runs keep their ids. If an option is missing here, the ids in tests/data/run_ids.json change and a test fails.
 NEUTRAL: dict[str, Any] = {
     "data.fill": "scored",
+    "data.distinct": None,
     "data.group": 1,
     "data.held_out": "tail",
     "data.order": "random",
