@@ -44,6 +44,8 @@ def evaluate_benchmarks(cfg: DictConfig, tasks: list[str]) -> None:
         results = benchmark(found, cfg, tasks, settings, cfg.allow_code_execution, out)
         if run:
             run.update(benchmarks=merged(run.record.get("benchmarks", {}), results))
+            with logging_again(run, cfg.get("logger")) as loggers:
+                send_results(loggers, run)
     print_table(results)
 
 

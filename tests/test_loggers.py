@@ -338,6 +338,13 @@ def test_a_setting_has_a_name_that_can_be_typed():
     assert key_of("threshold threshold=0.9") == "threshold_threshold_0_9"
 
 
+def test_scores_on_benchmarks_are_results():
+    scores = {"dlm": {"gsm8k_100": {"metrics": {"exact_match": 0.25}, "n": 40, "tpf": 2.5, "version": "1"}}}
+    sent = {name: value for name, value in results({"benchmarks": scores}).items() if "benchmarks" in name}
+    place = "benchmarks/dlm/gsm8k_100"
+    assert sent == {f"{place}/metrics/exact_match": 0.25, f"{place}/n": 40.0, f"{place}/tpf": 2.5}
+
+
 def test_a_number_that_was_not_measured_is_not_sent():
     likelihood = {"nats": 2.0}
     row = {"name": "TPF≈2", "threshold": None, "accuracy": 0.5, "families": {"add": {"accuracy": 0.25}}}

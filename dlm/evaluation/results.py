@@ -42,13 +42,14 @@ def send_measurements(loggers: Sequence[RunLogger], run: Run, found: Mapping[str
 
 def results(record: Mapping[str, Any]) -> dict[str, float]:
     """The results of a record by flat keys: the last of `train/`, `val/` and `drift/`, `run/` for what it took, and
-    `eval/` (see `of_evaluation`)."""
+    `eval/` (see `of_evaluation`), and `benchmarks/<model>/<task>/…`."""
     found = dict(record.get("train", {})) | {f"drift/{name}": value for name, value in record.get("drift", {}).items()}
     found |= {
         f"run/{name}": record.get(name) for name in ("tokens", "train_seconds", "parameters", "steps", "diverged")
     }
     if evaluation := record.get("evaluation"):
         found |= dict(of_evaluation(evaluation))
+    found |= dict(flat(record.get("benchmarks", {}), "benchmarks"))
     return {name: float(value) for name, value in found.items() if is_number(value)}
 
 

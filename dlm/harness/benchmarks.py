@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -244,12 +245,12 @@ def write_items(path: Path, items: list[dict[str, Any]]) -> None:
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
     """Print a line for every metric of every task and model."""
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)  # of 80 columns
     for column in ("task", "metric", "model"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", min_width=len("parent"))
     table.add_column("score ± error", no_wrap=True)
-    for column in ("items", "forwards/\nitem", "tokens/\nforward", "tokens/s"):
-        table.add_column(column, justify="right")
+    for column in ("items", "NFE", "TPF", "tok/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for task in dict.fromkeys(task for scores in results.values() for task in scores):
         for model, scores in results.items():
             score = scores[task]
