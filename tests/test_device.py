@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import CONF, config, exit_code
 from hydra.core.hydra_config import HydraConfig
+from transformers import PreTrainedTokenizerBase
 
 from dlm import evaluate, generate, measure, policy, train
 from dlm.config.finished import FinishedRun
@@ -92,7 +93,8 @@ def test_samples_are_drawn_on_the_device_of_the_logits(monkeypatch):
             return made
 
     made, cuda = Generation([5], 1, 3, [1], [1.0]), torch.device("cuda:1")
-    decoder, tokenizer = Mock(**{"generate.return_value": [made]}), Mock(**{"decode.return_value": "x"})
+    tokenizer = Mock(PreTrainedTokenizerBase, **{"decode.return_value": "x"})
+    decoder = Mock(**{"generate.return_value": [made]})
     monkeypatch.setattr("torch.Generator", Recorded)
     monkeypatch.setattr(generate.Speaker, "ends", [0])
     denoiser = SimpleNamespace(model=SimpleNamespace(device=cuda))

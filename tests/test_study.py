@@ -247,7 +247,7 @@ def test_moving_the_runs_does_not_make_other_runs_of_them(linked_sweeps):
     [
         ("title: t", "lacks a title, or points or a grid"),
         ("points: {a: {label: A}}", "lacks a title"),
-        ("title: t\npoint: {}\npoints: {a: {label: A}}", "has point: choose of evaluations"),
+        ("title: t\npoint: {}\npoints: {a: {label: A}}", "has point: choose of base, budget, evaluations"),
         ("title: t\ngrid: {lr: '${study.lr}'}", "does not fit the scale: .*lr"),
         ("title: t\npoints: {a: {label: A, overrides: [model=run, 'model.run=@one:z']}}", "one has no point 'z'"),
         (

@@ -46,6 +46,24 @@ def text_file(tmp_path):
     return file
 
 
+def chat_file(tmp_path):
+    file = tmp_path / "chat.jsonl"
+    turns = [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(60)]
+    file.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+    return file
+
+
+# What the options need whose data are the user's own.
+EXTERNAL = {
+    "text": lambda folder: [f"data.path={text_file(folder)}"],
+    "chat": lambda folder: [f"data.path={chat_file(folder)}", "data.template=plain"],
+    "mixed": lambda folder: [
+        f"data.sources={{a: {{path: {text_file(folder)}, weight: 1}}, "
+        f"b: {{kind: chat, path: {chat_file(folder)}, weight: 1, template: plain}}}}"
+    ],
+}
+
+
 # The first option of every group; of those that make a loss, test_golden_losses.py takes every option's first step.
 NUMBER = {group: int(group not in test_golden_losses.GROUPS) for group in TRAINED}
 
@@ -55,8 +73,8 @@ NUMBER = {group: int(group not in test_golden_losses.GROUPS) for group in TRAINE
 )
 def test_every_option_of_every_group_trains(group, option, runs_dir, tmp_path):
     needs = NEEDS.get((group, option), [])
-    if (group, option) == ("data", "text"):
-        needs = [f"data.path={text_file(tmp_path)}"]
+    if group == "data" and option in EXTERNAL:
+        needs = EXTERNAL[option](tmp_path)
     result = train(small(runs_dir, f"{group}={option}", *needs, "evaluation.tasks_per_family=0"))
     record = result["record"]
     assert record["status"] == "finished" and record["steps"] == 4 and record["tokens"] == 1024
@@ -206,7 +224,7 @@ def test_a_decoding_that_cannot_read_the_model_is_refused_before_training(runs_d
 
 
 BAD = {
-    "runtime.strategy=fsdp": "runtime.strategy 'fsdp' may shard the model, which cannot be: choose auto or ddp",
+    "runtime.strategy=fsdp": "runtime.strategy 'fsdp' is unknown: choose auto, ddp or fsdp2",
     "block_size=7": "block_size 7 must divide data.length 64: choose one of 1, 2, 4, 8, 16, 32, 64",
     "block_size=0": "block_size 0 must be at least 1",
     "block_size=-4": "block_size -4 must be at least 1",

@@ -12,7 +12,6 @@ The bound (NELBO) is that of training: the mean over draws of uniform noise.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +29,7 @@ from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
 from dlm.model.readout import chunk_bytes
 from dlm.model.trim import trim
+from dlm.runs.digest import digest
 from dlm.types import Batch, Noised, Rows, generator
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -138,7 +138,7 @@ def draws(
     ids, given = [*context, *continuation], len(context)
     row = pack([Document(ids, [n >= given for n in range(len(ids))])], len(ids), 0)
     batch, masking = denoiser.scorable(collate([row])), Uniform(count="ceil", t_min=0.0)
-    content = int.from_bytes(hashlib.sha256(f"{given} {ids}".encode()).digest()[:7], "big")
+    content = int(digest({"given": given, "ids": ids}, digits=14), 16)  # 56 bits, a seed
     drawn = [corrupt(denoiser, masking, batch, generator(seed, sample, content)) for sample in range(samples)]
     xt, masked, weight = (torch.cat([getattr(d, name) for d in drawn]) for name in ("xt", "masked", "weight"))
     return Reading(pair, row, xt, torch.where(masked, weight.double(), 0) / samples)

@@ -83,6 +83,8 @@ def by_sharding(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Paramete
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """`torch.nn.utils.clip_grad_norm_` for weights of which some are sharded: the norm before clipping."""
     groups = [group for group in by_sharding(p for p in parameters if p.grad is not None) if group]
+    if not groups:
+        return torch.zeros(())  # a step that is left out
     norms = [whole(torch.nn.utils.get_total_norm([p.grad for p in group])) for group in groups]
     norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
     for group in groups:
