@@ -302,6 +302,7 @@ def test_processes_tokenise_what_one_does(tmp_path, tokenizer, monkeypatch):
 
 
 @pytest.mark.trains
+@pytest.mark.slow
 def test_processes_that_are_started_tokenise_what_one_does(tmp_path, tokenizer):
     path = jsonl(tmp_path / "a.jsonl", texts(3 * BATCH))
     one, two = (

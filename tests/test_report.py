@@ -206,6 +206,7 @@ def test_runs_of_different_parents_or_code_are_pointed_out(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_random_parents_differ_by_shape_and_seed_without_a_warning(tmp_path):
     study = Study()
     for i, (name, parameters, seed) in enumerate([("f", 100, 0), ("f", 100, 1), ("g", 200, 0)]):

@@ -141,6 +141,7 @@ def validate(scorer, length):
     scorer.train()
 
 
+@pytest.mark.slow
 def test_no_layer_runs_uncompiled_for_want_of_versions():
     """Every width to which rows are trimmed has a version for training and one for validation."""
     torch._dynamo.reset()

@@ -186,6 +186,7 @@ def test_a_finished_run_that_is_asked_for_with_another_evaluation_is_only_evalua
     assert file.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_decoding_that_is_asked_for_is_one_more_row_and_measured_once(runs_dir, monkeypatch):
     usual = train(small(runs_dir, *LIGHT_EVALUATION))
     run = Run.load(usual["id"], runs_dir)
