@@ -34,4 +34,4 @@ def test_a_few_rows_are_learned_by_heart(tmp_path):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("train", [*base, "debug=overfit", "lr=3e-3", "tokens=80_000", f"runs_dir={tmp_path}"])
     found = pd.read_csv(Run.load(train(cfg)["id"], tmp_path).folder / "metrics.csv")["train/nelbo"].dropna()
-    assert found.tail(20).mean() < 0.2 * found.head(5).mean()
+    assert found.iloc[-1] < 0.25 * found.iloc[0]

@@ -38,7 +38,7 @@ TWO = "trainer.devices=2"
 def start(runs_dir: Path, *arguments: str, program: tuple[str, ...] = ("-m", "dlm.train")) -> subprocess.Popen:
     """The command itself: Lightning starts the second process by it."""
     base = [f"{option}={value}" for option, value in BASE.items()]  # of `config`, with which it is compared
-    command = [sys.executable, *program, *base, *arguments, *OVERRIDES, f"runs_dir={runs_dir}"]
+    command = [sys.executable, *program, *base, *OVERRIDES, *arguments, f"runs_dir={runs_dir}"]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, **output)
 
