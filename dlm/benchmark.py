@@ -67,7 +67,7 @@ def benchmark(cfg: DictConfig, console: Console) -> Path:
 def validated(cfg: DictConfig) -> tuple[Bench, torch.device, Path]:
     """The benchmark, its device, and the path of its record. Raises `ValueError` for bad values, before the model is
     loaded."""
-    require_options(cfg, Benchmark)
+    require_options(cfg, "benchmark", Benchmark)
     bench = make(cfg.bench)
     make(cfg.masking)
     require_at_least(1, repeats=cfg.repeats)

@@ -22,7 +22,7 @@ from dlm.workspace.build import as_json, report, workspace
 
 @hydra_command("dashboard")
 def main(cfg: DictConfig) -> None:
-    require_options(cfg, Dashboard)
+    require_options(cfg, "dashboard", Dashboard)
     if find_spec("wandb_workspaces") is None:
         raise ValueError("the dashboard needs wandb-workspaces, which is not there: pip install 'dlm[dashboard]'")
     from wandb.errors import Error

@@ -69,7 +69,7 @@ def findings(cfg: DictConfig) -> Iterator[Finding]:
     yield from of_machine(cfg)
     yield from of_services()
     try:
-        require_options(cfg, Keep, Train)
+        require_options(cfg, "train", Keep, Train)
         require_kinds(cfg, Train)
         with contextlib.redirect_stdout(io.StringIO()):
             experiment = build(cfg)
@@ -225,7 +225,7 @@ def is_installed(package: str) -> bool:
 
 def planned(cfg: DictConfig) -> Iterator[Finding]:
     """The memory of a step on each of the devices of a config, and whether it fits into `runtime.memory_gb`."""
-    require_options(cfg, Keep, Train)
+    require_options(cfg, "train", Keep, Train)
     model = empty_model(OmegaConf.to_container(cfg.model, resolve=True))
     trained = f"{sum(p.numel() for p in model.parameters()):,} parameters, all trained"
     yield Finding("good", "model", f"{type(model).__name__} of {trained}, {str(model.dtype).removeprefix('torch.')}")

@@ -57,7 +57,7 @@ def listed(argument: str) -> str:
 
 @hydra_command("evaluate", read=listed)
 def main(cfg: DictConfig) -> None:
-    require_options(cfg, Evaluate)
+    require_options(cfg, "evaluate", Evaluate)
     tasks = cfg.tasks or cfg.evaluation.get("benchmarks")
     if tasks:
         evaluate_benchmarks(cfg, list(tasks))

@@ -205,7 +205,7 @@ def write_configs(folder: Path, settings: dict[str, Any], model_type: str) -> No
 
 @hydra_command("export")
 def main(cfg: DictConfig) -> None:
-    require_options(cfg, Export)
+    require_options(cfg, "export", Export)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     folder = export(run, cfg.to, cfg.threshold, requested_decoding(cfg, default_decoding(run.config)))
     print(f"{folder}: load it with AutoModelForCausalLM.from_pretrained({cfg.to!r}, trust_remote_code=True)")

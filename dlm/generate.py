@@ -220,7 +220,7 @@ def standard_input() -> str:
 
 def check(cfg: DictConfig) -> None:
     """Raises `ValueError` for options that are wrong for any model."""
-    require_options(cfg, Generate)
+    require_options(cfg, "generate", Generate)
     if cfg.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {cfg.max_new_tokens} must be at least 1")
     if cfg.delay < 0:

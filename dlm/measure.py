@@ -34,7 +34,7 @@ def shortened(value: Any) -> Any:
 
 @hydra_command("measure")
 def main(cfg: DictConfig) -> None:
-    require_options(cfg, Measure)
+    require_options(cfg, "measure", Measure)
     run = Run.load(str(cfg.run), cfg.runs_dir)
     settings = OmegaConf.to_container(cfg.measurement, resolve=True)
     record = measure(Subject(run, cfg.device), settings)

@@ -183,7 +183,7 @@ def learn(run: Run, settings: dict[str, Any], device: str = AUTO) -> Path:
 
 @hydra_command("policy")
 def main(cfg: DictConfig) -> None:
-    require_options(cfg, Policy)
+    require_options(cfg, "policy", Policy)
     settings = {name: cfg[name] for name in ("items_per_family", "max_new_tokens", "held_out", "seed")}
     run = Run.load(str(cfg.run), cfg.runs_dir)
     path = learn(run, settings, cfg.device)

@@ -80,7 +80,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 @hydra_command("replay")
 def main(cfg: DictConfig) -> None:
-    require_options(cfg, Replay)
+    require_options(cfg, "replay", Replay)
     report = replay(Run.load(str(cfg.run), cfg.runs_dir))
     table = Table(title=f"step {report['step']}, loss {', '.join(f'{loss:.4g}' for loss in report['loss'])}")
     table.add_column("modules whose output is not finite")

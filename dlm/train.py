@@ -40,7 +40,7 @@ from dlm.trainer.processes import Follower, is_follower
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate the run of a config, unless it is finished. Returns `id`, `status` and the `record`. Raises
     `Busy` if another process works on the run, and `ValueError` for a bad config or a run that failed before."""
-    require_options(cfg, Keep, Train)
+    require_options(cfg, "train", Keep, Train)
     with sigterm_as_ctrl_c():  # not as a decorator, which parallel launchers cannot pickle
         return follow(cfg) if is_follower(cfg) else lead(cfg)
 

@@ -117,6 +117,7 @@ def test_an_argument_is_refused_by_name_where_it_is_of_another_kind(group, optio
 def test_an_option_that_nothing_reads_is_refused_with_the_nearest_name():
     wrong = {
         "+nonsense=3": "^nonsense is no option: choose one of attention, ",
+        "+measurement=decode": "^measurement is no option: choose one of",  # a group of another command
         "+blok_size=3": "^blok_size is no option: did you mean block_size?",
         "+runtime.thread=1": "^runtime.thread is no option: did you mean threads?",
         "+evaluation.skp=true": "^evaluation.skp is no option: did you mean skip?",
@@ -124,12 +125,12 @@ def test_an_option_that_nothing_reads_is_refused_with_the_nearest_name():
     }
     for override, message in wrong.items():
         with pytest.raises(ValueError, match=message):
-            require_options(config(override), settings.Keep, settings.Train)
+            require_options(config(override), "train", settings.Keep, settings.Train)
     for name, of in COMMANDS.items():
         needed = ["run=x", "to=x"] if name == "export" else ["measurement=decode"] if name == "measure" else []
-        require_options(config(*needed, name=name), *of)
+        require_options(config(*needed, name=name), name, *of)
         with pytest.raises(ValueError, match="^runs_dri is no option: did you mean runs_dir?"):
-            require_options(config("+runs_dri=x", *needed, name=name), *of)
+            require_options(config("+runs_dri=x", *needed, name=name), name, *of)
 
 
 def test_an_argument_that_a_target_does_not_take_is_refused_by_name():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlm.config.folders import CONF, config_folders
@@ -22,7 +23,7 @@ def hints(config: str, arguments: Sequence[str]) -> Iterator[str]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = compose(config, chosen)
+            composed = OmegaConf.to_container(compose(config, chosen), resolve=False)
     except (HydraException, OmegaConfBaseException):  # the groups are what is wrong, and Hydra has said so
         return
     for override in overrides:
@@ -31,16 +32,16 @@ def hints(config: str, arguments: Sequence[str]) -> Iterator[str]:
             yield from unknown(composed, key)
 
 
-def unknown(composed: DictConfig, key: str) -> Iterator[str]:
+def unknown(composed: dict[str, Any], key: str) -> Iterator[str]:
     """What is wrong with a dotted key, if anything is."""
     node, path = composed, ""
     for name in key.split("."):
-        if not OmegaConf.is_dict(node):
+        if not isinstance(node, dict):
             return
         if name not in node:
             yield f"{path}{name} is no option{suggestion(name, [str(known) for known in node])}"
             return
-        node, path = node._get_node(name), f"{path}{name}."
+        node, path = node[name], f"{path}{name}."
 
 
 def is_group(name: str) -> bool:

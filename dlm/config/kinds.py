@@ -32,10 +32,10 @@ class AtLeast:
     least: float
 
 
-def require_options(cfg: DictConfig, *settings: type) -> None:
+def require_options(cfg: DictConfig, command: str, *settings: type) -> None:
     """Raises `ValueError` if a command's config has an option that is no field of one of the dataclasses `settings` and
-    no group, or a value of another type than the first of them says."""
-    require_names(OmegaConf.to_container(cfg, resolve=False), *settings)
+    no group of the command, or a value of another type than the first of them says."""
+    require_names(OmegaConf.to_container(cfg, resolve=False), command, *settings)
     require_kinds(cfg, settings[0])
 
 

@@ -5,25 +5,33 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
-from dlm.config.folders import config_folders
+from omegaconf import OmegaConf
+
+from dlm.config.folders import CONF
 
 # Read by other commands: sweeps and the study; what Hydra adds.
 ELSEWHERE = ("study", "trusted_packages", "hydra")
 
 
-def require_names(cfg: Mapping[str, Any], *settings: type) -> None:
+def require_names(cfg: Mapping[str, Any], command: str, *settings: type) -> None:
     """Raises `ValueError` if a command's config has an option that is neither a field of one of the dataclasses
-    `settings` nor a group, at the top or within a field that is a dataclass itself."""
+    `settings` nor one of the command's groups, at the top or within a field that is a dataclass itself."""
     hints = {name: kind for one in settings for name, kind in get_type_hints(one).items()}
-    groups = [path.name for folder in config_folders() for path in folder.iterdir() if path.is_dir()]
-    require_among(cfg, [*hints, *groups, *ELSEWHERE], "")
+    require_among(cfg, [*hints, *groups_of(command), *ELSEWHERE], "")
     for name, kind in hints.items():
         if is_dataclass(kind) and isinstance(cfg.get(name), Mapping):
             require_among(cfg[name], get_type_hints(kind), f"{name}.")
+
+
+def groups_of(command: str) -> Iterator[str]:
+    """The groups in the defaults list of a command's YAML. A group that is not in it is read by another command."""
+    for item in OmegaConf.load(CONF / f"{command}.yaml").defaults:
+        if OmegaConf.is_dict(item):
+            yield from (str(name) for name in item)
 
 
 def require_argument_names(

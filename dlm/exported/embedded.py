@@ -112,7 +112,7 @@ def install(run: Run, to: Path) -> None:
 
 @hydra_command("embedded")
 def main(cfg: DictConfig) -> None:
-    require_options(cfg, Embedded)
+    require_options(cfg, "embedded", Embedded)
     run = (
         Run.newest(cfg.runs_dir, pretrain=cfg.pretraining) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
     )
