@@ -42,7 +42,8 @@ from dlm.model.parent import DTYPES, layer_types, resolve
 from dlm.model.positions import num_positions
 from dlm.runs.run import environment
 from dlm.trainer import memory
-from dlm.trainer.fit import SHARDED, device_of, fit_into_memory, require_evaluation, space_of, step_of
+from dlm.trainer.fit import device_of, fit_into_memory, require_evaluation, space_of, step_of
+from dlm.trainer.strategy import SHARDED
 
 MARKS = {"good": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
 # Packages that are not needed to train: what each is for, and the extra that installs it.

@@ -159,8 +159,14 @@ def test_adapters_and_further_losses_are_trained_with_shards_as_without(options,
     ("options", "message"),
     [
         (("runtime.strategy=fsdp",), "runtime.strategy 'fsdp' is unknown: choose auto, ddp or fsdp2"),
-        (("runtime.strategy=fsdp2", "optimizer=muon"), "fsdp2: optimizer=muon reads whole matrices"),
-        (("runtime.strategy=fsdp2", "runtime.pieces=2"), "fsdp2: runtime.pieces needs gradients of whole weights"),
+        (
+            ("runtime.strategy=fsdp2", "optimizer=muon"),
+            "fsdp2: the optimizer reads whole matrices: choose optimizer=adamw",
+        ),
+        (
+            ("runtime.strategy=fsdp2", "runtime.pieces=2"),
+            "fsdp2: pieces need gradients of whole weights: set runtime.pieces=1",
+        ),
     ],
 )
 def test_what_shards_cannot_do_is_refused_by_name(options, message, tmp_path):

@@ -18,6 +18,8 @@ class WithCosine(ABC):
     times that.
     """
 
+    reads_whole_matrices = False  # whether an update of a matrix needs all of it, and so a model without shards
+
     def __init__(self, lr: float, min_lr_ratio: float, warmup: float, weight_decay: float):
         if not lr > 0:
             raise ValueError(f"lr {lr} must be > 0")

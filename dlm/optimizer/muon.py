@@ -39,6 +39,8 @@ class MuonCosine(WithCosine):
     """Muon at the learning rate `lr`, which is scaled so that an update is as large as one of AdamW, and AdamW at
     `adamw_lr`. `momentum` is Muon's, `betas` are AdamW's."""
 
+    reads_whole_matrices = True
+
     def __init__(self, adamw_lr: float, momentum: float, betas: tuple[float, float], **kwargs: Any):
         super().__init__(**kwargs)
         if not adamw_lr > 0:

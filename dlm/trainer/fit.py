@@ -11,7 +11,6 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from omegaconf import DictConfig
 
 from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding, rows_of_a_step
@@ -23,8 +22,6 @@ from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import is_requested, require_decodable
 from dlm.logger.base import RunLogger
 from dlm.model.checkpointing import checkpoint_activations
-from dlm.model.sharding import sharded_layers
-from dlm.optimizer.muon import MuonCosine
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
@@ -38,9 +35,9 @@ from dlm.trainer.interruption import Interruption
 from dlm.trainer.metrics import MetricTable
 from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
+from dlm.trainer.strategy import SHARDED, strategy_of
 from dlm.trainer.telemetry import Telemetry, peak_memory
 
-SHARDED = "fsdp2"  # the strategy that shards the layers
 WORKERS = 2  # beside a GPU: a batch of 8 x 4096 tokens takes 50 ms to prepare, and a step longer
 
 RequiredCallbacks = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
@@ -227,25 +224,6 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
     if plan.checkpointing:
         checkpoint_activations(denoiser.model)
-
-
-def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
-    """Lightning's strategy of a config. Raises `ValueError` for one that is unknown, and for what shards cannot do."""
-    name = cfg.runtime.strategy
-    if name == "auto" or name.startswith("ddp"):
-        return name
-    if name != SHARDED:
-        raise ValueError(f"runtime.strategy {name!r} is unknown: choose auto, ddp or {SHARDED}")
-    sharded_layers(experiment.parent.model)
-    whole_matrices = isinstance(experiment.conversion.optimizer_builder, MuonCosine)
-    if whole_matrices or experiment.conversion.pieces > 1:
-        what = (
-            "optimizer=muon reads whole matrices"
-            if whole_matrices
-            else "runtime.pieces needs gradients of whole weights"
-        )
-        raise ValueError(f"runtime.strategy={SHARDED}: {what}: choose optimizer=adamw and runtime.pieces=1")
-    return ModelParallelStrategy(num_processes(cfg), 1, save_distributed_checkpoint=False)
 
 
 def skips_nonfinite(on_nonfinite: str) -> bool:

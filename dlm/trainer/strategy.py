@@ -1,0 +1,26 @@
+"""How several processes train one run: each with the whole model, or with its share of the layers."""
+
+from __future__ import annotations
+
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from omegaconf import DictConfig
+
+from dlm.config.build import Experiment, num_processes
+from dlm.model.sharding import sharded_layers
+
+SHARDED = "fsdp2"  # the strategy that shards the layers
+
+
+def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
+    """Lightning's strategy of a config. Raises `ValueError` for one that is unknown, and for what shards cannot do."""
+    name = cfg.runtime.strategy
+    if name == "auto" or name.startswith("ddp"):
+        return name
+    if name != SHARDED:
+        raise ValueError(f"runtime.strategy {name!r} is unknown: choose auto, ddp or {SHARDED}")
+    sharded_layers(experiment.parent.model)
+    if experiment.conversion.optimizer_builder.reads_whole_matrices:
+        raise ValueError(f"runtime.strategy={SHARDED}: the optimizer reads whole matrices: choose optimizer=adamw")
+    if experiment.conversion.pieces > 1:
+        raise ValueError(f"runtime.strategy={SHARDED}: pieces need gradients of whole weights: set runtime.pieces=1")
+    return ModelParallelStrategy(num_processes(cfg), 1, save_distributed_checkpoint=False)
