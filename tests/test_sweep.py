@@ -87,6 +87,11 @@ def test_what_a_job_returns_does_not_keep_its_config_and_record_until_the_sweep_
     callback.on_job_end(cfg, returned)
     assert returned.cfg is returned.hydra_cfg is returned.return_value is None
     assert json.loads((tmp_path / "0.json").read_text())["status"] == "finished"
+    record = {"train": {cfg.objective: 1.5}}
+    returned = JobReturn(cfg=cfg, hydra_cfg=cfg)
+    returned.status, returned.return_value = JobStatus.COMPLETED, {"id": "a", "status": "finished", "record": record}
+    callback.on_job_end(cfg, returned)
+    assert returned.return_value == 1.5  # which a sweeper that searches reads
 
 
 @pytest.mark.slow
