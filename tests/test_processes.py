@@ -161,11 +161,11 @@ def test_adapters_and_further_losses_are_trained_with_shards_as_without(options,
         (("runtime.strategy=fsdp",), "runtime.strategy 'fsdp' is unknown: choose auto, ddp or fsdp2"),
         (
             ("runtime.strategy=fsdp2", "optimizer=muon"),
-            "fsdp2: the optimizer reads whole matrices: choose optimizer=",
+            "fsdp2: the optimizer reads whole matrices: choose optimizer=adamw",
         ),
         (
             ("runtime.strategy=fsdp2", "runtime.pieces=2"),
-            "fsdp2: pieces need gradients of whole weights: set runtime.pi",
+            "fsdp2: pieces need gradients of whole weights: set runtime.pieces=1",
         ),
     ],
 )
