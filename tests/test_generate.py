@@ -14,11 +14,14 @@ from dlm.attention.block import Block
 from dlm.config.build import ar_denoiser
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
-from dlm.generate import MASKED, NEW, Speaker, annotated, frame, literal, main, printable, style_of
+from dlm.generate import literal, main
 from dlm.model.denoiser import Denoiser
 from dlm.model.packed_linears import PackedLinears
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run
+from dlm.watch.pieces import printable
+from dlm.watch.speaker import Speaker
+from dlm.watch.terminal import MASKED, NEW, annotated, frame, style_of
 
 pytestmark = pytest.mark.trains
 

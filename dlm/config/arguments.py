@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 # Options whose last name is one of these hold a path.
-PATHS = ("path", "runs_dir", "run", "to", "out", "policy", "trace", "tokenizer", "dllm")
+PATHS = ("path", "html", "runs_dir", "run", "to", "out", "policy", "trace", "tokenizer", "dllm")
 # Hydra takes a value of these characters literally. A backslash is the user's own escape.
 UNQUOTED = re.compile(r"[A-Za-z0-9_./:+%*@?|\\-]*")
 

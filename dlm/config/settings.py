@@ -140,6 +140,7 @@ class Generate:
     stop: Texts | None
     parent: bool
     live: bool | str
+    html: str | None
     delay: float
     seed: Whole
     device: str

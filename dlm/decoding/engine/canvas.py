@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.engine.cache import SlotCache
@@ -123,6 +123,14 @@ class Canvas:
         slots = self.block_slots()
         new = ~self.masked.gather(1, slots) & (slots >= self.prompt_length[:, None])
         return new & ~self.finished[:, None]
+
+    def last_predictions(
+        self, row: int, start: int
+    ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"], Bool[Tensor, " P"]]:
+        """Of the block of one sequence that began at slot `start` as the last forward was made: its slots, the last
+        prediction of each, the confidence of that, and whether the forward made it."""
+        slots = torch.arange(start, start + self.block_size, device=self.x.device)
+        return slots, self.token[row], self.certainty[row], self.predicted[row]
 
     def filled(self) -> Int[Tensor, " B"]:
         """The number of slots before the first masked one."""
