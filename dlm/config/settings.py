@@ -147,6 +147,32 @@ class Generate:
     runs_dir: str
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask of a server, and all of them together."""
+
+    default_tokens: Count
+    new_tokens: Count
+    prompt_tokens: Count
+    batch: Count
+    queue: Count
+    body: Count
+
+
+@dataclass
+class Serve:
+    run: Name | None
+    name: str | None
+    host: str
+    port: Whole
+    key: str | None
+    parent: bool
+    template: str
+    limits: Limits
+    device: str
+    runs_dir: str
+
+
 @dataclass
 class Export:
     run: Name

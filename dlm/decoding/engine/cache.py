@@ -62,6 +62,15 @@ class SlotCache(Cache):
         self.num_slots = num_slots
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
+    def widen(self, num_slots: int) -> None:
+        """Make room for as many slots, at least those that there are."""
+        more, self.num_slots = num_slots - self.num_slots, num_slots
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = (
+                    torch.nn.functional.pad(t, (0, 0, 0, more)) for t in (layer.keys, layer.values)
+                )
+
     def keep(self, sequences: Int[Tensor, " M"]) -> None:
         """Remove all sequences but these."""
         for layer in self.layers:

@@ -1,0 +1,105 @@
+"""Sequences that join and leave a session between forwards: each becomes what it becomes alone."""
+
+from dataclasses import replace
+
+import pytest
+from conftest import EOS_ID, denoiser
+
+from dlm.decoding.ar import AR
+from dlm.decoding.engine.request import Request
+from dlm.decoding.fixed import Fixed
+from dlm.decoding.remask import Remask
+from dlm.decoding.self_speculative import SelfSpeculative
+from dlm.decoding.threshold import Threshold
+from dlm.types import generator
+
+PROMPTS = [[5, 6, 7], [9] * 7, [11, 12], [21, 22, 23, 24, 25, 26, 27, 28, 29], [31], [5, 6, 7], [40, 3, 2, 8]]
+
+
+def requests(temperatures=(0.0, 0.8)):
+    """Requests that differ in everything: (request, temperature, top_p)."""
+    found = []
+    for n, prompt in enumerate(PROMPTS):
+        stop = (lambda tokens: sum(tokens) % 5 == 0) if n % 3 == 1 else None
+        request = Request([prompt], 6 + 5 * n, (EOS_ID, 17), generator=generator(n), stop=stop)
+        found.append((request, temperatures[n % len(temperatures)], 0.9 if n % 4 == 3 else 1.0))
+    return found
+
+
+def rule_of(decoder, n: int, temperature: float, top_p: float):
+    own = decoder.sampling(temperature, top_p)
+    return (own.at(0.2 + 0.1 * n) if own.threshold is not None else own).rule
+
+
+def alone(decoder, scorer, asked):
+    """What the engine gives for every request by itself."""
+    made = []
+    for n, (request, *drawn) in enumerate(asked):
+        own = decoder.sampling(*drawn)
+        own = own.at(0.2 + 0.1 * n) if own.threshold is not None else own
+        made.append(own.generate(scorer, replace(request, generator=generator(n)))[0])
+    return made
+
+
+def together(decoder, scorer, asked, removed=()):
+    """The same of a session that they join at different times, some in one forward, and some leave early."""
+    session, waiting, number, made, forwards = decoder.session(scorer), list(enumerate(asked)), {}, {}, 0
+    while waiting or session:
+        for n, (request, *drawn) in [waiting.pop(0) for _ in range(min(len(waiting), 1 + forwards % 2))]:
+            number[session.add(request, rule_of(decoder, n, *drawn))[0]] = n
+        session.step()
+        forwards += 1
+        made |= {number[ticket]: g for ticket, g in session.harvest().items()}
+        for ticket in [t for t, _, _ in session.places() if number[t] in removed and forwards > 3]:
+            session.remove(ticket)
+    return [made.get(n) for n in range(len(asked))], forwards
+
+
+@pytest.mark.parametrize("temperatures", [(0.0,), (0.0, 0.8)])
+@pytest.mark.parametrize(
+    ("decoder", "pattern", "token_shift"),
+    [
+        (Threshold(0.5), "block", True),
+        (Threshold(0.5), "bidir", False),
+        (Threshold(0.5, sliding=True), "block", False),
+        (Remask(0.5, 0.4), "block_noisy", False),
+        (AR(), "block", False),
+        (SelfSpeculative(), "block", True),
+    ],
+)
+def test_a_sequence_becomes_what_it_becomes_alone(llama, decoder, pattern, token_shift, temperatures):
+    """Whoever else is there, with other thresholds, temperatures, stops and lengths, and whenever they came."""
+    scorer, asked = denoiser(llama, pattern, 4, token_shift), requests(temperatures)
+    assert together(decoder, scorer, asked)[0] == alone(decoder, scorer, asked)
+
+
+def test_a_sequence_that_is_removed_changes_nothing_for_the_others(llama):
+    scorer, asked = denoiser(llama, "block", 4, False), requests()
+    expected = alone(Threshold(0.5), scorer, asked)
+    made, _ = together(Threshold(0.5), scorer, asked, removed=(1, 4, 6))
+    assert [n for n, g in enumerate(made) if g is None]
+    assert all(g is None or g == expected[n] for n, g in enumerate(made))
+
+
+def test_sequences_share_their_forwards(llama):
+    """Sixteen that come together take the forwards of the longest, not those of all."""
+    scorer = denoiser(llama, "block", 4, False)
+    asked = [(Request([[5 + n] * 5], 24, EOS_ID), 0.0, 1.0) for n in range(16)]
+    session, forwards = Fixed(2).session(scorer), 0
+    for request, *_ in asked:
+        session.add(request, Fixed(2).rule)
+    made = {}
+    while session:
+        session.step()
+        forwards += 1
+        made |= session.harvest()
+    assert forwards == max(g.nfe for g in made.values()) and sum(g.nfe for g in made.values()) > 8 * forwards
+
+
+def test_a_session_refuses_what_one_canvas_cannot_decode(llama):
+    session = Threshold(0.5).session(denoiser(llama, "block", 4, False))
+    session.add(Request([[5]], 4, EOS_ID), Threshold(0.5).rule)
+    with pytest.raises(ValueError, match=r"remask_below 0.5 .* must be those of the session"):
+        session.add(Request([[5]], 4, EOS_ID), Remask(0.5, 0.5).rule)
+    with pytest.raises(ValueError, match=r"eos_ids \(7,\) must be those"):
+        session.add(Request([[5]], 4, 7), Threshold(0.5).rule)
