@@ -12,11 +12,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from dlm.serving.answers import Answer, Growing, usage
 from dlm.serving.batcher import Done, Final
-from dlm.serving.guards import LOCAL, Guard, error_body, event, handle_errors, is_loopback, said_of, status_of
+from dlm.serving.guards import LOCAL, Guard, error_body, event, handle_errors, is_loopback, refusal, said_of, status_of
 from dlm.serving.protocol import Asked, ChatBody, CompletionBody, TraceBody
 from dlm.serving.service import Answering, Service
 from dlm.watch.page import page
@@ -45,12 +44,8 @@ class Reply:
         }
 
     def finish(self, index: int, done: Done) -> Answer:
-        answering = self.answering
-        answer = Answer.of(done.generation, answering.stop, answering.speaker.ends)
-        self.answers[index] = answer
-        metrics = answering.service.metrics
-        metrics.answered(answering.speaker.name, len(answering.prompts[index]), answer, done.seconds)
-        return answer
+        self.answers[index] = self.answering.finish(index, done)
+        return self.answers[index]
 
     def usage(self) -> dict[str, Any]:
         """The cost of all choices; a prompt that has several is counted once."""
@@ -103,6 +98,8 @@ async def respond(request: Request, reply: Reply) -> Response:
         return JSONResponse(await reply.whole())
     except Gone:
         return Response(status_code=499)
+    except Exception as error:  # of the worker, which has logged it
+        return refusal(status_of(error), said_of(error))
     finally:
         listener.cancel()
 
@@ -142,7 +139,7 @@ async def trace(answering: Answering) -> AsyncIterator[str]:
         if isinstance(told, Step):
             yield event(asdict(told), "step")
         if isinstance(told, Done):
-            answer = Answer.of(told.generation, answering.stop, speaker.ends)
+            answer = answering.finish(0, told)
             cost = closing(answer.text, len(answer.generation.tokens), answer.generation.nfe, told.seconds)
             yield event(asdict(cost) | {"finish_reason": answer.finish_reason}, "closing")
 
@@ -162,7 +159,7 @@ def openai_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        answering = service.ask(body, body.prompts(), body.max_tokens)
+        answering = service.ask(body, body.prompt, body.max_tokens)
         name = body.model or service.name
         return await respond(
             request, Reply(answering, body, name, "text_completion", completion_choice, completion_choice)
@@ -180,7 +177,7 @@ def openai_routes(app: FastAPI, service: Service) -> None:
 def own_routes(app: FastAPI, service: Service) -> None:
     @app.post("/dlm/trace")
     async def traced(body: TraceBody, request: Request) -> Response:
-        answering = service.ask(body, [body.prompt], body.max_tokens, traced=True)
+        answering = service.ask(body, body.prompt, body.max_tokens, traced=True)
         return streamed(request, answering, trace(answering))
 
     @app.get("/dlm/info")
@@ -215,7 +212,7 @@ def create_app(service: Service, key: str | None = None, host: str = "127.0.0.1"
     own_routes(app, service)
     handle_errors(app)
     paths = tuple(route.path for route in app.routes)
-    if key is None and is_loopback(host):
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
-    app.add_middleware(Guard, key=key, max_body=service.limits.body, metrics=service.metrics, paths=paths)
+    hosts = LOCAL if key is None and is_loopback(host) else None
+    guard = {"key": key, "hosts": hosts, "max_body": service.limits.body, "metrics": service.metrics, "paths": paths}
+    app.add_middleware(Guard, **guard)
     return app

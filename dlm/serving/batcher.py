@@ -6,6 +6,7 @@ finished or cancelled. What it becomes does not depend on the others (see `dlm.d
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from dlm.decoding.engine.rule import CommitRule
 from dlm.decoding.engine.session import Session
 from dlm.watch.speaker import Speaker
 from dlm.watch.trace import Recorder, Step
+
+log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
@@ -185,6 +188,7 @@ class Batcher:
         try:
             count = lane.step()
         except Exception as error:  # the jobs of this mode are lost, the server is not
+            log.exception("a forward of %d sequences in mode %s has failed", len(lane.jobs), name)
             return lane.fail(error)
         self.on_forward(name, count, time.perf_counter() - begin)
 

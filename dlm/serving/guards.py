@@ -6,6 +6,8 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,7 +22,7 @@ from dlm.serving.service import UnknownModel
 
 OPEN = ("/", "/health")  # without a key: they tell nothing of the model
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
-LOCAL = ["localhost", "127.0.0.1", "[::1]"]
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 def require_key(host: str, key: str | None) -> None:
@@ -67,11 +69,13 @@ def invalid(error: RequestValidationError) -> JSONResponse:
     place = ".".join(str(part) for part in first["loc"] if part != "body" and not str(part).startswith("function-"))
     if first["type"] == "json_invalid":
         return refusal(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    if first["type"] == "model_attributes_type":
+        return refusal(400, "the body must be a JSON object, sent as Content-Type: application/json")
     if first["type"] == "extra_forbidden":
         return refusal(400, f"{place} is not known to this server", place)
     if first["type"] in ("none_required", "literal_error"):
         return refusal(400, f"{place} {first['input']!r} is not supported: {first['msg']}", place)
-    return refusal(400, f"{place or 'the body'}: {first['msg']}", place or None)
+    return refusal(400, f"{place or 'the body'} {first['msg'].removeprefix('Value error, ')}", place or None)
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -93,10 +97,19 @@ def handle_errors(app: FastAPI) -> None:
 
 
 class Guard:
-    """Counts requests, asks for the key, and reads bodies, up to `max_body` bytes, before anything else is done."""
+    """Counts requests by those of the `paths`, asks for the key, takes only requests to one of the `hosts` (None: any),
+    and reads bodies, up to `max_body` bytes, before anything else is done."""
 
-    def __init__(self, app: ASGIApp, key: str | None, max_body: int, metrics: Metrics, paths: tuple[str, ...]):
-        self.app, self.max_body, self.metrics, self.paths = app, max_body, metrics, paths
+    def __init__(
+        self,
+        app: ASGIApp,
+        key: str | None,
+        hosts: Sequence[str] | None,
+        max_body: int,
+        metrics: Metrics,
+        paths: Sequence[str],
+    ):
+        self.app, self.hosts, self.max_body, self.metrics, self.paths = app, hosts, max_body, metrics, paths
         self.key = None if key is None else f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,17 +123,20 @@ class Guard:
             await send(message)
 
         headers = dict(scope["headers"])
-        if self.key and scope["path"] not in OPEN:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self.key):
-                return await refusal(401, "the key is missing or wrong: send it as Authorization: Bearer KEY")(
-                    scope, receive, counted
-                )
-        body = await self.body(headers, receive)
+        body = self.turned_away(scope["path"], headers) or await self.body(headers, receive)
         if isinstance(body, JSONResponse):
             return await body(scope, receive, counted)
         if body is not None:
             await self.app(scope, replay(body, receive), counted)
+
+    def turned_away(self, path: str, headers: dict[bytes, bytes]) -> JSONResponse | None:
+        """The refusal of a client whose key or host is wrong."""
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self.hosts is not None and re.sub(r":\d*$", "", host) not in self.hosts:
+            return refusal(400, f"host {host!r} is not this machine: ask {' or '.join(self.hosts)}")
+        if self.key is None or path in OPEN or hmac.compare_digest(headers.get(b"authorization", b""), self.key):
+            return None
+        return refusal(401, "the key is missing or wrong: send it as Authorization: Bearer KEY")
 
     async def body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | JSONResponse | None:
         """The whole body, a refusal if it is too long, None if the client has gone."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -48,8 +47,6 @@ def rule_of(
     )
     if threshold is None:
         return changed.rule
-    if not 0 <= threshold:
-        raise ValueError(f"threshold {threshold} must be at least 0")
     return changed.at(threshold).rule
 
 

@@ -1,8 +1,8 @@
-"""What clients send: the bodies of the OpenAI API, as far as a diffusion model can answer them, and what only this server
-has: `mode`, `threshold`, `template`.
+"""What clients send: the bodies of the OpenAI API, as far as a diffusion model can answer them, and what only this
+server has: `mode`, `threshold`, `template`.
 
-A field that is not known, or a value that cannot be honoured, is refused by name: an answer that was made otherwise than
-asked would look like one that was.
+A field that is not known, or a value that cannot be honoured, is refused by name: an answer that was made otherwise
+than asked would look like one that was.
 """
 
 from __future__ import annotations
@@ -61,23 +61,31 @@ class Asked(BaseModel):
         return stops
 
 
+def is_prompt(value: Any) -> bool:
+    """Whether a value is one prompt: a text or token ids, at least one."""
+    return isinstance(value, str) or (isinstance(value, list) and value != [] and all(type(n) is int for n in value))
+
+
 class CompletionBody(Asked):
     """The body of /v1/completions: one prompt or several, texts or token ids."""
 
-    prompt: str | list[StrictInt] | list[str] | list[list[StrictInt]]
+    prompt: Any  # a text, token ids, or a list of either
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     echo: Literal[False] | None = None
     logprobs: None = None
     suffix: None = None
     best_of: Literal[1] | None = None
 
-    def prompts(self) -> list[str | list[int]]:
-        """One prompt or more. Raises `ValueError` if there is none."""
-        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
-            return [self.prompt]
-        if not 1 <= len(self.prompt) <= MAX_CHOICES:
-            raise ValueError(f"prompt: {len(self.prompt)} prompts, but there must be from 1 to {MAX_CHOICES}")
-        return list(self.prompt)
+    @field_validator("prompt")
+    @classmethod
+    def prompts(cls, value: Any) -> list[str | list[int]]:
+        """A list of prompts, each a text or token ids."""
+        prompts = [value] if is_prompt(value) else value
+        if not isinstance(prompts, list) or not all(map(is_prompt, prompts)):
+            raise ValueError("must be a text, token ids, or a list of either")
+        if not 1 <= len(prompts) <= MAX_CHOICES:
+            raise ValueError(f"has {len(prompts)} prompts, but there must be from 1 to {MAX_CHOICES}")
+        return prompts
 
 
 class TextPart(BaseModel):
@@ -113,5 +121,11 @@ class ChatBody(Asked):
 class TraceBody(CompletionBody):
     """The body of /dlm/trace: one prompt, whose every forward is told."""
 
-    prompt: str
     n: Literal[1] = 1
+
+    @field_validator("prompt")
+    @classmethod
+    def one(cls, value: list[str | list[int]]) -> list[str | list[int]]:
+        if len(value) != 1:
+            raise ValueError(f"has {len(value)} prompts, but a trace is of one")
+        return value

@@ -11,6 +11,7 @@ from typing import Any
 from dlm.config.settings import Limits
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.stops import StopStrings
+from dlm.serving.answers import Answer
 from dlm.serving.batcher import Batcher, Done, Event, Job
 from dlm.serving.metrics import Metrics
 from dlm.serving.modes import DIFFUSION, Message, conversation, ids_of, rule_of, stops_of
@@ -54,8 +55,8 @@ class Answering:
         return tell
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """The events of all prompts as they come, each with the number of its prompt, until all are answered. Raises the
-        error that ended one. Who stops listening cancels what is not finished."""
+        """The events of all prompts as they come, each with the number of its prompt, until all are answered. Raises
+        the error that ended one. Who stops listening cancels what is not finished."""
         missing = len(self.jobs)
         try:
             while missing:
@@ -66,6 +67,12 @@ class Answering:
                 yield index, event
         finally:
             self.cancel()
+
+    def finish(self, index: int, done: Done) -> Answer:
+        """The answer to prompt `index`, which is counted."""
+        answer = Answer.of(done.generation, self.stop, self.speaker.ends)
+        self.service.metrics.answered(self.speaker.name, len(self.prompts[index]), answer, done.seconds)
+        return answer
 
     def cancel(self) -> None:
         self.service.batcher.cancel(*self.jobs)
@@ -92,10 +99,9 @@ class Service:
 
     def speaker(self, model: str | None, mode: str) -> Speaker:
         """Raises `UnknownModel` for another name than those of `models`, and `ValueError` for an unknown mode."""
-        name, _, suffix = (model or self.name).partition(":")
         if model is not None and model not in self.models:
             raise UnknownModel(f"model {model!r} is not served here: choose {', '.join(self.models)}")
-        chosen = suffix or mode
+        chosen = mode if model in (None, self.name) else model.removeprefix(f"{self.name}:")
         if chosen not in self.speakers:
             raise ValueError(f"mode {chosen!r} is not one of {', '.join(self.speakers)}")
         return self.speakers[chosen]
@@ -128,8 +134,8 @@ class Service:
         return ids
 
     def chat(self, speaker: Speaker, messages: Sequence[Message], template: str | None) -> tuple[str, tuple[str, ...]]:
-        """The prompt of a conversation and the texts that end its answer. Raises `ValueError` for messages or a template
-        that the tokenizer does not have."""
+        """The prompt of a conversation and the texts that end its answer. Raises `ValueError` for messages or a
+        template that the tokenizer does not have."""
         template = template or self.template
         text = conversation(speaker.tokenizer, messages, template)
         return text, stops_of(speaker.tokenizer, template)
