@@ -96,6 +96,53 @@ def test_sequences_share_their_forwards(llama):
     assert forwards == max(g.nfe for g in made.values()) and sum(g.nfe for g in made.values()) > 8 * forwards
 
 
+@pytest.mark.parametrize(
+    ("decoder", "pattern", "token_shift"),
+    [
+        (Threshold(0.5), "block", True),
+        (Threshold(0.5), "block", False),
+        (Threshold(0.5), "block_noisy", True),
+        (AR(), "block", False),
+    ],
+)
+def test_a_prompt_that_begins_as_one_that_has_left_is_not_read_again(llama, decoder, pattern, token_shift):
+    """Two turns: the second prompt is the first with its answer and more. Beside it comes one that nobody knows."""
+    scorer = denoiser(llama, pattern, 4, token_shift)
+    session = decoder.session(scorer, kept_tokens=100)
+
+    def answers(*prompts):
+        tickets = [session.add(Request([prompt], 14, ()), decoder.rule)[0] for prompt in prompts]
+        made = {}
+        while session:
+            session.step()
+            made |= session.harvest()
+        return [made[ticket] for ticket in tickets]
+
+    first = [7, 8, 9, 10, 11, 12]
+    (answer,) = answers(first)
+    prompts = [[*first, *answer.tokens, 30, 31], [50, 51, 52, 53, 54]]
+    again, new = answers(*prompts)
+    alone = [decoder.generate(scorer, Request([prompt], 14, ()))[0] for prompt in prompts]
+    assert new == alone[1] and replace(again, rows=0) == replace(alone[0], rows=0)
+    size = session.denoiser.pattern.block_size
+    known = (len(first) + len(answer.tokens) - 1) // size * size
+    assert again.rows == alone[0].rows - known
+    answers([7, 8, 9, 11, 12, 13, 14, 15])  # whole blocks alone
+    assert sum(map(len, session.prefixes.kept)) <= 100
+
+
+def test_no_more_tokens_are_kept_than_may_be_and_the_least_used_go_first(llama):
+    scorer = denoiser(llama, "block", 4, False)
+    session = Fixed(4).session(scorer, kept_tokens=40)
+    for n in range(6):
+        session.add(Request([[10 + n] * 12], 4, ()), Fixed(4).rule)
+        while session:
+            session.step()
+            session.harvest()
+    kept = [tokens[0] for tokens in session.prefixes.kept]
+    assert kept == [13, 14, 15] and sum(map(len, session.prefixes.kept)) <= 40
+
+
 def test_a_session_refuses_what_one_canvas_cannot_decode(llama):
     session = Threshold(0.5).session(denoiser(llama, "block", 4, False))
     session.add(Request([[5]], 4, EOS_ID), Threshold(0.5).rule)

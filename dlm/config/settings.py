@@ -156,6 +156,7 @@ class Limits:
     prompt_tokens: Count
     batch: Count
     queue: Count
+    kept_tokens: Whole
     body: Count
 
 

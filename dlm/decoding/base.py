@@ -45,13 +45,14 @@ class Decoder:
             denoiser.train(training)
 
     @final
-    def session(self, denoiser: Denoiser) -> Session:
+    def session(self, denoiser: Denoiser, kept_tokens: int = 0) -> Session:
         """A session in which requests join and leave between forwards; each is answered as `generate` answers it alone.
-        Requests are added with this decoder's `rule` or that of `at` or `sampling`. The denoiser is left in evaluation
-        mode. Raises `ValueError` for an attention pattern that this decoder cannot decode."""
+        Requests are added with this decoder's `rule` or that of `at` or `sampling`. Loops that can keep up to
+        `kept_tokens` tokens of those that have left, so that prompts that begin as they do are not read again. The
+        denoiser is left in evaluation mode. Raises `ValueError` for a pattern that this decoder cannot decode."""
         self.require(denoiser.pattern)
         denoiser.eval()
-        return self.loop.session(self.loop.mode(denoiser))
+        return self.loop.session(self.loop.mode(denoiser), kept_tokens=kept_tokens)
 
     @final
     def require(self, pattern: AttentionPattern) -> None:

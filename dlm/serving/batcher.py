@@ -64,13 +64,13 @@ class Job:
 class Lane:
     """The session of a mode, and the jobs of its sequences."""
 
-    def __init__(self, speaker: Speaker):
-        self.speaker = speaker
+    def __init__(self, speaker: Speaker, kept_tokens: int):
+        self.speaker, self.kept_tokens = speaker, kept_tokens
         self.jobs: dict[int, Job] = {}  # by ticket
         self.session = self.new_session()
 
     def new_session(self) -> Session:
-        return self.speaker.decoder.session(self.speaker.denoiser)
+        return self.speaker.decoder.session(self.speaker.denoiser, self.kept_tokens)
 
     def add(self, job: Job) -> None:
         recorder, ticket = Recorder(self.speaker.tokenizer), -1
@@ -120,16 +120,17 @@ def tell_final(job: Job, canvas: Canvas, row: int) -> None:
 
 class Batcher:
     """Decodes jobs by the speakers of their modes, up to `max_batch` side by side in each mode, while up to `max_queue`
-    wait. `on_forward(mode, sequences, seconds)` is called after every forward."""
+    wait. Each mode keeps up to `kept_tokens` tokens for prompts that begin in the same way. `on_forward(mode, sequences, seconds)` is called after every forward."""
 
     def __init__(
         self,
         speakers: Mapping[str, Speaker],
         max_batch: int,
         max_queue: int,
+        kept_tokens: int,
         on_forward: Callable[[str, int, float], Any] = lambda *forward: None,
     ):
-        self.lanes = {name: Lane(speaker) for name, speaker in speakers.items()}
+        self.lanes = {name: Lane(speaker, kept_tokens) for name, speaker in speakers.items()}
         self.max_batch, self.max_queue, self.on_forward = max_batch, max_queue, on_forward
         self.waiting: deque[Job] = deque()
         self.wake, self.closing = threading.Condition(), False

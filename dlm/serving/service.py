@@ -89,7 +89,7 @@ class Service:
     def __init__(self, speakers: dict[str, Speaker], name: str, limits: Limits, template: str = "auto"):
         self.speakers, self.name, self.limits, self.template = speakers, name, limits, template
         self.metrics = Metrics()
-        self.batcher = Batcher(speakers, limits.batch, limits.queue, self.metrics.forward)
+        self.batcher = Batcher(speakers, limits.batch, limits.queue, limits.kept_tokens, self.metrics.forward)
         self.metrics.watch(self.batcher)
 
     @property

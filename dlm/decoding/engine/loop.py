@@ -44,9 +44,12 @@ class Loop(ABC):
         return denoiser
 
     @abstractmethod
-    def session(self, denoiser: Denoiser, longest: int = 0, compile: bool = False, replay: bool = True) -> Session:
+    def session(
+        self, denoiser: Denoiser, longest: int = 0, compile: bool = False, replay: bool = True, kept_tokens: int = 0
+    ) -> Session:
         """A session of this loop's forwards, with a denoiser of its `mode`. No prompt with its new tokens will be
-        longer than `longest` tokens; 0: that is not known. `compile` and `replay` as in a `Request`."""
+        longer than `longest` tokens; 0: that is not known. `compile` and `replay` as in a `Request`. Of prompts and
+        answers that have left, `kept_tokens` tokens may be kept for prompts that begin in the same way."""
 
     @final
     def generate(self, denoiser: Denoiser, rule: CommitRule, request: Request) -> list[Generation]:
@@ -75,9 +78,9 @@ class Blocks(Loop):
     def __init__(self, sliding: bool = False):
         self.sliding = sliding
 
-    def session(self, denoiser, longest=0, compile=False, replay=True):
+    def session(self, denoiser, longest=0, compile=False, replay=True, kept_tokens=0):
         num_slots = room(longest, denoiser.pattern.block_size, self.sliding) if longest else 0
-        return BlockSession(denoiser, self.sliding, num_slots, compile, replay)
+        return BlockSession(denoiser, self.sliding, num_slots, compile, replay, kept_tokens)
 
 
 class Batches(Loop):
@@ -95,7 +98,7 @@ class Batches(Loop):
         """The number of slots after the end of the longest sequence."""
         return 0
 
-    def session(self, denoiser, longest=0, compile=False, replay=True):
+    def session(self, denoiser, longest=0, compile=False, replay=True, kept_tokens=0):
         def begin(member: Member, index: list[int]) -> tuple[Canvas, Callable[[], None]]:
             request = member.request
             tokens = max(len(request.prompts[n]) for n in index) + request.max_new_tokens

@@ -18,6 +18,7 @@ from dlm.decoding.engine.canvas import Canvas, Generation
 from dlm.decoding.engine.graph import Replay
 from dlm.decoding.engine.lengths import room, whole_blocks
 from dlm.decoding.engine.mixed import Member, Mixed, same
+from dlm.decoding.engine.prefixes import Prefixes
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
 from dlm.decoding.engine.step import step
@@ -118,12 +119,21 @@ class Session(ABC):
 class BlockSession(Session):
     """All sequences are on one canvas, whose every forward is one of all of them. Those that have joined since the last
     forward are first read by one of their own. The canvas has at least `num_slots` slots; it grows where a prompt needs
-    more."""
+    more. With `kept_tokens`, prompts that begin as one that has left are not read again, as far as that many tokens of
+    those are kept and the pattern can be cached."""
 
     def __init__(
-        self, denoiser: Denoiser, sliding: bool, num_slots: int = 0, compile: bool = False, replay: bool = True
+        self,
+        denoiser: Denoiser,
+        sliding: bool,
+        num_slots: int = 0,
+        compile: bool = False,
+        replay: bool = True,
+        kept_tokens: int = 0,
     ):
         super().__init__(denoiser, sliding)
+        keeps = kept_tokens > 0 and denoiser.pattern.cacheable and not sliding
+        self.prefixes = Prefixes(denoiser, kept_tokens) if keeps else None
         self.fixed_shapes = compile or denoiser.model.device.type != "cpu"
         self.num_slots, self.compile, self.replay = num_slots, compile, replay
         self.canvas: Canvas | None = None
@@ -156,12 +166,18 @@ class BlockSession(Session):
         new, self.arriving = functools.reduce(Canvas.join, self.arriving), []
         members = [self.members[ticket] for ticket in new.index.tolist() if ticket in self.members]
         if members:
+            if self.prefixes is not None:
+                self.prefixes.fill(new)
             rule, generator = self.decision(new, members)
             self.forward(new, partial(step, self.denoiser, new, rule, generator), members)
             self.canvas = new if self.canvas is None else self.canvas.join(new)
 
     def leave(self, keep_places):
         keep_places &= self.fixed_shapes
+        if self.prefixes is not None and self.canvas is not None:
+            finished = self.canvas.finished.tolist()
+            for row in (row for row in self.canvas.live if finished[row]):
+                self.prefixes.keep(self.canvas, row)
         generations = {} if self.canvas is None else self.canvas.harvest(keep_places)
         if self.canvas is not None and not self.canvas.live and not keep_places:
             self.canvas = None
