@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from dlm.config.arguments import quoted
+from dlm.config.arguments import literal, texts
 from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
@@ -30,12 +30,6 @@ from dlm.watch.pieces import printable
 from dlm.watch.speaker import Speaker, trace
 from dlm.watch.terminal import INDENT, live_answer, show
 from dlm.watch.trace import Race, Recorder
-
-
-def texts(value: str | ListConfig | None) -> list[str]:
-    """The texts of an option that is one text or a list; an unset option gives [""]."""
-    values = value if isinstance(value, ListConfig) else [value]
-    return ["" if v is None else str(v) for v in values]
 
 
 def standard_input() -> str:
@@ -95,15 +89,6 @@ def settings(cfg: DictConfig, run: Run, dlm: Speaker) -> dict[str, Any]:
         "stop": texts(cfg.stop),
         "seed": cfg.seed,
     }
-
-
-def literal(argument: str) -> str:
-    """Quote the value of a text option for Hydra, as in `prompt=any, text=`, so that a shell's quotes suffice. Lists
-    and quoted strings stay as they are."""
-    key, _, value = argument.partition("=")
-    if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
-        return argument
-    return f"{key}={quoted(value)}"
 
 
 @hydra_command("generate", read=literal)

@@ -13,25 +13,16 @@ from rich.console import Console
 
 from dlm.config.build import default_decoding, requested_decoding
 from dlm.config.command_line import hydra_command
-from dlm.config.exported import ExportedFolder
-from dlm.config.finished import FinishedRun, opened
+from dlm.config.finished import FinishedRun, found
 from dlm.config.kinds import require_options
 from dlm.config.settings import Limits, Serve
 from dlm.model.packed_linears import PackedLinears
-from dlm.runs.run import Run
 
 
 def require_server() -> None:
     """Raises `ValueError` if the packages of the extra `serve` are not installed."""
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install 'dlm[serve]'")
-
-
-def found_by(cfg: DictConfig) -> FinishedRun | ExportedFolder:
-    """The run or exported folder of the option `run`, by default the newest run."""
-    if cfg.run is None:
-        return FinishedRun(Run.newest(cfg.runs_dir), cfg.device)
-    return opened(str(cfg.run), cfg.runs_dir, cfg.device)
 
 
 @hydra_command("serve")
@@ -47,10 +38,10 @@ def main(cfg: DictConfig) -> None:
 
     require_key(cfg.host, cfg.key)
     require_template(cfg.template)
-    found = found_by(cfg)
-    base = default_decoding(found.config) if isinstance(found, FinishedRun) else None
-    speakers = modes(found, requested_decoding(cfg, base), cfg.parent)
-    name = cfg.name or (found.run.id if isinstance(found, FinishedRun) else found.folder.resolve().name)
+    opened = found(cfg.run, cfg.runs_dir, cfg.device)
+    base = default_decoding(opened.config) if isinstance(opened, FinishedRun) else None
+    speakers = modes(opened, requested_decoding(cfg, base), cfg.parent)
+    name = cfg.name or (opened.run.id if isinstance(opened, FinishedRun) else opened.folder.resolve().name)
     with ExitStack() as linears:
         for model in {id(s.denoiser.model): s.denoiser.model for s in speakers.values()}.values():
             linears.enter_context(PackedLinears(model))

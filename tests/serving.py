@@ -27,15 +27,8 @@ from dlm.serving.service import Service
 from dlm.types import generator
 from dlm.watch.speaker import Speaker
 
-LIMITS = {
-    "default_tokens": 12,
-    "new_tokens": 64,
-    "prompt_tokens": 100,
-    "batch": 4,
-    "queue": 200,
-    "kept_tokens": 300,
-    "body": 5000,
-}
+LIMITS = {"default_tokens": 12, "new_tokens": 64, "prompt_tokens": 100, "batch": 4}
+LIMITS |= {"queue": 200, "kept_tokens": 300, "body": 5000}
 
 
 def speakers() -> dict[str, Speaker]:

@@ -175,6 +175,20 @@ class Serve:
 
 
 @dataclass
+class Chat:
+    run: Name | None
+    system: Text | None
+    max_new_tokens: Count
+    stop: Texts | None
+    template: str
+    parent: bool
+    seed: Whole
+    kept_tokens: Whole
+    device: str
+    runs_dir: str
+
+
+@dataclass
 class Export:
     run: Name
     to: str

@@ -30,9 +30,10 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Final:
-    """New tokens of an answer that no later forward changes."""
+    """New tokens of an answer that no later forward changes, and the forwards (from 1) that committed them."""
 
     tokens: list[int]
+    forwards: list[int]
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,15 @@ def tell_final(job: Job, canvas: Canvas, row: int) -> None:
     begin = int(canvas.prompt_length[row])
     final = min(int(canvas.start[row]) - begin, job.request.max_new_tokens)
     if final > job.told:
-        job.tell(Final(canvas.x[row, begin + job.told : begin + final].tolist()))
+        span = slice(begin + job.told, begin + final)
+        job.tell(Final(canvas.x[row, span].tolist(), canvas.step[row, span].tolist()))
         job.told = final
 
 
 class Batcher:
     """Decodes jobs by the speakers of their modes, up to `max_batch` side by side in each mode, while up to `max_queue`
-    wait. Each mode keeps up to `kept_tokens` tokens for prompts that begin in the same way. `on_forward(mode, sequences, seconds)` is called after every forward."""
+    wait. Each mode keeps up to `kept_tokens` tokens for prompts that begin in the same way. `on_forward(mode,
+    sequences, seconds)` is called after every forward."""
 
     def __init__(
         self,
