@@ -75,7 +75,7 @@ def test_a_script_on_standard_input_is_answered_line_by_line(finished_run, call,
         "no",
     ]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    arguments = ["run=null", f"runs_dir={finished_run.folder.parent}", "template=raw", "max_new_tokens=8"]
+    arguments = [f"run={finished_run.folder}", "template=raw", "max_new_tokens=8"]
     code, out, err = call(main, *arguments, literal("stop=="))
     assert code == 0 and not err, err
     said = [line.strip() for line in out.splitlines()]
