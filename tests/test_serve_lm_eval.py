@@ -13,7 +13,7 @@ lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("tenacity")  # of lm_eval[api]
 from lm_eval.tasks import TaskManager
 
-pytestmark = pytest.mark.trains
+pytestmark = [pytest.mark.trains, pytest.mark.slow]  # lm_eval alone takes ten seconds to import
 
 
 def test_local_completions_equals_the_harness_in_process(tmp_path):
