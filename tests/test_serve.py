@@ -4,7 +4,7 @@ import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import httpx
 import openai
@@ -14,11 +14,13 @@ from serving import by_engine, running, speakers, until
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.session import Session
 from dlm.serving.answers import Growing
+from dlm.serving.batcher import Job, Lane
 from dlm.serving.guards import require_key
-from dlm.serving.modes import conversation
-from dlm.watch.trace import Recorder
+from dlm.serving.modes import conversation, rule_of
+from dlm.watch.trace import Recorder, Step
 
 PROMPT, MODES = "reverse:ABCDEFG=", ("diffusion", "ar", "speculate", "parent")
+DRAWN = {"temperature": 0.9, "top_p": 0.8}
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,9 @@ def events(text: str) -> list[tuple[str | None, str]]:
     return found
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("drawn", [{}, {"temperature": 0.9, "top_p": 0.8}])
+@pytest.mark.parametrize(
+    ("mode", "drawn"), [("diffusion", {}), ("diffusion", DRAWN), ("ar", DRAWN), ("speculate", DRAWN), ("parent", {})]
+)
 def test_the_openai_client_gets_the_engines_answer_and_its_cost(client, by_mode, mode, drawn):
     model = "tiny" if mode == "diffusion" else f"tiny:{mode}"
     assert model in [m.id for m in client.models.list()]
@@ -131,6 +134,25 @@ def test_a_trace_has_every_forward_of_the_engine(server, by_mode):
     assert closing["text"] == by_engine(speaker, PROMPT, new, threshold=0.2).text
 
 
+def test_a_trace_does_not_depend_on_who_joins(by_mode):
+    """Also one who is longer."""
+    speaker = by_mode["diffusion"]
+
+    def steps(others: int) -> list[Step]:
+        lane, told = Lane(speaker, 0), []
+        request = Request([speaker.encode(PROMPT, 10)], 10, speaker.ends)
+        lane.add(Job("diffusion", request, rule_of(speaker.decoder), told.append, traced=True))
+        for n in range(others):
+            lane.step()
+            longer = Request([speaker.encode("Once upon a time", 40)], 40, speaker.ends)
+            lane.add(Job("diffusion", longer, rule_of(speaker.decoder), lambda event: None, traced=n == 1))
+        while lane.jobs:
+            lane.step()
+        return [replace(step, seconds=0.0) for step in told if isinstance(step, Step)]
+
+    assert steps(0) == steps(2) and len(steps(0)) > 3
+
+
 BAD = [
     ({"prompt": "a", "temprature": 1}, 400, "temprature is not known to this server"),
     ({"prompt": "a", "logprobs": 2}, 400, "logprobs 2 is not supported"),
@@ -194,7 +216,10 @@ def test_a_full_queue_is_refused_and_what_waits_is_answered(by_mode, slow_forwar
         asked = [pool.submit(busy.post, "/v1/completions", prompt=PROMPT) for _ in range(3)]
         until(lambda: busy.service.batcher.running == 1 and len(busy.service.batcher.waiting) == 2)
         refused = busy.post("/v1/completions", prompt=PROMPT)
-        assert refused.status_code == 429 and "2 prompts wait, of at most 2" in refused.json()["error"]["message"]
+        assert (
+            refused.status_code == 429
+            and "2 prompts wait and 1 would more, of at most 2" in refused.json()["error"]["message"]
+        )
         slow_forwards.set()
         assert {a.result().json()["choices"][0]["text"] for a in asked} == {
             by_engine(by_mode["diffusion"], PROMPT).text

@@ -55,7 +55,7 @@ def together(decoder, scorer, asked, removed=()):
     return [made.get(n) for n in range(len(asked))], forwards
 
 
-@pytest.mark.parametrize("temperatures", [(0.0,), (0.0, 0.8)])
+@pytest.mark.parametrize("temperatures", [(0.0, 0.8), pytest.param((0.0,), marks=pytest.mark.grid)])
 @pytest.mark.parametrize(
     ("decoder", "pattern", "token_shift"),
     [
@@ -79,6 +79,25 @@ def test_a_sequence_that_is_removed_changes_nothing_for_the_others(llama):
     made, _ = together(Threshold(0.5), scorer, asked, removed=(1, 4, 6))
     assert [n for n, g in enumerate(made) if g is None]
     assert all(g is None or g == expected[n] for n, g in enumerate(made))
+
+
+@pytest.mark.parametrize("decoder", [Threshold(0.5), SelfSpeculative()])
+def test_one_that_leaves_before_its_first_forward_leaves_nothing_behind(llama, decoder):
+    scorer, asked = denoiser(llama, "block", 4, True), requests()
+    session = decoder.session(scorer)
+    (stays,), (leaves,) = (session.add(asked[n][0], decoder.rule) for n in (0, 1))
+    session.remove(leaves)
+    made = {}
+    while session:
+        session.step()
+        made |= session.harvest()
+    assert made == {stays: decoder.generate(scorer, asked[0][0])[0]}
+    session.remove(*session.add(asked[2][0], decoder.rule))
+    (later,) = session.add(asked[3][0], decoder.rule)
+    while session:
+        session.step()
+        made |= session.harvest()
+    assert made.keys() == {stays, later} and made[later] == decoder.generate(scorer, asked[3][0])[0]
 
 
 def test_sequences_share_their_forwards(llama):

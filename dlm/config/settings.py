@@ -165,7 +165,7 @@ class Serve:
     run: Name | None
     name: str | None
     host: str
-    port: Whole
+    port: Count
     key: str | None
     parent: bool
     template: str

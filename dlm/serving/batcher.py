@@ -79,7 +79,7 @@ class Lane:
 
         def on_step(canvas: Canvas) -> None:
             for row in (canvas.index == ticket).nonzero()[:, 0].tolist():
-                if step := recorder.see(canvas, time.perf_counter() - job.begun, row):
+                if step := recorder.see(canvas.only(row), time.perf_counter() - job.begun):
                     job.tell(step)
 
         request = replace(job.request, on_step=on_step) if job.traced else job.request
@@ -146,7 +146,10 @@ class Batcher:
             if self.closing:
                 raise Busy("the server is shutting down")
             if len(self.waiting) + len(jobs) > self.max_queue:
-                raise Busy(f"{len(self.waiting)} prompts wait, of at most {self.max_queue}: try again later")
+                raise Busy(
+                    f"{len(self.waiting)} prompts wait and {len(jobs)} would more, of at most {self.max_queue}: try "
+                    "again later"
+                )
             self.waiting.extend(jobs)
             self.wake.notify()
 

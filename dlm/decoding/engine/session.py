@@ -233,6 +233,10 @@ class BatchSession(Session):
         canvas.index = torch.tensor(tickets, device=canvas.x.device)
         self.batches.append((canvas, forward, member))
 
+    def remove(self, ticket):
+        super().remove(ticket)
+        self.batches = [batch for batch in self.batches if self.members.keys() & set(batch[0].index.tolist())]
+
     def run(self):
         for canvas, forward, member in self.batches:
             self.forward(canvas, forward, [member])
