@@ -137,11 +137,11 @@ class BlockSession(Session):
         self.fixed_shapes = compile or denoiser.model.device.type != "cpu"
         self.num_slots, self.compile, self.replay = num_slots, compile, replay
         self.canvas: Canvas | None = None
-        self.arriving: list[Canvas] = []
+        self.arriving: list[tuple[Canvas, list[int]]] = []  # with their tickets
         self.repeated: tuple[CommitRule, Replay] | None = None  # the step by one rule, which may be recorded
 
     def canvases(self):
-        return self.arriving + ([] if self.canvas is None else [self.canvas])
+        return [canvas for canvas, _ in self.arriving] + ([] if self.canvas is None else [self.canvas])
 
     def join(self, member, index, tickets):
         request, size = member.request, self.denoiser.pattern.block_size
@@ -150,7 +150,7 @@ class BlockSession(Session):
         num_slots = whole_blocks(num_slots, BUCKET) if self.fixed_shapes else num_slots
         canvas = Canvas(self.denoiser, request, index, num_slots, self.fixed_shapes, self.sliding)
         canvas.index = torch.tensor(tickets, device=canvas.x.device)
-        self.arriving.append(canvas)
+        self.arriving.append((canvas, tickets))
 
     def run(self):
         if self.arriving:
@@ -163,9 +163,11 @@ class BlockSession(Session):
 
     def receive(self) -> None:
         """The first forward of those that have joined, who then are on the canvas with the others."""
-        new, self.arriving = functools.reduce(Canvas.join, self.arriving), []
-        members = [self.members[ticket] for ticket in new.index.tolist() if ticket in self.members]
+        canvases, tickets = zip(*self.arriving, strict=True)
+        members = [self.members[ticket] for ticket in itertools.chain(*tickets) if ticket in self.members]
+        self.arriving = []
         if members:
+            new = functools.reduce(Canvas.join, canvases)
             if self.prefixes is not None:
                 self.prefixes.fill(new)
             rule, generator = self.decision(new, members)
