@@ -64,8 +64,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Opening:
-    """What is known before the first forward. `prompt_texts` are the texts of the prompt's tokens. `ends` are the tokens
-    that end an answer: what is committed behind the first of them is no part of it."""
+    """What is known before the first forward: the texts of the prompt's tokens, too, and the tokens that end an answer.
+    What is committed behind the first of these `ends` is no part of it."""
 
     name: str
     prompt_tokens: list[int]
