@@ -128,16 +128,16 @@ class Recorder:
 
     def see(self, canvas: Canvas, seconds: float, row: int = 0) -> Step | None:
         """The step of the sequence in this row of the canvas; None if the last forward was not one of its own."""
-        forward, begin = int(canvas.nfe[row]), int(canvas.prompt_length[row])
+        forward, begin, most = (int(t[row]) for t in (canvas.nfe, canvas.prompt_length, canvas.max_new_tokens))
         if self.start is None:
             self.start = begin // canvas.grid * canvas.grid
-            self.tokens = [-1] * canvas.max_new_tokens
+            self.tokens = [-1] * most
         if forward == len(self.steps):
             return None
-        span = slice(begin, begin + canvas.max_new_tokens)
+        span = slice(begin, begin + most)
         tokens = canvas.x[row, span].masked_fill(canvas.masked[row, span], -1).tolist()
         confidence = canvas.confidence[row, span].tolist()
-        before, self.tokens = self.tokens, tokens + [-1] * (canvas.max_new_tokens - len(tokens))
+        before, self.tokens = self.tokens, tokens + [-1] * (most - len(tokens))
         changed = [i for i, token in enumerate(tokens) if token != before[i]]
         written = [i for i in changed if tokens[i] >= 0]
         committed = self.predictions([(begin + i, tokens[i], confidence[i]) for i in written])
@@ -151,7 +151,7 @@ class Recorder:
             self.predictions(guesses),
             [begin + i for i in changed if tokens[i] < 0],
             seconds,
-        ).before(begin + canvas.max_new_tokens)
+        ).before(begin + most)
         self.start = int(canvas.start[row])
         self.steps.append(step)
         return step

@@ -34,12 +34,13 @@ class Lane {
       this.paint(look);
     });
     this.cells.splice(state.length).forEach((cell) => cell.remove());
+    while (this.grid.lastElementChild?.matches("hr")) this.grid.lastElementChild.remove();
     this.keys.length = Math.min(this.keys.length, state.length);
     this.element.classList.toggle("done", done);
     this.badge.textContent = done ? `done in ${plural(count, "forward")}` : this.trace.closing ? "" : "decoding …";
     const rate = count ? `, ${number(committed / count)} per forward` : "";
     this.rate.textContent = `${plural(committed, "token")} in ${plural(count, "forward")}${rate}`;
-    this.bar.style.width = `${(100 * committed) / Math.max(1, this.trace.closing ? state.length : this.most ?? state.length)}%`;
+    this.bar.style.width = `${(100 * committed) / Math.max(1, this.trace.closing ? state.length : this.trace.most)}%`;
     return state;
   }
 

@@ -32,12 +32,25 @@ class Player {
   load(race, follows = false) {
     this.pause();
     Object.assign(this, { race, follows, chosen: null });
-    this.lanes = race.traces.map((trace, i) => new Lane(trace, i, (lane, cell) => this.select(lane, cell)));
-    $("lanes").replaceChildren(...this.lanes.map((lane) => lane.element));
     $("prompt").querySelector("p").textContent = race.prompt || "(empty)";
     $("race").hidden = $("transport").hidden = false;
+    this.lay();
     this.refresh();
     this.go(this.most(), false);
+  }
+
+  /** Lay out the lanes of the race. */
+  lay() {
+    this.lanes = this.race.traces.map((trace, i) => new Lane(trace, i, (lane, cell) => this.select(lane, cell)));
+    $("lanes").replaceChildren(...this.lanes.map((lane) => lane.element));
+  }
+
+  /** The race is over: what is shown stays, and every cell gets the width of its token. */
+  settle() {
+    const { follows, place } = this;
+    this.lay();
+    this.refresh();
+    this.go(follows ? this.most() : place, true);
   }
 
   /** The race has more forwards than before, or has ended. */
