@@ -33,7 +33,7 @@ def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, ends: list[int], n
     begin, nfe = int(canvas.prompt_length[0]), int(canvas.nfe[0])
     text = Text(name.ljust(INDENT)).append(printable(tokenizer.decode(canvas.x[0, :begin])), "dim")
     committed = 0
-    for slot in range(begin, begin + int(canvas.max_new_tokens[0])):
+    for slot in range(begin, begin + canvas.max_new_tokens):
         if canvas.masked[0, slot]:
             text.append(MASKED, "bright_black")
             continue

@@ -128,7 +128,7 @@ class Recorder:
 
     def see(self, canvas: Canvas, seconds: float, row: int = 0) -> Step | None:
         """The step of the sequence in this row of the canvas; None if the last forward was not one of its own."""
-        forward, begin, most = (int(t[row]) for t in (canvas.nfe, canvas.prompt_length, canvas.max_new_tokens))
+        forward, begin, most = (int(t[row]) for t in (canvas.nfe, canvas.prompt_length, canvas.limit))
         if self.start is None:
             self.start = begin // canvas.grid * canvas.grid
             self.tokens = [-1] * most
