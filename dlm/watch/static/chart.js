@@ -7,10 +7,10 @@ const draw = (tag, attributes, ...children) => {
   element.append(...children);
   return element;
 };
-/** Round numbers from 0 up to `most`, about five of them. */
-function ticks(most) {
+/** Round numbers from 0 up to `most`, about five of them; of a count, whole ones. */
+function ticks(most, counts) {
   const unit = 10 ** Math.floor(Math.log10(Math.max(most, 1e-9) / 5));
-  const step = unit * [1, 2, 5, 10].find((factor) => most / (unit * factor) <= 6);
+  const step = unit * [1, 2, 5, 10, 20, 50, 100].find((factor) => most / (unit * factor) <= 6 && (!counts || (unit * factor) % 1 === 0));
   return Array.from({ length: Math.floor(most / step + 1e-9) + 1 }, (_, i) => i * step);
 }
 
@@ -38,12 +38,12 @@ class Chart {
     const room = [(this.width - this.left - this.right) / Math.max(1, ...traces.map((trace) => trace.steps.length)), (this.height - this.top - this.bottom) / tall];
     const size = [Math.max(2, Math.min(14, 0.72 * room[0])), Math.max(2, Math.min(9, room[1] - 0.7))];
     const frame = draw("g", { class: "frame" });
-    for (const tick of ticks(this.most)) {
+    for (const tick of ticks(this.most, axis === "forwards")) {
       const label = axis === "forwards" ? tick : `${+tick.toPrecision(3)}`;
       frame.append(draw("line", { x1: this.x(tick), x2: this.x(tick), y1: this.top, y2: this.height - this.bottom }),
         draw("text", { x: this.x(tick), y: this.height - this.bottom + 14, "text-anchor": "middle" }, String(label)));
     }
-    for (const tick of ticks(tall).filter((position) => position > 0)) {
+    for (const tick of ticks(tall, true).filter((position) => position > 0)) {
       frame.append(draw("text", { x: this.left - 6, y: this.y(tick - 1) + 3.5, "text-anchor": "end" }, String(tick)));
     }
     frame.append(

@@ -37,7 +37,7 @@ class Lane {
     while (this.grid.lastElementChild?.matches("hr")) this.grid.lastElementChild.remove();
     this.keys.length = Math.min(this.keys.length, state.length);
     this.element.classList.toggle("done", done);
-    this.badge.textContent = done ? `done in ${plural(count, "forward")}` : this.trace.closing ? "" : "decoding …";
+    this.badge.textContent = done ? "done" : this.trace.closing ? "" : "decoding …";
     const rate = count ? `, ${number(committed / count)} per forward` : "";
     this.rate.textContent = `${plural(committed, "token")} in ${plural(count, "forward")}${rate}`;
     this.bar.style.width = `${(100 * committed) / Math.max(1, this.trace.closing ? state.length : this.trace.most)}%`;

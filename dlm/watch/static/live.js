@@ -52,7 +52,7 @@ async function meet() {
   field("temperature").value = diffusion.temperature ?? 0;
   field("max_tokens").value = info.limits.default_tokens;
   field("max_tokens").max = info.limits.new_tokens;
-  settings({ run: info.model, decoding: diffusion.decoder, block_size: diffusion.block_size });
+  settings({ run: info.model, decoding: diffusion.decoder.toLowerCase(), block_size: diffusion.block_size });
 }
 
 /** The numbers of the form, as /dlm/trace takes them; what is left empty is the server's. */
@@ -83,7 +83,7 @@ async function decode(trace, mode, body, signal, changed) {
 function begun(body, modes) {
   const { block_size, decoder } = info.modes.diffusion;
   const { prompt, max_tokens, ...others } = body;
-  const values = { run: info.model, decoding: decoder, block_size, threshold: field("threshold").value || null, max_new_tokens: max_tokens, ...others };
+  const values = { run: info.model, decoding: decoder.toLowerCase(), block_size, threshold: field("threshold").value || null, max_new_tokens: max_tokens, ...others };
   const empty = (mode) => ({ opening: { name: NAMES[mode] ?? mode, prompt_tokens: [], prompt_texts: [], block_size: 1, ends: [] }, steps: [], closing: null, most: max_tokens });
   return { prompt, settings: values, traces: modes.map(empty) };
 }
@@ -133,7 +133,7 @@ async function save() {
 
 /** Show the form, and get to know the server. */
 function live() {
-  ask.hidden = false;
+  ask.hidden = $("intro").hidden = false;
   ask.addEventListener("submit", (event) => { event.preventDefault(); denoise(); });
   $("text").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask.requestSubmit(); }

@@ -33,6 +33,8 @@ class Player {
     this.pause();
     Object.assign(this, { race, follows, chosen: null });
     $("prompt").querySelector("p").textContent = race.prompt || "(empty)";
+    $("prompt").hidden = !$("ask").hidden && $("text").value === race.prompt;
+    $("intro").hidden = true;
     $("race").hidden = $("transport").hidden = false;
     this.lay();
     this.refresh();
