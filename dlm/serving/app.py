@@ -133,7 +133,8 @@ def streamed(request: Request, answering: Answering, events: AsyncIterator[str])
 async def trace(answering: Answering) -> AsyncIterator[str]:
     """The trace of one answer, as `dlm.watch.trace` describes it: the events `opening`, `step` and `closing`."""
     speaker, (prompt,) = answering.speaker, answering.prompts
-    begun = opening(speaker.name, speaker.tokenizer, prompt, speaker.denoiser.pattern.block_size)
+    size = speaker.denoiser.pattern.block_size
+    begun = opening(speaker.name, speaker.tokenizer, prompt, size, speaker.ends)
     yield event(asdict(begun), "opening")
     async for _, told in answering.events():
         if isinstance(told, Step):

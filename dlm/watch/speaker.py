@@ -100,7 +100,7 @@ def trace(speaker: Speaker, ids: list[int], steps: list[Step], answer: Answer) -
     without positions behind the answer's last token."""
     tokens = len(answer.generation.tokens)
     return Trace(
-        opening(speaker.name, speaker.tokenizer, ids, speaker.denoiser.pattern.block_size),
+        opening(speaker.name, speaker.tokenizer, ids, speaker.denoiser.pattern.block_size, speaker.ends),
         [step.before(len(ids) + tokens) for step in steps],
         closing(answer.text, tokens, answer.generation.nfe, answer.seconds),
     )

@@ -64,18 +64,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Opening:
-    """What is known before the first forward. `prompt_texts` are the texts of the prompt's tokens."""
+    """What is known before the first forward: the texts of the prompt's tokens, too, and the tokens that end an answer.
+    What is committed behind the first of these `ends` is no part of it."""
 
     name: str
     prompt_tokens: list[int]
     prompt_texts: list[str]
     block_size: int
+    ends: list[int]
 
 
 @dataclass(frozen=True)
 class Closing:
-    """What is known after the last forward. `tokens` is how many the answer has: positions behind it are no part of it,
-    whatever was committed there. `seconds` is the time of decoding."""
+    """What is known after the last forward: `tokens` is how many the answer has, up to its end or a stop string, and
+    `seconds` the time of decoding."""
 
     text: str
     tokens: int
@@ -104,9 +106,11 @@ class Race:
     traces: list[Trace]
 
 
-def opening(name: str, tokenizer: PreTrainedTokenizerBase, prompt: list[int], block_size: int) -> Opening:
+def opening(
+    name: str, tokenizer: PreTrainedTokenizerBase, prompt: list[int], block_size: int, ends: list[int]
+) -> Opening:
     """The opening of the trace of a prompt's token ids."""
-    return Opening(name, prompt, [token_text(tokenizer, token) for token in prompt], block_size)
+    return Opening(name, prompt, [token_text(tokenizer, token) for token in prompt], block_size, ends)
 
 
 def closing(text: str, tokens: int, nfe: int, seconds: float) -> Closing:
@@ -124,18 +128,16 @@ class Recorder:
 
     def see(self, canvas: Canvas, seconds: float, row: int = 0) -> Step | None:
         """The step of the sequence in this row of the canvas; None if the last forward was not one of its own."""
-        forward, begin = int(canvas.nfe[row]), int(canvas.prompt_length[row])
+        forward, begin, most = (int(t[row]) for t in (canvas.nfe, canvas.prompt_length, canvas.limit))
         if self.start is None:
             self.start = begin // canvas.grid * canvas.grid
-            self.tokens = [-1] * canvas.max_new_tokens
+            self.tokens = [-1] * most
         if forward == len(self.steps):
             return None
-        span = slice(begin, begin + canvas.max_new_tokens)
+        span = slice(begin, begin + most)
         tokens = canvas.x[row, span].masked_fill(canvas.masked[row, span], -1).tolist()
         confidence = canvas.confidence[row, span].tolist()
-        before, self.tokens = self.tokens, tokens + [-1] * (canvas.max_new_tokens - len(tokens))
-        ends = set(canvas.eos_ids.tolist())
-        end = begin + next((i + 1 for i, token in enumerate(tokens) if token in ends), canvas.max_new_tokens)
+        before, self.tokens = self.tokens, tokens + [-1] * (most - len(tokens))
         changed = [i for i, token in enumerate(tokens) if token != before[i]]
         written = [i for i in changed if tokens[i] >= 0]
         committed = self.predictions([(begin + i, tokens[i], confidence[i]) for i in written])
@@ -149,7 +151,7 @@ class Recorder:
             self.predictions(guesses),
             [begin + i for i in changed if tokens[i] < 0],
             seconds,
-        ).before(end)
+        ).before(begin + most)
         self.start = int(canvas.start[row])
         self.steps.append(step)
         return step
