@@ -79,7 +79,7 @@ class Lane:
 
         def on_step(canvas: Canvas) -> None:
             for row in (canvas.index == ticket).nonzero()[:, 0].tolist():
-                if step := recorder.see(canvas.only(row), time.perf_counter() - job.begun):
+                if step := recorder.see(canvas, time.perf_counter() - job.begun, row):
                     job.tell(step)
 
         request = replace(job.request, on_step=on_step) if job.traced else job.request

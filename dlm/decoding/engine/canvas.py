@@ -8,7 +8,6 @@ is scratch, for positions of a forward that have nothing to read or write.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -170,14 +169,6 @@ class Canvas:
             setattr(self, name, getattr(self, name)[sequences])
         self.cache.keep(sequences)
         self.placement = object()
-
-    def only(self, row: int) -> Canvas:
-        """One sequence as a canvas of its own, to look at: its tensors are parts of these."""
-        one = copy.copy(self)
-        for name in self.STATE:
-            setattr(one, name, getattr(self, name)[row : row + 1])
-        one.max_new_tokens = int(self.limit[row])
-        return one
 
     def widen(self, num_slots: int) -> None:
         """Make room for as many slots, at least those that there are."""
