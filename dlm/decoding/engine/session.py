@@ -175,7 +175,7 @@ class BlockSession(Session):
             self.canvas = new if self.canvas is None else self.canvas.join(new)
 
     def leave(self, keep_places):
-        keep_places &= self.fixed_shapes
+        keep_places = self.fixed_shapes and (keep_places or bool(self.arriving))
         if self.prefixes is not None and self.canvas is not None:
             finished = self.canvas.finished.tolist()
             for row in (row for row in self.canvas.live if finished[row]):
