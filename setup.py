@@ -23,7 +23,7 @@ setup(
     packages=[*find_namespace_packages(include=["dlm*", "analysis*"]), *shipped],
     package_dir=SHIPPED,
     package_data={
-        "dlm": ["assets/**/*", "harness/tasks/*.yaml"],
+        "dlm": ["assets/**/*", "harness/tasks/*.yaml", "watch/static/*"],
         "analysis": ["*.yaml", "templates/*.j2"],
         **{name: ["*.yaml", "results.json"] for name in shipped},
     },

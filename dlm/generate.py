@@ -1,212 +1,35 @@
 """Decode with a converted model and watch it: `python -m dlm.generate prompt="reverse:ABCDEFG="`.
 
 Every forward commits some of the masked tokens of the current block. On a terminal the canvas is drawn after each
-forward; at the end every token is shown with the number and the colour of the forward that committed it.
+forward; at the end every token is shown with the number and the colour of the forward that committed it. `html=FILE`
+writes the same as a page to play forward by forward.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, ListConfig
-from rich.cells import cell_len
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from dlm.config.arguments import quoted
+from dlm.config.arguments import literal, texts
 from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_options
 from dlm.config.settings import Generate
-from dlm.data.packing import adds_bos
-from dlm.decoding.base import Decoder
-from dlm.decoding.engine.canvas import Canvas, Generation
-from dlm.decoding.engine.lengths import room
-from dlm.decoding.engine.request import Request
-from dlm.decoding.engine.stops import StopStrings
 from dlm.decoding.fixed import Fixed
-from dlm.model.denoiser import Denoiser
-from dlm.model.eos import eos_ids
 from dlm.model.packed_linears import PackedLinears
-from dlm.model.positions import require_positions
 from dlm.runs.run import Run
-from dlm.types import generator
-
-MASKED, NEW = "░", "bold black on green"
-COLOURS = ("yellow", "green", "cyan", "blue", "magenta", "red")  # from the first forward to the last
-SPACES = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
-INDENT = 13  # columns of the labels
-
-OnFrame = Callable[[Canvas, float], None]  # takes the canvas after a forward, and the seconds of decoding so far
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one prompt: its text and tokens, cut before the first stop string, and the seconds it took."""
-
-    text: str
-    generation: Generation
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """A model with its tokenizer and decoder, either the dLM or its parent."""
-
-    name: str
-    denoiser: Denoiser
-    tokenizer: PreTrainedTokenizerBase
-    decoder: Decoder
-
-    @property
-    def ends(self) -> list[int]:
-        """The ids of the tokens that end an answer."""
-        return eos_ids(self.denoiser.model, self.tokenizer)
-
-    def encode(self, prompt: str, max_new_tokens: int) -> list[int]:
-        """The token ids of a prompt, with BOS if training added it. Raises `ValueError` if the model cannot continue
-        it."""
-        bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
-        ids = bos + self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if self.denoiser.mask_id in ids:
-            raise ValueError(
-                f"prompt {prompt!r} holds the mask token {self.tokenizer.mask_token!r}, which stands for no text: "
-                "leave it out"
-            )
-        if not ids and self.denoiser.token_shift:
-            raise ValueError(
-                f"prompt {prompt!r} is empty, and the {self.name} scores every token from the one before it: give "
-                "some text to continue"
-            )
-        total = room(len(ids) + max_new_tokens, self.denoiser.pattern.block_size, self.decoder.loop.sliding)
-        what = f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens}, {total} up to the end of a block,"
-        require_positions(self.denoiser.model, total, what, "shorten the prompt or lower max_new_tokens")
-        return ids
-
-    def answer(
-        self, ids: list[int], max_new_tokens: int, stops: list[str], seed: int, on_frame: OnFrame | None = None
-    ) -> Answer:
-        """Continue the prompt `ids` up to one of the strings `stops`. The seconds exclude those of `on_frame`."""
-
-        stop, drawing = StopStrings(tuple(stops), self.tokenizer), 0.0
-
-        def on_step(canvas: Canvas) -> None:
-            nonlocal drawing
-            now = time.perf_counter()
-            on_frame(canvas, now - begin - drawing)
-            drawing += time.perf_counter() - now
-
-        device = self.denoiser.model.device
-        request = Request(
-            [ids],
-            max_new_tokens,
-            self.ends,
-            generator=generator(seed, device=device),
-            stop=stop or None,
-            on_step=on_step if on_frame else None,
-        )
-        self.decoder.generate(self.denoiser, Request([ids], 1, generator=generator(seed, device=device)))  # warm-up
-        begin = time.perf_counter()
-        (generation,) = self.decoder.generate(self.denoiser, request)
-        seconds = time.perf_counter() - begin - drawing
-        return Answer(*stop.cut(generation), seconds)
-
-
-def printable(text: str) -> str:
-    """Replace control characters: the output of a model may hold escape codes for the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """The text of a token within a longer text; at the beginning, some tokenizers drop its space."""
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return printable(tokenizer.decode([*anchor, token]).removeprefix(tokenizer.decode(anchor)))
-
-
-def rates(tokens: int, nfe: int, seconds: float) -> str:
-    """The cost of an answer in words: forwards, tokens per forward, and tokens per second."""
-    return f"{tokens} tokens in {nfe} forwards (NFE): TPF {tokens / nfe:.2f}, {tokens / seconds:.0f} tokens/s"
-
-
-def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, ends: list[int], name: str, seconds: float) -> Text:
-    """Draw the canvas of a single prompt after a forward, up to the first of `ends`. Tokens committed by this forward
-    are marked, masked positions are grey boxes. The line below has the rates so far."""
-    begin, nfe = int(canvas.prompt_length[0]), int(canvas.nfe[0])
-    text = Text(name.ljust(INDENT)).append(printable(tokenizer.decode(canvas.x[0, :begin])), "dim")
-    committed = 0
-    for slot in range(begin, begin + canvas.max_new_tokens):
-        if canvas.masked[0, slot]:
-            text.append(MASKED, "bright_black")
-            continue
-        token, committed = int(canvas.x[0, slot]), committed + 1
-        text.append(token_text(tokenizer, token), NEW if int(canvas.step[0, slot]) == nfe else "")
-        if token in ends:
-            break
-    return text.append(f"\n{'':{INDENT}}{rates(committed, nfe, seconds)}", "dim")
-
-
-def style_of(step: int, nfe: int) -> str:
-    """The colour of the forward `step` (from 1) of `nfe`."""
-    return COLOURS[(step - 1) * len(COLOURS) // nfe]
-
-
-def annotated(generation: Generation, tokenizer: PreTrainedTokenizerBase, width: int) -> Text:
-    """Draw every token in the colour of the forward that committed it, the number of that forward below it, and a
-    legend. Lines of tokens are at most `width` columns wide."""
-    lines = [(Text("  tokens".ljust(INDENT)), Text("  forward".ljust(INDENT)))]
-    for token, step in zip(generation.tokens, generation.step, strict=True):
-        text = token_text(tokenizer, token).translate(SPACES)
-        columns = max(cell_len(text), len(str(step))) + 1
-        if lines[-1][0].cell_len + columns > width:
-            lines.append((Text(" " * INDENT), Text(" " * INDENT)))
-        tokens, steps = lines[-1]
-        tokens.append(text, style_of(step, generation.nfe)).append(" " * (columns - cell_len(text)))
-        steps.append(str(step).ljust(columns), "dim")
-    legend = Text("  committed".ljust(INDENT)).append("by forward ")
-    for style, steps in itertools.groupby(range(1, generation.nfe + 1), lambda step: style_of(step, generation.nfe)):
-        first, *rest = steps
-        legend.append(f" ■ {first}" + (f"–{rest[-1]}" if rest else ""), style)
-    return Text("\n").join([line for pair in lines for line in pair] + [legend])
-
-
-def live_answer(speaker: Speaker, ids: list[int], options: dict, console: Console, delay: float | None) -> Answer:
-    """The answer to a prompt. If `delay`, in seconds, is not None, the canvas is drawn after each forward, followed by
-    that pause."""
-    if delay is None:
-        return speaker.answer(ids, **options)
-    with Live(console=console, auto_refresh=False, transient=True) as screen:
-
-        def draw(canvas: Canvas, seconds: float) -> None:
-            lines = frame(canvas, speaker.tokenizer, speaker.ends, speaker.name, seconds).wrap(console, console.width)
-            screen.update(Text("\n").join(lines[-console.height :]), refresh=True)  # the last lines, if too many
-            time.sleep(delay)
-
-        return speaker.answer(ids, **options, on_frame=draw)
-
-
-def show(speaker: Speaker, answer: Answer, console: Console) -> None:
-    """Print an answer, its cost, and for a dLM the forward that committed each token."""
-    text = Text(speaker.name.ljust(INDENT)).append(printable(answer.text), "bold")
-    console.print(text, soft_wrap=True)
-    generation = answer.generation
-    if speaker.denoiser.pattern.noisy_stream:  # AR commits one token per forward, in order
-        console.print(annotated(generation, speaker.tokenizer, console.width), soft_wrap=True)
-    cost = rates(len(generation.tokens), generation.nfe, answer.seconds)
-    console.print(Text(f"  {cost}", "dim"), soft_wrap=True)
-
-
-def texts(value: str | ListConfig | None) -> list[str]:
-    """The texts of an option that is one text or a list; an unset option gives [""]."""
-    values = value if isinstance(value, ListConfig) else [value]
-    return ["" if v is None else str(v) for v in values]
+from dlm.watch.page import page, require_writable
+from dlm.watch.pieces import printable
+from dlm.watch.speaker import Speaker, trace
+from dlm.watch.terminal import INDENT, live_answer, show
+from dlm.watch.trace import Race, Recorder
 
 
 def standard_input() -> str:
@@ -233,25 +56,39 @@ def check(cfg: DictConfig) -> None:
                 raise ValueError(f"{name} {text!r} is no text in UTF-8: convert it, as iconv -t UTF-8 does")
     if "" in texts(cfg.stop):
         raise ValueError("stop holds an empty text, which is in every answer: leave it out")
+    if cfg.html is not None:
+        require_writable(Path(cfg.html), "html")
 
 
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run and, with `parent=true`, its parent."""
-    finished, requested = FinishedRun(run, cfg.device), requested_decoding(cfg, default_decoding(run.config))
-    decoder = make(requested) if requested else finished.decoder
-    models = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, decoder)]
+    finished = FinishedRun(run, cfg.device)
+    models = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, make(decoding_of(cfg, run)))]
     if cfg.parent:
         models.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))
     return models
 
 
-def literal(argument: str) -> str:
-    """Quote the value of a text option for Hydra, as in `prompt=any, text=`, so that a shell's quotes suffice. Lists
-    and quoted strings stay as they are."""
-    key, _, value = argument.partition("=")
-    if key not in ("prompt", "stop") or value[:1] in ("'", '"', "["):
-        return argument
-    return f"{key}={quoted(value)}"
+def decoding_of(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """The config of the dLM's decoder: the requested one, or the run's own."""
+    own = default_decoding(run.config)
+    return requested_decoding(cfg, own) or OmegaConf.to_container(own, resolve=True)
+
+
+def settings(cfg: DictConfig, run: Run, dlm: Speaker) -> dict[str, Any]:
+    """How the answers were made, by name, for the page."""
+    decoding, pattern = decoding_of(cfg, run), dlm.denoiser.pattern
+    return {
+        "run": run.id,
+        "attention": type(pattern).__name__,
+        "block_size": pattern.block_size,
+        "token_shift": dlm.denoiser.token_shift,
+        "decoding": decoding.pop("_target_").split(".")[-2],
+        **decoding,
+        "max_new_tokens": cfg.max_new_tokens,
+        "stop": texts(cfg.stop),
+        "seed": cfg.seed,
+    }
 
 
 @hydra_command("generate", read=literal)
@@ -265,13 +102,23 @@ def main(cfg: DictConfig) -> None:
     delay = cfg.delay if cfg.live is True or (cfg.live == "auto" and console.is_terminal) else None
     options = {"max_new_tokens": cfg.max_new_tokens, "stops": texts(cfg.stop), "seed": cfg.seed}
     console.print(Text("run".ljust(INDENT)).append(run.id, "dim"))
+    races: list[Race] = []
     with ExitStack() as linears:
         for speaker in models:
             linears.enter_context(PackedLinears(speaker.denoiser.model))
         for prompt, ids_by_model in zip(prompts, encoded, strict=True):
             console.print(Text("\nprompt".ljust(INDENT + 1)).append(printable(prompt), "dim"), soft_wrap=True)
+            traces = []
             for speaker, ids in zip(models, ids_by_model, strict=True):
-                show(speaker, live_answer(speaker, ids, options, console, delay), console)
+                recorder = Recorder(speaker.tokenizer)
+                answer = live_answer(speaker, ids, options, console, delay, recorder.see if cfg.html else None)
+                show(speaker, answer, console)
+                if cfg.html:
+                    traces.append(trace(speaker, ids, recorder.steps, answer))
+            races.append(Race(prompt, settings(cfg, run, models[0]), traces))
+    if cfg.html:
+        Path(cfg.html).write_text(page(races), encoding="utf-8")
+        console.print(f"\n{cfg.html} has the page: open it in a browser", soft_wrap=True)
 
 
 if __name__ == "__main__":

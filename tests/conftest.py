@@ -385,3 +385,19 @@ def benchmark_command(tmp_path, call):
     from dlm import benchmark
 
     return lambda *arguments: call(benchmark.main, f"runs_dir={tmp_path}", *workbenches.FAST, *arguments)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium, headless: `chromium`, `google-chrome`, or one that `playwright install chromium` fetched."""
+    reason = "playwright is not here: pip install '.[browser]'"
+    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    with playwright.sync_playwright() as driver:
+        path = next(filter(None, map(shutil.which, names)), None)
+        try:
+            started = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no browser here: install chromium, or playwright install chromium ({error.message[:80]})")
+        yield started
+        started.close()

@@ -11,7 +11,7 @@ from pretend_gpu import GPU, OnGpu, PretendGpu
 from dlm.attention.masks import block_mask
 from dlm.config.build import make
 from dlm.conversion.prepare import prepare
-from dlm.decoding.engine import loop
+from dlm.decoding.engine import session
 from dlm.decoding.engine.request import Request
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
@@ -48,7 +48,7 @@ def decoders() -> dict:
 
 def waits_of(names) -> dict:
     """The options of decoding under a pattern that each takes: the places where the host waits."""
-    loop.replays = lambda device: False  # a graph is CUDA's own
+    session.replays = lambda device: False  # a graph is CUDA's own
     waits = {}
     for name in names:
         decoder = decoder_of(name)

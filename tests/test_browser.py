@@ -1,37 +1,21 @@
-"""The page in a real browser: nothing is cut, the filter filters, what is folded opens, every link leads somewhere.
+"""The report's page in a real browser: nothing is cut, the filter filters, what is folded opens, links lead somewhere.
 
 Needs playwright (`pip install '.[browser]'`) and a Chromium: `chromium`, `google-chrome`, or one that
 `playwright install chromium` fetched."""
 
 import re
-import shutil
 
 import pytest
 from conftest import ROOT
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not here: pip install '.[browser]'")
-
 pytestmark = [pytest.mark.slow, pytest.mark.trains]
 
 PAGE = ROOT / "reports" / "ablation" / "index.html"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = (1200, 420)
 MOST_WORDS, MOST_BYTES = 12_000, 5_000_000
 # Words of the page, of figures, too, and of what is folded once it is open; a hidden element has none.
 WORDS = "document.body.innerText.split(/\\s+/).filter(Boolean).length"
 OPEN_TABLES = "document.querySelectorAll('details.table').forEach(table => { table.open = true })"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        path = next(filter(None, map(shutil.which, BROWSERS)), None)
-        try:
-            started = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no browser here: install chromium, or playwright install chromium ({error.message[:80]})")
-        yield started
-        started.close()
 
 
 @pytest.fixture

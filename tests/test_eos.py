@@ -13,10 +13,10 @@ from dlm.data.tasks import Example
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation.generation import run_tasks
 from dlm.evaluation.suite import parent_settings
-from dlm.generate import Speaker
 from dlm.model.eos import eos_ids
 from dlm.model.parent import load_parent
 from dlm.runs.digest import FILE_DIGITS, digest
+from dlm.watch.speaker import Speaker
 
 TINY = "dlm/assets/tiny"
 PROMPT = "reverse:ABCDEFG="

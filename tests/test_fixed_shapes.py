@@ -7,7 +7,7 @@ import torch
 from conftest import EOS_ID, PATTERNS, Rows, denoiser, pattern_of
 
 from dlm.attention.masks import block_mask, dense_mask
-from dlm.decoding.engine import loop
+from dlm.decoding.engine import session
 from dlm.decoding.engine.cache import SlotCache
 from dlm.decoding.engine.canvas import Canvas
 from dlm.decoding.engine.graph import WARM_UP, Replay, call_layer
@@ -41,7 +41,7 @@ def like_a_gpu(monkeypatch, uncompiled):
         recorded.append((len(canvas), canvas.max_pending))
         return Recording(self.step, canvas)
 
-    monkeypatch.setattr(loop, "replays", lambda *args: True)
+    monkeypatch.setattr(session, "replays", lambda *args: True)
     monkeypatch.setattr(Replay, "warm_up", lambda self, canvas: self.step(canvas))
     monkeypatch.setattr(Replay, "record", record)
     return recorded
@@ -65,7 +65,7 @@ def test_fixed_shapes_and_replays_give_the_same_tokens_and_the_same_nfe(
 @pytest.mark.parametrize("free_rows", [0, 32, 64])
 def test_a_batch_that_shrinks_misses_no_pending_tokens(llama, like_a_gpu, monkeypatch, free_rows, tokens_per_step):
     """Also where so few are left that the host stops asking for them."""
-    monkeypatch.setattr(loop, "FREE_ROWS", free_rows)
+    monkeypatch.setattr(session, "FREE_ROWS", free_rows)
     scorer = denoiser(llama, "block", 8, False)
     prompts = [[5 + n] * (3 + 2 * n) for n in range(10)]
     request = Request(prompts, 30, (EOS_ID, 17, 24, 38), batch_size=8)

@@ -1,5 +1,6 @@
 """What is needed at run time is in the package, wherever a command is started."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import CONF, ROOT
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -124,3 +126,13 @@ def test_every_command_of_dlm_is_a_program_of_the_installed_package():
     ours = {command.split()[-1].removeprefix("dlm.") for command, _ in commands() if " dlm." in command}
     assert {f"dlm-{name}" for name in ours} <= programs.keys()
     assert all(callable(get_object(target.replace(":", "."))) for target in programs.values())
+
+
+def test_the_dockerfile_copies_what_the_package_is_built_from_and_starts_a_command_that_there_is():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    let_in = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines()}
+    assert copied == {*SOURCES, "constraints.txt"} <= let_in
+    (entry,) = [json.loads(line.removeprefix("ENTRYPOINT ")) for line in lines if line.startswith("ENTRYPOINT ")]
+    assert entry[:3] == ["python", "-m", "dlm.serve"]
+    assert {word.partition("=")[0] for word in entry[3:]} <= OmegaConf.load(CONF / "serve.yaml").keys()

@@ -11,10 +11,10 @@ from dlm.data import tasks
 from dlm.decoding.engine.request import Request
 from dlm.evaluation.generation import prompt_ids
 from dlm.evaluation.longest import require_evaluable
-from dlm.generate import Speaker
 from dlm.model.positions import num_positions, require_positions
 from dlm.train import train
 from dlm.types import Noised
+from dlm.watch.speaker import Speaker
 
 TINY = "dlm/assets/tiny"
 LIMIT = 62  # five blocks of 12, and two positions that are in none

@@ -8,7 +8,7 @@ from dlm.attention.block import Block
 from dlm.attention.block_causal import BlockCausal
 from dlm.attention.block_token_causal import BlockTokenCausal
 from dlm.decoding.ar import AR
-from dlm.decoding.engine import loop
+from dlm.decoding.engine import session
 from dlm.decoding.engine.canvas import Canvas
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.step import plan_step, step
@@ -133,7 +133,7 @@ def test_a_ragged_batch_gives_what_single_prompts_give(llama, pattern, token_shi
 @pytest.fixture
 def like_a_gpu(monkeypatch, uncompiled):
     """Fixed shapes, without a compiler and without CUDA."""
-    monkeypatch.setattr(loop, "replays", lambda *args: False)
+    monkeypatch.setattr(session, "replays", lambda *args: False)
 
 
 @pytest.mark.parametrize("decoder", [Prefix(0.1), Threshold(0.1, sliding=True), Entropy(2.0, sliding=True)])

@@ -104,6 +104,11 @@ def opened(run: str, runs_dir: str | Path, device: str = AUTO) -> FinishedRun | 
     return FinishedRun(Run.load(run, runs_dir), device)
 
 
+def found(run: str | int | None, runs_dir: str | Path, device: str = AUTO) -> FinishedRun | ExportedFolder:
+    """What `opened` finds, or of None the run that finished last."""
+    return FinishedRun(Run.newest(runs_dir), device) if run is None else opened(str(run), runs_dir, device)
+
+
 def load(run: str, runs_dir: str | Path, device: str = AUTO) -> Loaded:
     """What `opened` finds, ready to decode."""
     found = opened(run, runs_dir, device)

@@ -140,8 +140,50 @@ class Generate:
     stop: Texts | None
     parent: bool
     live: bool | str
+    html: str | None
     delay: float
     seed: Whole
+    device: str
+    runs_dir: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask of a server, and all of them together."""
+
+    default_tokens: Count
+    new_tokens: Count
+    prompt_tokens: Count
+    batch: Count
+    queue: Count
+    kept_tokens: Whole
+    body: Count
+
+
+@dataclass
+class Serve:
+    run: Name | None
+    name: str | None
+    host: str
+    port: Count
+    key: str | None
+    parent: bool
+    template: str
+    limits: Limits
+    device: str
+    runs_dir: str
+
+
+@dataclass
+class Chat:
+    run: Name | None
+    system: Text | None
+    max_new_tokens: Count
+    stop: Texts | None
+    template: str
+    parent: bool
+    seed: Whole
+    kept_tokens: Whole
     device: str
     runs_dir: str
 

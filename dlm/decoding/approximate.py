@@ -57,7 +57,7 @@ class Refreshed(Batches):
         logits = plan_block(denoiser, canvas, age == 0, self.reads_suffix).logits(denoiser, canvas)
         token, confidence = rule.sample(logits.unflatten(0, (len(canvas), -1)), request.generator)
         commit(canvas, rule, token, confidence, denoiser.token_shift)
-        advance(canvas, request.stop)
+        advance(canvas)
         older = age + 1 if self.refresh is None else (age + 1) % self.refresh
         age.copy_(torch.where(canvas.start == block, older, 0))
 

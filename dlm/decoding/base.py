@@ -12,6 +12,7 @@ from dlm.decoding.engine.canvas import Generation
 from dlm.decoding.engine.loop import Loop
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
+from dlm.decoding.engine.session import Session
 from dlm.model.denoiser import Denoiser
 
 
@@ -30,11 +31,9 @@ class Decoder:
         """Decode every prompt of the request: one generation per prompt, in order. Raises `ValueError` for an attention
         pattern or a prompt that this decoder cannot decode, and for `compile` if its loop or the model's layers cannot
         be compiled."""
-        reason, name = self.takes(denoiser.pattern), type(self).__name__
-        if reason is not None:
-            raise ValueError(f"{name} cannot decode under {type(denoiser.pattern).__name__}: {reason}")
+        self.require(denoiser.pattern)
         if request.compile and not self.loop.compiles:
-            raise ValueError(f"{name} has a loop of its own that cannot be compiled: set compile=False")
+            raise ValueError(f"{type(self).__name__} has a loop of its own that cannot be compiled: set compile=False")
         reader, training = self.loop.mode(denoiser), denoiser.training
         request.check(reader, self.loop.sliding)
         if request.compile:
@@ -44,6 +43,22 @@ class Decoder:
             return self.loop.generate(reader, self.rule, request)
         finally:
             denoiser.train(training)
+
+    @final
+    def session(self, denoiser: Denoiser, kept_tokens: int = 0) -> Session:
+        """A session in which requests join and leave between forwards; each is answered as `generate` answers it alone.
+        Requests are added with this decoder's `rule` or that of `at` or `sampling`. Loops that can keep up to
+        `kept_tokens` tokens of those that have left, so that prompts that begin as they do are not read again. The
+        denoiser is left in evaluation mode. Raises `ValueError` for a pattern that this decoder cannot decode."""
+        self.require(denoiser.pattern)
+        denoiser.eval()
+        return self.loop.session(self.loop.mode(denoiser), kept_tokens=kept_tokens)
+
+    @final
+    def require(self, pattern: AttentionPattern) -> None:
+        """Raises `ValueError` for an attention pattern that this decoder cannot decode."""
+        if reason := self.takes(pattern):
+            raise ValueError(f"{type(self).__name__} cannot decode under {type(pattern).__name__}: {reason}")
 
     @final
     def takes(self, pattern: AttentionPattern) -> str | None:

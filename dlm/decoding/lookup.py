@@ -50,7 +50,7 @@ class LookingUp(Cycle):
         """Make the drafts, at most as long as leaves one token for AR to write."""
         canvas = self.canvas
         source = continuation(canvas.x, canvas.start, self.ngram)
-        remaining = canvas.prompt_length + canvas.max_new_tokens - canvas.start - 1
+        remaining = canvas.prompt_length + canvas.limit - canvas.start - 1
         lengths = torch.where((source < 0) | canvas.finished, 0, remaining.clamp_max(self.length))
         offset = torch.arange(int(lengths.max()), device=source.device)
         # A continuation that reaches the end of the text goes on with the draft itself: it repeats.

@@ -54,7 +54,7 @@ class SecondPass(Batches):
         tail = from_first(keep & is_eos) & canvas.open() & ~keep
         target = torch.where(tail, canvas.tail_id, target)
         write(canvas, keep | tail, target, confidence.masked_fill(revealed, 0.0))
-        advance(canvas, request.stop)
+        advance(canvas)
 
 
 class Oracle(Decoder):

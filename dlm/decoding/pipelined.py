@@ -57,7 +57,7 @@ class Pipeline(ActiveBlocks):
         predict(denoiser, canvas, rule, request.generator, can_score)
         self.commit(denoiser, rule, canvas, slots, can_score)
         shorten(canvas)
-        advance(canvas, request.stop)
+        advance(canvas)
 
     def commit(
         self,

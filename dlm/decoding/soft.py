@@ -85,7 +85,7 @@ class Settling(ActiveBlocks):
         last = canvas.age == (self.max_forwards or canvas.block_size)
         changed = self.write(rule, canvas, slots, new, last)
         done = last | self.settled(canvas, slots, changed, new & in_answer(canvas, slots))
-        advance(canvas, request.stop, done)
+        advance(canvas, done)
         canvas.age = torch.where(done, 0, canvas.age)
 
     def write(
@@ -142,7 +142,7 @@ def in_answer(canvas: SoftCanvas, slots: Int[Tensor, "B K"]) -> Bool[Tensor, "B 
     """Which slots of the block may belong to the answer: those up to its first EOS and within `max_new_tokens`."""
     is_eos = canvas.is_eos(canvas.x.gather(1, slots)) & (slots >= canvas.prompt_length[:, None])
     after_eos = (is_eos.cumsum(1) - is_eos.int()) > 0
-    return ~after_eos & (slots < (canvas.prompt_length + canvas.max_new_tokens)[:, None])
+    return ~after_eos & (slots < (canvas.prompt_length + canvas.limit)[:, None])
 
 
 def soft_embeddings(denoiser: Denoiser, canvas: SoftCanvas, slots: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:

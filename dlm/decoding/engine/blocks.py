@@ -42,6 +42,11 @@ class BlocksCanvas(Canvas):
         ahead = torch.arange(int((self.end - self.start).max()), device=self.x.device)
         return (self.start[:, None] + ahead).clamp_max(self.num_slots)
 
+    def last_predictions(self, row, start):
+        """As for one block, of all that were active; a forward predicts each of them again."""
+        slots = torch.arange(start, int(self.end[row]), device=self.x.device)
+        return slots, self.token[row, slots], self.certainty[row, slots], torch.ones_like(slots, dtype=torch.bool)
+
 
 class ActiveBlocks(Batches):
     """A loop over active blocks, for patterns whose noisy blocks see nothing of later ones. Otherwise no block could

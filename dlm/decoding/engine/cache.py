@@ -62,6 +62,15 @@ class SlotCache(Cache):
         self.num_slots = num_slots
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
+    def widen(self, num_slots: int) -> None:
+        """Make room for as many slots, at least those that there are."""
+        more, self.num_slots = num_slots - self.num_slots, num_slots
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = (
+                    torch.nn.functional.pad(t, (0, 0, 0, more)) for t in (layer.keys, layer.values)
+                )
+
     def keep(self, sequences: Int[Tensor, " M"]) -> None:
         """Remove all sequences but these."""
         for layer in self.layers:
@@ -74,6 +83,21 @@ class SlotCache(Cache):
             if layer.is_initialized:
                 layer.keys = torch.cat([layer.keys, new.keys])
                 layer.values = torch.cat([layer.values, new.values])
+
+    def saved(self, sequence: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of the keys and values of a sequence in its first slots, [heads, length, width] of each layer."""
+        span = slice(1, length + 1)  # scratch comes first
+        return [
+            (layer.keys[sequence, :, span].clone(), layer.values[sequence, :, span].clone()) for layer in self.layers
+        ]
+
+    def load(self, sequence: int, count: int, layers: list[tuple[Tensor, Tensor]]) -> None:
+        """Write keys and values into the first slots of one of `count` sequences."""
+        for layer, (keys, values) in zip(self.layers, layers, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(*(t.expand(count, *t.shape) for t in (keys, values)))
+            span = slice(1, keys.shape[1] + 1)
+            layer.keys[sequence, :, span], layer.values[sequence, :, span] = keys, values
 
     def replace(self, sequences: Int[Tensor, " M"], other: SlotCache) -> None:
         """Overwrite these sequences, in place, with those of another cache of as many slots."""

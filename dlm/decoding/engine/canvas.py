@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.engine.cache import SlotCache
@@ -51,6 +51,7 @@ class Canvas:
     Per sequence [B]
         index                the number of its prompt
         prompt_length        its prompt tokens
+        limit                the most new tokens that it may have; `max_new_tokens` is the largest of these
         length               its slots, up to the end of a block
         start                the first slot of its current block
         written              its slots whose keys and values are in the cache
@@ -66,7 +67,7 @@ class Canvas:
 
     # The tensors with one row per sequence.
     STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe", "rows")
-    STATE += ("finished", "token", "certainty", "predicted")
+    STATE += ("finished", "token", "certainty", "predicted", "limit")
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class Canvas:
             row[: len(prompt)] = torch.tensor(prompt)
         self.x = self.x.to(device)
         self.index, self.prompt_length = torch.tensor(index, device=device), torch.tensor(lengths, device=device)
+        self.limit = torch.full_like(self.prompt_length, request.max_new_tokens)
         self.length = room(self.prompt_length + self.max_new_tokens, self.block_size, sliding)
         self.masked = torch.arange(num_slots + 1, device=device) >= self.prompt_length[:, None]
         self.start = self.prompt_length // self.grid * self.grid
@@ -123,6 +125,14 @@ class Canvas:
         slots = self.block_slots()
         new = ~self.masked.gather(1, slots) & (slots >= self.prompt_length[:, None])
         return new & ~self.finished[:, None]
+
+    def last_predictions(
+        self, row: int, start: int
+    ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"], Bool[Tensor, " P"]]:
+        """Of the block of one sequence that began at slot `start` as the last forward was made: its slots, the last
+        prediction of each, the confidence of that, and whether the forward made it."""
+        slots = torch.arange(start, start + self.block_size, device=self.x.device)
+        return slots, self.token[row], self.certainty[row], self.predicted[row]
 
     def filled(self) -> Int[Tensor, " B"]:
         """The number of slots before the first masked one."""
@@ -160,9 +170,21 @@ class Canvas:
         self.cache.keep(sequences)
         self.placement = object()
 
+    def widen(self, num_slots: int) -> None:
+        """Make room for as many slots, at least those that there are."""
+        if more := num_slots - self.num_slots:
+            for name, value in (("x", self.mask_id), ("masked", True), ("step", 0), ("confidence", 0.0)):
+                setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, more), value=value))
+            self.cache.widen(num_slots)
+            self.num_slots, self.placement = num_slots, object()
+
     def join(self, other: Canvas) -> Canvas:
-        """Add the sequences of another canvas, after its first forward, to this one. They take the places of finished
-        ones if there are enough, so that nothing moves."""
+        """Add the sequences of another canvas to this one; both are before or both after their first forward. They take
+        the places of finished ones if there are enough, so that nothing moves. Both get the slots of the longer one."""
+        self.max_pending = max(self.max_pending, other.max_pending)
+        self.max_new_tokens = max(self.max_new_tokens, other.max_new_tokens)
+        for canvas in (self, other):
+            canvas.widen(max(self.num_slots, other.num_slots))
         idle = sorted(set(range(len(self))) - set(self.live))[: len(other)]
         if len(idle) == len(other):
             places = torch.tensor(idle, device=self.x.device)
@@ -183,7 +205,7 @@ class Canvas:
         eos, filled, generations = set(self.eos_ids.tolist()), self.filled(), {}
         for n in sequences:
             begin = int(self.prompt_length[n])
-            tokens = self.x[n, begin : min(int(filled[n]), begin + self.max_new_tokens)].tolist()
+            tokens = self.x[n, begin : min(int(filled[n]), begin + int(self.limit[n]))].tolist()
             cut = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
             span = slice(begin, begin + cut)
             step, confidence = self.step[n, span].tolist(), self.confidence[n, span].tolist()

@@ -16,24 +16,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
-
-import torch
+from typing import final
 
 from dlm.attention.base import AttentionPattern
 from dlm.decoding.engine.canvas import Canvas, Generation
-from dlm.decoding.engine.graph import Replay
-from dlm.decoding.engine.lengths import room, whole_blocks
+from dlm.decoding.engine.lengths import room
+from dlm.decoding.engine.mixed import Member
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
-from dlm.decoding.engine.step import step
+from dlm.decoding.engine.session import BatchSession, BlockSession, Session
 from dlm.model.denoiser import Denoiser
-
-# Prompts join a batch when this fraction of it is free: each joining costs a separate forward.
-JOIN_AT = 0.25
-POLL = 4  # forwards between two reads of `finished` from a GPU; with free shapes it is read after every forward
-FREE_ROWS = 128  # rows of a forward that a GPU computes in the time in which it reads the weights
-BUCKET = 256  # fixed shapes have a multiple of this many slots, so that few shapes are compiled
 
 
 class Loop(ABC):
@@ -41,6 +33,7 @@ class Loop(ABC):
 
     sliding: bool = False  # whether the current block begins at the first masked token, not on the grid of blocks
     compiles: bool = False  # whether a step can be compiled
+    join_at: float = 1.0  # waiting prompts join when this fraction of a batch is free
 
     def takes(self, pattern: AttentionPattern) -> str | None:
         """None, or the reason why this loop cannot decode under the pattern: a clause of an error message."""
@@ -51,57 +44,48 @@ class Loop(ABC):
         return denoiser
 
     @abstractmethod
+    def session(
+        self, denoiser: Denoiser, longest: int = 0, compile: bool = False, replay: bool = True, kept_tokens: int = 0
+    ) -> Session:
+        """A session of this loop's forwards, with a denoiser of its `mode`. No prompt with its new tokens will be
+        longer than `longest` tokens; 0: that is not known. `compile` and `replay` as in a `Request`. Of prompts and
+        answers that have left, `kept_tokens` tokens may be kept for prompts that begin in the same way."""
+
+    @final
     def generate(self, denoiser: Denoiser, rule: CommitRule, request: Request) -> list[Generation]:
         """Decode every prompt with a denoiser of this loop's `mode`: one generation per prompt, in order."""
+        longest = max(map(len, request.prompts), default=0) + request.max_new_tokens
+        session = self.session(denoiser, longest, request.compile, request.replay)
+        waiting, number = request.by_length(), {}
+        generations: dict[int, Generation] = {}
+        while waiting or session:
+            free = request.batch_size - len(session)
+            if waiting and free >= (request.batch_size * self.join_at if session else 1):
+                joining, waiting = waiting[:free], waiting[free:]
+                number |= zip(session.add(request, rule, joining), joining, strict=True)
+            else:
+                session.step()
+            generations |= {number[t]: made for t, made in session.harvest(keep_places=bool(waiting)).items()}
+        return [generations[i] for i in range(len(request.prompts))]
 
 
 class Blocks(Loop):
     """Decodes one block after another."""
 
     compiles = True
+    join_at = 0.25  # each joining costs a separate forward
 
     def __init__(self, sliding: bool = False):
         self.sliding = sliding
 
-    def generate(self, denoiser, rule, request):
-        device, closed = denoiser.model.device, is_closed(rule, request)
-        fixed_shapes, compiles = request.compile or device.type != "cpu", request.compile and closed
-        first_step = partial(step, denoiser, rule=rule, generator=request.generator, stop=request.stop)
-        further_step = Replay(
-            partial(first_step, rule=rule.on(device), compile=True) if compiles else first_step,
-            can_record=closed and request.replay and replays(device),
-        )
-        waiting, num_slots = request.by_length(), self.num_slots(denoiser, request, fixed_shapes)
-        generations: dict[int, Generation] = {}
-        canvas: Canvas | None = None
-        while waiting or canvas is not None:
-            free = request.batch_size - (0 if canvas is None else len(canvas.live))
-            if waiting and free >= (request.batch_size * JOIN_AT if canvas is not None else 1):
-                joining, waiting = waiting[:free], waiting[free:]
-                new = Canvas(denoiser, request, joining, num_slots, fixed_shapes, self.sliding)
-                first_step(new)
-                request.report(new)
-                canvas = new if canvas is None else canvas.join(new)
-            else:
-                for _ in range(POLL if fixed_shapes else 1):
-                    canvas.make_room_for_pending(fixed_shapes and has_costly_padding(denoiser, canvas))
-                    further_step(canvas)
-                    request.report(canvas)
-            generations |= canvas.harvest(keep_places=fixed_shapes and bool(waiting))
-            if not canvas.live and not (fixed_shapes and waiting):  # waiting prompts take the idle places
-                canvas = None
-        return [generations[i] for i in range(len(request.prompts))]
-
-    def num_slots(self, denoiser: Denoiser, request: Request, fixed_shapes: bool) -> int:
-        """The slots of a canvas that has room for each of the prompts."""
-        size = denoiser.pattern.block_size
-        longest = max((room(len(p) + request.max_new_tokens, size, self.sliding) for p in request.prompts), default=0)
-        return whole_blocks(longest, BUCKET) if fixed_shapes else longest
+    def session(self, denoiser, longest=0, compile=False, replay=True, kept_tokens=0):
+        num_slots = room(longest, denoiser.pattern.block_size, self.sliding) if longest else 0
+        return BlockSession(denoiser, self.sliding, num_slots, compile, replay, kept_tokens)
 
 
 class Batches(Loop):
-    """Decodes `batch_size` prompts side by side until all are finished, then the next ones. Shapes follow the contents
-    of the canvas."""
+    """Decodes prompts that join together side by side until all are finished. Shapes follow the contents of the
+    canvas."""
 
     canvas: type[Canvas] = Canvas
     drops_finished: bool = False  # whether finished sequences leave the canvas; False if `begin` has state per sequence
@@ -114,35 +98,12 @@ class Batches(Loop):
         """The number of slots after the end of the longest sequence."""
         return 0
 
-    def generate(self, denoiser, rule, request):
-        size, order = denoiser.pattern.block_size, request.by_length()
-        generations: dict[int, Generation] = {}
-        for first in range(0, len(order), request.batch_size):
-            index = order[first : first + request.batch_size]
-            longest = len(request.prompts[index[-1]]) + request.max_new_tokens
-            num_slots = room(longest, size, self.sliding) + self.spare(denoiser)
+    def session(self, denoiser, longest=0, compile=False, replay=True, kept_tokens=0):
+        def begin(member: Member, index: list[int]) -> tuple[Canvas, Callable[[], None]]:
+            request = member.request
+            tokens = max(len(request.prompts[n]) for n in index) + request.max_new_tokens
+            num_slots = room(tokens, denoiser.pattern.block_size, self.sliding) + self.spare(denoiser)
             canvas = self.canvas(denoiser, request, index, num_slots, sliding=self.sliding)
-            forward = self.begin(denoiser, rule, canvas, request)
-            while not bool(canvas.finished.all()):
-                forward()
-                request.report(canvas)
-                if self.drops_finished:
-                    generations |= canvas.harvest()
-            generations |= canvas.results(canvas.live)
-        return [generations[i] for i in range(len(order))]
+            return canvas, self.begin(denoiser, member.rule, canvas, request)
 
-
-def has_costly_padding(denoiser: Denoiser, canvas: Canvas) -> bool:
-    """Whether the rows for pending tokens, of which there are none in most steps, cost more than to ask for them."""
-    pattern = denoiser.pattern
-    return pattern.cacheable and pattern.noisy_stream and 2 * canvas.block_size * len(canvas) > FREE_ROWS
-
-
-def is_closed(rule: CommitRule, request: Request) -> bool:
-    """Whether a step needs nothing from the host and draws from no generator of the caller."""
-    return request.stop is None and rule.temperature == 0
-
-
-def replays(device: torch.device) -> bool:
-    """Whether a step can be replayed as a CUDA graph on this device."""
-    return device.type == "cuda"
+        return BatchSession(denoiser, self.sliding, begin, self.drops_finished)

@@ -25,7 +25,6 @@ from dlm.decoding.engine.canvas import SCRATCH, Canvas
 from dlm.decoding.engine.commit import from_first, select_commits, write
 from dlm.decoding.engine.graph import compiled_layers
 from dlm.decoding.engine.plan import ForwardPlan, flat_index, plan_forward
-from dlm.decoding.engine.request import Stop
 from dlm.decoding.engine.rule import CommitRule
 from dlm.model.denoiser import Denoiser
 
@@ -35,17 +34,15 @@ def step(
     canvas: Canvas,
     rule: CommitRule,
     generator: torch.Generator | None = None,
-    stop: Stop | None = None,
     compile: bool = False,
 ) -> None:
-    """One forward, and the commit of its predictions. With a `stop` the host waits for the tokens. With `compile`, the
-    layers of the network and what comes before and after it are compiled, and the network reads only the used tiles of
-    the cache."""
+    """One forward, and the commit of its predictions. With `compile`, the layers of the network and what comes before
+    and after it are compiled, and the network reads only the used tiles of the cache."""
     before, after = (compiled(part) if compile else part for part in (plan_step, conclude))
     with compiled_layers(denoiser) if compile else nullcontext():
         plan, predicted = before(denoiser, canvas, rule.remask_below > 0)
         hidden = read(denoiser, canvas, plan, predicted, tiled=compile)
-        after(denoiser, canvas, rule, hidden, generator, stop)
+        after(denoiser, canvas, rule, hidden, generator)
 
 
 def predict(
@@ -80,12 +77,11 @@ def conclude(
     rule: CommitRule,
     hidden: Float[Tensor, "M D"],
     generator: torch.Generator | None,
-    stop: Stop | None,
 ) -> None:
     """What follows the network in a step: logits, predictions, commits, and the move to the next block."""
     token, confidence = sample(denoiser, canvas, rule, hidden, generator)
     commit(canvas, rule, token, confidence, denoiser.token_shift)
-    advance(canvas, stop)
+    advance(canvas)
 
 
 def sample(
@@ -197,17 +193,14 @@ def remask(
     canvas.masked.scatter_(1, slots, masked | weak)
 
 
-def advance(canvas: Canvas, stop: Stop | None, may: Bool[Tensor, " B"] | bool = True) -> None:
-    """Of the sequences that `may` advance, finish those that have reached EOS, a stop or their length. Move the others
-    at the end of a block to the first block that has masks or, if sliding, to their first masked slot."""
+def advance(canvas: Canvas, may: Bool[Tensor, " B"] | bool = True) -> None:
+    """Of the sequences that `may` advance, finish those that have reached EOS or their length. Move the others at the
+    end of a block to the first block that has masks or, if sliding, to their first masked slot."""
     filled = canvas.filled()
     slots = torch.arange(canvas.num_slots + 1, device=canvas.x.device)
     new = (slots >= canvas.prompt_length[:, None]) & (slots < filled[:, None])
     ended = (canvas.is_eos(canvas.x) & new).any(1)
-    ended |= filled >= canvas.prompt_length + canvas.max_new_tokens
+    ended |= filled >= canvas.prompt_length + canvas.limit
     moved = (filled >= canvas.start + canvas.grid) & may
-    if stop is not None:
-        for n in (moved & ~ended & ~canvas.finished).nonzero()[:, 0].tolist():
-            ended[n] |= stop(canvas.x[n, canvas.prompt_length[n] : filled[n]].tolist())
     canvas.finished |= ended & may
     canvas.start += (filled // canvas.grid * canvas.grid - canvas.start) * (moved & ~canvas.finished)

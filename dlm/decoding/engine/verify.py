@@ -59,8 +59,7 @@ class Verifier(Denoiser):
 
 
 class Speculative(Batches):
-    """Verifies drafts and writes new ones. The current block slides, and has room for a draft and the token after it.
-    `stop` is called after every forward."""
+    """Verifies drafts and writes new ones. The current block slides; it has room for a draft and the token after it."""
 
     sliding = True
 
@@ -155,7 +154,7 @@ class Cycle(ABC):
         keep = torch.arange(self.size, device=tokens.device) <= accepted[:, None]
         write(canvas, keep & ~canvas.finished[:, None], tokens, confidence)
         canvas.written.copy_(torch.where(canvas.finished, canvas.written, canvas.start + accepted))
-        advance(canvas, self.request.stop)
+        advance(canvas)
         return accepted
 
 

@@ -1,0 +1,110 @@
+"""The ways in which one checkpoint answers, and the prompts that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dlm.config.build import make
+from dlm.config.exported import ExportedFolder
+from dlm.config.finished import FinishedRun
+from dlm.data.packing import adds_bos
+from dlm.decoding.ar import AR
+from dlm.decoding.base import Decoder
+from dlm.decoding.engine.rule import CommitRule
+from dlm.decoding.fixed import Fixed
+from dlm.decoding.self_speculative import SelfSpeculative
+from dlm.watch.speaker import Speaker
+
+DIFFUSION = "diffusion"
+Message = Mapping[str, str]
+
+
+def modes(found: FinishedRun | ExportedFolder, decoding: dict[str, Any] | None, parent: bool) -> dict[str, Speaker]:
+    """The modes of a run or an exported folder by name, `diffusion` first: by the decoder of the config `decoding`, by
+    default its own. `ar` and `speculate` are its weights under causal attention, without and with the dLM's drafts;
+    `parent` is the AR model that it was made of, which an exported folder does not have."""
+    dlm, tokenizer = found.dlm, found.converted.tokenizer
+    diffusion = make(decoding) if decoding else found.decoder
+    diffusion.require(dlm.pattern)
+    by_name = {DIFFUSION: diffusion, "ar": AR(), "speculate": SelfSpeculative()}
+    speakers = {name: Speaker(name, dlm, tokenizer, decoder) for name, decoder in by_name.items()}
+    if parent and isinstance(found, FinishedRun):
+        speakers["parent"] = Speaker("parent", found.ar, found.parent.tokenizer, Fixed(1))
+    return speakers
+
+
+def rule_of(
+    decoder: Decoder, temperature: float | None = None, top_p: float | None = None, threshold: float | None = None
+) -> CommitRule:
+    """The rule of a decoder with other numbers; None: its own. Raises `ValueError` for values outside their range, and
+    for a threshold where the rule has none."""
+    rule = decoder.rule
+    changed = decoder.sampling(
+        rule.temperature if temperature is None else temperature, rule.top_p if top_p is None else top_p
+    )
+    if threshold is None:
+        return changed.rule
+    return changed.at(threshold).rule
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str) -> str:
+    """The text of a conversation that an answer continues. `template`: `chat`, that of the tokenizer; `plain`, a line
+    for each turn; `raw`, the contents alone; `auto`, the first of `chat` and `plain` that there is. Raises `ValueError`
+    where the tokenizer has no template or its template refuses the messages."""
+    return TEMPLATES[template if template != "auto" else "chat" if tokenizer.chat_template else "plain"](
+        tokenizer, messages
+    )
+
+
+def by_chat_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template: choose template=plain or template=raw")
+    try:
+        text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template raises errors of its own
+        raise ValueError(f"the chat template refuses these messages: {error}") from error
+    # Encoding adds it.
+    return text.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else text
+
+
+def plainly(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    turns = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
+    return "".join(turns) + "Assistant:"
+
+
+def raw(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    return "".join(message["content"] for message in messages)
+
+
+TEMPLATES: dict[str, Callable[[PreTrainedTokenizerBase, Sequence[Message]], str]] = {
+    "chat": by_chat_template,
+    "plain": plainly,
+    "raw": raw,
+}
+
+
+def require_template(name: str) -> None:
+    """Raises `ValueError` for a template that there is not."""
+    if name not in ("auto", *TEMPLATES):
+        raise ValueError(f"template {name!r} is unknown: choose auto, {', '.join(TEMPLATES)}")
+
+
+PLAIN_STOP = "\nUser:"  # where a model writes the next turn of a plain conversation itself
+
+
+def stops_of(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
+    """The texts that end an answer in a conversation, besides EOS."""
+    return (PLAIN_STOP,) if template == "plain" or (template == "auto" and not tokenizer.chat_template) else ()
+
+
+def ids_of(speaker: Speaker, prompt: str | list[int], max_new_tokens: int) -> list[int]:
+    """The token ids of a prompt, which may be ids already. Raises `ValueError` if the model cannot continue it."""
+    if isinstance(prompt, str):
+        return speaker.encode(prompt, max_new_tokens)
+    size = len(speaker.tokenizer)
+    if wrong := [token for token in prompt if not 0 <= token < size]:
+        raise ValueError(f"token {wrong[0]} of a prompt is not in the vocabulary of {size} tokens")
+    return prompt
