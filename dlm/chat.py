@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
 from dlm.config.arguments import literal, texts
-from dlm.config.build import default_decoding, requested_decoding
+from dlm.config.build import requested_decoding
 from dlm.config.command_line import hydra_command
-from dlm.config.finished import FinishedRun, found
+from dlm.config.finished import found
 from dlm.config.kinds import require_options
 from dlm.config.settings import Chat
 from dlm.model.packed_linears import PackedLinears
@@ -103,8 +103,7 @@ def typed(prompt: Callable[[], str]) -> Iterator[str]:
 
 def talk_of(cfg: DictConfig) -> Talk:
     opened = found(cfg.run, cfg.runs_dir, cfg.device)
-    base = default_decoding(opened.config) if isinstance(opened, FinishedRun) else None
-    speakers = modes(opened, requested_decoding(cfg, base), cfg.parent)
+    speakers = modes(opened, requested_decoding(cfg, OmegaConf.create(opened.decoding)), cfg.parent)
     stops = tuple(text for text in texts(cfg.stop) if text)
     options = {name: cfg[name] for name in ("max_new_tokens", "template", "system", "seed", "kept_tokens")}
     return Talk(speakers, stops=stops, **options)

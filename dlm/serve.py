@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib.util
 from contextlib import ExitStack
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from dlm.config.build import default_decoding, requested_decoding
+from dlm.config.build import requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun, found
 from dlm.config.kinds import require_options
@@ -39,8 +39,7 @@ def main(cfg: DictConfig) -> None:
     require_key(cfg.host, cfg.key)
     require_template(cfg.template)
     opened = found(cfg.run, cfg.runs_dir, cfg.device)
-    base = default_decoding(opened.config) if isinstance(opened, FinishedRun) else None
-    speakers = modes(opened, requested_decoding(cfg, base), cfg.parent)
+    speakers = modes(opened, requested_decoding(cfg, OmegaConf.create(opened.decoding)), cfg.parent)
     name = cfg.name or (opened.run.id if isinstance(opened, FinishedRun) else opened.folder.resolve().name)
     with ExitStack() as linears:
         for model in {id(s.denoiser.model): s.denoiser.model for s in speakers.values()}.values():
