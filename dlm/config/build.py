@@ -95,8 +95,9 @@ def build(cfg: DictConfig) -> Experiment:
     if rollout:
         rollout.bind(parent)
     parent.model = trainable.apply(parent.model, parent.mask_id)
+    data.processor = parent.processor
     data.prepare(parent.tokenizer, pattern.tail, 0, cfg.seed)
-    denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
+    denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types, parent.span_ids)
     conversion = Conversion(denoiser, masking, objective, optimizer, cfg.seed, rollout, schedules, block_schedule)
     num_steps = budget.num_steps(data, conversion)
     data.train_rows.num_rows = num_steps * budget.rows
@@ -161,13 +162,14 @@ def num_processes(cfg: DictConfig) -> int:
 
 def ar_denoiser(parent: Parent) -> Denoiser:
     """The autoregressive parent as a `Denoiser`."""
-    return Denoiser(parent.model, AR(), parent.mask_id, True, parent.layer_types)
+    return Denoiser(parent.model, AR(), parent.mask_id, True, parent.layer_types, parent.span_ids)
 
 
 def converted_denoiser(cfg: DictConfig, parent: Parent, model: PreTrainedModel | None = None) -> Denoiser:
     """The dLM of a config: `model` (by default the parent's) under the config's attention pattern and token shift."""
     pattern = make(cfg.attention)
-    return Denoiser(model or parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
+    model = model or parent.model
+    return Denoiser(model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types, parent.span_ids)
 
 
 def choices() -> dict[str, str]:

@@ -149,7 +149,8 @@ def is_ar_limit(denoiser: Denoiser) -> bool:
 
 def check_ar_limit(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     """Raises `ValueError` if a denoiser in the AR limit scores the hidden tokens otherwise than its parent."""
-    parent = Denoiser(denoiser.model, AR(), denoiser.mask_id, True, denoiser.layer_types)
+    types = denoiser.layer_types
+    parent = Denoiser(denoiser.model, AR(), denoiser.mask_id, True, types, denoiser.span_ids)
     gap = distance(probe.logits(denoiser), probe.logits(parent))
     if gap > max_distance(denoiser, half):
         problem = f"with blocks of one token it is not its parent, by {gap:.2g}: NELBO < NLL is possible"

@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.data import prose, tasks
 from dlm.data.encoding import refuse_mask
@@ -58,6 +58,7 @@ class PackedData(lightning.LightningDataModule):
             raise ValueError(f"data.distinct {distinct} must be at least 1, or null for rows that all differ")
         self.distinct = distinct
         self.workers = 0  # processes that load the training data
+        self.processor: ProcessorMixin | None = None  # of a parent that reads images
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
         self.excluded = set(mixture) - set(self.mixture)  # a source of weight 0 does not fill the ends of rows, either
 

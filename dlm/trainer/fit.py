@@ -294,7 +294,7 @@ def save_model(experiment: Experiment, run: Run) -> None:
     temporary = run.folder / ".model.tmp"
     model = experiment.trainable.merged(experiment.parent.model)
     gate.save_model(model, temporary)
-    experiment.parent.tokenizer.save_pretrained(temporary)
+    experiment.parent.save(temporary)
     shutil.rmtree(run.model_folder, ignore_errors=True)
     run.update(files={f"model/{name}": digest for name, digest in digests(temporary, [*temporary.rglob("*")]).items()})
     temporary.rename(run.model_folder)

@@ -54,7 +54,8 @@ class Verifier(Denoiser):
     windows are scored with it, all other rows with the shift of AR."""
 
     def __init__(self, denoiser: Denoiser, draft: AttentionPattern):
-        super().__init__(denoiser.model, Speculation(draft), denoiser.mask_id, True, denoiser.layer_types)
+        pattern, types = Speculation(draft), denoiser.layer_types
+        super().__init__(denoiser.model, pattern, denoiser.mask_id, True, types, denoiser.span_ids)
         self.draft_shift = denoiser.token_shift
 
 
