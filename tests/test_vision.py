@@ -15,9 +15,9 @@ from dlm.model.vision import example_document
 from dlm.types import generator
 
 
-def prepared(scorer, batch, seed=3, t_min=0.3):
+def prepared(scorer, batch, t_min=0.3, noised=None):
     batch = scorer.scorable(batch)
-    noised = corrupt(scorer, Uniform(count="bernoulli", t_min=t_min), batch, generator(seed))
+    noised = noised or corrupt(scorer, Uniform(count="bernoulli", t_min=t_min), batch, generator(3))
     return lay_out(scorer, batch, noised, Objective(Nelbo()))
 
 

@@ -94,8 +94,10 @@ def vision(family: str, implementation: str = "sdpa", dtype: torch.dtype = torch
     return block_sparse.set_implementation(model.eval().to(dtype), implementation)
 
 
-def images(family: str, ids: torch.Tensor, count: int, seed: int) -> Images:
-    """`count` random images of a document, as the processor of a family would give them."""
+def images(family: str, ids: torch.Tensor, count: int, seed: int) -> Images | None:
+    """`count` random images of a document, as the processor of a family would give them; None for a text."""
+    if not count:
+        return None
     noise, kinds = generator(seed), (ids == IMAGE).long()[None]
     pixels = torch.randn(count, 3, 16, 16, generator=noise)
     if family.startswith("qwen"):  # 4 x 6 patches, of which 2 x 2 are one token
@@ -116,7 +118,8 @@ def document(family: str, seed: int, before: int, after: int, answer: int, count
         return torch.randint(5, 45, (length,), generator=noise)
 
     image = [torch.tensor([BEGIN]), torch.full((TOKENS[family],), IMAGE), torch.tensor([END])]
-    prompt = torch.cat([part for _ in range(count) for part in (text(before), *image)] + [text(after)])
+    pictured = [part for _ in range(count) for part in (text(before), *image)] or [text(before)]
+    prompt = torch.cat([*pictured, text(after)])
     return torch.cat([prompt, text(answer)]), len(prompt), images(family, prompt, count, seed)
 
 
@@ -166,3 +169,9 @@ def save_llava(folder) -> None:
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     picture = SiglipImageProcessorPil(size={"height": 16, "width": 16})
     LlavaProcessor(picture, tokenizer, patch_size=4, vision_feature_select_strategy="full").save_pretrained(folder)
+
+
+def prompts(family: str, specifications: list[tuple[int, int, int]], seed: int = 20) -> tuple[list, list]:
+    """Prompts and their images, given text `before` and `after` and the number of images; none: a prompt of text."""
+    made = [document(family, seed + n, b, a, 0, count) for n, (b, a, count) in enumerate(specifications)]
+    return [ids.tolist() for ids, *_ in made], [pictures for *_, pictures in made]

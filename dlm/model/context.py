@@ -30,8 +30,8 @@ COMMON |= {"output_attentions", "output_hidden_states", "cache_position"}
 @dataclass(frozen=True)
 class Context:
     """Of tokens of any shape P: which are `given` by their `embeds` instead of their ids, their positions on A axes,
-    and what else the decoder takes: tensors `of_tokens`, and lists of tensors `of_given` that it takes for the given
-    tokens alone (0 for the others)."""
+    and what else the decoder takes for the given ones: tensors `of_tokens`, which are 0 for all others, and lists of
+    tensors `of_given`, of which it takes the rows of the given tokens alone."""
 
     given: Bool[Tensor, "*P"]
     embeds: Float[Tensor, "*P D"]
@@ -39,43 +39,69 @@ class Context:
     of_tokens: dict[str, Tensor] = field(default_factory=dict)
     of_given: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Context:
-        """Apply a function to every tensor."""
+    def map(self, function: Callable[..., Tensor], *others: Context) -> Context:
+        """Apply a function to every tensor and those of others in its place."""
+        every = (self, *others)
         return Context(
-            function(self.given),
-            function(self.embeds),
-            function(self.position_ids),
-            {name: function(value) for name, value in self.of_tokens.items()},
-            {name: [function(value) for value in values] for name, values in self.of_given.items()},
+            function(*(c.given for c in every)),
+            function(*(c.embeds for c in every)),
+            function(*(c.position_ids for c in every)),
+            {name: function(*(c.of_tokens[name] for c in every)) for name in self.of_tokens},
+            {
+                name: [function(*values) for values in zip(*(c.of_given[name] for c in every), strict=True)]
+                for name in self.of_given
+            },
         )
+
+    def alike(self, other: Context) -> tuple[Context, Context]:
+        """This context and another one, both with all kinds of values that either has. One that lacks none is returned
+        itself."""
+        return self.filled(other), other.filled(self)
+
+    def filled(self, other: Context) -> Context:
+        axes = other.position_ids.shape[-1] if self.position_ids.shape[-1] == 1 else self.position_ids.shape[-1]
+        lacking = (other.of_tokens.keys() - self.of_tokens.keys()) | (other.of_given.keys() - self.of_given.keys())
+        if axes == self.position_ids.shape[-1] and not lacking:
+            return self
+
+        def zeros(value: Tensor) -> Tensor:
+            return value.new_zeros(*self.given.shape, *value.shape[other.given.ndim :])
+
+        of_tokens = {name: zeros(value) for name, value in other.of_tokens.items()} | self.of_tokens
+        of_given = {name: [zeros(v) for v in values] for name, values in other.of_given.items()} | self.of_given
+        positions = self.position_ids.repeat_interleave(axes // self.position_ids.shape[-1], -1)
+        return Context(self.given, self.embeds, positions, of_tokens, of_given)
 
     def at(
         self,
-        embedding: nn.Module,
-        input_ids: Int[Tensor, "B S"],
-        position_ids: Int[Tensor, "B S"],
         source: Int[Tensor, "B S"],
+        embeds: Float[Tensor, "B S D"],
+        position_ids: Int[Tensor, "B S"],
+        has_given: bool = True,
     ) -> dict[str, Any]:
         """The decoder's arguments for columns that stand for the tokens `source` of a context with P = one axis. A
-        column that stands for none (-1) is text at its `position_ids`."""
-        known = source >= 0
-        given = self.given[source] & known
-        embeds = embedding(input_ids.masked_fill(given, 0))
-        embeds = torch.where(given[..., None], self.embeds[source].to(embeds.dtype), embeds)
+        column that stands for none (-1) has its position of `position_ids`; one whose token is not given has its
+        embedding of `embeds`. `has_given`: some token may be given."""
+        known, of_given = source >= 0, {}
         axes = torch.where(known[..., None], self.position_ids[source], position_ids[..., None]).movedim(-1, 0)
-        of_tokens = {name: value[source] for name, value in self.of_tokens.items()}
-        return {
-            "input_ids": None,
-            "inputs_embeds": embeds,
-            "position_ids": axes if len(axes) > 1 else axes[0],
-            **{name: value.masked_fill(~expanded(known, value), 0) for name, value in of_tokens.items()},
-            **{name: [value[source[given]] for value in values] for name, values in self.of_given.items()},
-        }
+        if has_given:
+            given = self.given[source] & known
+            embeds = torch.where(given[..., None], self.embeds[source].to(embeds.dtype), embeds)
+            of_given = {name: value[source] * expanded(given, value) for name, value in self.of_tokens.items()}
+            of_given |= {name: [value[source[given]] for value in values] for name, values in self.of_given.items()}
+        positions = axes if len(axes) > 1 else axes[0]
+        return {"input_ids": None, "inputs_embeds": embeds, "position_ids": positions, **of_given}
 
 
-def expanded(mask: Bool[Tensor, "*P"], value: Tensor) -> Tensor:
-    """A mask of tokens that broadcasts against a tensor of tokens."""
-    return mask.view(*mask.shape, *[1] * (value.ndim - mask.ndim))
+def expanded(mask: Bool[Tensor, "B S"], value: Tensor) -> Tensor:
+    """A mask of tokens [B S] that broadcasts against values of tokens, of any further axes (here: of P = one axis)."""
+    return mask.view(*mask.shape, *[1] * (value.ndim - 1))
+
+
+def embedded(model: PreTrainedModel, ids: Int[Tensor, "*P"]) -> Float[Tensor, "*P D"]:
+    """The embeddings of ids. Those of image tokens, which are given, may lie behind the last one."""
+    embedding = model.get_input_embeddings()
+    return embedding(ids.clamp_max(embedding.weight.shape[0] - 1))
 
 
 @contextmanager
@@ -113,7 +139,7 @@ def record(model: PreTrainedModel, pictured: dict[str, Tensor]) -> Context:
     }
     of_tokens, of_given = {}, {}
     for name, value in beside.items():
-        if isinstance(value, Tensor) and value.shape[:2] == ids.shape and not value.is_floating_point():
+        if isinstance(value, Tensor) and value.shape[:2] == ids.shape and not value[~given].any():
             of_tokens[name] = value
         elif isinstance(value, list | tuple) and all(is_of_given(v, given) for v in value):
             of_given[name] = [v.new_zeros(*ids.shape, *v.shape[1:]).index_put((given,), v) for v in value]
@@ -127,8 +153,7 @@ def given_tokens(
     model: PreTrainedModel, ids: Int[Tensor, "M T"], embeds: Float[Tensor, "M T D"]
 ) -> Bool[Tensor, "M T"]:
     """Which tokens a model embeds otherwise than by their ids."""
-    embedding = model.get_input_embeddings()
-    return (embedding(ids.clamp_max(embedding.weight.shape[0] - 1)) != embeds).any(-1)
+    return (embedded(model, ids) != embeds).any(-1)
 
 
 def is_of_given(value: Any, given: Bool[Tensor, "M T"]) -> bool:

@@ -19,7 +19,7 @@ from dlm.attention.base import AttentionPattern
 from dlm.attention.compilation import allow_versions
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
-from dlm.model.context import record
+from dlm.model.context import embedded, record
 from dlm.model.head import without_decoder
 from dlm.model.last_layer import LastLayer
 from dlm.model.layout import Layout
@@ -144,7 +144,7 @@ class Denoiser(nn.Module, Layout):
         if inputs.pictured is None:
             return {"input_ids": inputs.input_ids, "position_ids": inputs.position_ids}
         context = record(self.model, inputs.pictured).map(lambda t: t.flatten(0, 1))
-        return context.at(self.model.get_input_embeddings(), inputs.input_ids, inputs.position_ids, inputs.source)
+        return context.at(inputs.source, embedded(self.model, inputs.input_ids), inputs.position_ids)
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """The model's head, applied to hidden states: logits in float32 at least, -inf for the mask token."""

@@ -70,6 +70,13 @@ def spans(pattern: AttentionPattern, batch: Batch, in_span: Bool[Tensor, "B L"])
     last_maskable = torch.full_like(column, -1).scatter_reduce_(
         1, first_of_block, torch.where(batch.maskable, column, -1), "amax"
     )
-    begins = in_span & (batch.position == 0)
-    begins[:, 1:] |= in_span[:, 1:] & ~in_span[:, :-1]
-    return torch.where(in_span & (column > last_maskable.gather(1, first_of_block)), begins.cumsum(1) - 1, -1)
+    ends = column < last_maskable.gather(1, first_of_block)
+    # Documents that begin with an image are apart by themselves: none sees another.
+    return runs(in_span & ~ends)
+
+
+def runs(chosen: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """The number of the run of consecutive `chosen` tokens that each of them is in; -1 elsewhere."""
+    begins = chosen.clone()
+    begins[:, 1:] &= ~chosen[:, :-1]
+    return torch.where(chosen, begins.cumsum(1) - 1, -1)

@@ -25,8 +25,18 @@ SIDE = 64  # pixels of a made-up image
 
 def auto_class(config: PreTrainedConfig) -> type:
     """The class of transformers that loads a checkpoint with this config: with its vision tower, if it has one."""
-    sees = "vision_config" in config.sub_configs and type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+
+
+def reads_images(config: PreTrainedConfig) -> bool:
+    """Whether models with this config have a vision tower."""
+    return "vision_config" in config.sub_configs and type(config) in AutoModelForImageTextToText._model_mapping
+
+
+def require_sight(config: PreTrainedConfig) -> None:
+    """Raises `ValueError` for a model that reads text only, which was given images."""
+    if not reads_images(config):
+        raise ValueError(f"{config.model_type} reads no images: name a vision-language model, or leave the images out")
 
 
 def load_config(folder: str, options: dict[str, Any]) -> PreTrainedConfig:
