@@ -49,10 +49,12 @@ def moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
 class Images(Movable):
     """The images of a document, as the processor of the model gives them for its text: `of_images` are tensors of the
     images (`pixel_values`, `image_grid_thw`, …), which are concatenated along axis 0 over documents; `of_tokens` are
-    tensors [1 T …] of the document's first T tokens (`token_type_ids`, …), 0 for those behind."""
+    tensors [1 T …] of the document's first T tokens (`token_type_ids`, …), 0 for those behind. The document has at
+    least `num_tokens` tokens."""
 
     of_images: dict[str, Tensor]
     of_tokens: dict[str, Tensor] = field(default_factory=dict)
+    num_tokens: int = 0
 
     @classmethod
     def of(cls, processed: Mapping[str, Any]) -> Images:
@@ -60,7 +62,7 @@ class Images(Movable):
         shape = processed["input_ids"].shape
         beside = {name: v for name, v in processed.items() if name not in ("input_ids", "attention_mask")}
         of_tokens = {name: v for name, v in beside.items() if v.shape[:2] == shape}
-        return cls({name: v for name, v in beside.items() if name not in of_tokens}, of_tokens)
+        return cls({name: v for name, v in beside.items() if name not in of_tokens}, of_tokens, shape[1])
 
 
 @dataclass  # not frozen: Lightning assigns the fields of a loader's batch when it converts them to trainer.precision

@@ -77,8 +77,21 @@ CONFIGS = {
     },
 }
 CONFIGS["smolvlm"] = CONFIGS["idefics3"]
+CONFIGS["internvl"] = {
+    "text_config": TEXT | {"model_type": "qwen2"},
+    "vision_config": CLIP | {"image_size": [16, 16], "patch_size": [4, 4]},
+    "image_token_id": IMAGE,
+}
+CONFIGS["glm4v"] = {
+    "text_config": QWEN | {"rope_parameters": THREE_AXES | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}},
+    "vision_config": PATCHES | {"image_size": 16},
+    **{name.replace("vision", "image"): token for name, token in MARKS.items()},
+    "video_start_token_id": 54,
+    "video_end_token_id": 55,
+}
 FAMILIES = list(CONFIGS)
-TOKENS = {"llava": 16, "qwen2_5_vl": 6, "qwen3_vl": 6} | dict.fromkeys(("idefics3", "smolvlm", "gemma3"), 4)
+PATCHED = ("qwen2_5_vl", "qwen3_vl", "glm4v")  # images are rows of patches, whose number may differ
+TOKENS = dict.fromkeys(FAMILIES, 4) | {"llava": 16} | dict.fromkeys(PATCHED, 6)
 
 
 @cache
@@ -100,13 +113,13 @@ def images(family: str, ids: torch.Tensor, count: int, seed: int) -> Images | No
         return None
     noise, kinds = generator(seed), (ids == IMAGE).long()[None]
     pixels = torch.randn(count, 3, 16, 16, generator=noise)
-    if family.startswith("qwen"):  # 4 x 6 patches, of which 2 x 2 are one token
+    if family in PATCHED:  # 4 x 6 patches, of which 2 x 2 are one token
         patches = torch.randn(count * 24, 3 * 16, generator=noise)
         grid = torch.tensor([[1, 4, 6]]).repeat(count, 1)
-        return Images({"pixel_values": patches, "image_grid_thw": grid}, {"mm_token_type_ids": kinds})
+        return Images({"pixel_values": patches, "image_grid_thw": grid}, {"mm_token_type_ids": kinds}, len(ids))
     if family in ("idefics3", "smolvlm"):
-        return Images({"pixel_values": pixels[None]})
-    return Images({"pixel_values": pixels}, {"token_type_ids": kinds} if family == "gemma3" else {})
+        return Images({"pixel_values": pixels[None]}, num_tokens=len(ids))
+    return Images({"pixel_values": pixels}, {"token_type_ids": kinds} if family == "gemma3" else {}, len(ids))
 
 
 def document(family: str, seed: int, before: int, after: int, answer: int, count: int = 1):

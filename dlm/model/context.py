@@ -128,7 +128,9 @@ def record(model: PreTrainedModel, pictured: dict[str, Tensor]) -> Context:
         model.base_model(**pictured, use_cache=False)
     embeds = heard.get("inputs_embeds")
     if embeds is None:
-        raise ValueError(refusal(model, "it hands its decoder token ids, not embeddings with the images in place"))
+        beside = ", ".join(name for name in heard if name not in COMMON and isinstance(heard[name], Tensor))
+        why = f"it hands its decoder {beside or 'nothing'} beside token ids, not embeddings with the images in place"
+        raise ValueError(refusal(model, why))
     given = given_tokens(model, ids, embeds)
     axes = heard.get("position_ids")
     if axes is None:
@@ -144,7 +146,8 @@ def record(model: PreTrainedModel, pictured: dict[str, Tensor]) -> Context:
         elif isinstance(value, list | tuple) and all(is_of_given(v, given) for v in value):
             of_given[name] = [v.new_zeros(*ids.shape, *v.shape[1:]).index_put((given,), v) for v in value]
         elif value is not None:
-            raise ValueError(refusal(model, f"its decoder takes {name}, which is not laid out token by token"))
+            why = f"its decoder takes {name}, which says something of text or is not laid out token by token"
+            raise ValueError(refusal(model, why))
     return Context(given, embeds, axes.expand(len(axes), *ids.shape).movedim(0, -1), of_tokens, of_given)
 
 

@@ -34,7 +34,13 @@ def pictured(batch: Batch) -> tuple[dict[str, Tensor], Int[Tensor, "B L"]]:
 
 def joined(texts: Sequence[Int[Tensor, " T"]], images: Sequence[Images]) -> dict[str, Tensor]:
     """The forward's arguments for documents side by side. Whatever differs in size (documents in tokens, images in
-    pixels or number) is padded on the right with 0."""
+    pixels or number) is padded on the right with 0. Raises `ValueError` for a document that was cut."""
+    for text, document in zip(texts, images, strict=True):
+        if len(text) < document.num_tokens:
+            raise ValueError(
+                f"a document with images was cut to {len(text)} of the {document.num_tokens} tokens that it has up to "
+                "its answer: an image is read whole or not at all; raise data.length or leave the document out"
+            )
     width = max(map(len, texts))
     arguments = {"input_ids": torch.stack([pad(text, (0, width - len(text))) for text in texts])}
     for name in dict.fromkeys(name for document in images for name in document.of_tokens):
