@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from dlm.data import scenes, tasks
+from dlm.data.example import Grade, check, grade, split_of
 from dlm.data.scenes.drawing import CELL, COLOURS, GRID, GROUND, SHAPES, SIZE, STENCILS, Symbol, draw
 from dlm.data.scenes.families import FAMILIES, WORDS, at, count, grid, list_, words
 
@@ -50,7 +51,7 @@ def make_again(family, split, seed):
     """What stands in the cells of a scene of a split."""
     make, _ = FAMILIES[family]
     rng = random.Random(seed)
-    while tasks.split_of(repr(cells := make(rng))) != split:
+    while split_of(repr(cells := make(rng))) != split:
         pass
     assert scenes.sample(family, split, random.Random(seed)).image.shape == (SIZE, SIZE, 3)
     return cells
@@ -62,15 +63,15 @@ def test_the_split_is_that_of_the_scene_and_not_of_its_question():
 
 
 def test_equal_arguments_give_equal_questions_and_pictures():
-    first, again = (scenes.evaluation_set("test", 3, families=["at", "words"]) for _ in range(2))
+    first, again = (tasks.evaluation_set("test", 3, families=["scenes.at", "scenes.words"]) for _ in range(2))
     assert [s.prompt for s in first] == [s.prompt for s in again] and len({s.image.tobytes() for s in first}) == 6
     assert all(np.array_equal(a.image, b.image) for a, b in zip(first, again, strict=True))
 
 
 def test_a_program_checks_answers_and_counts_right_steps():
     scene = scenes.Scene("list", "list:", "A red disc;C blue bar", np.zeros((SIZE, SIZE, 3), np.uint8))
-    assert tasks.check(scene, "A red disc;C blue bar") and not tasks.check(scene, "A red disc;C blue ring")
-    assert tasks.grade(scene, "A red disc;C blue ring") == tasks.Grade(0.5, 1)
+    assert check(scene, "A red disc;C blue bar") and not check(scene, "A red disc;C blue ring")
+    assert grade(scene, "A red disc;C blue ring") == Grade(0.5, 1)
 
 
 def test_each_symbol_is_drawn_in_its_cell_in_its_colour_and_no_two_look_alike():

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from dlm.data.example import Example, check, grade
 from dlm.data.packing import adds_bos
-from dlm.data.tasks import Example, check, grade
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.request import Request
 from dlm.evaluation.interval import wilson

@@ -6,23 +6,29 @@ what stands in the cells decides the split, so that no scene of validation or te
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import UInt8
 
-from dlm.data import tasks
+from dlm.data.example import Example, split_of
 from dlm.data.scenes.drawing import draw
 from dlm.data.scenes.families import FAMILIES
 
+PREFIX = "scenes."  # of a family, where those of texts are named as well
+
 
 @dataclass(frozen=True)
-class Scene(tasks.Example):
+class Scene(Example):
     """A question about a picture: the model sees `image`, reads `prompt` and must write exactly `answer`."""
 
     image: UInt8[np.ndarray, "size size 3"] = field(compare=False, repr=False)
+
+    @property
+    def key(self) -> str:
+        return f"{self.prompt} {hashlib.sha256(self.image.tobytes()).hexdigest()}"
 
 
 def sample(family: str, split: str, rng: random.Random) -> Scene:
@@ -30,17 +36,5 @@ def sample(family: str, split: str, rng: random.Random) -> Scene:
     make, ask = FAMILIES[family]
     while True:
         cells = make(rng)
-        if tasks.split_of(repr(cells)) == split:
+        if split_of(repr(cells)) == split:
             return Scene(family, *ask(cells, rng), draw(cells, rng))
-
-
-def evaluation_set(split: str, per_family: int, seed: int = 0, families: Iterable[str] | None = None) -> list[Scene]:
-    """`per_family` questions of each of the `families`, by default all, about distinct scenes; equal arguments give
-    equal questions."""
-    scenes: dict[tuple[str, str, bytes], Scene] = {}
-    for family in FAMILIES if families is None else families:
-        rng, target = random.Random(f"{split}-{family}-{seed}"), len(scenes) + per_family
-        while len(scenes) < target:
-            scene = sample(family, split, rng)
-            scenes.setdefault((scene.prompt, scene.answer, scene.image.tobytes()), scene)
-    return list(scenes.values())
