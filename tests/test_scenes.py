@@ -10,6 +10,8 @@ from dlm.data import scenes, tasks
 from dlm.data.example import Grade, check, grade, split_of
 from dlm.data.scenes.drawing import CELL, COLOURS, GRID, GROUND, SHAPES, SIZE, STENCILS, Symbol, draw
 from dlm.data.scenes.families import FAMILIES, WORDS, at, count, grid, list_, words
+from dlm.evaluation.generation import prompt_ids
+from dlm.evaluation.items import added_version
 
 EMPTY = (None,) * GRID**2
 OBJECTS = (Symbol("disc", "red"), None, Symbol("bar", "blue"), *EMPTY[4:], Symbol("ring", "red"))
@@ -86,3 +88,16 @@ def test_each_symbol_is_drawn_in_its_cell_in_its_colour_and_no_two_look_alike():
         assert min((a ^ b).sum() for n, a in enumerate(alike) for b in alike[:n]) >= 4
     assert len({COLOURS[name] for name in COLOURS}) == len(COLOURS)
     assert {letter for word in WORDS for letter in word} <= STENCILS.keys()
+
+
+def test_the_version_of_items_changes_with_the_pictures_that_are_asked_about(monkeypatch):
+    before = added_version(("scenes.list",))
+    added_version.cache_clear()
+    monkeypatch.setattr(scenes, "draw", lambda cells, rng: draw(cells, rng)[::-1])
+    assert added_version(("scenes.list",)) != before
+    added_version.cache_clear()
+
+
+def test_a_tokenizer_is_not_asked_about_pictures():
+    with pytest.raises(ValueError, match="a scene has pictures, and the parent reads text only"):
+        prompt_ids(AutoTokenizer.from_pretrained("dlm/assets/long"), tasks.evaluation_set("val", 1, 0, ["scenes.at"]))

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.types import Images
 
 Message = dict[str, Any]
+Reader = PreTrainedTokenizerBase | ProcessorMixin  # the processor of a parent that reads images, else its tokenizer
+
+
+def tokenizer_of(reader: Reader) -> PreTrainedTokenizerBase:
+    return reader.tokenizer if isinstance(reader, ProcessorMixin) else reader
 
 
 def require_processor(processor: ProcessorMixin | None, what: str) -> ProcessorMixin:

@@ -9,7 +9,7 @@ from functools import cache
 from transformers import AutoTokenizer
 
 from dlm.data import prose, tasks
-from dlm.data.example import SPLITS
+from dlm.data.example import SPLITS, Example
 from dlm.evaluation import cloze
 from dlm.evaluation.likelihood import windows
 from dlm.model.parent import resolve
@@ -29,7 +29,13 @@ def added_version(families: tuple[str, ...] | None) -> str:
     if families is None:
         return ""
     first = {split: tasks.evaluation_set(split, FEW, families=families) for split in SPLITS}
-    return "-" + digest({split: list(map(astuple, examples)) for split, examples in first.items()})
+    return "-" + digest({split: list(map(identity, examples)) for split, examples in first.items()})
+
+
+def identity(example: Example) -> tuple[str, ...]:
+    """What an example asks, and of which picture."""
+    asked = (example.family, example.prompt, example.answer)
+    return asked if example.key == example.prompt else (*asked, example.key)
 
 
 @cache

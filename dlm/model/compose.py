@@ -7,6 +7,7 @@ connector between tower and parent is new, and so may be the tower: these are tr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -131,7 +132,8 @@ def compose(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The composed model and its processor. `seed` is that of the connector. The tokenizer gets `<image>`, if it has no
     such token. Raises `ValueError` for a parent whose logits the class does not give."""
-    text, vision = parent.config, tower.config
+    text, vision = deepcopy(parent.config), tower.config
+    text._name_or_path = ""  # of a folder on this machine
     if hasattr(text, "vision_config"):
         raise ValueError(f"{text.model_type} has a vision tower: name a parent that reads text only")
     if IMAGE_TOKEN not in tokenizer.get_vocab():
