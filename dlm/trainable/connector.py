@@ -1,4 +1,4 @@
-"""Only the connector between a vision tower and a language model is trained: the first stage after both were composed."""
+"""Only the connector between a vision tower and a language model is trained, as after `python -m dlm.compose`."""
 
 from __future__ import annotations
 
