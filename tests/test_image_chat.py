@@ -192,3 +192,15 @@ def test_rows_of_scenes_have_a_picture_in_each_document_and_its_question(process
                 "families": ["draw"],
             }
         )
+
+
+def test_halved_fill_is_in_the_loss_at_half_its_weight(processor):
+    options = {"_target_": "dlm.data.scenes.rows.Scenes", "length": 128, "batch_size": 2, "val_rows": 2}
+    rows = {}
+    for fill in ("unscored", "halved"):
+        made = make(options | {"fill": fill})
+        made.processor = processor
+        made.prepare(processor.tokenizer, lambda length, rng: -length % 8, 4, 0)
+        rows[fill] = made.train_rows[0]
+    assert rows["halved"].fill is None and torch.equal(rows["halved"].halved, rows["unscored"].fill)
+    assert rows["halved"].halved.any() and torch.equal(rows["halved"].targets, rows["halved"].maskable)
