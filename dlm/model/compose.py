@@ -28,7 +28,9 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
+from dlm.attention import block_sparse
 from dlm.errors import one_line
+from dlm.model.parent import Parent, as_parent, load_parent, resolve
 from dlm.model.vocabulary import add_rows
 
 IMAGE_TOKEN = "<image>"
@@ -112,12 +114,15 @@ def init_positions(tower: PreTrainedModel) -> None:
 
 
 def pretrained_tower(path: str) -> Tower:
-    """The vision tower of a checkpoint, a hub id or a folder: of a vision model alone, or beside its text model. Raises
-    `ValueError` if there is none."""
+    """The vision tower of a checkpoint, a hub id or a folder: of a vision model alone, beside its text model, or in a
+    vision-language model. Raises `ValueError` if there is none."""
     try:
         config = AutoConfig.from_pretrained(path)
-        config = getattr(config, "vision_config", config)
-        model = MODEL_MAPPING[type(config)].from_pretrained(path, config=config)
+        if type(config) in AutoModelForImageTextToText._model_mapping:
+            model = AutoModelForImageTextToText.from_pretrained(path).base_model.vision_tower
+        else:
+            config = getattr(config, "vision_config", config)
+            model = MODEL_MAPPING[type(config)].from_pretrained(path, config=config)
         processor = AutoImageProcessor.from_pretrained(path)
     except Exception as error:  # transformers raises many types
         raise ValueError(
@@ -191,3 +196,18 @@ def require_same_logits(model: PreTrainedModel, parent: PreTrainedModel) -> None
     reasons = [f"{what} them ({key}={value})" for key, what in BESIDE.items() if (value := getattr(text, key, None))]
     why = f", as its head {' and '.join(reasons)}" if reasons else ""
     raise ValueError(f"{text.model_type} cannot be composed: the LLaVA class does not give its logits{why}")
+
+
+def load_composed(
+    path: str,
+    tower: str,
+    seed: int = 0,
+    attn_implementation: str = block_sparse.NAME,
+    dtype: str = "float32",
+    check: bool = True,
+) -> Parent:
+    """The language model of `path` with the vision tower of another checkpoint and a new connector, as a parent (see
+    `load_parent`, whose arguments these are)."""
+    text = load_parent(path, attn_implementation=attn_implementation, dtype=dtype, check=check)
+    model, processor = compose(text.model, text.tokenizer, pretrained_tower(resolve(tower)), seed)
+    return as_parent(model, text.tokenizer, f"{path} with the tower of {tower}", None, check, processor)

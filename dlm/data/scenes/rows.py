@@ -48,15 +48,16 @@ class SceneSource(Source):
 
 
 class Scenes(PackedData):
-    """Rendered scenes and questions about them, of all or some families; evaluations of its runs ask these. A family
-    that is named twice is drawn twice as often."""
+    """Rendered scenes and questions about them, of all or some families; evaluations of its runs ask all. A family that
+    is named twice is drawn twice as often."""
+
+    asked = tuple(scenes.PREFIX + name for name in FAMILIES)
 
     def __init__(self, families: list[str] | None = None, **kwargs: Any):
         super().__init__(mixture={"scenes": 1.0}, **kwargs)
         if unknown := set(families or []) - set(FAMILIES):
             raise ValueError(f"data.families {sorted(unknown)} are unknown: choose from {[*FAMILIES]}")
         self.families = list(families or FAMILIES)
-        self.asked = tuple(scenes.PREFIX + name for name in dict.fromkeys(self.families))
 
     def sources(self, split, tokenizer):
         processor = require_processor(self.processor, "data=scenes")
