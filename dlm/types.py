@@ -69,7 +69,8 @@ class Images(Movable):
 class Batch(Movable):
     """Clean rows (or a single one, [L]). `maskable` is False on prompts, padding and other context. `fill` are tokens
     that only fill a document's last block and that no loss scores, though they are noised as all others. None: none.
-    `images` are, for each row, the images of its documents by their number; None: no document has any."""
+    `halved` are tokens that a loss scores at half their weight. `images` are, for each row, the images of its documents
+    by their number; None: no document has any."""
 
     x0: Int[Tensor, "*B L"]
     maskable: Bool[Tensor, "*B L"]
@@ -77,6 +78,7 @@ class Batch(Movable):
     position: Int[Tensor, "*B L"]
     fill: Bool[Tensor, "*B L"] | None = None
     images: tuple[dict[int, Images], ...] | None = None
+    halved: Bool[Tensor, "*B L"] | None = None
 
     @property
     def targets(self) -> Bool[Tensor, "*B L"]:

@@ -155,6 +155,25 @@ class Export:
 
 
 @dataclass
+class TowerSize:
+    hidden_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    image_size: Count
+    patch_size: Count
+
+
+@dataclass
+class Compose:
+    tower: str
+    size: TowerSize
+    image_mean: float
+    image_std: Positive
+    seed: Whole
+    to: str
+
+
+@dataclass
 class Measure:
     run: Name
     device: str

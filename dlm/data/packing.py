@@ -72,7 +72,7 @@ class PackedRows(Dataset):
 
     `tail(length, rng)` is the number of EOS tokens to append to a finished document: decoding always processes whole
     blocks, so in training the number of masks must not reveal the end of a document. They are in the loss if
-    `scores_fill`.
+    `scores_fill`, and count half in it if `halves_fill`.
     """
 
     def __init__(
@@ -88,10 +88,12 @@ class PackedRows(Dataset):
         seed: int,
         group: int = 1,
         scores_fill: bool = True,
+        halves_fill: bool = False,
     ):
         self.sources, self.weights, self.filler, self.group = sources, weights, filler, group
         self.length, self.num_rows, self.seed = length, num_rows, seed
-        self.pad_id, self.eos_id, self.tail, self.scores_fill = pad_id, eos_id, tail, scores_fill
+        self.pad_id, self.eos_id, self.tail = pad_id, eos_id, tail
+        self.scores_fill, self.halves_fill = scores_fill, halves_fill
         self.distinct: int | None = None  # after so many, the rows begin again
         self.packed: tuple[int, list[list[Document]]] = (-1, [])  # the last group, whose rows come next
 
@@ -100,7 +102,8 @@ class PackedRows(Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         row = pack(self.documents(index), self.length, self.pad_id)
-        return replace(row, fill=None) if self.scores_fill else row
+        halved = row.fill if self.halves_fill else None
+        return replace(row, fill=None, halved=halved) if self.scores_fill else row
 
     def documents(self, index: int) -> list[Document]:
         """The documents of a row."""

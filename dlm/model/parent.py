@@ -58,6 +58,11 @@ class Parent:
     processor: ProcessorMixin | None = None
     span_ids: tuple[int, ...] = ()
 
+    @property
+    def reader(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """What makes prompts of questions: the processor, if there is one, else the tokenizer."""
+        return self.tokenizer if self.processor is None else self.processor
+
     def save(self, folder: str | Path) -> None:
         """Save the tokenizer and, of a model that reads images, the processor."""
         self.tokenizer.save_pretrained(folder)

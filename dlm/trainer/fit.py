@@ -103,7 +103,7 @@ def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
     """Raises `ValueError`, before training, if an evaluation needs rows longer than the model's positions."""
     if is_requested(cfg.get("evaluation")):
         sizes = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
-        require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *sizes, experiment.data.asked)
+        require_evaluable(experiment.denoiser, experiment.parent.reader, *sizes, experiment.data.asked)
 
 
 def note_half_weights(denoiser: Denoiser) -> None:
