@@ -99,7 +99,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(image, text, reason, 
     good = {"image": "one.png", "conversations": [turn("human", "<image>a"), turn("gpt", "b")]}
     made = encoded(processor, picture.parent, bad, good, bad)
     assert made.left_out == {reason: 2} and len(made.lengths) == 1
-    assert [name.partition(" (")[0] for name in made.named] == ["row 1 of chat.jsonl", "row 3 of chat.jsonl"]
+    assert [name.partition(":")[0] for name in made.named] == ["row 1 of chat.jsonl", "row 3 of chat.jsonl"]
 
 
 def test_a_row_without_a_conversation_is_refused_with_the_columns_that_it_has(processor, tmp_path):

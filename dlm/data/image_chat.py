@@ -56,7 +56,7 @@ class ImageChatEncoder:
                 found = self.documents(messages, files, name)
             except Unreadable as error:
                 left_out[f"with {error.reason}"] = left_out.get(f"with {error.reason}", 0) + 1
-                named.append(f"{name} ({error.name})")
+                named.append(f"{name}: {error.reason} ({error.name})")
                 continue
             if not found:
                 left_out["without an answer to a prompt"] = left_out.get("without an answer to a prompt", 0) + 1
@@ -135,22 +135,23 @@ class ImageChatEncoder:
 
 class ImageConversations:
     """The kind of a source that holds conversations with pictures (see `ImageChatEncoder`). `images` is the folder of
-    their paths; None: that of the data."""
+    their paths; None: that of the first file of `origin`. The `processor` is that of the parent, once it is loaded."""
 
-    def __init__(self, images: str | None = None, columns: dict[str, str] | None = None, turns: str = "each"):
+    def __init__(self, origin: Origin, images: str | None, columns: dict[str, str] | None, turns: str):
         if unknown := set(columns or {}) - set(NAMED):
             raise ValueError(f"data.columns {sorted(unknown)} are unknown: choose from {[*NAMED]}")
         if turns not in TURNS:
             raise ValueError(f"data.turns {turns!r} is unknown: choose one of {', '.join(TURNS)}")
-        self.folder = Path(images).expanduser() if images else None
+        self.origin, self.folder = origin, Path(images).expanduser() if images else None
         if self.folder and not self.folder.is_dir():
             raise ValueError(f"data.images {images!r} does not exist: name the folder of the pictures")
         self.columns, self.turns = NAMED | (columns or {}), turns
         self.processor: ProcessorMixin | None = None
 
     def encoder(self, tokenizer: PreTrainedTokenizerBase) -> ImageChatEncoder:
-        processor = require_processor(self.processor, "data=image_chat")
-        return ImageChatEncoder(processor, self.columns, self.turns, self.folder or Path())
+        processor, files = require_processor(self.processor, "data=image_chat"), self.origin.local
+        folder = self.folder or (files[0].parent if files else Path())
+        return ImageChatEncoder(processor, self.columns, self.turns, folder)
 
     def source(self, part: Part, length: int) -> Source:
         return WholeDocuments(part, length)
@@ -172,11 +173,16 @@ class ImageChat(External):
         **kwargs: Any,
     ):
         origin = Origin(path, name, split, revision)
-        self.kind = ImageConversations(images, columns, turns)
+        self.kind = ImageConversations(origin, images, columns, turns)
         super().__init__({"image_chat": Spec(origin, self.kind)}, held_out=held_out, **kwargs)
 
+    @property
+    def processor(self) -> ProcessorMixin | None:
+        return self.kind.processor
+
+    @processor.setter
+    def processor(self, processor: ProcessorMixin | None) -> None:
+        self.kind.processor = processor
+
     def corpus(self, name: str, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-        self.kind.processor = self.processor
-        if self.kind.folder is None and (files := self.specs[name].origin.local):
-            self.kind.folder = files[0].parent
         return PictureCorpus(super().corpus(name, tokenizer).folder, self.processor)
