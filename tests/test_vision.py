@@ -6,18 +6,20 @@ from functools import partial
 import pytest
 import torch
 from conftest import MASK_ID
-from visions import FAMILIES, arguments, document, packed, save_llava, seeing
+from visions import FAMILIES, arguments, blind, document, packed, save_llava, seeing
 
 from dlm.attention.block import Block
 from dlm.attention.masks import band_mask, block_mask, dense_mask
 from dlm.conversion.objective import Objective
 from dlm.conversion.pieces import lay_out_pieces, loss_of
 from dlm.conversion.prepare import corrupt, lay_out
+from dlm.conversion.selfcheck import check_row
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
+from dlm.model.context import record
 from dlm.model.parent import load_parent
 from dlm.model.vision import example_document
-from dlm.types import Noised, generator
+from dlm.types import Batch, Noised, generator
 
 UNREAD = ("post_layernorm", "head.", ".layers.1.", "k_proj.bias")
 
@@ -153,3 +155,15 @@ def test_a_batch_of_text_is_read_by_a_model_of_images_as_by_any_other():
             results.append(scorer(inputs)[: int(masked[0].sum())])
     assert alone.images is None
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_a_run_checks_that_decoding_reads_an_image_as_training_does(family, monkeypatch):
+    """Before its first step, with a document of its own data; what decoding loses of the image ends it."""
+    scorer = seeing(family, Block(4), True)
+    row = packed([[document(family, 3, 3, 9, 0, 0), document(family, 2, 6, 3, 13, count=2)]])
+    row = Batch(row.x0[0], row.maskable[0], row.document[0], row.position[0], images=row.images)
+    assert check_row(scorer, row, half=False, untrained=True)[-1] == "an image is read in decoding as in training"
+    monkeypatch.setattr("dlm.decoding.engine.pictures.record", lambda *given: blind(record(*given)))
+    with pytest.raises(ValueError, match="decoding scores position .* otherwise than training"):
+        check_row(scorer, row, half=False, untrained=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import EOS_ID, MASK_ID
 from transformers import AutoConfig, AutoModelForImageTextToText
-from visions import CLIP, FAMILIES, IMAGE, PATCHED, TEXT, document, packed, seeing
+from visions import CLIP, FAMILIES, IMAGE, PATCHED, TEXT, blind, document, packed, seeing
 
 from dlm.attention.block import Block
 from dlm.data.packing import Document, pack
@@ -32,10 +32,6 @@ def states(scorer, batch, **changes):
     noised = Noised(torch.where(masked, MASK_ID, batch.x0), masked, masked.float())
     inputs, _ = scorer.inputs(scorer.scorable(batch), noised)
     return scorer.read(replace(inputs, rows=replace(inputs.rows, **changes)))
-
-
-def blind(context):
-    return replace(context, given=torch.zeros_like(context.given), of_given={}, of_tokens={})
 
 
 def on_one_axis(context):

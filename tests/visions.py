@@ -1,6 +1,7 @@
 """Tiny random vision-language models of several families, and documents as their processors would make them: by hand,
 so that no tokenizer is needed."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from dlm.attention import block_sparse
+from dlm.model.context import Context
 from dlm.model.denoiser import Denoiser
 from dlm.model.image_probe import span_ids
 from dlm.model.parent import layer_types
@@ -162,6 +164,11 @@ def seeing(family: str, pattern, token_shift: bool, **options) -> Denoiser:
     ids, _, pictures = document(family, 9, 2, 2, 0)
     spans = span_ids(model, arguments(ids, pictures))
     return Denoiser(model, pattern, MASK_ID, token_shift, layer_types(model), spans)
+
+
+def blind(context: Context) -> Context:
+    """A context without its images."""
+    return replace(context, given=torch.zeros_like(context.given), of_given={}, of_tokens={})
 
 
 def save_llava(folder) -> None:

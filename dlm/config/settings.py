@@ -136,6 +136,7 @@ class Evaluate:
 class Generate:
     run: Name | None
     prompt: Texts | None
+    image: Texts | None
     max_new_tokens: int
     stop: Texts | None
     parent: bool

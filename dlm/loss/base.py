@@ -56,7 +56,7 @@ class Loss(ABC):
         """The weight of every scored token, before `per` and `scale` (on the CPU)."""
 
     def weights(self, batch: Batch, noised: Noised) -> Float[Tensor, "B KL"]:
-        """The weight of every scored token with `per` and `scale` applied, halved where asked: `Scored.loss_weight`."""
+        """The weight of every scored token with `per`, `scale` and halves applied: `Scored.loss_weight` (on CPU)."""
         width = noised.xt.shape[1]
         scored = noised.in_loss
         targets = batch.targets.repeat(1, width // batch.x0.shape[1])
