@@ -144,6 +144,13 @@ def test_a_prepared_corpus_gives_documents_with_the_tensors_of_their_pictures(da
     assert processor.tokenizer.decode(here.ids).startswith("<image>" * 16 + "at ")
 
 
+def test_passes_over_documents_keep_their_pictures(data, processor):
+    data.order = "packed"
+    data.prepare(processor.tokenizer, lambda length, rng: -length % 8, 4, 0)
+    batch = collate([data.train_rows[n] for n in range(3)])
+    assert [len(images) for images in batch.images] == [int(row.max()) + 1 for row in batch.document]
+
+
 def test_it_is_prepared_once_and_tokens_of_another_processor_are_refused(data, processor, capsys):
     data.prepare(processor.tokenizer, lambda length, rng: 0, 4, 0)
     assert "prepared" in capsys.readouterr().out
@@ -181,6 +188,7 @@ def test_rows_of_scenes_have_a_picture_in_each_document_and_its_question(process
     assert [*batch.images[0]] == [*range(int(batch.document[0].max()) + 1)]
     text = processor.tokenizer.decode(batch.x0[0][batch.document[0] == 0])
     assert text.startswith("<image>" * 16) and ":" in text and text.endswith("<eos>")
+    assert all(len(row.images) == 1 and row.images[0] for row in made.validation_rows)  # they are seen there, too
     assert made.asked == tuple(f"scenes.{name}" for name in ("list", "grid", "count", "at", "words"))
     with pytest.raises(ValueError, match=r"data.families \['draw'\] are unknown"):
         make(
