@@ -1,4 +1,5 @@
-"""Decode with a converted model and watch it: `python -m dlm.generate prompt="reverse:ABCDEFG="`.
+"""Decode with a converted model and watch it: `python -m dlm.generate prompt="reverse:ABCDEFG="`, of one that reads
+images also `image=picture.png prompt="What is it?"`.
 
 Every forward commits some of the masked tokens of the current block. On a terminal the canvas is drawn after each
 forward; at the end every token is shown with the number and the colour of the forward that committed it. `html=FILE`
@@ -12,7 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from PIL.Image import Image
 from rich.console import Console
 from rich.text import Text
 
@@ -22,6 +24,7 @@ from dlm.config.command_line import hydra_command
 from dlm.config.finished import FinishedRun
 from dlm.config.kinds import require_options
 from dlm.config.settings import Generate
+from dlm.data.picture_files import Unreadable, file_of, opened
 from dlm.decoding.fixed import Fixed
 from dlm.model.packed_linears import PackedLinears
 from dlm.runs.run import Run
@@ -41,6 +44,14 @@ def standard_input() -> str:
         raise ValueError(f"standard input is no text in UTF-8 ({error}): convert it, as iconv -t UTF-8 does") from error
 
 
+def pictures(value: str | ListConfig | None) -> list[Image]:
+    """The pictures of the files that an option names. Raises `ValueError` for one that is missing or damaged."""
+    try:
+        return [opened(file_of(path, Path.cwd())) for path in texts(value) if path]
+    except Unreadable as error:
+        raise ValueError(f"image {error.name!r} is {error.reason}: name a picture that Pillow can open") from error
+
+
 def check(cfg: DictConfig) -> None:
     """Raises `ValueError` for options that are wrong for any model."""
     require_options(cfg, "generate", Generate)
@@ -50,7 +61,7 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"delay {cfg.delay} must be at least 0 seconds")
     if cfg.live not in (True, False, "auto"):
         raise ValueError(f"live {cfg.live!r} must be true, false or auto")
-    for name in ("prompt", "stop"):
+    for name in ("prompt", "image", "stop"):
         for text in texts(cfg[name]):
             if any("\ud800" <= c <= "\udfff" for c in text):  # Python's encoding of bytes that are not UTF-8
                 raise ValueError(f"{name} {text!r} is no text in UTF-8: convert it, as iconv -t UTF-8 does")
@@ -63,9 +74,11 @@ def check(cfg: DictConfig) -> None:
 def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
     """The dLM of a run and, with `parent=true`, its parent."""
     finished = FinishedRun(run, cfg.device)
-    models = [Speaker("dLM", finished.dlm, finished.converted.tokenizer, make(decoding_of(cfg, run)))]
+    converted, decoder = finished.converted, make(decoding_of(cfg, run))
+    models = [Speaker("dLM", finished.dlm, converted.tokenizer, decoder, converted.processor)]
     if cfg.parent:
-        models.append(Speaker("parent (AR)", finished.ar, finished.parent.tokenizer, Fixed(1)))
+        parent = finished.parent
+        models.append(Speaker("parent (AR)", finished.ar, parent.tokenizer, Fixed(1), parent.processor))
     return models
 
 
@@ -96,22 +109,27 @@ def main(cfg: DictConfig) -> None:
     check(cfg)
     run = Run.newest(cfg.runs_dir) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
     prompts = [standard_input()] if cfg.prompt == "-" else texts(cfg.prompt)
+    shown = pictures(cfg.image)
     models = speakers(cfg, run)
-    encoded = [[speaker.encode(prompt, cfg.max_new_tokens) for speaker in models] for prompt in prompts]
+    encoded = [[speaker.encode_with(prompt, shown, cfg.max_new_tokens) for speaker in models] for prompt in prompts]
     console = Console(force_terminal=True if cfg.live is True else None)
     delay = cfg.delay if cfg.live is True or (cfg.live == "auto" and console.is_terminal) else None
     options = {"max_new_tokens": cfg.max_new_tokens, "stops": texts(cfg.stop), "seed": cfg.seed}
     console.print(Text("run".ljust(INDENT)).append(run.id, "dim"))
+    if shown:
+        names = (Path(path).name for path in texts(cfg.image))
+        console.print(Text("image".ljust(INDENT)).append(printable(", ".join(names)), "dim"), soft_wrap=True)
     races: list[Race] = []
     with ExitStack() as linears:
         for speaker in models:
             linears.enter_context(PackedLinears(speaker.denoiser.model))
-        for prompt, ids_by_model in zip(prompts, encoded, strict=True):
+        for prompt, of_models in zip(prompts, encoded, strict=True):
             console.print(Text("\nprompt".ljust(INDENT + 1)).append(printable(prompt), "dim"), soft_wrap=True)
             traces = []
-            for speaker, ids in zip(models, ids_by_model, strict=True):
+            for speaker, (ids, images) in zip(models, of_models, strict=True):
                 recorder = Recorder(speaker.tokenizer)
-                answer = live_answer(speaker, ids, options, console, delay, recorder.see if cfg.html else None)
+                seen = recorder.see if cfg.html else None
+                answer = live_answer(speaker, ids, images, options, console, delay, seen)
                 show(speaker, answer, console)
                 if cfg.html:
                     traces.append(trace(speaker, ids, recorder.steps, answer))

@@ -12,7 +12,7 @@ from 0 inside each, so a block is `position // block_size` of one document, in t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,26 +33,52 @@ class Movable:
 
 
 def moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor moved by `move`, or a `Movable` or dict with all tensors in it moved; anything else unchanged."""
+    """A tensor moved by `move`, or a `Movable`, dict or tuple with all tensors in it moved; anything else unchanged."""
     if isinstance(value, Tensor):
         return move(value)
     if isinstance(value, dict):
         return {key: moved(v, move) for key, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(moved(v, move) for v in value)
     if isinstance(value, Movable):
         return replace(value, **{f.name: moved(getattr(value, f.name), move) for f in fields(value)})
     return value
 
 
+@dataclass  # not frozen, as a batch is not
+class Images(Movable):
+    """The images of a document, as the processor of the model gives them for its text: `of_images` are tensors of the
+    images (`pixel_values`, `image_grid_thw`, …), which are concatenated along axis 0 over documents; `of_tokens` are
+    tensors [1 T …] of the document's first T tokens (`token_type_ids`, …), 0 for those behind. The document has at
+    least `num_tokens` tokens."""
+
+    of_images: dict[str, Tensor]
+    of_tokens: dict[str, Tensor] = field(default_factory=dict)
+    num_tokens: int = 0
+
+    @classmethod
+    def of(cls, processed: Mapping[str, Any]) -> Images:
+        """What a processor returns for one text with images, as tensors: `input_ids` [1 T] and all that is beside."""
+        shape = processed["input_ids"].shape
+        beside = {name: v for name, v in processed.items() if name not in ("input_ids", "attention_mask")}
+        of_tokens = {name: v for name, v in beside.items() if v.shape[:2] == shape}
+        return cls({name: v for name, v in beside.items() if name not in of_tokens}, of_tokens, shape[1])
+
+
 @dataclass  # not frozen: Lightning assigns the fields of a loader's batch when it converts them to trainer.precision
 class Batch(Movable):
     """Clean rows (or a single one, [L]). `maskable` is False on prompts, padding and other context. `fill` are tokens
-    that only fill a document's last block and that no loss scores, though they are noised as all others. None: none."""
+    that only fill a document's last block and that no loss scores, though they are noised as all others. None: none.
+    `halved` are tokens that a loss scores at half their weight. `images` are, for each row, the images of its documents
+    by their number; None: no document has any."""
 
     x0: Int[Tensor, "*B L"]
     maskable: Bool[Tensor, "*B L"]
     document: Int[Tensor, "*B L"]
     position: Int[Tensor, "*B L"]
     fill: Bool[Tensor, "*B L"] | None = None
+    images: tuple[dict[int, Images], ...] | None = None
+    halved: Bool[Tensor, "*B L"] | None = None
 
     @property
     def targets(self) -> Bool[Tensor, "*B L"]:
@@ -80,12 +106,14 @@ class Noised(Movable):
 @dataclass(frozen=True)
 class Rows(Movable):
     """Rows or columns of the attention matrix, as the attention predicate knows them. `view` numbers the noisy views of
-    a document if there are several; they see one clean stream and nothing of each other."""
+    a document if there are several; they see one clean stream and nothing of each other. `span` numbers the runs of
+    tokens, such as those of an image, whose clean rows all see each other; -1 elsewhere, None: there are none."""
 
     clean: Bool[Tensor, "*shape"]
     document: Int[Tensor, "*shape"]
     position: Int[Tensor, "*shape"]
     view: Int[Tensor, "*shape"] | None = None
+    span: Int[Tensor, "*shape"] | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
         """Apply a function to every tensor."""
@@ -98,7 +126,7 @@ class Rows(Movable):
     def layout(self) -> str:
         """A digest of the tensors, which must be on the CPU: equal rows have equal digests."""
         digest = hashlib.sha256(str(tuple(self.position.shape)).encode())
-        for values in (self.clean, self.document, self.position, self.view):
+        for values in (self.clean, self.document, self.position, self.view, self.span):
             digest.update(b"" if values is None else values.contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -119,7 +147,11 @@ class ModelInputs(Movable):
     step to step, since the block size may change. `scored[n]` is the flat index (row * S + column) of the hidden state
     that scores token n, with the token shift already applied. `read` are the indices in `scored`, sorted and without
     duplicates; None: not known. `layout` is a digest of `rows`, by which masks are reused without reading from the
-    device; "": not known."""
+    device; "": not known.
+
+    `pictured` are the arguments of the model's own forward for the M documents with images, of T tokens each (padded on
+    the right), and `source` says which of their tokens a column stands for (flat in [M T]; -1: of none of them). None:
+    nothing is read but ids."""
 
     input_ids: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
@@ -128,6 +160,8 @@ class ModelInputs(Movable):
     pattern: Pattern
     layout: str = ""
     read: Int[Tensor, " R"] | None = None
+    source: Int[Tensor, "B S"] | None = None
+    pictured: dict[str, Tensor] | None = None
 
     def settled(self) -> ModelInputs:
         """With `layout` and `read`, which can be computed only while the tensors are on the CPU."""

@@ -9,7 +9,7 @@ from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, random_batch
 from transformers import PreTrainedTokenizerFast
 
 from dlm.config.build import make
-from dlm.data.tasks import Example
+from dlm.data.example import Example
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import Generation
 from dlm.decoding.engine.commit import select_commits

@@ -13,6 +13,7 @@ from dlm.attention.block import Block
 from dlm.config.build import make
 from dlm.data import prose, tasks
 from dlm.data.encoding import encode
+from dlm.data.example import Example, check, split_of
 from dlm.data.packing import MIN_ROOM, Document, PackedRows, TaskSource, Windows, collate, pack
 from dlm.evaluation.likelihood import windows
 from dlm.model.parent import resolve
@@ -71,9 +72,9 @@ KNOWN = {
 @pytest.mark.parametrize("family", tasks.FAMILIES)
 def test_the_checker_takes_the_right_answer_and_no_other(family):
     prompt, answer = KNOWN[family]
-    example = tasks.Example(family, prompt, answer)
-    assert tasks.check(example, f" {answer}\n")
-    assert not tasks.check(example, answer + "0") and not tasks.check(example, "")
+    example = Example(family, prompt, answer)
+    assert check(example, f" {answer}\n")
+    assert not check(example, answer + "0") and not check(example, "")
 
 
 @pytest.mark.parametrize("family", ["add", "running_sum", "reverse", "sort", "count", "brackets"])
@@ -104,7 +105,7 @@ def test_evaluation_items_are_distinct_and_always_the_same():
     once, again = tasks.evaluation_set("test", 20), tasks.evaluation_set("test", 20)
     assert once == again
     assert len({e.prompt for e in once}) == 20 * len(tasks.FAMILIES)
-    assert all(tasks.split_of(e.prompt) == "test" for e in once)
+    assert all(split_of(e.prompt) == "test" for e in once)
 
 
 def test_the_tokenizer_gives_back_any_text_and_one_token_per_digit_and_capital(tokenizer):

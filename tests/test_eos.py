@@ -9,7 +9,7 @@ from conftest import config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dlm.config.build import ar_denoiser
-from dlm.data.tasks import Example
+from dlm.data.example import Example
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation.generation import run_tasks
 from dlm.evaluation.suite import parent_settings

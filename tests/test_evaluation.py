@@ -15,7 +15,7 @@ from dlm.attention.block_noisy import BlockNoisy
 from dlm.config.build import ar_denoiser
 from dlm.config.finished import FinishedRun
 from dlm.data import prose, tasks
-from dlm.data.tasks import Example
+from dlm.data.example import Example
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation import cloze, throughput
 from dlm.evaluation.generation import accuracy, run_tasks, trace_summary

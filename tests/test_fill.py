@@ -133,7 +133,7 @@ def test_the_data_of_every_yaml_marks_the_eos_behind_a_documents_own(data):
 
 def test_recipes_whose_publications_score_the_fill_do_so():
     scored = {name for name in options("recipe") if config(f"recipe={name}").data.fill == "scored"}
-    assert scored == {"d2f", "dmax", "mars"}
+    assert scored == {"d2f", "diffusionvl", "dmax", "mars"}
 
 
 def test_another_fill_is_refused():

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from dlm.config.build import ar_denoiser, make
 from dlm.conversion.module import Conversion
 from dlm.data import tasks
+from dlm.data.example import Example, check, grade
 from dlm.data.packing import TaskSource
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation import suite
@@ -68,14 +69,14 @@ def terms_of(prompt: str) -> list[str]:
     return re.findall(r"[A-Z]([^A-Z]+)", prompt[prompt.index(":") :].removesuffix("="))
 
 
-def unlabelled(example: tasks.Example) -> list[str]:
+def unlabelled(example: Example) -> list[str]:
     """The steps of an answer whose labels are in order, without them."""
     steps = example.answer.split(";")
     assert [step[0] for step in steps] == [chr(ord("A") + i) for i in range(len(steps))]
     return [step[1:] for step in steps]
 
 
-def by_other_means(e: tasks.Example) -> bool:
+def by_other_means(e: Example) -> bool:
     """Whether an answer is right, computed from the prompt in another way than the family's."""
     match e.family:
         case "totals":
@@ -130,7 +131,7 @@ def test_answers_are_right(examples):
 
 
 def test_an_answer_is_graded_step_by_step():
-    example = tasks.Example("totals", "totals:A1B2C3D4=", "A01;B03;C06;D10")
+    example = Example("totals", "totals:A1B2C3D4=", "A01;B03;C06;D10")
     outputs = {
         " A01;B03;C06;D10\n": (1.0, None),
         "A01;B04;C06;D10": (0.75, 1),
@@ -139,9 +140,9 @@ def test_an_answer_is_graded_step_by_step():
         "": (0.0, 0),
     }
     for output, expected in outputs.items():
-        grade = tasks.grade(example, output)
-        assert (grade.right, grade.first_wrong) == expected
-        assert tasks.check(example, output) == (grade.first_wrong is None)
+        found = grade(example, output)
+        assert (found.right, found.first_wrong) == expected
+        assert check(example, output) == (found.first_wrong is None)
 
 
 def test_their_parent_answers_them():

@@ -291,3 +291,53 @@ def test_untrained_is_efficient_dlm_from_other_weights_of_the_same_shapes():
     assert not any(torch.equal(own[name], t) for name, t in trained.items() if t.ndim > 1)
     efficient = OmegaConf.to_container(config("recipe=efficient_dlm"))
     assert OmegaConf.to_container(cfg) | {"model": None} == efficient | {"model": None}
+
+
+def per_answer(made, batch, noised, shift=0, **how):
+    """1/t of the masked tokens, over the maskable tokens of each row, and then over the rows."""
+    nlls = nlls_of(batch, noised, lambda x, xt: by_block(made.model, x, xt, shift, SIZE, **how))
+    return nlls / level_of_token(batch, made.levels, SIZE) / batch.maskable.sum(1, keepdim=True) / ROWS
+
+
+def test_diffusionvl_averages_1_over_t_over_the_tokens_of_each_answer(batch):
+    made = recipe("diffusionvl")
+    batch, noised = made.draw(batch)
+    torch.testing.assert_close(made.loss(batch, noised)[0], per_answer(made, batch, noised).sum(), **SINGLE)
+    assert made.cfg.data.fill == "scored"
+
+
+def test_diffusionvl_levels_do_not_grow_with_the_index_of_a_block():
+    """Its code ties them to it where a device has one row."""
+    made, order = recipe("diffusionvl"), []
+    row = random_batch(1, 32 * SIZE)
+    for seed in range(40):
+        made.draw(row, seed)
+        order.append(torch.corrcoef(torch.stack([made.levels, torch.arange(32.0)]))[0, 1])
+    assert abs(torch.stack(order).mean()) < 0.1 and made.levels.unique().numel() == 32
+
+
+def test_bard_vl_halves_what_only_fills_a_block(batch):
+    made = recipe("bard_vl")
+    fill = torch.zeros_like(batch.maskable)
+    fill[:, -3:] = True
+    batch, noised = made.draw(replace(batch, halved=fill))
+    weighed = per_answer(made, batch, noised)
+    expected = weighed.sum() - weighed[fill].sum() / 2
+    torch.testing.assert_close(made.loss(batch, noised)[0], expected, **SINGLE)
+    assert made.cfg.data.fill == "halved" and noised.masked[fill].any()
+
+
+def test_fast_dvlm_is_half_diffusion_and_half_ar_from_two_plain_forwards(batch):
+    made = recipe("fast_dvlm")
+    batch, noised = made.draw(batch)
+    nlls = nlls_of(batch, noised, lambda x, xt: by_block(made.model, x, xt, 1, SIZE, clean_causal=True))
+    expected = 0.5 * (nlls.sum() + ar_nlls(made.model, batch).sum()) / TOKENS
+    torch.testing.assert_close(made.loss(batch, noised)[0], expected, **SINGLE)
+    assert make(made.cfg.block_schedule)(0.0, generator(0)) == 1
+
+
+def test_vlm_control_is_the_ar_loss_of_each_answer(batch):
+    made = recipe("vlm_control")
+    batch, noised = made.draw(batch)
+    expected = (ar_nlls(made.model, batch).sum(1) / batch.maskable.sum(1)).mean()
+    torch.testing.assert_close(made.loss(batch, noised)[0], expected, **SINGLE)

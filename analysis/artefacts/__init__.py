@@ -20,8 +20,9 @@ from importlib import import_module
 from types import ModuleType
 
 
-def artefacts() -> dict[str, ModuleType]:
-    """Name → module of every artefact, in the order of the report."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    modules = {name: import_module(f"{__name__}.{name}") for name in names}
+def artefacts(study: str = "") -> dict[str, ModuleType]:
+    """Name → module of every artefact, in the order of the report: of a folder of this package, or of the package."""
+    package = import_module(f"{__name__}.{study}") if study else import_module(__name__)
+    names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg]
+    modules = {name: import_module(f"{package.__name__}.{name}") for name in names}
     return dict(sorted(modules.items(), key=lambda item: (item[1].PLACE, item[0])))

@@ -114,12 +114,12 @@ class AttentionPattern(metaclass=FrozenPattern):
 
     def visible(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
         """May row `q` see column `k`? Documents never see each other, nor do the noisy views of one; padding (document
-        -1) sees only padding."""
-        return same_document(q, k) & self.allowed(q, k)
+        -1) sees only padding. Clean rows of one span see each other under every pattern."""
+        return same_document(q, k) & within_span(q, k, self.allowed(q, k))
 
     def reaches(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
         """May row `q` need column `k`? Like `visible`, with the `envelope`."""
-        return same_document(q, k) & self.envelope(q, k)
+        return same_document(q, k) & within_span(q, k, self.envelope(q, k))
 
     def check(self, length: int, token_shift: bool) -> None:
         """Raises `ValueError` for a row length (in tokens) or a token shift that this pattern cannot have."""
@@ -167,3 +167,10 @@ def same_document(q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
     """Whether two rows are of one document and, if both are noisy, of one view."""
     same = q.document == k.document
     return same if q.view is None else same & (q.clean | k.clean | (q.view == k.view))
+
+
+def within_span(q: Rows, k: Rows, allowed: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """What is `allowed`, and whatever is in one span of the clean stream."""
+    if q.span is None or k.span is None:
+        return allowed
+    return allowed | (q.clean & k.clean & (q.span == k.span) & (q.span >= 0))

@@ -127,7 +127,7 @@ def band_mask(pattern: AttentionPattern, rows: Rows, window: int | None = None) 
     a dense mask; for longer ones nothing of size S x S is computed."""
     batch, size = rows.position.shape
     height = size if size <= 2 * CHUNK else CHUNK
-    if all((t == t[:1]).all() for t in (rows.clean, rows.document, rows.position, rows.view) if t is not None):
+    if all((t == t[:1]).all() for t in vars(rows).values() if t is not None):
         rows = rows[:1]  # one mask broadcasts over a batch of equal layouts
     bands = []
     for start in range(0, size, height):

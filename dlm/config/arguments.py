@@ -11,7 +11,7 @@ from omegaconf import ListConfig
 # Options whose last name is one of these hold a path.
 PATHS = ("path", "html", "runs_dir", "run", "to", "out", "policy", "trace", "tokenizer", "dllm")
 # Options that are a text or a list of texts.
-TEXTS = ("prompt", "stop", "system")
+TEXTS = ("prompt", "stop", "system", "image")
 # Hydra takes a value of these characters literally. A backslash is the user's own escape.
 UNQUOTED = re.compile(r"[A-Za-z0-9_./:+%*@?|\\-]*")
 

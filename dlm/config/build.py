@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.attention.ar import AR
 from dlm.config.budget import Budget
@@ -23,8 +23,9 @@ from dlm.conversion.schedule import Schedules
 from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent, load_parent, load_tokenizer
+from dlm.model.parent import Parent, load_parent, load_tokenizer, resolve
 from dlm.model.positions import require_positions
+from dlm.model.vision import load_config, load_processor, reads_images
 from dlm.runs.renamed import PRESENT, with_targets
 from dlm.trainable.base import Trainable
 
@@ -95,8 +96,9 @@ def build(cfg: DictConfig) -> Experiment:
     if rollout:
         rollout.bind(parent)
     parent.model = trainable.apply(parent.model, parent.mask_id)
+    data.processor = parent.processor
     data.prepare(parent.tokenizer, pattern.tail, 0, cfg.seed)
-    denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
+    denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types, parent.span_ids)
     conversion = Conversion(denoiser, masking, objective, optimizer, cfg.seed, rollout, schedules, block_schedule)
     num_steps = budget.num_steps(data, conversion)
     data.train_rows.num_rows = num_steps * budget.rows
@@ -110,6 +112,17 @@ def make_tokenizer(node: DictConfig) -> PreTrainedTokenizerBase:
     if get_object(options.pop("_target_")) is load_parent:
         return load_tokenizer(**options)
     return make(node).tokenizer
+
+
+def make_processor(node: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
+    """The processor of a config's parent, if possible without loading the weights; None if it reads text only."""
+    options = with_targets(OmegaConf.to_container(node, resolve=True), PRESENT)
+    require_known(options)
+    if get_object(options["_target_"]) is not load_parent:
+        return make(node).processor
+    folder = resolve(options["path"])
+    of_hub = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    return load_processor(folder, tokenizer, of_hub) if reads_images(load_config(folder, of_hub)) else None
 
 
 def make_masking(cfg: DictConfig) -> Masking:
@@ -161,13 +174,14 @@ def num_processes(cfg: DictConfig) -> int:
 
 def ar_denoiser(parent: Parent) -> Denoiser:
     """The autoregressive parent as a `Denoiser`."""
-    return Denoiser(parent.model, AR(), parent.mask_id, True, parent.layer_types)
+    return Denoiser(parent.model, AR(), parent.mask_id, True, parent.layer_types, parent.span_ids)
 
 
 def converted_denoiser(cfg: DictConfig, parent: Parent, model: PreTrainedModel | None = None) -> Denoiser:
     """The dLM of a config: `model` (by default the parent's) under the config's attention pattern and token shift."""
     pattern = make(cfg.attention)
-    return Denoiser(model or parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
+    model = model or parent.model
+    return Denoiser(model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types, parent.span_ids)
 
 
 def choices() -> dict[str, str]:

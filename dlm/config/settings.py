@@ -136,6 +136,7 @@ class Evaluate:
 class Generate:
     run: Name | None
     prompt: Texts | None
+    image: Texts | None
     max_new_tokens: int
     stop: Texts | None
     parent: bool
@@ -198,6 +199,25 @@ class Export:
     private: bool
     license: str | None
     runs_dir: str
+
+
+@dataclass
+class TowerSize:
+    hidden_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    image_size: Count
+    patch_size: Count
+
+
+@dataclass
+class Compose:
+    tower: str
+    size: TowerSize
+    image_mean: float
+    image_std: Positive
+    seed: Whole
+    to: str
 
 
 @dataclass

@@ -21,13 +21,30 @@ from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.step import forward
 from dlm.model.closeness import distance, tolerance
 from dlm.model.denoiser import Denoiser
-from dlm.types import Batch, ModelInputs, Noised
+from dlm.types import Batch, Images, ModelInputs, Noised
 
 LONGEST = 1024  # tokens of the text: without a compiled kernel, the attention matrix is dense
 OF_PARENT = (
     "Try model.attn_implementation=eager; if that is refused as well, the parent's forward does not obey its attention "
     "mask"
 )
+
+
+def check_row(denoiser: Denoiser, row: Batch, half: bool, untrained: bool) -> list[str]:
+    """`check` the text of a row of training and, where it has images, parity in an answer to them."""
+    passed, pictured = check(denoiser, text_of(row), half, untrained), Probe.pictured(denoiser, row)
+    if pictured is not None:
+        check_parity(denoiser, pictured, half)
+        passed.append("an image is read in decoding as in training")
+    return passed
+
+
+def text_of(row: Batch) -> Int[Tensor, " L"]:
+    """As many tokens as a row has: its own or, where some of these stand for images, those of its answers."""
+    if not row.images:
+        return row.x0
+    answers = row.x0[row.maskable]
+    return answers.repeat(-(-len(row.x0) // max(len(answers), 1)))[: len(row.x0)]
 
 
 def check(denoiser: Denoiser, text: Int[Tensor, " L"], half: bool, untrained: bool) -> list[str]:
@@ -55,11 +72,12 @@ def probed_blocks(denoiser: Denoiser, length: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Probe:
-    """A text `x0` in which the tokens [begin, end) of one block are hidden."""
+    """A text `x0` in which the tokens [begin, end) of one block are hidden; earlier ones may stand for `images`."""
 
     x0: Int[Tensor, "1 L"]
     begin: int
     end: int
+    images: Images | None = None
 
     @classmethod
     def of(cls, denoiser: Denoiser, text: Int[Tensor, " L"], block: int, partly: bool = False) -> Probe:
@@ -70,13 +88,27 @@ class Probe:
         # The token shift never scores position 0.
         return cls(text[None, : end + size][:, : len(text) // size * size], max(begin, int(denoiser.token_shift)), end)
 
+    @classmethod
+    def pictured(cls, denoiser: Denoiser, row: Batch) -> Probe | None:
+        """The first document with images of a row, up to the end of the block in which its answer begins, with what the
+        block has of the answer hidden. None if there is none, or not up to the end of the block."""
+        for number, images in (row.images or ({},))[0].items():
+            ids, maskable = row.x0[row.document == number], row.maskable[row.document == number]
+            begin = int(maskable.int().argmax())
+            end = (begin // denoiser.pattern.block_size + 1) * denoiser.pattern.block_size
+            if begin and end <= len(ids):
+                return cls(ids[None, :end], begin, end, images)
+        return None
+
     def inputs(self, denoiser: Denoiser) -> ModelInputs:
         """The network input of training, without trimming."""
         x0 = self.x0
         masked = torch.zeros_like(x0, dtype=torch.bool)
         masked[:, self.begin : self.end] = True
         position = torch.arange(x0.shape[1])[None]
-        batch = Batch(x0, torch.ones_like(masked), torch.zeros_like(x0), position)
+        maskable = torch.ones_like(masked) if self.images is None else position >= self.begin
+        images = None if self.images is None else ({0: self.images},)
+        batch = Batch(x0, maskable, torch.zeros_like(x0), position, images=images)
         noised = Noised(torch.where(masked, denoiser.mask_id, x0), masked, masked.float())
         return denoiser.inputs(batch, noised)[0]
 
@@ -127,7 +159,7 @@ def check_parity(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     if not prompt:  # decoding needs a prompt
         return
     in_training = replace(probe, x0=probe.x0[:, : probe.end]).logits(denoiser)
-    canvas = Canvas(denoiser, Request([prompt], probe.end - probe.begin), [0], probe.end)
+    canvas = Canvas(denoiser, Request([prompt], probe.end - probe.begin, images=[probe.images]), [0], probe.end)
     gap = distance(forward(denoiser, canvas), in_training)
     if gap > max_distance(denoiser, half):
         raise violation(
@@ -149,7 +181,8 @@ def is_ar_limit(denoiser: Denoiser) -> bool:
 
 def check_ar_limit(denoiser: Denoiser, probe: Probe, half: bool) -> None:
     """Raises `ValueError` if a denoiser in the AR limit scores the hidden tokens otherwise than its parent."""
-    parent = Denoiser(denoiser.model, AR(), denoiser.mask_id, True, denoiser.layer_types)
+    types = denoiser.layer_types
+    parent = Denoiser(denoiser.model, AR(), denoiser.mask_id, True, types, denoiser.span_ids)
     gap = distance(probe.logits(denoiser), probe.logits(parent))
     if gap > max_distance(denoiser, half):
         problem = f"with blocks of one token it is not its parent, by {gap:.2g}: NELBO < NLL is possible"

@@ -37,6 +37,9 @@ class ChatEncoder:
     content), a ShareGPT list of `conversations` (from, value), or a `prompt` with its `completion`; `columns` maps
     these names to other columns. `template` is a text in Jinja, or `PLAIN`."""
 
+    files: dict[str, type] = {}
+    counted: dict[str, str] = {}
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, columns: dict[str, str], turns: str):
         self.tokenizer, self.template, self.columns, self.turns = tokenizer, template, columns, turns
         added = tokenizer.added_tokens_decoder.values()

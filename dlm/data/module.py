@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.data import prose, tasks
 from dlm.data.encoding import refuse_mask
@@ -18,7 +18,7 @@ from dlm.data.packing import PackedRows, Source, Stored, TaskSource, Windows, co
 from dlm.data.validation import ValidationRows
 from dlm.runs.digest import fingerprint
 
-FILLS = ("unscored", "scored")
+FILLS = ("unscored", "scored", "halved")
 
 
 class PackedData(lightning.LightningDataModule):
@@ -26,9 +26,9 @@ class PackedData(lightning.LightningDataModule):
 
     `mixture` weighs the sources by rows; a source of weight 0 is not used at all. `length` is L. Validation uses
     `val_rows` rows of the val split of every source (see `ValidationRows`). `group` is the number of rows that are
-    packed together. `fill` says whether the EOS that fill the last block of a document are `scored` by the loss or
-    `unscored`. After `distinct` training rows they begin again; None: never. `asked` names the families of tasks that
-    evaluations of a run on this data ask; None means those of short answers.
+    packed together. `fill` says whether the EOS that fill the last block of a document are `scored` by the loss,
+    `halved` in it, or `unscored`. After `distinct` training rows they begin again; None: never. `asked` names the
+    families of tasks that evaluations of a run on this data ask; None means those of short answers.
     """
 
     asked: tuple[str, ...] | None = None
@@ -58,6 +58,7 @@ class PackedData(lightning.LightningDataModule):
             raise ValueError(f"data.distinct {distinct} must be at least 1, or null for rows that all differ")
         self.distinct = distinct
         self.workers = 0  # processes that load the training data
+        self.processor: ProcessorMixin | None = None  # of a parent that reads images
         self.mixture = {name: weight for name, weight in mixture.items() if weight > 0}
         self.excluded = set(mixture) - set(self.mixture)  # a source of weight 0 does not fill the ends of rows, either
 
@@ -86,7 +87,8 @@ class PackedData(lightning.LightningDataModule):
             self.tail,
             seed,
             self.group,
-            self.fill == "scored",
+            self.fill != "unscored",
+            self.fill == "halved",
         )
         self.train_rows.distinct = self.distinct
         self.validation_rows = ValidationRows(held_out, self.val_rows, self.length, tokenizer, self.pad_id, tail)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from dlm.data import tasks
 from dlm.data.encoding import refuse_mask
 from dlm.runs.digest import Buffer
-from dlm.types import Batch
+from dlm.types import Batch, Images
 
 ATTEMPTS = 100  # to draw a document that fits an empty row
 MIN_ROOM = 4  # tokens; a shorter end of a row is padded, not filled
@@ -28,11 +28,12 @@ MIN_ROOM = 4  # tokens; a shorter end of a row is padded, not filled
 @dataclass(frozen=True)
 class Document:
     """Token ids, and for each token whether it may be masked. The last `fill` tokens are EOS behind its own, which only
-    fill a block."""
+    fill a block. `images` are those that its tokens stand for; None: it is text."""
 
     ids: list[int]
     maskable: list[bool]
     fill: int = 0
+    images: Images | None = None
 
     @property
     def kind(self) -> str:
@@ -43,7 +44,7 @@ class Document:
         """The document with `tail` further EOS as its fill. One that does not end in EOS is cut off, and has none."""
         if self.ids[-1] != eos_id:
             return self
-        return Document(self.ids + [eos_id] * tail, self.maskable + [True] * tail, tail)
+        return replace(self, ids=self.ids + [eos_id] * tail, maskable=self.maskable + [True] * tail, fill=tail)
 
 
 @runtime_checkable
@@ -71,7 +72,7 @@ class PackedRows(Dataset):
 
     `tail(length, rng)` is the number of EOS tokens to append to a finished document: decoding always processes whole
     blocks, so in training the number of masks must not reveal the end of a document. They are in the loss if
-    `scores_fill`.
+    `scores_fill`, and count half in it if `halves_fill`.
     """
 
     def __init__(
@@ -87,10 +88,12 @@ class PackedRows(Dataset):
         seed: int,
         group: int = 1,
         scores_fill: bool = True,
+        halves_fill: bool = False,
     ):
         self.sources, self.weights, self.filler, self.group = sources, weights, filler, group
         self.length, self.num_rows, self.seed = length, num_rows, seed
-        self.pad_id, self.eos_id, self.tail, self.scores_fill = pad_id, eos_id, tail, scores_fill
+        self.pad_id, self.eos_id, self.tail = pad_id, eos_id, tail
+        self.scores_fill, self.halves_fill = scores_fill, halves_fill
         self.distinct: int | None = None  # after so many, the rows begin again
         self.packed: tuple[int, list[list[Document]]] = (-1, [])  # the last group, whose rows come next
 
@@ -99,7 +102,8 @@ class PackedRows(Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         row = pack(self.documents(index), self.length, self.pad_id)
-        return replace(row, fill=None) if self.scores_fill else row
+        halved = row.fill if self.halves_fill else None
+        return replace(row, fill=None, halved=halved) if self.scores_fill else row
 
     def documents(self, index: int) -> list[Document]:
         """The documents of a row."""
@@ -167,19 +171,25 @@ def pack(documents: list[Document], length: int, pad_id: int) -> Batch:
     if len(ids) > length:
         raise ValueError(f"documents of {len(ids)} tokens do not fit a row of {length}: raise data.length")
     pad = length - len(ids)
+    images = {n: document.images for n, document in enumerate(documents) if document.images is not None}
     return Batch(
         torch.tensor(ids + [pad_id] * pad),
         torch.tensor(maskable + [False] * pad),
         torch.tensor(document_ids + [-1] * pad),
         torch.tensor(position + list(range(pad))),
         torch.tensor(fill + [False] * pad),
+        (images,) if images else None,
     )
 
 
 def collate(rows: list[Batch]) -> Batch:
     """Stack rows of shape [L] into a batch of shape [B, L]."""
-    columns = ([getattr(row, f.name) for row in rows] for f in fields(Batch))
-    return Batch(*(None if column[0] is None else torch.stack(column) for column in columns))
+    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(Batch)}
+    images = columns.pop("images")
+    stacked = {name: None if column[0] is None else torch.stack(column) for name, column in columns.items()}
+    if any(images):
+        stacked["images"] = tuple(of_row[0] if of_row else {} for of_row in images)
+    return Batch(**stacked)
 
 
 class Windows(Source):

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from filelock import SoftFileLease, Timeout
+from numpy.typing import DTypeLike
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -39,21 +40,31 @@ CHUNK = 2**22  # tokens between two points from which an interrupted preparation
 PROGRESS = "progress.json"
 LEASE_SECONDS = 60.0
 AHEAD = 4  # batches for each process that tokenises
+NAMED = 10  # rows that were left out
 
 
 @dataclass
 class Encoded:
     """What an encoder makes of a batch of rows: documents, each with the hash of its row, and how many rows were left
-    out, by the reason. Arrays, and not lists, travel between processes."""
+    out, by the reason; some of them are `named`. `beside` is appended to further files of the corpus, by their names
+    (see `Encoder`). Arrays, and not lists, travel between processes."""
 
     tokens: np.ndarray
     lengths: np.ndarray
     answers: np.ndarray
     keys: np.ndarray
     left_out: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, np.ndarray] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, documents: list[tuple[Document, int]], left_out: dict[str, int]) -> Encoded:
+    def of(
+        cls,
+        documents: list[tuple[Document, int]],
+        left_out: dict[str, int],
+        beside: dict[str, np.ndarray] | None = None,
+        named: Iterable[str] = (),
+    ) -> Encoded:
         """`documents` are (document, hash of its row)."""
         found = [document for document, _ in documents]
         return cls(
@@ -62,14 +73,19 @@ class Encoded:
             np.array([d.maskable.index(True) for d in found], np.int32),
             np.array([key for _, key in documents], np.uint64),
             left_out,
+            beside or {},
+            [*named],
         )
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Makes documents of rows. It is sent to other processes."""
+    """Makes documents of rows. It is sent to other processes. `files` are the numbers that a corpus has beside its
+    documents, by the name of their file; those of `counted` go on from the items of another file."""
 
     tokenizer: PreTrainedTokenizerBase
+    files: Mapping[str, DTypeLike]
+    counted: Mapping[str, str]
 
     def settings(self) -> dict[str, Any]:
         """What decides the documents of a row, besides the tokenizer."""
@@ -119,7 +135,7 @@ def write(folder: Path, origin: Origin, encoder: Encoder, num_proc: int, made_of
     progress = Progress.of(unfinished, encoder.tokenizer)
     print(f"preparing {origin.label} in {folder}" + (f", from document {progress.documents:,} on" * progress.is_begun))
     try:
-        with Writer(unfinished, progress) as writer, encoding(encoder, num_proc) as encoded:
+        with Writer(unfinished, progress, encoder) as writer, encoding(encoder, num_proc) as encoded:
             bar = tqdm(initial=progress.tokens, unit=" tokens", unit_scale=True, disable=None, leave=False)
             for batch, made in encoded(origin.batches(progress.unit, progress.row)):
                 writer.add(batch, made)
@@ -130,13 +146,25 @@ def write(folder: Path, origin: Origin, encoder: Encoder, num_proc: int, made_of
         raise
     keys, ends = (mapped(unfinished / f"{name}.bin", COLUMNS[name]) for name in ("keys", "ends"))
     split_by_hash(unfinished, keys, ends)
-    content = fingerprint(bytes.fromhex(checksum(unfinished / f"{name}.bin")) for name in ("tokens", *COLUMNS))
+    content = fingerprint(
+        bytes.fromhex(checksum(unfinished / f"{name}.bin")) for name in ("tokens", *COLUMNS, *encoder.files)
+    )
     amount = {"documents": progress.documents, "tokens": progress.tokens, "left_out": progress.left_out}
     write_json(unfinished / RECORD, made_of | amount | {"dtype": progress.dtype, "fingerprint": content})
     (unfinished / PROGRESS).unlink(missing_ok=True)
     unfinished.replace(folder)
     seconds = time.monotonic() - begun
     print(f"prepared {progress.documents:,} documents of {progress.tokens:,} tokens in {seconds:.0f} s")
+    say_left_out(progress)
+
+
+def say_left_out(progress: Progress) -> None:
+    """Print on stderr how many rows are not in a corpus, and the first of those that are named."""
+    for reason, number in progress.left_out.items() if progress.named else ():
+        print(f"left out: {number:,} rows {reason}", file=sys.stderr)
+    if progress.named:
+        more = "…" * (sum(progress.left_out.values()) > len(progress.named))
+        print(f"among them {'; '.join(progress.named)}{more}", file=sys.stderr)
 
 
 @dataclass
@@ -149,6 +177,8 @@ class Progress:
     documents: int = 0
     tokens: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
+    beside: dict[str, int] = field(default_factory=dict)  # the items of further files
 
     @classmethod
     def of(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Progress:
@@ -168,16 +198,19 @@ class Progress:
 class Writer:
     """Appends documents to the files of a corpus, behind those that `progress` counts."""
 
-    def __init__(self, folder: Path, progress: Progress):
+    def __init__(self, folder: Path, progress: Progress, encoder: Encoder):
         self.folder, self.progress, self.durable = folder, progress, progress.tokens
-        kinds = {"tokens": np.dtype(progress.dtype)} | {name: np.dtype(kind) for name, kind in COLUMNS.items()}
-        self.kinds, self.files = kinds, ExitStack()
+        self.further, self.counted, self.files = encoder.files, encoder.counted, ExitStack()
+        kinds = {"tokens": progress.dtype} | COLUMNS | dict(encoder.files)
+        self.kinds = {name: np.dtype(kind) for name, kind in kinds.items()}
 
     def __enter__(self) -> Writer:
         self.opened = {}
         for name, kind in self.kinds.items():
             file = self.files.enter_context((self.folder / f"{name}.bin").open("ab"))
-            file.truncate(kind.itemsize * (self.progress.tokens if name == "tokens" else self.progress.documents))
+            items = self.progress.tokens if name == "tokens" else self.progress.documents
+            items = self.progress.beside.get(name, 0) if name in self.further else items
+            file.truncate(kind.itemsize * items)
             self.opened[name] = file
         return self
 
@@ -186,10 +219,15 @@ class Writer:
 
     def add(self, batch: Batch, made: Encoded) -> None:
         """Write what was made of a batch."""
-        done = self.progress
+        done, beside = self.progress, dict(self.progress.beside)
         columns = {"tokens": made.tokens, "ends": done.tokens + np.cumsum(made.lengths)}
         for name, values in (columns | {"answers": made.answers, "keys": made.keys}).items():
             self.opened[name].write(values.astype(self.kinds[name]).data)
+        for name, values in made.beside.items():
+            base = beside.get(self.counted.get(name), 0)
+            self.opened[name].write((base + values if base else values).astype(self.kinds[name]).data)
+        done.beside = {name: beside.get(name, 0) + len(values) for name, values in made.beside.items()}
+        done.named += made.named[: NAMED - len(done.named)]
         done.unit, done.row = batch.unit, batch.first - 1 + len(batch.rows)
         done.documents, done.tokens = done.documents + len(made.lengths), done.tokens + len(made.tokens)
         for reason, number in made.left_out.items():

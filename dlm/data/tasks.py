@@ -8,54 +8,16 @@ a prompt decides its split: no prompt occurs in two splits.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import zip_longest
 
+from dlm.data import scenes
+from dlm.data.example import Example, split_of
 from dlm.data.families import parallel, sequential
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NAMES = ("Ruth", "Adam", "Sarah", "Jonah", "Esther", "Caleb", "Naomi", "Levi")
 THINGS = ("figs", "sheep", "loaves", "stones", "fishes", "coins", "vines", "jars")
-SPLITS = ("val", "test")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One task: the model reads `prompt` and must write exactly `answer`."""
-
-    family: str
-    prompt: str
-    answer: str
-
-
-def check(example: Example, output: str) -> bool:
-    """Whether an output matches the answer exactly, except for surrounding white space."""
-    return output.strip() == example.answer.strip()
-
-
-@dataclass(frozen=True)
-class Grade:
-    """How far an output follows the steps of an answer: the share of them that are right, each at its place, and the
-    index of the first that is wrong, missing or one too many (None for a right output)."""
-
-    right: float
-    first_wrong: int | None
-
-
-def grade(example: Example, output: str) -> Grade:
-    """The steps of an output, which `;` joins, against those of the answer."""
-    wanted, given = (text.strip().split(";") for text in (example.answer, output))
-    is_right = [step == other for step, other in zip_longest(wanted, given)]
-    return Grade(sum(is_right) / len(wanted), None if all(is_right) else is_right.index(False))
-
-
-def split_of(prompt: str) -> str:
-    """The split of a prompt: 5 % are val, 5 % test, the rest train."""
-    bucket = hashlib.blake2b(prompt.encode(), digest_size=4).digest()[0] % 20
-    return SPLITS[bucket] if bucket < len(SPLITS) else "train"
 
 
 def add(rng: random.Random) -> tuple[str, str]:
@@ -145,7 +107,9 @@ LONG: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 
 
 def sample(family: str, split: str, rng: random.Random) -> Example:
-    """A random example of `family` whose prompt belongs to `split`."""
+    """A random example of `family` whose prompt belongs to `split`. The families of scenes have a prefix."""
+    if family.startswith(scenes.PREFIX):
+        return scenes.sample(family.removeprefix(scenes.PREFIX), split, rng)
     make = FAMILIES.get(family) or LONG[family]
     while True:
         prompt, answer = make(rng)
@@ -161,5 +125,5 @@ def evaluation_set(split: str, per_family: int, seed: int = 0, families: Iterabl
         rng, target = random.Random(f"{split}-{family}-{seed}"), len(examples) + per_family
         while len(examples) < target:
             example = sample(family, split, rng)
-            examples.setdefault(example.prompt, example)
+            examples.setdefault(example.key, example)
     return list(examples.values())

@@ -18,6 +18,9 @@ from dlm.data.prepared import Encoded
 class TextEncoder:
     """The text in the column `field` of a row, with EOS at its end, is a document; a row without text is left out."""
 
+    files: dict[str, type] = {}
+    counted: dict[str, str] = {}
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, field: str):
         self.tokenizer, self.field = tokenizer, field
 

@@ -18,7 +18,8 @@ class Causal(Blocks):
 
     def mode(self, denoiser):
         """The same model under causal attention, which scores every token from the one before it."""
-        return Denoiser(denoiser.model, CausalPattern(), denoiser.mask_id, True, denoiser.layer_types)
+        pattern, types = CausalPattern(), denoiser.layer_types
+        return Denoiser(denoiser.model, pattern, denoiser.mask_id, True, types, denoiser.span_ids)
 
 
 class AR(Decoder):

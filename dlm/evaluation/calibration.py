@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
-
 from dlm.data import tasks
+from dlm.data.pictures import Reader
 from dlm.decoding.base import Decoder
 from dlm.evaluation.generation import run_tasks
 from dlm.model.denoiser import Denoiser
@@ -12,7 +11,7 @@ from dlm.model.denoiser import Denoiser
 
 def nearest_thresholds(
     denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader,
     decoder: Decoder,
     thresholds: list[float],
     targets: list[float],
@@ -25,6 +24,6 @@ def nearest_thresholds(
     validation items of each of the families (never on the test items)."""
     examples, reached = tasks.evaluation_set("val", per_family, families=families), {}
     for threshold in thresholds if targets else []:
-        results = run_tasks(denoiser, tokenizer, examples, decoder.at(threshold), max_new_tokens, batch_size)
+        results = run_tasks(denoiser, reader, examples, decoder.at(threshold), max_new_tokens, batch_size)
         reached[threshold] = results["tokens"].sum() / results["nfe"].sum()
     return {target: min(reached, key=lambda tau: abs(reached[tau] - target)) for target in targets}

@@ -6,29 +6,47 @@ Accuracy alone can hide how a model fails: a dLM whose blocks are too large for 
 from __future__ import annotations
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
+from transformers import ProcessorMixin
 
+from dlm.data.example import Example, check, grade
 from dlm.data.packing import adds_bos
-from dlm.data.tasks import Example, check, grade
+from dlm.data.pictures import Reader, require_processor, tokenizer_of
+from dlm.data.scenes import Scene
+from dlm.data.scenes.rows import prompt_of
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.request import Request
 from dlm.evaluation.interval import wilson
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
+from dlm.types import Images
 
 DEGENERATE = ("repetitive", "empty", "endless")  # columns of degenerate outputs, see `run_tasks`
 REPEATS, LOOP = 4, 16  # an output loops if it ends in so many repeats of a sequence, over at least so many tokens
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> list[list[int]]:
+def prompt_ids(reader: Reader, examples: list[Example]) -> list[list[int]]:
     """The token ids of the prompts, with BOS if the tokenizer adds it."""
+    return [ids for ids, _ in prompts_of(reader, examples)]
+
+
+def prompts_of(reader: Reader, examples: list[Example]) -> list[tuple[list[int], Images | None]]:
+    """The token ids of each prompt and, of a scene, the tensors of its picture. Raises `ValueError` for scenes that a
+    tokenizer is to read."""
+    tokenizer = tokenizer_of(reader)
     bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    return [bos + tokenizer(e.prompt, add_special_tokens=False)["input_ids"] for e in examples]
+    found: list[tuple[list[int], Images | None]] = []
+    for example in examples:
+        if isinstance(example, Scene):
+            processor = require_processor(reader if isinstance(reader, ProcessorMixin) else None, "a scene")
+            found.append(prompt_of(processor, example))
+        else:
+            found.append((bos + tokenizer(example.prompt, add_special_tokens=False)["input_ids"], None))
+    return found
 
 
 def run_tasks(
     denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader,
     examples: list[Example],
     decoder: Decoder,
     max_new_tokens: int,
@@ -38,8 +56,11 @@ def run_tasks(
     the `answer_tokens` of the right answer without EOS, the share of `right_steps` and the index of the `first_wrong`
     one (see `grade`), the `step` and `confidence` of each token, and whether the output is `repetitive` (see `loops`),
     `empty` (EOS is its first token) or `endless` (it has no EOS). `rows` counts the input tokens of all forwards."""
-    prompts, ends = prompt_ids(tokenizer, examples), eos_ids(denoiser.model, tokenizer)
-    generations = decoder.generate(denoiser, Request(prompts, max_new_tokens, ends, batch_size))
+    tokenizer = tokenizer_of(reader)
+    ends = eos_ids(denoiser.model, tokenizer)
+    prompts, images = zip(*prompts_of(reader, examples), strict=True)
+    request = Request(list(prompts), max_new_tokens, ends, batch_size, images=images)
+    generations = decoder.generate(denoiser, request)
     rows = []
     for example, prompt, generation in zip(examples, prompts, generations, strict=True):
         output = tokenizer.decode(generation.tokens, skip_special_tokens=True)

@@ -9,6 +9,7 @@ from functools import cache
 from transformers import AutoTokenizer
 
 from dlm.data import prose, tasks
+from dlm.data.example import SPLITS, Example
 from dlm.evaluation import cloze
 from dlm.evaluation.likelihood import windows
 from dlm.model.parent import resolve
@@ -27,8 +28,14 @@ def added_version(families: tuple[str, ...] | None) -> str:
     nothing for None, which means those of short answers."""
     if families is None:
         return ""
-    first = {split: tasks.evaluation_set(split, FEW, families=families) for split in tasks.SPLITS}
-    return "-" + digest({split: list(map(astuple, examples)) for split, examples in first.items()})
+    first = {split: tasks.evaluation_set(split, FEW, families=families) for split in SPLITS}
+    return "-" + digest({split: list(map(identity, examples)) for split, examples in first.items()})
+
+
+def identity(example: Example) -> tuple[str, ...]:
+    """What an example asks, and of which picture."""
+    asked = (example.family, example.prompt, example.answer)
+    return asked if example.key == example.prompt else (*asked, example.key)
 
 
 @cache
@@ -40,8 +47,8 @@ def items_version() -> str:
     return digest(
         {
             "version": EVALUATION_VERSION,
-            "prose": {split: prose.chapters(split) for split in ("train", *tasks.SPLITS)},
-            "tasks": {split: list(map(astuple, tasks.evaluation_set(split, FEW))) for split in tasks.SPLITS},
+            "prose": {split: prose.chapters(split) for split in ("train", *SPLITS)},
+            "tasks": {split: list(map(astuple, tasks.evaluation_set(split, FEW))) for split in SPLITS},
             "rows": [[row.x0.tolist(), row.maskable.tolist()] for row in rows],
             "bytes": num_bytes,
             "cloze": [astuple(item) for item in cloze.items(texts, tokenizer, FEW)],

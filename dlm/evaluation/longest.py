@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
-
 from dlm.data import tasks
+from dlm.data.pictures import Reader, tokenizer_of
 from dlm.decoding.engine.lengths import whole_blocks
 from dlm.evaluation.cloze import CONTEXT_TOKENS, OPTION_TOKENS
 from dlm.evaluation.generation import prompt_ids
@@ -14,7 +13,7 @@ from dlm.model.positions import require_positions
 
 def require_evaluable(
     denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader,
     length: int,
     tasks_per_family: int,
     max_new_tokens: int,
@@ -28,7 +27,7 @@ def require_evaluable(
     cloze = whole_blocks(CONTEXT_TOKENS + OPTION_TOKENS, size)
     require_positions(model, cloze, f"a multiple choice item of {cloze} tokens", "set evaluation=none")
     examples = tasks.evaluation_set("test", tasks_per_family, families=families)
-    prompts = prompt_ids(tokenizer, examples)
+    prompts, tokenizer = prompt_ids(reader, examples), tokenizer_of(reader)
     longest = max(map(len, prompts))
     total = whole_blocks(longest + max_new_tokens, size)
     what = f"evaluation.max_new_tokens {max_new_tokens} after a prompt of {longest} tokens, {total} in whole blocks,"

@@ -23,7 +23,7 @@ from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
-from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
+from dlm.evaluation.generation import accuracy, prompts_of, run_tasks, trace_summary
 from dlm.evaluation.items import added_version, items_version
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.longest import require_evaluable
@@ -55,7 +55,7 @@ def evaluate_run(
     finished = FinishedRun(run, device)
     cfg, families = with_families(cfg, finished.asked), finished.asked
     dlm, converted = finished.dlm, finished.converted
-    require_evaluable(dlm, converted.tokenizer, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens, families)
+    require_evaluable(dlm, converted.reader, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens, families)
     ar, parent = finished.ar, finished.parent
     fingerprint = run.record["parent"]["fingerprint"]
     key = digest(parent_settings(cfg, eos_ids(parent.model, parent.tokenizer)), FILE_DIGITS)
@@ -209,7 +209,7 @@ def decode_tasks(
     examples = tasks.evaluation_set("test", cfg.tasks_per_family, families=families_of(cfg))
     rows, items = [], []
     for name, decoder in decoders.items():
-        results = run_tasks(denoiser, parent.tokenizer, examples, decoder, cfg.max_new_tokens, cfg.batch_size)
+        results = run_tasks(denoiser, parent.reader, examples, decoder, cfg.max_new_tokens, cfg.batch_size)
         rows.append({"name": name, "threshold": getattr(decoder, "threshold", None)} | accuracy(results))
         items.append(results.assign(setting=name))
     return rows, pd.concat(items, ignore_index=True)
@@ -219,7 +219,7 @@ def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, 
     """For each target of tokens per forward, the decoder with the nearest threshold, named `TPF≈2`."""
     threshold_by_target = nearest_thresholds(
         denoiser,
-        parent.tokenizer,
+        parent.reader,
         Threshold(1.0),
         list(cfg.thresholds),
         list(cfg.tpf_targets),
@@ -248,8 +248,9 @@ def decoding_timer(denoiser: Denoiser, parent: Parent, decoder: Decoder, cfg: Di
     families = families_of(cfg)
     per_family = max(1, cfg.throughput_prompts // len(families or tasks.FAMILIES))
     examples = tasks.evaluation_set("test", per_family, families=families)
-    prompts = parent.tokenizer([e.prompt for e in examples])["input_ids"]
-    request = Request(prompts, cfg.max_new_tokens, eos_ids(denoiser.model, parent.tokenizer), batch_size=1)
+    prompts, images = zip(*prompts_of(parent.reader, examples), strict=True)
+    ends = eos_ids(denoiser.model, parent.tokenizer)
+    request = Request(list(prompts), cfg.max_new_tokens, ends, batch_size=1, images=images)
 
     def decode() -> int:
         return sum(len(g.tokens) for g in decoder.generate(denoiser, request))

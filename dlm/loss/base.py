@@ -56,9 +56,12 @@ class Loss(ABC):
         """The weight of every scored token, before `per` and `scale` (on the CPU)."""
 
     def weights(self, batch: Batch, noised: Noised) -> Float[Tensor, "B KL"]:
-        """The weight of every scored token with `per` and `scale` applied: `Scored.loss_weight` (on the CPU)."""
+        """The weight of every scored token with `per`, `scale` and halves applied: `Scored.loss_weight` (on CPU)."""
         width = noised.xt.shape[1]
         scored = noised.in_loss
         targets = batch.targets.repeat(1, width // batch.x0.shape[1])
         averaged = {"token": torch.ones_like(scored), "sequence": targets, "masked": scored}[self.per]
-        return self.scale * width / averaged.sum(1, keepdim=True).clamp_min(1) * self.weight(batch, noised)
+        weight = self.weight(batch, noised)
+        if batch.halved is not None:
+            weight = torch.where(batch.halved.repeat(1, width // batch.x0.shape[1]), weight / 2, weight)
+        return self.scale * width / averaged.sum(1, keepdim=True).clamp_min(1) * weight

@@ -48,11 +48,11 @@ class Decode(Measurement):
         is `correct`, its share of `right_steps`, the tokens of its answer (`answer_tokens`, and `tokens` written), its
         `nfe` and `rows`, and whether it is degenerate."""
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
-        tokenizer = subject.converted.tokenizer
+        reader = subject.converted.reader
         if self.tpf is not None:
             threshold_by_target = nearest_thresholds(
                 denoiser,
-                tokenizer,
+                reader,
                 self.decoder,
                 self.thresholds,
                 [self.tpf],
@@ -63,24 +63,24 @@ class Decode(Measurement):
             )
             self.decoder = self.decoder.at(threshold_by_target[self.tpf])
         examples = tasks.evaluation_set("test", self.items_per_family, families=subject.asked)
-        results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
+        results = run_tasks(denoiser, reader, examples, self.decoder, self.max_new_tokens, self.batch_size)
         columns = ["family", "correct", "right_steps", "answer_tokens", "tokens", "nfe", "rows", *DEGENERATE]
         return {
             **accuracy(results),
             "threshold": self.decoder.threshold,
             "block_size": denoiser.pattern.block_size,
-            "tokens_per_second": self.time(denoiser, tokenizer, subject.asked),
+            "tokens_per_second": self.time(denoiser, reader, subject.asked),
             "items": results.filter(items=columns).to_dict("list"),
         }
 
-    def time(self, denoiser, tokenizer, families) -> float | None:
+    def time(self, denoiser, reader, families) -> float | None:
         """Tokens per second at `timed_batch_size`; None without one."""
         if self.timed_batch_size is None:
             return None
         examples = tasks.evaluation_set("test", self.timed_items_per_family, families=families)
 
         def decode() -> int:
-            results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.timed_batch_size)
+            results = run_tasks(denoiser, reader, examples, self.decoder, self.max_new_tokens, self.timed_batch_size)
             return int(results["tokens"].sum())
 
         return interleaved({"decoding": decode}, self.repeats, denoiser.model.device)["decoding"]

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data import tasks
+from dlm.data.example import SPLITS, Example
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import Generation
 from dlm.decoding.engine.loop import Blocks
@@ -26,8 +27,8 @@ class Trace(Measurement):
     """Decodes `items_per_family` items of a split, and records every step for the item with the longest answer."""
 
     def __init__(self, decoder: Decoder, split: str, items_per_family: int, max_new_tokens: int, batch_size: int):
-        if split not in tasks.SPLITS:
-            raise ValueError(f"measurement.split {split!r} is unknown: choose one of {', '.join(tasks.SPLITS)}")
+        if split not in SPLITS:
+            raise ValueError(f"measurement.split {split!r} is unknown: choose one of {', '.join(SPLITS)}")
         if decoder.loop.sliding:
             raise ValueError(
                 f"measurement=trace counts positions in the blocks of the grid, and {type(decoder).__name__} has none: "
@@ -53,7 +54,7 @@ class Trace(Measurement):
             "example": self.record(denoiser, tokenizer, examples[longest]),
         }
 
-    def record(self, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, example: tasks.Example) -> dict[str, Any]:
+    def record(self, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, Any]:
         """The decoding of one item. `cells` holds, for each forward (`step`, from 1), the `confidence` of every masked
         position and whether it was `committed`; `tokens` is the text of each position of the answer, which begins at
         position `prompt_tokens`."""

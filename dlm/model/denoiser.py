@@ -19,6 +19,7 @@ from dlm.attention.base import AttentionPattern
 from dlm.attention.compilation import allow_versions
 from dlm.attention.masks import attention_masks
 from dlm.loss.base import Loss
+from dlm.model.context import embedded, record
 from dlm.model.head import without_decoder
 from dlm.model.last_layer import LastLayer
 from dlm.model.layout import Layout
@@ -32,7 +33,7 @@ class Denoiser(nn.Module, Layout):
     """A Hugging Face causal LM under an attention pattern. It computes logits only for the scored tokens.
 
     `layer_types` maps the names of the masks that the model's forward takes to their sliding window (None: full
-    attention).
+    attention). Runs of tokens with `span_ids` see each other both ways where a document has images.
 
     Decoding and validation use `pattern`. A training forward uses the pattern of its `ModelInputs`, which this denoiser
     or a view of it `at` another block size has laid out.
@@ -45,10 +46,11 @@ class Denoiser(nn.Module, Layout):
         mask_id: int,
         token_shift: bool,
         layer_types: dict[str, int | None],
+        span_ids: tuple[int, ...] = (),
     ):
         super().__init__()
         self.model, self.pattern, self.mask_id = model, pattern, mask_id
-        self.token_shift, self.layer_types = token_shift, layer_types
+        self.token_shift, self.layer_types, self.span_ids = token_shift, layer_types, span_ids
         self.few_shapes, self.last_layer = False, LastLayer(model)
         self.last_masks = None, None  # the key and the masks of the last training forward
         self.row_bytes = 4 * model.get_output_embeddings().weight.shape[0]  # of logits in float32
@@ -121,21 +123,28 @@ class Denoiser(nn.Module, Layout):
         """Run the network up to its head: the hidden states that score the tokens, in the order of `inputs.scored`."""
         masks = self.masks(inputs.rows, inputs.rows, inputs.layout, inputs.pattern)
         with self.last_layer.reading(inputs):
-            return self.hidden(inputs.scored, inputs.input_ids, inputs.position_ids, masks, use_cache=False)
+            return self.hidden(inputs.scored, attention_mask=masks, use_cache=False, **self.reads(inputs))
 
     def states(self, inputs: ModelInputs) -> list[Float[Tensor, "N D"]]:
         """The hidden states that score the tokens, after the embedding and after every layer. The last ones equal
         `read(inputs)`."""
         with self.last_layer.reading(inputs):
             output = self.model.get_decoder()(
-                input_ids=inputs.input_ids,
-                position_ids=inputs.position_ids,
                 attention_mask=self.masks(inputs.rows, inputs.rows, inputs.layout, inputs.pattern),
                 use_cache=False,
                 output_hidden_states=True,
+                **self.reads(inputs),
             )
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         return [state.flatten(0, 1)[inputs.scored] for state in states]
+
+    def reads(self, inputs: ModelInputs) -> dict[str, Any]:
+        """What the decoder reads in every column: ids and positions or, of documents with images, what the model's own
+        forward makes of them."""
+        if inputs.pictured is None:
+            return {"input_ids": inputs.input_ids, "position_ids": inputs.position_ids}
+        context = record(self.model, inputs.pictured).map(lambda t: t.flatten(0, 1))
+        return context.at(inputs.source, embedded(self.model, inputs.input_ids), inputs.position_ids)
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """The model's head, applied to hidden states: logits in float32 at least, -inf for the mask token."""
@@ -154,7 +163,7 @@ class Denoiser(nn.Module, Layout):
         """The `attention_mask` argument for rows `q` [B Q] over columns `k` [B K] under a `pattern`, by default that of
         the denoiser (see `attention_masks`, also for `tiled`). The masks of the previous forward are reused if it had
         the same `layout` and pattern."""
-        implementation, pattern = self.model.config._attn_implementation, pattern or self.pattern
+        implementation, pattern = self.model.config.get_text_config()._attn_implementation, pattern or self.pattern
         if not layout:
             return attention_masks(pattern, q, k, self.layer_types, implementation, tiled)
         # Autograd cannot save a tensor that was made in inference mode.
@@ -167,13 +176,13 @@ class Denoiser(nn.Module, Layout):
         self,
         scored: Int[Tensor, " N"],
         input_ids: Int[Tensor, "B S"] | None,
-        position_ids: Int[Tensor, "B S"],
+        position_ids: Int[Tensor, "*A B S"],
         attention_mask: Any,
         **kwargs: Any,
     ) -> Float[Tensor, "N D"]:
         """Run the network up to its head: the hidden states at the indices `scored`, flat in [B S]. `attention_mask` is
         the result of `masks`. With `input_ids` None the network reads the keyword `inputs_embeds` [B S D], in the scale
-        of the model's input embedding."""
+        of the model's input embedding. A model with several axes of positions may be given all of them."""
         output = self.model.get_decoder()(
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kwargs
         )

@@ -122,7 +122,7 @@ class Forwards:
     def count_rows(self, module: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
         masks = inputs["attention_mask"]
         masks = list(masks.values()) if isinstance(masks, dict) else [masks]  # windowed layers count as full ones
-        self.rows += inputs["position_ids"].numel()
+        self.rows += inputs["position_ids"].shape[-2:].numel()  # there may be several axes of positions
         self.pairs += max(int(mask.sum()) for mask in masks)
 
     def count_head_rows(self, module: nn.Module, args: tuple[Tensor]) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from dlm.model.vision import reads_images
+
 
 class Hidden(BaseModelOutputWithPast):
     """The output of a decoder, with None for every field that some decoders add (router logits, cross attentions)."""
@@ -26,8 +28,9 @@ class PassThrough(nn.Module):
 
 def without_decoder(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model that shares its modules but takes the decoder's hidden states as `inputs_embeds`. The head
-    and all that follows it (soft-capping, scaling) remain the model's own code."""
-    decoder = model.get_decoder()
+    and all that follows it (soft-capping, scaling) remain the model's own code. Of a model that reads images, all that
+    surrounds the decoder is left out, too: it would make positions and masks for the hidden states."""
+    decoder = model.base_model if reads_images(model.config) else model.get_decoder()
     path = next(name for name, module in model.named_modules() if module is decoder)
     head = node = copy.copy(model)
     *holders, last = path.split(".")

@@ -17,24 +17,32 @@ from typing import Self
 import torch
 
 from dlm.attention.base import AttentionPattern
+from dlm.model.pictured import pictured, spans
 from dlm.model.positions import require_within
 from dlm.types import Batch, ModelInputs, Noised, Rows, Scored
 
 
 class Layout:
     """Lays out a batch for a model that reads rows of at most `positions` tokens (None: of any length), under an
-    attention pattern. `compiles`: something is compiled for each shape of a forward, so there should be few. It holds
-    no weights; a `Denoiser` is one with its model."""
+    attention pattern. `compiles`: something is compiled for each shape of a forward, so there should be few. Runs of
+    tokens with `span_ids` (images) see each other both ways. It holds no weights; a `Denoiser` is one with its
+    model."""
 
     def __init__(
-        self, pattern: AttentionPattern, mask_id: int, token_shift: bool, positions: int | None, compiles: bool
+        self,
+        pattern: AttentionPattern,
+        mask_id: int,
+        token_shift: bool,
+        positions: int | None,
+        compiles: bool,
+        span_ids: tuple[int, ...] = (),
     ):
         self.pattern, self.mask_id, self.token_shift = pattern, mask_id, token_shift
-        self.positions, self.compiles = positions, compiles
+        self.positions, self.compiles, self.span_ids = positions, compiles, span_ids
 
     def without_model(self) -> Layout:
         """This layout alone, for another process."""
-        return Layout(self.pattern, self.mask_id, self.token_shift, self.positions, self.compiles)
+        return Layout(self.pattern, self.mask_id, self.token_shift, self.positions, self.compiles, self.span_ids)
 
     def at(self, block_size: int) -> Self:
         """A view with another block size."""
@@ -73,4 +81,14 @@ class Layout:
             both = self.pattern.noisy_stream and self.pattern.clean_stream
             column = torch.where(first_of_block & both, noisy_end + column % length, column) - 1
         scored = Scored(batch.x0.flatten()[token], noised.weight.flatten()[index], token)
-        return ModelInputs(ids, rows.position, rows, row * ids.shape[1] + column, self.pattern), scored
+        inputs = ModelInputs(ids, rows.position, rows, row * ids.shape[1] + column, self.pattern)
+        return self.with_images(inputs, batch, copies) if any(batch.images or ()) else inputs, scored
+
+    def with_images(self, inputs: ModelInputs, batch: Batch, copies: int) -> ModelInputs:
+        """The inputs, `copies` streams of the batch, with what the network reads of its images."""
+        arguments, source = pictured(batch)
+        rows = inputs.rows
+        if self.span_ids:
+            in_span = torch.isin(batch.x0, torch.tensor(self.span_ids)) & (source >= 0)
+            rows = replace(rows, span=spans(self.pattern, batch, in_span).repeat(1, copies))
+        return replace(inputs, rows=rows, source=source.repeat(1, copies), pictured=arguments)

@@ -1,4 +1,5 @@
-"""Load any Hugging Face causal LM as a parent, give it a mask token, and refuse models that cannot be converted.
+"""Load any Hugging Face causal LM, also one that sees images, as a parent, give it a mask token, and refuse models that
+cannot be converted.
 
 No architecture is treated specially. A few forwards decide whether a model can be converted: its logits must depend on
 the attention mask and the positions that it is given, and on nothing else (`dlm.model.probe`).
@@ -14,12 +15,21 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.device import usable_device
+from dlm.model.image_probe import check_images
 from dlm.model.probe import check_convertible
+from dlm.model.vision import auto_class, example_document, load_config, load_processor
 from dlm.model.vocabulary import add_mask_token, choose_mask_token, fit_vocabulary
 from dlm.model.weights import require_finite, require_plain_weights
 from dlm.runs.digest import fingerprint
@@ -37,13 +47,27 @@ IMPLEMENTATIONS = (block_sparse.NAME, "sdpa", "eager", "flex_attention")  # all 
 class Parent:
     """A causal LM that can be converted, with its tokenizer. `mask_id` is the id of its mask token. `layer_types` maps
     the names of the masks that its forward takes to their sliding window in tokens (None: full attention). `source`
-    describes its origin in messages."""
+    describes its origin in messages. One that reads images has a `processor`, which makes tensors of them, and maybe
+    `span_ids`, the tokens of images that see each other both ways."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     mask_id: int
     layer_types: dict[str, int | None]
     source: str
+    processor: ProcessorMixin | None = None
+    span_ids: tuple[int, ...] = ()
+
+    @property
+    def reader(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """What makes prompts of questions: the processor, if there is one, else the tokenizer."""
+        return self.tokenizer if self.processor is None else self.processor
+
+    def save(self, folder: str | Path) -> None:
+        """Save the tokenizer and, of a model that reads images, the processor."""
+        self.tokenizer.save_pretrained(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
 
     def fingerprint(self) -> str:
         """A hash of every weight, which identifies the parent in records. Zero-initialised adapters are ignored."""
@@ -90,7 +114,7 @@ def load_parent(
         options["gguf_file"] = gguf_file
 
     def load(implementation: str) -> tuple[PreTrainedModel, dict[str, Any]]:
-        return AutoModelForCausalLM.from_pretrained(
+        return kind.from_pretrained(
             folder,
             attn_implementation=implementation,
             dtype=DTYPES[dtype],
@@ -100,6 +124,7 @@ def load_parent(
         )
 
     try:
+        kind = auto_class(load_config(folder, options))
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         (model, loading_info), attn_implementation = supported(load, attn_implementation)
     except Exception as error:  # transformers raises many types; all mean that the parent cannot be loaded
@@ -110,7 +135,8 @@ def load_parent(
     require_plain_weights(model, path, sorted(loading_info["missing_keys"]), gguf_file is not None)
     require_finite(model, path, dtype)
     model = with_attention(model, attn_implementation)
-    parent = as_parent(model, tokenizer, path, mask_token, check)
+    processor = None if kind is AutoModelForCausalLM else load_processor(folder, tokenizer, options)
+    parent = as_parent(model, tokenizer, path, mask_token, check, processor)
     restore_gated(model, parent.mask_id, Path(folder))
     return parent
 
@@ -250,6 +276,7 @@ def as_parent(
     source: str,
     mask_token: str | None,
     check: bool,
+    processor: ProcessorMixin | None = None,
 ) -> Parent:
     """Check that the model can be converted, and give it a mask token. Raises `ValueError` if it cannot."""
     require_eos(tokenizer, source)
@@ -257,9 +284,10 @@ def as_parent(
     types = layer_types(model)
     if check:
         check_convertible(model, types)
+    spans = check_images(model, types, example_document(processor)) if processor is not None else ()
     fit_vocabulary(model, tokenizer, source)
     mask_id = add_mask_token(model, tokenizer, mask_token)
-    return Parent(model, tokenizer, mask_id, types, source)
+    return Parent(model, tokenizer, mask_id, types, source, processor, spans)
 
 
 def require_eos(tokenizer: PreTrainedTokenizerBase, source: str) -> None:

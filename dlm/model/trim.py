@@ -52,7 +52,14 @@ def trim(inputs: ModelInputs, few_shapes: bool = False) -> ModelInputs:
     new_index = torch.full((keep.numel(),), -1)
     new_index[row * keep.shape[1] + column] = target
     rows = replace(inputs.rows.map(lambda t: packed(t, 0)), document=packed(document, -1))
-    return ModelInputs(packed(inputs.input_ids, 0), rows.position, rows, new_index[inputs.scored], inputs.pattern)
+    return replace(
+        inputs,
+        input_ids=packed(inputs.input_ids, 0),
+        position_ids=rows.position,
+        rows=rows,
+        scored=new_index[inputs.scored],
+        source=None if inputs.source is None else packed(inputs.source, -1),
+    )
 
 
 def needed(inputs: ModelInputs) -> Bool[Tensor, "B S"]:
@@ -75,10 +82,11 @@ def needed(inputs: ModelInputs) -> Bool[Tensor, "B S"]:
 
 def cells(pattern: AttentionPattern, rows: Rows) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B C"]]:
     """The cell of every column, and the first column of every cell. A cell is a run of columns with the same envelope:
-    a block of one document in one stream, or a single column if the pattern is not `blockwise`."""
+    a block of one document in one stream, its part in a span or between spans, or a single column if the pattern is not
+    `blockwise`."""
     unit = pattern.block(rows) if pattern.blockwise else rows.position
     continues = torch.ones_like(rows.clean)
-    for value in (rows.clean, rows.document, unit, *([] if rows.view is None else [rows.view])):
+    for value in (rows.clean, rows.document, unit, *(v for v in (rows.view, rows.span) if v is not None)):
         continues[:, 1:] &= value[:, 1:] == value[:, :-1]
     begins = ~continues
     begins[:, 0] = True

@@ -17,5 +17,6 @@ class AdamWCosine(WithCosine):
         self.betas, self.fused = betas, fused
 
     def optimizer(self, model):
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(self.decayed(trainable), lr=self.lr, betas=self.betas, fused=self.fused)
+        trainable = self.by_rate(model, (p for p in model.parameters() if p.requires_grad))
+        groups = [group | rate for parameters, rate in trainable for group in self.decayed(parameters)]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=self.fused)

@@ -52,12 +52,13 @@ class MuonCosine(WithCosine):
     def optimizer(self, model):
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         hidden = {p: None for layer in layers for p in layer.parameters() if p.requires_grad and p.ndim == 2}
-        others = [p for p in model.parameters() if p.requires_grad and p not in hidden]
+        others = self.by_rate(model, (p for p in model.parameters() if p.requires_grad and p not in hidden))
         muon = torch.optim.Muon(
-            [{"params": list(hidden)}],
+            [{"params": parameters} | rate for parameters, rate in self.by_rate(model, hidden)],
             lr=self.lr,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             adjust_lr_fn="match_rms_adamw",
         )
-        return Both(muon, torch.optim.AdamW(self.decayed(others), lr=self.adamw_lr, betas=self.betas))
+        groups = [group | rate for parameters, rate in others for group in self.decayed(parameters)]
+        return Both(muon, torch.optim.AdamW(groups, lr=self.adamw_lr, betas=self.betas))

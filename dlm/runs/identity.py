@@ -42,6 +42,8 @@ NEUTRAL: dict[str, Any] = {
     "budget.amount": None,
     "trainable.targets": "all-linear",
     "trainable.beside": None,
+    "trainable.frozen": None,
+    "optimizer.vision_lr": None,
     "trainer.devices": 1,
     "trainer.num_nodes": 1,
     "trainer.on_nonfinite": "stop",

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 PARTS = ("embedding", "norm", "head")
+TOWER, CONNECTOR = "vision_tower", "connector"
+# What is between a vision tower and a language model has one of these in its name, in all of transformers.
+CONNECTORS = ("projector", "connector", "merger", "aligner")
 
 
 class Trainable(ABC):
@@ -37,6 +40,20 @@ def parameters_of(model: PreTrainedModel, parts: Iterable[str]) -> set[int]:
         "norm": [m for m in model.modules() if "norm" in type(m).__name__.lower()],
     }
     return {id(p) for part in parts for m in modules[part] for p in m.parameters()}
+
+
+def vision_parts(model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
+    """The parameters of a model's vision tower, and of the connector between it and the language model. Raises
+    `ValueError` for a model that has none."""
+    of_text = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    text = {id(p) for module in of_text for p in module.parameters()}
+    found: dict[str, list[nn.Parameter]] = {TOWER: [], CONNECTOR: []}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in text:
+            found[CONNECTOR if any(part in name for part in CONNECTORS) else TOWER].append(parameter)
+    if not all(found.values()):
+        raise ValueError(f"{model.config.model_type} has no vision tower with a connector: it reads text only")
+    return found
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -103,7 +103,7 @@ def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
     """Raises `ValueError`, before training, if an evaluation needs rows longer than the model's positions."""
     if is_requested(cfg.get("evaluation")):
         sizes = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
-        require_evaluable(experiment.denoiser, experiment.parent.tokenizer, *sizes, experiment.data.asked)
+        require_evaluable(experiment.denoiser, experiment.parent.reader, *sizes, experiment.data.asked)
 
 
 def note_half_weights(denoiser: Denoiser) -> None:
@@ -294,7 +294,7 @@ def save_model(experiment: Experiment, run: Run) -> None:
     temporary = run.folder / ".model.tmp"
     model = experiment.trainable.merged(experiment.parent.model)
     gate.save_model(model, temporary)
-    experiment.parent.tokenizer.save_pretrained(temporary)
+    experiment.parent.save(temporary)
     shutil.rmtree(run.model_folder, ignore_errors=True)
     run.update(files={f"model/{name}": digest for name, digest in digests(temporary, [*temporary.rglob("*")]).items()})
     temporary.rename(run.model_folder)

@@ -13,7 +13,7 @@ import torch
 from lightning import Callback
 from safetensors import SafetensorError, safe_open
 
-from dlm.conversion.selfcheck import check
+from dlm.conversion.selfcheck import check_row
 from dlm.evaluation.drift import effective_weights
 from dlm.model.denoiser import Denoiser
 
@@ -36,7 +36,7 @@ class SelfCheck(Callback):
         training = denoiser.training
         denoiser.eval()
         with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
-            passed = check(denoiser, row.x0, "16" in trainer.precision, untrained) + passed
+            passed = check_row(denoiser, row, "16" in trainer.precision, untrained) + passed
         denoiser.train(training)
         self.seconds = time.perf_counter() - began
         if trainer.is_global_zero:

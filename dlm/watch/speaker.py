@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from PIL.Image import Image
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.data.packing import adds_bos
+from dlm.data.pictures import processed, rendered, require_processor
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import Canvas, Generation
 from dlm.decoding.engine.lengths import room
@@ -17,7 +19,7 @@ from dlm.decoding.engine.stops import StopStrings
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
 from dlm.model.positions import require_positions
-from dlm.types import generator
+from dlm.types import Images, generator
 from dlm.watch.trace import Step, Trace, closing, opening
 
 OnFrame = Callable[[Canvas, float], None]  # takes the canvas after a forward, and the seconds of decoding so far
@@ -34,12 +36,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A model with its tokenizer and decoder, either the dLM or its parent."""
+    """A model with its tokenizer and decoder, either the dLM or its parent. `processor` is that of a model that reads
+    images."""
 
     name: str
     denoiser: Denoiser
     tokenizer: PreTrainedTokenizerBase
     decoder: Decoder
+    processor: ProcessorMixin | None = None
 
     @property
     def ends(self) -> list[int]:
@@ -51,6 +55,25 @@ class Speaker:
         it."""
         bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
         ids = bos + self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        self.require_readable(ids, prompt, max_new_tokens)
+        return ids
+
+    def encode_with(self, prompt: str, pictures: list[Image], max_new_tokens: int) -> tuple[list[int], Images | None]:
+        """The token ids of a prompt about pictures, in the model's chat template, and the tensors of the pictures.
+        Raises `ValueError` if it reads none, or as `encode`."""
+        if not pictures:
+            return self.encode(prompt, max_new_tokens), None
+        processor = require_processor(self.processor, f"prompt {prompt!r}")
+        token = getattr(processor, "image_token", None)
+        if token and token in prompt:
+            raise ValueError(f"prompt {prompt!r} holds {token!r}, which stands for a picture: image=… puts it in place")
+        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": prompt}]
+        ids, images = processed(processor, rendered(processor, [{"role": "user", "content": content}]), pictures)
+        self.require_readable(ids, prompt, max_new_tokens)
+        return ids, images
+
+    def require_readable(self, ids: list[int], prompt: str, max_new_tokens: int) -> None:
+        """Raises `ValueError` if the model cannot continue these ids of a prompt."""
         if self.denoiser.mask_id in ids:
             raise ValueError(
                 f"prompt {prompt!r} holds the mask token {self.tokenizer.mask_token!r}, which stands for no text: "
@@ -63,13 +86,20 @@ class Speaker:
             )
         total = room(len(ids) + max_new_tokens, self.denoiser.pattern.block_size, self.decoder.loop.sliding)
         what = f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens}, {total} up to the end of a block,"
-        require_positions(self.denoiser.model, total, what, "shorten the prompt or lower max_new_tokens")
-        return ids
+        remedy = "shorten the prompt, show fewer or smaller pictures, or lower max_new_tokens"
+        require_positions(self.denoiser.model, total, what, remedy)
 
     def answer(
-        self, ids: list[int], max_new_tokens: int, stops: list[str], seed: int, on_frame: OnFrame | None = None
+        self,
+        ids: list[int],
+        max_new_tokens: int,
+        stops: list[str],
+        seed: int,
+        on_frame: OnFrame | None = None,
+        images: Images | None = None,
     ) -> Answer:
-        """Continue the prompt `ids` up to one of the strings `stops`. The seconds exclude those of `on_frame`."""
+        """Continue the prompt `ids`, whose tokens stand for these `images`, up to one of the strings `stops`. The
+        seconds exclude those of `on_frame`."""
 
         stop, drawing = StopStrings(tuple(stops), self.tokenizer), 0.0
 
@@ -87,8 +117,10 @@ class Speaker:
             generator=generator(seed, device=device),
             stop=stop or None,
             on_step=on_step if on_frame else None,
+            images=[images],
         )
-        self.decoder.generate(self.denoiser, Request([ids], 1, generator=generator(seed, device=device)))  # warm-up
+        warm_up = Request([ids], 1, generator=generator(seed, device=device), images=[images])
+        self.decoder.generate(self.denoiser, warm_up)
         begin = time.perf_counter()
         (generation,) = self.decoder.generate(self.denoiser, request)
         seconds = time.perf_counter() - begin - drawing

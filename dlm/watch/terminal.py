@@ -13,6 +13,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from dlm.decoding.engine.canvas import Canvas, Generation
+from dlm.types import Images
 from dlm.watch.pieces import printable, token_text
 from dlm.watch.speaker import Answer, OnFrame, Speaker
 
@@ -31,7 +32,10 @@ def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, ends: list[int], n
     """Draw the canvas of a single prompt after a forward, up to the first of `ends`. Tokens committed by this forward
     are marked, masked positions are grey boxes. The line below has the rates so far."""
     begin, nfe = int(canvas.prompt_length[0]), int(canvas.nfe[0])
-    text = Text(name.ljust(INDENT)).append(printable(tokenizer.decode(canvas.x[0, :begin])), "dim")
+    prompt = canvas.x[0, :begin]
+    if canvas.pictures is not None:
+        prompt = prompt[~canvas.pictures.context.given[0, :begin]]  # without the tokens of images
+    text = Text(name.ljust(INDENT)).append(printable(tokenizer.decode(prompt)), "dim")
     committed = 0
     for slot in range(begin, begin + canvas.max_new_tokens):
         if canvas.masked[0, slot]:
@@ -71,6 +75,7 @@ def annotated(generation: Generation, tokenizer: PreTrainedTokenizerBase, width:
 def live_answer(
     speaker: Speaker,
     ids: list[int],
+    images: Images | None,
     options: dict,
     console: Console,
     delay: float | None,
@@ -79,7 +84,7 @@ def live_answer(
     """The answer to a prompt. If `delay`, in seconds, is not None, the canvas is drawn after each forward, followed by
     that pause. `on_frame` is called after each forward, too."""
     if delay is None:
-        return speaker.answer(ids, **options, on_frame=on_frame)
+        return speaker.answer(ids, **options, on_frame=on_frame, images=images)
     with Live(console=console, auto_refresh=False, transient=True) as screen:
 
         def draw(canvas: Canvas, seconds: float) -> None:
@@ -89,7 +94,7 @@ def live_answer(
             screen.update(Text("\n").join(lines[-console.height :]), refresh=True)  # the last lines, if too many
             time.sleep(delay)
 
-        return speaker.answer(ids, **options, on_frame=draw)
+        return speaker.answer(ids, **options, on_frame=draw, images=images)
 
 
 def show(speaker: Speaker, answer: Answer, console: Console) -> None:

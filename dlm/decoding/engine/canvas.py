@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dlm.decoding.engine.cache import SlotCache
 from dlm.decoding.engine.lengths import room
+from dlm.decoding.engine.pictures import Pictures
 from dlm.decoding.engine.request import Request
 from dlm.model.denoiser import Denoiser
 
@@ -62,7 +63,8 @@ class Canvas:
         predicted            whether the last forward made that prediction
 
     `tail_id` is the token that follows an EOS. `live` numbers the sequences that have not been harvested. `placement`
-    is replaced by another object whenever tensors move.
+    is replaced by another object whenever tensors move. `pictures` is what the network reads of images; None: no prompt
+    of the request has any.
     """
 
     # The tensors with one row per sequence.
@@ -108,6 +110,7 @@ class Canvas:
         self.token = torch.zeros(len(prompts), self.block_size, dtype=torch.long, device=device)
         self.certainty = torch.zeros(len(prompts), self.block_size, device=device)
         self.predicted = torch.zeros(len(prompts), self.block_size, dtype=torch.bool, device=device)
+        self.pictures = Pictures.of(denoiser, request, index, self.start, self.x) if request.images else None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -119,6 +122,11 @@ class Canvas:
     def open(self) -> Bool[Tensor, "B K"]:
         """Which positions of each current block are still masked; none of a finished sequence."""
         return self.masked.gather(1, self.block_slots()) & ~self.finished[:, None]
+
+    def spans(self, slots: Int[Tensor, "B S"]) -> Int[Tensor, "B S"] | None:
+        """The spans of slots (see `Rows`), None if there are none."""
+        span = None if self.pictures is None else self.pictures.span
+        return None if span is None else span.gather(1, slots.clamp(0, span.shape[1] - 1))
 
     def committed(self) -> Bool[Tensor, "B K"]:
         """Which positions of each current block hold new tokens; none of a finished sequence."""
@@ -168,6 +176,8 @@ class Canvas:
         for name in self.STATE:
             setattr(self, name, getattr(self, name)[sequences])
         self.cache.keep(sequences)
+        if self.pictures is not None:
+            self.pictures.keep(sequences)
         self.placement = object()
 
     def widen(self, num_slots: int) -> None:
@@ -191,12 +201,16 @@ class Canvas:
             for name in self.STATE:
                 getattr(self, name)[places] = getattr(other, name)
             self.cache.replace(places, other.cache)
+            if self.pictures is not None and self.pictures.replace(places, other.pictures):
+                self.placement = object()
             self.live += idle
             return self
         self.live += range(len(self), len(self) + len(other))
         for name in self.STATE:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self.cache.join(other.cache)
+        if self.pictures is not None:
+            self.pictures.join(other.pictures)
         self.placement = object()
         return self
 

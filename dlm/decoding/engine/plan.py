@@ -45,10 +45,11 @@ class ForwardPlan:
         readable = self.slots.clamp_min(0)
         positions = readable if self.positions is None else self.positions.clamp_min(0)
         ids = canvas.x.gather(1, readable) if self.embeds is None else None
+        reads = {"input_ids": ids, "inputs_embeds": self.embeds, "position_ids": positions}
+        if canvas.pictures is not None:
+            reads = canvas.pictures.read(denoiser.model, positions, ids, self.embeds)
         masks = denoiser.masks(self.rows, self.columns, tiled=tiled)
-        return denoiser.hidden(
-            self.scored, ids, positions, masks, inputs_embeds=self.embeds, past_key_values=cache, use_cache=True
-        )
+        return denoiser.hidden(self.scored, attention_mask=masks, past_key_values=cache, use_cache=True, **reads)
 
 
 def plan_forward(
@@ -65,24 +66,24 @@ def plan_forward(
     `end` on, which are empty. `scored` are rows, flat in [B R]. The predicate is given positions that are moved by
     `shift`."""
     columns = torch.arange(SCRATCH, read, device=slots.device).expand(len(slots), -1)
-    rows, columns = (as_rows(pattern, s, canvas.start, end, shift) for s in (slots, columns))
+    rows, columns = (as_rows(pattern, s, canvas, end, shift) for s in (slots, columns))
     return ForwardPlan(slots, rows, columns, scored, embeds=embeds)
 
 
 def as_rows(
     pattern: AttentionPattern,
     slots: Int[Tensor, "B S"],
-    start: Int[Tensor, " B"],
+    canvas: Canvas,
     end: Int[Tensor, " B"],
     shift: Int[Tensor, "B 1"] | int,
 ) -> Rows:
-    """Slots as rows or columns of the attention matrix. Those before `start` are finished: they are clean if the
-    pattern has a clean stream. Scratch and the slots from `end` on are padding."""
+    """Slots as rows or columns of the attention matrix. Those before the current block are finished: they are clean if
+    the pattern has a clean stream. Scratch and the slots from `end` on are padding."""
     used = (slots < end[:, None]) & (slots != SCRATCH)
-    clean = used & (slots < start[:, None]) & pattern.clean_stream
+    clean = used & (slots < canvas.start[:, None]) & pattern.clean_stream
     if not pattern.noisy_stream:
         clean = torch.ones_like(used)
-    return Rows(clean, torch.where(used, 0, -1), slots + shift)
+    return Rows(clean, torch.where(used, 0, -1), slots + shift, span=canvas.spans(slots))
 
 
 def flat_index(row: Int[Tensor, "B S"], slots: Int[Tensor, "B R"]) -> Int[Tensor, "B S"]:

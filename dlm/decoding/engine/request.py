@@ -10,6 +10,8 @@ import torch
 from dlm.decoding.engine.lengths import room
 from dlm.model.denoiser import Denoiser
 from dlm.model.positions import require_positions
+from dlm.model.vision import require_sight
+from dlm.types import Images
 
 Stop = Callable[[list[int]], bool]
 OnStep = Callable[..., None]
@@ -23,7 +25,8 @@ class Request:
     called with the new tokens at the end of each block. `on_step(canvas)` is called after every forward. `generator`
     draws the samples. `compile` compiles a step once per shape, which takes a minute; a step that samples or has a
     `stop` is not compiled. `replay` replays steps as a CUDA graph, whose recording empties the cache of the memory
-    allocator. Raises `ValueError` if a limit is below 1.
+    allocator. `images` are those that the tokens of each prompt stand for, None for a prompt of text; empty: no prompt
+    has any. Raises `ValueError` if a limit is below 1 or `images` are not as many as the prompts.
     """
 
     prompts: list[list[int]]
@@ -35,12 +38,17 @@ class Request:
     on_step: OnStep | None = None
     compile: bool = False
     replay: bool = True
+    images: Sequence[Images | None] = ()
 
     def __post_init__(self):
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens} and batch_size {self.batch_size} must be at least 1"
             )
+        if self.images and len(self.images) != len(self.prompts):
+            raise ValueError(f"images for {len(self.images)} of {len(self.prompts)} prompts: give None for one of text")
+        if not any(self.images):
+            object.__setattr__(self, "images", ())
         ids = self.eos_ids
         several = () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
         object.__setattr__(self, "eos_ids", several)
@@ -53,6 +61,8 @@ class Request:
         for number, prompt in enumerate(self.prompts, 1):
             if denoiser.mask_id in prompt:
                 raise ValueError(f"prompt {number} holds the mask token (id {denoiser.mask_id}): it stands for no text")
+        if self.images:
+            require_sight(denoiser.model.config)
         longest = max(map(len, self.prompts), default=0)
         slots = room(longest + self.max_new_tokens, denoiser.pattern.block_size, sliding) if self.prompts else 0
         limit = f"max_new_tokens {self.max_new_tokens}"

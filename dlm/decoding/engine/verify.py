@@ -54,7 +54,8 @@ class Verifier(Denoiser):
     windows are scored with it, all other rows with the shift of AR."""
 
     def __init__(self, denoiser: Denoiser, draft: AttentionPattern):
-        super().__init__(denoiser.model, Speculation(draft), denoiser.mask_id, True, denoiser.layer_types)
+        pattern, types = Speculation(draft), denoiser.layer_types
+        super().__init__(denoiser.model, pattern, denoiser.mask_id, True, types, denoiser.span_ids)
         self.draft_shift = denoiser.token_shift
 
 
@@ -139,7 +140,7 @@ class Cycle(ABC):
         view = canvas.start[:, None] + mask.clamp_min(0) // self.size
         used = torch.where(clean, (slots >= 0) & (slots < end[:, None]), mask < windows * self.size)
         position = torch.where(clean, slots, view + mask % self.size)
-        return Rows(clean, torch.where(used, 0, -1), position, view)
+        return Rows(clean, torch.where(used, 0, -1), position, view, canvas.spans(slots.expand(len(canvas), -1)))
 
     def verify(self, logits: Float[Tensor, "B T V"]) -> Int[Tensor, " B"]:
         """Commit the tokens of the draft that AR accepts and the token that AR writes next, and advance. Returns the

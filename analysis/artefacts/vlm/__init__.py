@@ -1,0 +1,1 @@
+"""The artefacts of vision-language parents, which `python -m analysis.vision` renders."""

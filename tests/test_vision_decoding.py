@@ -1,0 +1,89 @@
+"""Decoding with images in prompts: the parent's own generation, parity with training, batches of prompts."""
+
+import pytest
+import torch
+from conftest import MASK_ID
+from test_vision import prepared
+from visions import FAMILIES, IMAGE, arguments, document, packed, prompts, seeing
+
+from dlm.attention.block import Block
+from dlm.decoding.engine.canvas import Canvas
+from dlm.decoding.engine.request import Request
+from dlm.decoding.engine.step import forward
+from dlm.decoding.fixed import Fixed
+from dlm.decoding.threshold import Threshold
+from dlm.masking.uniform import Uniform
+from dlm.types import generator
+
+SHAPES = [(3, 5, 1), (1, 2, 2), (7, 9, 1), (4, 3, 0)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_one_token_write_what_the_parent_writes(family):
+    """Token for token, also behind an image that spans several positions on three axes (I1)."""
+    scorer = seeing(family, Block(1), True)
+    ids, prompt, pictures = document(family, 5, 3, 5, 0)
+    own = scorer.model.generate(
+        **arguments(ids, pictures),
+        do_sample=False,
+        max_new_tokens=16,
+        eos_token_id=None,
+        suppress_tokens=[MASK_ID],
+        pad_token_id=0,
+    )[0, prompt:].tolist()
+    got = Fixed(1).generate(scorer, Request([ids.tolist()] * 2, 16, images=[pictures] * 2))
+    assert [g.tokens for g in got] == [own, own]
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_training_scores_a_block_as_decoding_with_a_cached_image_does(family, size, token_shift):
+    """Prompts that end inside a block, and images that reach into it; at first with the prompt, then from the cache
+    (I3)."""
+    scorer = seeing(family, Block(size), token_shift)
+    first, second = document(family, 1, 3, 1, 21), document(family, 2, 6, 0, 13, count=2)
+    length = len(first[0]) + len(second[0])
+    third = document(family, 3, 1, 4, length - document(family, 3, 1, 4, 0)[1])
+    batch = scorer.scorable(packed([[first, second], [third]]))
+    noised = Uniform(count="bernoulli", t_min=0.4)(batch, scorer.pattern.units(batch), MASK_ID, generator(3))
+    ready = prepared(scorer, batch, noised=noised)
+    trained, at = scorer(ready.inputs), {int(t): n for n, t in enumerate(ready.scored.index)}
+    for row, start, (ids, prompt, pictures) in ((0, 0, first), (0, len(first[0]), second), (1, 0, third)):
+        for begin in range(prompt // size * size, len(ids) - size + 1, size):
+            here = slice(row * length + start + begin, row * length + start + begin + size)
+            masked, xt = noised.masked.flatten()[here], noised.xt.flatten()[here]
+            if not masked.any():
+                continue
+            request = Request([ids[: max(begin, prompt)].tolist()], size, images=[pictures])
+            canvas = Canvas(scorer, request, [0], begin + 2 * size)
+            canvas.start[:], canvas.x[0, begin : begin + size] = begin, xt
+            canvas.masked[0, begin : begin + size], canvas.masked[0, begin + size :] = masked, True
+            expected = trained[[at[here.start + int(j)] for j in masked.nonzero()]]
+            for _ in range(2):
+                logits = forward(scorer, canvas)
+                fresh = expected[len(expected) - len(logits) :]  # with the shift, the first is scored once
+                torch.testing.assert_close(logits.double(), fresh.double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", "smolvlm"])
+def test_prompts_side_by_side_are_decoded_as_each_alone(family, token_shift):
+    """Prompts with one image, two and none, which join a batch as others leave it: tokens and NFE (I5)."""
+    scorer = seeing(family, Block(4), token_shift)
+    texts, images = prompts(family, SHAPES)
+    for decoder in (Fixed(2), Threshold(0.2)):
+        together = decoder.generate(scorer, Request(texts, 8, 2, batch_size=2, images=images))
+        for text, image, found in zip(texts, images, together, strict=True):
+            alone = decoder.generate(scorer, Request([text], 8, 2, images=[image]))[0]
+            assert (found.tokens, found.nfe) == (alone.tokens, alone.nfe)
+
+
+def test_the_image_tokens_of_a_prompt_are_not_read_as_text():
+    """The probe of the tests above can fail: without the image, other tokens are written."""
+    scorer = seeing("llava", Block(4), False)
+    texts, images = prompts("llava", SHAPES[:1])
+    assert IMAGE in texts[0]
+    seen, unseen = (Fixed(1).generate(scorer, Request(texts, 12, images=i))[0].tokens for i in (images, ()))
+    assert seen != unseen
