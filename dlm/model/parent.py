@@ -7,14 +7,13 @@ the attention mask and the positions that it is given, and on nothing else (`dlm
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,8 +25,10 @@ from transformers import (
 
 from dlm.attention import block_sparse
 from dlm.errors import one_line
+from dlm.model.deferred import Deferred
 from dlm.model.device import usable_device
 from dlm.model.image_probe import check_images
+from dlm.model.implementation import IMPLEMENTATIONS, supported, with_attention
 from dlm.model.probe import check_convertible
 from dlm.model.vision import auto_class, example_document, load_config, load_processor
 from dlm.model.vocabulary import add_mask_token, choose_mask_token, fit_vocabulary
@@ -37,10 +38,8 @@ from dlm.runs.run import Run
 from dlm.trainable.adapters import adapter_weights, base_weights
 from dlm.trainable.gate import restore_gated
 
-T = TypeVar("T")
 PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-IMPLEMENTATIONS = (block_sparse.NAME, "sdpa", "eager", "flex_attention")  # all that take an arbitrary mask
 
 
 @dataclass
@@ -48,7 +47,8 @@ class Parent:
     """A causal LM that can be converted, with its tokenizer. `mask_id` is the id of its mask token. `layer_types` maps
     the names of the masks that its forward takes to their sliding window in tokens (None: full attention). `source`
     describes its origin in messages. One that reads images has a `processor`, which makes tensors of them, and maybe
-    `span_ids`, the tokens of images that see each other both ways."""
+    `span_ids`, the tokens of images that see each other both ways. `deferred` is where the weights of empty layers are
+    (`dlm.model.skeleton`)."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -57,6 +57,7 @@ class Parent:
     source: str
     processor: ProcessorMixin | None = None
     span_ids: tuple[int, ...] = ()
+    deferred: Deferred | None = None
 
     @property
     def reader(self) -> PreTrainedTokenizerBase | ProcessorMixin:
@@ -69,6 +70,10 @@ class Parent:
         if self.processor is not None:
             self.processor.save_pretrained(folder)
 
+    def weight(self, name: str, tensor: Tensor) -> Tensor:
+        """A weight of the model by its name, on the CPU: `tensor`, or what is to be in its place if it is empty."""
+        return self.deferred.read(name).to(tensor.dtype) if tensor.is_meta else tensor.detach().cpu()
+
     def fingerprint(self) -> str:
         """A hash of every weight, which identifies the parent in records. Zero-initialised adapters are ignored."""
         weights, adapters = base_weights(self.model), adapter_weights(self.model)
@@ -77,7 +82,7 @@ class Parent:
         return fingerprint(
             part
             for name, tensor in sorted(weights.items())
-            for part in (name.encode(), tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            for part in (name.encode(), self.weight(name, tensor).contiguous().view(torch.uint8).numpy().data)
         )
 
 
@@ -171,34 +176,6 @@ def require_loadable(dtype: str, attn_implementation: str) -> None:
             f"model.attn_implementation {attn_implementation!r} does not take an arbitrary mask: choose one of "
             f"{', '.join(IMPLEMENTATIONS)}"
         )
-
-
-def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
-    """The result of `load` with an attention implementation, and the name of that. Falls back to `eager`, with a note
-    on stderr, if the model's class has no other (soft-capped scores, sinks)."""
-    try:
-        return load(block_sparse.loaded_as(implementation)), implementation
-    except ValueError as error:
-        if implementation == "eager" or "does not support an attention implementation" not in str(error):
-            raise
-    say_eager(implementation)
-    return load("eager"), "eager"
-
-
-def with_attention(model: PreTrainedModel, implementation: str) -> PreTrainedModel:
-    """A loaded model with an attention implementation. Older versions of transformers load a model that soft-caps its
-    scores with SDPA, which then leaves out the cap without a word: it gets `eager`, with a note on stderr."""
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if capped and block_sparse.loaded_as(implementation) == "sdpa":
-        say_eager(implementation)
-        model.set_attn_implementation("eager")
-        return model
-    return block_sparse.set_implementation(model, implementation)
-
-
-def say_eager(implementation: str) -> None:
-    """A note that the model gets another attention implementation than was asked for."""
-    print(f"model.attn_implementation={implementation} is not to be had for this architecture: eager", file=sys.stderr)
 
 
 def hint(error: Exception) -> str:
