@@ -2,18 +2,22 @@
 
 import pytest
 import torch
-from conftest import MASK_ID
+from conftest import EOS_ID, MASK_ID
 from test_vision import prepared
 from visions import FAMILIES, IMAGE, arguments, document, packed, prompts, seeing
 
+from dlm.attention.ar import AR
 from dlm.attention.block import Block
+from dlm.auxiliary.teacher import Teacher
 from dlm.decoding.engine.canvas import Canvas
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.step import forward
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.masking.uniform import Uniform
-from dlm.types import generator
+from dlm.model.denoiser import Denoiser
+from dlm.rollout.trajectory import Trajectory
+from dlm.types import Noised, generator
 
 SHAPES = [(3, 5, 1), (1, 2, 2), (7, 9, 1), (4, 3, 0)]
 
@@ -87,3 +91,32 @@ def test_the_image_tokens_of_a_prompt_are_not_read_as_text():
     assert IMAGE in texts[0]
     seen, unseen = (Fixed(1).generate(scorer, Request(texts, 12, images=i))[0].tokens for i in (images, ()))
     assert seen != unseen
+
+
+def test_a_trajectory_is_made_with_the_images_of_its_prompt():
+    """What the model writes in a rollout is what it decodes from prompt and image."""
+    scorer = seeing("qwen3_vl", Block(4), True)
+    ids, prompt, pictures = document("qwen3_vl", 1, 3, 4, 11)
+    text = document("qwen3_vl", 2, 10, 5, len(ids) - 15, 0)
+    rollout = Trajectory(Fixed(2), 4)
+    rollout.eos_id, rollout.ends = EOS_ID, [EOS_ID]
+    batch = scorer.scorable(packed([[text], [(ids, prompt, pictures)]]))
+    masked = torch.zeros_like(batch.maskable)
+    made, _ = rollout(scorer, batch, Noised(batch.x0, masked, masked.float()), generator(0))
+    request = Request([ids[:prompt].tolist()], len(ids) - prompt, [EOS_ID], images=[pictures])
+    tokens = Fixed(2).generate(scorer, request)[0].tokens
+    assert made.x0[1, prompt : prompt + len(tokens)].tolist() == tokens
+
+
+@torch.no_grad()
+def test_a_teacher_reads_the_images_that_the_student_reads():
+    scorer, teacher = seeing("gemma3", Block(4), True), Teacher(AR(), True)
+    teacher.denoiser = Denoiser(scorer.model, AR(), MASK_ID, True, scorer.layer_types, scorer.span_ids)
+    batch = scorer.scorable(packed([[document("gemma3", 1, 3, 4, 11)]]))
+    noised = Noised(batch.x0, batch.maskable, batch.maskable.float())
+    _, scored = scorer.inputs(batch, noised)
+    own = scorer.model(**arguments(batch.x0[0], batch.images[0][0]), use_cache=False).logits[0]
+    got = teacher.logits(teacher.hidden(teacher.lesson(batch, noised, scored).inputs))
+    expected = own[scored.index - 1].double()
+    expected[:, MASK_ID] = -torch.inf
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)

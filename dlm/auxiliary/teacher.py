@@ -43,7 +43,8 @@ class Teacher:
         model = source.model.requires_grad_(False).eval()
         if source.mask_id != parent.mask_id or model.config.vocab_size != parent.model.config.vocab_size:
             raise ValueError(f"the teacher of run {self.run!r} has another vocabulary than the student: choose another")
-        self.denoiser = Denoiser(model, self.pattern, source.mask_id, self.token_shift, source.layer_types)
+        types, spans = source.layer_types, source.span_ids
+        self.denoiser = Denoiser(model, self.pattern, source.mask_id, self.token_shift, types, spans)
 
     def __getstate__(self) -> dict:
         """What another process gets: it prepares lessons and has no weights."""

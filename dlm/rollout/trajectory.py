@@ -35,15 +35,18 @@ class Trajectory(Rollout):
 
     def __call__(self, denoiser, batch, noised, generator):
         x0, step, fill = batch.x0.clone(), torch.zeros_like(batch.x0), torch.zeros_like(batch.maskable)
-        places, prompts = [], []
+        places, prompts, images = [], [], []
         for row, columns in documents(batch.document):
             begin = int(columns[0]) + first_generated(batch.maskable[row, columns])
             if begin <= columns[-1]:
                 places.append((row, begin, int(columns[-1]) + 1))
                 prompts.append(batch.x0[row, columns[0] : begin].tolist())
+                pictured = batch.images[row] if batch.images else {}
+                images.append(pictured.get(int(batch.document[row, columns[0]])))
         for size in sorted({end - begin for _, begin, end in places}):
             chosen = [n for n, (_, begin, end) in enumerate(places) if end - begin == size]
-            request = Request([prompts[n] for n in chosen], size, self.ends, self.batch_size, replay=False)
+            given = {"prompts": [prompts[n] for n in chosen], "images": [images[n] for n in chosen]}
+            request = Request(max_new_tokens=size, eos_ids=self.ends, batch_size=self.batch_size, replay=False, **given)
             with torch.compiler.set_stance("force_eager"):  # its shapes would use up the versions of compiled layers
                 made = self.decoder.generate(denoiser, request)
             for n, generation in zip(chosen, made, strict=True):
