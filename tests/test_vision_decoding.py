@@ -84,6 +84,37 @@ def test_prompts_side_by_side_are_decoded_as_each_alone(family, token_shift):
             assert (found.tokens, found.nfe) == (alone.tokens, alone.nfe)
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_requests_with_images_that_join_a_session_become_what_each_becomes_alone(family):
+    """A longer one widens the canvas of a shorter one; the same text about another image is read anew."""
+    scorer = seeing(family, Block(4), True)
+    texts, images = prompts(family, SHAPES[:1] * 2 + SHAPES[1:3])
+    texts[1] = texts[0]
+    decoder, requests = (
+        Fixed(2),
+        [Request([t], 6 + 7 * n, 2, images=[i]) for n, (t, i) in enumerate(zip(texts, images, strict=True))],
+    )
+    session, waiting, number, made = decoder.session(scorer, 1000), [*requests], {}, {}
+    while waiting or session:
+        if waiting:
+            request = waiting.pop(0)
+            number[session.add(request, decoder.rule)[0]] = requests.index(request)
+        session.step()
+        made |= {number[ticket]: g for ticket, g in session.harvest().items()}
+    for n, request in enumerate(requests):
+        own = decoder.generate(scorer, request)[0]
+        assert (made[n].tokens, made[n].nfe) == (own.tokens, own.nfe)
+
+
+def test_a_request_of_text_does_not_join_one_with_images():
+    scorer = seeing("llava", Block(4), False)
+    texts, images = prompts("llava", SHAPES[:1])
+    session = Fixed(1).session(scorer)
+    session.add(Request(texts, 4, 2, images=images), Fixed(1).rule)
+    with pytest.raises(ValueError, match="cannot join one without"):
+        session.add(Request([[5, 6]], 4, 2), Fixed(1).rule)
+
+
 def test_the_image_tokens_of_a_prompt_are_not_read_as_text():
     """The probe of the tests above can fail: without the image, other tokens are written."""
     scorer = seeing("llava", Block(4), False)

@@ -186,6 +186,8 @@ class Canvas:
             for name, value in (("x", self.mask_id), ("masked", True), ("step", 0), ("confidence", 0.0)):
                 setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, more), value=value))
             self.cache.widen(num_slots)
+            if self.pictures is not None:
+                self.pictures.widen(more)
             self.num_slots, self.placement = num_slots, object()
 
     def join(self, other: Canvas) -> Canvas:
@@ -201,7 +203,7 @@ class Canvas:
             for name in self.STATE:
                 getattr(self, name)[places] = getattr(other, name)
             self.cache.replace(places, other.cache)
-            if self.pictures is not None and self.pictures.replace(places, other.pictures):
+            if self.pictures is not None and self.pictures.overwrite(places, other.pictures):
                 self.placement = object()
             self.live += idle
             return self

@@ -5,7 +5,7 @@ B sequences        W slots of a canvas        R rows that a forward reads of eac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,18 @@ class Pictures:
         self.context = self.context.map(lambda t: t[sequences])
         self.span = None if self.span is None else self.span[sequences]
 
+    def widen(self, more: int) -> None:
+        """Add slots of text behind those that there are."""
+
+        def padded(values: Tensor) -> Tensor:
+            return torch.cat([values, values.new_zeros(len(values), more, *values.shape[2:])], 1)
+
+        behind = torch.arange(1, more + 1, device=self.context.given.device)[:, None]
+        positions = torch.cat([self.context.position_ids, self.context.position_ids[:, -1:] + behind], 1)
+        self.context = replace(self.context.map(padded), position_ids=positions)
+        if self.span is not None:
+            self.span = torch.cat([self.span, self.span.new_full((len(self.span), more), -1)], 1)
+
     def join(self, other: Pictures) -> None:
         """Append the sequences of another canvas of as many slots."""
         mine, new = self.context.alike(other.context)
@@ -73,7 +85,7 @@ class Pictures:
         self.span = None if self.span is None else torch.cat([self.span, other.span])
         self.rereads |= other.rereads
 
-    def replace(self, sequences: Int[Tensor, " M"], other: Pictures) -> bool:
+    def overwrite(self, sequences: Int[Tensor, " M"], other: Pictures) -> bool:
         """Overwrite these sequences with those of another canvas of as many slots. Returns whether tensors have moved:
         they are overwritten in place unless it has values of another kind."""
         before = self.context

@@ -2,7 +2,7 @@
 conversation, or the instructions that all prompts share, are not read twice.
 
 Under a pattern that can be cached, the keys and values of a finished block depend on nothing behind it. So whole blocks
-of equal tokens have equal keys and values, whoever wrote them.
+of equal tokens have equal keys and values, whoever wrote them. With images they have not, so those are always read.
 
     H heads        n tokens        D width of a key
 """
@@ -33,7 +33,9 @@ class Prefixes:
         """Keep the finished blocks of a sequence that leaves."""
         length = int(canvas.written[row])
         tokens = tuple(canvas.x[row, :length].tolist())
-        if not 0 < length <= self.max_tokens or any(shared(tokens, other) == length for other in self.kept):
+        if canvas.pictures is not None or not 0 < length <= self.max_tokens:
+            return
+        if any(shared(tokens, other) == length for other in self.kept):
             return
         for other in [other for other in self.kept if shared(tokens, other) == len(other)]:
             del self.kept[other]
@@ -43,6 +45,8 @@ class Prefixes:
 
     def fill(self, canvas: Canvas) -> None:
         """Write into the cache of a canvas, before its first forward, what is known of its prompts."""
+        if canvas.pictures is not None:
+            return
         for row, start in enumerate(canvas.start.tolist()):
             tokens = tuple(canvas.x[row, : max(start - self.spared, 0)].tolist())
             best = max(self.kept, key=lambda other: shared(tokens, other), default=())

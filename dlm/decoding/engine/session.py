@@ -48,7 +48,8 @@ class Session(ABC):
     @torch.no_grad()
     def add(self, request: Request, rule: CommitRule, index: Sequence[int] | None = None) -> list[int]:
         """Let prompts of a request join, by default all, and return their tickets. They are decoded by `rule`. Raises
-        `ValueError` for a rule or `eos_ids` that cannot be decoded with those of the sequences that are here."""
+        `ValueError` for a rule or `eos_ids` that cannot be decoded with those of the sequences that are here, and for
+        images among sequences of text, or text among images."""
         index = [*(range(len(request.prompts)) if index is None else index)]
         member = Member(request, rule)
         for other in self.members.values():
@@ -58,6 +59,11 @@ class Session(ABC):
                 raise ValueError(
                     f"remask_below {rule.remask_below} and eos_ids {request.eos_ids} must be those of the session, "
                     f"{other.rule.remask_below} and {other.request.eos_ids}"
+                )
+            if bool(other.request.images) != bool(request.images):
+                raise ValueError(
+                    "a request with images cannot join one without: give both to one request, or to sessions of "
+                    "their own"
                 )
         tickets = list(itertools.islice(self.next_ticket, len(index)))
         self.members |= dict.fromkeys(tickets, member)
