@@ -96,7 +96,7 @@ def test_requests_with_images_that_join_a_session_become_what_each_becomes_alone
     )
     session, waiting, number, made = decoder.session(scorer, 1000), [*requests], {}, {}
     while waiting or session:
-        if waiting:
+        if waiting and (made or not session):  # the first has left before others come
             request = waiting.pop(0)
             number[session.add(request, decoder.rule)[0]] = requests.index(request)
         session.step()
