@@ -109,6 +109,12 @@ def test_a_row_without_a_conversation_is_refused_with_the_columns_that_it_has(pr
         encoded(processor, tmp_path, {"messages": [{"role": "user", "content": [{"type": "video"}]}]})
 
 
+def test_what_a_template_cannot_render_is_refused_by_the_number_of_its_row(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ValueError, match="the chat template cannot render row 1 of chat.jsonl: roles must alternate"):
+        encoded(processor, tmp_path, {"conversations": [turn("human", "a"), turn("gpt", "b")]})
+
+
 @pytest.fixture
 def data(processor, tmp_path, monkeypatch):
     """Prepared data of 40 scenes, and of a row whose picture is missing."""

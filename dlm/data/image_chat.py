@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.data.chat import COLUMNS, SHAREGPT, TURNS
@@ -23,6 +24,7 @@ from dlm.data.picture_files import Unreadable, file_of, opened, parts_of, placed
 from dlm.data.pictures import Message, processed, rendered, require_processor
 from dlm.data.prepared import Encoded
 from dlm.data.text import key_of
+from dlm.errors import one_line
 from dlm.runs.digest import fingerprint
 
 NAMED = COLUMNS | {"image": "image", "images": "images"}
@@ -112,8 +114,11 @@ class ImageChatEncoder:
             said = "".join(part.get("text", "") for part in message["content"])
             if not turn or message["role"] != "assistant" or not said.strip():
                 continue
-            before = rendered(self.processor, messages[:turn])
-            whole = self.processor.apply_chat_template(messages[: turn + 1])
+            try:
+                before = rendered(self.processor, messages[:turn])
+                whole = self.processor.apply_chat_template(messages[: turn + 1])
+            except (TemplateError, TypeError, KeyError, ValueError) as error:
+                raise ValueError(f"the chat template cannot render {name}: {one_line(error)}") from error
             if not whole.startswith(before):
                 raise ValueError(f"the chat template does not begin an answer as it asks for one, in {name}")
             used = sum(part["type"] == "image" for m in messages[:turn] for part in m["content"])
