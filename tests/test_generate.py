@@ -249,8 +249,8 @@ def test_the_page_holds_the_answers_to_all_prompts_as_the_engine_made_them(comma
                     *(step["committed"][name] for name in ("positions", "tokens", "confidences")), strict=True
                 )
             }
-            expected = zip(generation.tokens, generation.step, generation.confidence, strict=True)
-            assert found == dict(enumerate(expected))
+            confidences = (pytest.approx(value, rel=1e-5) for value in generation.confidence)  # packed weights round
+            assert found == dict(enumerate(zip(generation.tokens, generation.step, confidences, strict=True)))
 
 
 @pytest.mark.parametrize(
