@@ -37,6 +37,7 @@ from dlm.trainable.gate import has_gated
 from dlm.types import Rows
 
 MODULE = "modeling_block_diffusion"
+HELPER = "generation_block_diffusion"  # which the module imports
 GENERATION = "generation_config.json"
 CLASS = "BlockDiffusionForCausalLM"
 TEMPLATE = "Qwen3ForCausalLM", "Qwen3Config"  # placeholders of the parent's classes in the template
@@ -182,10 +183,11 @@ def differences(
 
 def write_code(folder: Path, parent: PreTrainedModel) -> None:
     """Write the modelling code with the parent's classes filled in."""
-    text = resources.files("dlm.exported").joinpath(f"{MODULE}.py").read_text(encoding="utf-8")
-    for placeholder, parent_class in zip(TEMPLATE, (type(parent), type(parent.config)), strict=True):
-        text = text.replace(placeholder, parent_class.__name__)
-    (folder / f"{MODULE}.py").write_text(text, encoding="utf-8")
+    for name in (MODULE, HELPER):
+        text = resources.files("dlm.exported").joinpath(f"{name}.py").read_text(encoding="utf-8")
+        for placeholder, parent_class in zip(TEMPLATE, (type(parent), type(parent.config)), strict=True):
+            text = text.replace(placeholder, parent_class.__name__)
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
 
 
 def write_configs(folder: Path, settings: dict[str, Any], model_type: str) -> None:

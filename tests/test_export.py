@@ -10,6 +10,7 @@ from conftest import EOS_ID, config, everyday, logits_in_bfloat16, pattern_of
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
+from transformers.generation.streamers import BaseStreamer
 
 from dlm.attention.block import Block
 from dlm.config.build import converted_denoiser, requested_decoding
@@ -369,8 +370,8 @@ def test_the_command_exports_and_says_how_to_load(runs, tmp_path, call):
     assert (code, err) == (0, "")
     assert f"AutoModelForCausalLM.from_pretrained('{tmp_path}/out', trust_remote_code=True)" in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_block_diffusion.py",
-        "tokenizer.json", "tokenizer_config.json",
+        "README.md", "config.json", "generation_block_diffusion.py", "generation_config.json", "model.safetensors",
+        "modeling_block_diffusion.py", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     code, _, err = call(*command)
     assert code == 1 and err.startswith("error: to ") and err.count("\n") == 1
@@ -430,6 +431,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
             "use_cache": True,
             "num_beams": 1,
             "num_return_sequences": 1,
+            "streamer": None,
             "repetition_penalty": 1.0,
             "length_penalty": 2.0,
         },
@@ -476,7 +478,8 @@ def test_what_means_something_is_done(exported):
         ({"min_new_tokens": 1}, "min_new_tokens=1 is not"),
         ({"do_sample": True, "min_p": 0.1}, "min_p=0.1 is not"),
         ({"generation_config": GenerationConfig(no_repeat_ngram_size=2)}, "no_repeat_ngram_size=2 is not"),
-        ({"streamer": print}, "streamer=.* is not"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 would be equal rows, since decoding is greedy: give do"),
+        ({"inputs": None, "input_ids": IDS.repeat(2, 1), "streamer": BaseStreamer()}, "a streamer shows one text, and"),
         ({"output_scores": True}, "output_scores=True is not"),
         ({"max_new_tokenz": 3}, "max_new_tokenz=3 is not"),
         ({"inputs": IDS}, "give the prompts as input_ids, or as inputs"),
@@ -489,7 +492,7 @@ def test_what_means_something_is_done(exported):
 )
 def test_what_would_change_the_tokens_and_is_not_there_is_refused_by_name(said, message, exported):
     with pytest.raises(ValueError, match=message):
-        exported[1].generate(IDS, **said)
+        exported[1].generate(**({"input_ids": IDS} | said))
 
 
 def test_a_text_generation_pipeline_gives_what_generate_gives(exported):

@@ -14,27 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers import Qwen3Config as ParentConfig
 from transformers import Qwen3ForCausalLM as Parent
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-# Options that this decoding supports.
-SUPPORTED = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "eos_token_id"}
-SUPPORTED |= {"pad_token_id", "stop_strings", "return_dict_in_generate", "threshold", "tokens_per_step"}
-# Options of transformers that change no token here: the cache is always used, there are no beams and no assistant.
-IGNORED = {"use_cache", "cache_implementation", "cache_config", "max_cache_len", "disable_compile", "compile_config"}
-IGNORED |= {"bos_token_id", "decoder_start_token_id", "token_type_ids", "early_stopping", "length_penalty"}
-IGNORED |= {"renormalize_logits", "remove_invalid_values", "low_memory", "synced_gpus", "is_assistant"}
-IGNORED |= {"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"}
-IGNORED |= {"assistant_lookbehind", "target_lookbehind"}
-IGNORED |= {"transformers_version", "_from_model_config", "trust_remote_code"}
-# Options without effect at the value 1.
-NEUTRAL_AT_1 = {"num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty", "guidance_scale"}
-NEUTRAL_AT_1 |= {"encoder_repetition_penalty", "typical_p"}
-# Options without effect in greedy decoding.
-SAMPLING = {"min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+from .generation_block_diffusion import (
+    CommitRule,
+    StopStrings,
+    ending,
+    require_one_row,
+    supported_options,
+    without_padding,
+)
 
 
 class BlockDiffusionConfig(ParentConfig):
@@ -56,114 +50,6 @@ class BlockDiffusionOutput(ModelOutput):
     nfe: Tensor | None = None
 
 
-@dataclass
-class CommitRule:
-    """Commits the predictions whose probability exceeds `threshold`, or the `tokens_per_step` most probable ones."""
-
-    threshold: float | None
-    tokens_per_step: int | None
-    temperature: float
-    top_p: float
-    eos_ids: Tensor  # [E]
-    generator: torch.Generator | None
-    top_k: int = 0  # 0: all
-
-    def __post_init__(self):
-        if (self.threshold is None) == (self.tokens_per_step is None):
-            raise ValueError("give either threshold or tokens_per_step")
-        if (self.threshold or 0) < 0 or (self.tokens_per_step is not None and self.tokens_per_step < 1):
-            raise ValueError(f"threshold {self.threshold} must be >= 0, tokens_per_step {self.tokens_per_step} >= 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} lie in (0, 1]")
-
-    def sample(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample tokens [K] from logits [K, V]. Also returns their probabilities [K] at temperature 1."""
-        probability = logits.softmax(-1, dtype=torch.float32)
-        if self.temperature == 0:
-            token = logits.argmax(-1)
-            return token, probability.gather(-1, token[:, None])[:, 0]
-        scaled = logits.float() / self.temperature
-        if self.top_k:
-            scaled = TopKLogitsWarper(self.top_k)(None, scaled)
-        if self.top_p < 1:
-            scaled = TopPLogitsWarper(self.top_p)(None, scaled)
-        token = torch.multinomial(scaled.softmax(-1), 1, generator=self.generator)
-        return token[:, 0], probability.gather(-1, token)[:, 0]
-
-    def __call__(self, token: Tensor, confidence: Tensor, masked: Tensor, token_shift: bool) -> tuple[Tensor, Tensor]:
-        """The tokens of a block [K] and which of them to commit now [K]: nothing behind a predicted EOS before it. A
-        committed EOS fills the masked positions to its right."""
-        is_eos = torch.isin(token, self.eos_ids)
-        ends = (is_eos & masked).int()
-        candidates = masked & (ends.cumsum(0) - ends == 0)
-        rank = confidence.masked_fill(~candidates, -torch.inf)
-        commit = torch.arange(len(token), device=token.device) == rank.argmax()
-        if self.tokens_per_step is not None:
-            commit[rank.argsort(descending=True, stable=True)[: self.tokens_per_step]] = True  # ties as in argmax
-        else:
-            commit |= confidence > self.threshold
-        commit &= candidates
-        tail = ((commit & is_eos).cumsum(0) > 0) & masked & ~commit
-        if token_shift and not (masked & ~commit & ~tail)[1:].any():
-            commit[0] = masked[0]  # its score depends on the clean context only, so waiting cannot change it
-            tail = ((commit & is_eos).cumsum(0) > 0) & masked & ~commit
-        return torch.where(tail, self.eos_ids[:1], token) if len(self.eos_ids) else token, commit | tail
-
-
-@dataclass
-class StopStrings:
-    """Strings that end a text. Raises `ValueError` for an empty string, or without a tokenizer."""
-
-    strings: str | list[str] | None
-    tokenizer: PreTrainedTokenizerBase | None
-
-    def __post_init__(self):
-        self.strings = [self.strings] if isinstance(self.strings, str) else self.strings or []
-        if self.strings and self.tokenizer is None:
-            raise ValueError("stop_strings are found in the text: give tokenizer= as well")
-        if "" in self.strings:
-            raise ValueError("a stop string must not be empty: every text holds it")
-
-    def occur_in(self, tokens: Tensor) -> bool:
-        text = self.tokenizer.decode(tokens)
-        return any(string in text for string in self.strings)
-
-    def __call__(self, tokens: Tensor) -> int | None:
-        """The number of `tokens` [N] up to the end of the first stop string; None if there is none."""
-        if not self.strings or not self.occur_in(tokens):
-            return None
-        return next(n for n in range(1, len(tokens) + 1) if self.occur_in(tokens[:n]))
-
-
-def supported_options(options: dict[str, Any], configs: tuple[GenerationConfig | None, ...]) -> dict[str, Any]:
-    """The supported options of a call, with defaults from `configs`, of which a later one overrides an earlier one;
-    `temperature` is always set. Raises `ValueError` for an unsupported option that would change the tokens."""
-    defaults = {name: value for config in configs if config for name, value in config.to_diff_dict().items()}
-    if options.get("temperature") is not None:
-        defaults.pop("do_sample", None)  # a temperature decides by itself whether to sample
-    options = defaults | options
-    greedy = options.get("do_sample") is False or not (options.get("do_sample") or options.get("temperature"))
-    for name, value in options.items():
-        unset = value is None or (not isinstance(value, Tensor) and not value) or (name in NEUTRAL_AT_1 and value == 1)
-        if not (name in SUPPORTED | IGNORED or unset or (greedy and name in SAMPLING)):
-            raise ValueError(f"{name}={value!r} is not to be had in block diffusion: leave it out")
-    supported = {name: value for name, value in options.items() if name in SUPPORTED and value is not None}
-    temperature = supported.get("temperature", 0.0 if greedy else 1.0)
-    return supported | {"temperature": 0.0 if greedy and temperature >= 0 else temperature}
-
-
-def ending(
-    new: Tensor, max_new_tokens: int, block_done: bool, eos_ids: Tensor, stop: StopStrings
-) -> tuple[Tensor, bool]:
-    """The new tokens [N] up to EOS or a stop string, and whether the text has ended."""
-    is_eos = torch.isin(new, eos_ids)
-    ended = bool(is_eos.any()) or len(new) == max_new_tokens
-    if is_eos.any():
-        new = new[: int(is_eos.int().argmax()) + 1]
-    until = stop(new) if ended or block_done else None
-    return new[:until], ended or until is not None
-
-
 class BlockDiffusionForCausalLM(Parent):
     """The parent's layers with the attention mask and the decoding of the converted diffusion model."""
 
@@ -183,14 +69,18 @@ class BlockDiffusionForCausalLM(Parent):
         **options: Any,
     ) -> Tensor | BlockDiffusionOutput:
         """Continue every row of `input_ids` (or `inputs`) [B, P], one after the other, by at most `max_new_tokens`
-        (default 256) or up to `max_length`. `attention_mask` [B, P] is 0 at padding.
+        (default 256) or up to `max_length`. `attention_mask` [B, P] is 0 at padding; without one, runs of
+        `pad_token_id` at the ends of a row are padding.
 
         The commit rule is that of the config unless `threshold` or `tokens_per_step` is given. Decoding is greedy
-        unless `temperature` or `do_sample` requests sampling (with `top_p`, `top_k` and `generator`). `eos_token_id` or
-        one of `stop_strings`, searched with `tokenizer` at the end of each block, ends a text; `pad_token_id` pads
-        shorter rows. A `generation_config` may hold all of these. Returns token ids [B, T], including EOS or the stop
-        string; with `return_dict_in_generate` also the forwards per row. Raises `ValueError` for any other option that
-        would change the tokens.
+        unless `temperature` or `do_sample` requests sampling (with `top_p`, `top_k` and `generator`), which may make
+        `num_return_sequences` of every prompt. `eos_token_id`, one or several, or one of `stop_strings`, searched with
+        `tokenizer` at the end of each block, ends a text; `pad_token_id` pads shorter rows. A `streamer` is given the
+        prompt and then the tokens of every finished block. A `generation_config` may hold all of these.
+
+        Returns token ids [B * num_return_sequences, T], including EOS or the stop string; with
+        `return_dict_in_generate` also the forwards per row. Raises `ValueError` for any other option that would change
+        the tokens.
         """
         if (input_ids is None) == (inputs is None):
             raise ValueError("give the prompts as input_ids, or as inputs, [B, P]")
@@ -201,22 +91,22 @@ class BlockDiffusionForCausalLM(Parent):
         options = supported_options(options, (self.generation_config, generation_config))
         input_ids = (inputs if input_ids is None else input_ids).to(self.device)
         rule, stop = self.commit_rule(options, generator), StopStrings(options.get("stop_strings"), tokenizer)
-        prompts = self.prompts(input_ids, attention_mask)
+        ends = rule.eos_ids.tolist()
+        prompts = without_padding(input_ids, attention_mask, options.get("pad_token_id"), ends)
+        if any(self.config.mask_token_id in prompt for prompt in prompts):
+            raise ValueError(f"input_ids hold the mask token (id {self.config.mask_token_id}): it stands for no text")
         max_new_tokens = self.num_new_tokens(options, input_ids.shape[1], max(map(len, prompts)))
-        outputs = [self.continue_one(prompt, max_new_tokens, rule, stop) for prompt in prompts]
-        pad = next(p for p in (options.get("pad_token_id"), *rule.eos_ids.tolist(), 0) if p is not None)
+        copies, streamer = options.get("num_return_sequences", 1), options.get("streamer")
+        require_one_row(streamer, copies * len(prompts))
+        outputs = [
+            self.continue_one(prompt, max_new_tokens, rule, stop, streamer) for prompt in prompts for _ in range(copies)
+        ]
+        pad = next(p for p in (options.get("pad_token_id"), *ends, 0) if p is not None)
+        input_ids = input_ids.repeat_interleave(copies, 0)
         sequences = torch.cat([input_ids, pad_sequence([tokens for tokens, _ in outputs], True, pad)], 1)
         nfe = torch.tensor([nfe for _, nfe in outputs], device=self.device)
         output = BlockDiffusionOutput(sequences=sequences, nfe=nfe)
         return output if options.get("return_dict_in_generate") else sequences
-
-    def prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
-        """The prompts without padding, one tensor [P] per row. Raises `ValueError` if one holds the mask token."""
-        is_token = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
-        prompts = [ids[keep.bool()] for ids, keep in zip(input_ids, is_token, strict=True)]
-        if any(self.config.mask_token_id in prompt for prompt in prompts):
-            raise ValueError(f"input_ids hold the mask token (id {self.config.mask_token_id}): it stands for no text")
-        return prompts
 
     def commit_rule(self, options: dict[str, Any], generator: torch.Generator | None) -> CommitRule:
         """The requested commit rule, by default that of the config."""
@@ -243,10 +133,11 @@ class BlockDiffusionForCausalLM(Parent):
         return new
 
     def continue_one(
-        self, prompt: Tensor, max_new_tokens: int, rule: CommitRule, stop: StopStrings
+        self, prompt: Tensor, max_new_tokens: int, rule: CommitRule, stop: StopStrings, streamer: BaseStreamer | None
     ) -> tuple[Tensor, int]:
-        """Continue one prompt [P]. Returns the new tokens [N] and the number of forwards."""
-        config, size, begin = self.config, self.config.block_size, len(prompt)
+        """Continue one prompt [P]. Returns the new tokens [N] and the number of forwards. The `streamer` gets the
+        prompt, and the new tokens of every block when it is finished: none of them is ever taken back."""
+        config, size, begin, shown = self.config, self.config.block_size, len(prompt), 0
         shift = int(config.token_shift)
         if shift and not begin:
             raise ValueError("an empty prompt cannot be continued with the token shift: begin it with a BOS token")
@@ -259,6 +150,8 @@ class BlockDiffusionForCausalLM(Parent):
         confidence = torch.zeros(size, device=self.device)
         cache = DynamicCache() if config.cacheable else None
         whole = config.whole_canvas and not config.cacheable
+        if streamer is not None:
+            streamer.put(prompt.cpu())
         while True:
             end = length if whole else start + size * config.noisy_stream
             block = slice(start, start + size)
@@ -278,7 +171,12 @@ class BlockDiffusionForCausalLM(Parent):
             filled = int(masked.int().argmax())
             block_done = filled >= start + size
             new, ended = ending(x[begin:filled][:max_new_tokens], max_new_tokens, block_done, rule.eos_ids, stop)
+            if streamer is not None and (ended or block_done):
+                streamer.put(new[shown:].cpu())
+                shown = len(new)
             if ended:
+                if streamer is not None:
+                    streamer.end()
                 return new, nfe
             start += size * block_done
 
