@@ -11,26 +11,8 @@ from dlm.evaluation.summary import label
 from dlm.markdown import table
 from dlm.runs.run import Run
 
-USAGE = """\
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-inputs = tokenizer("…", return_tensors="pt")
-out = model.generate(inputs.input_ids, max_new_tokens=128, return_dict_in_generate=True)
-print(tokenizer.decode(out.sequences[0, inputs.input_ids.shape[1] :], skip_special_tokens=True), out.nfe)
-```
-
-`generate` also takes `threshold` (commit every token more probable than this), `tokens_per_step` (or a fixed number),
-`temperature`, `top_p`, `top_k`, `do_sample`, `generator`, `eos_token_id`, `pad_token_id`, `stop_strings` with
-`tokenizer`, `attention_mask`, `max_length`, and a `generation_config` that holds any of these, so that
-`pipeline("text-generation", "{name}", trust_remote_code=True)` works. What it does not have (beams, penalties) it
-refuses by name. Without `trust_remote_code` nothing loads: the parent's class would decode autoregressively, which is
-not this model."""
-
-
-def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
+def model_card(run: Run, settings: dict[str, Any], name: str, usage: str) -> str:
     """The card, in Markdown, of the model in a folder `name`. It has an accuracy table if the run was evaluated."""
     record = run.record
     source = record.get("parent", {}).get("source") or run.config.model.get("path", "random weights")
@@ -39,7 +21,7 @@ def model_card(run: Run, settings: dict[str, Any], name: str) -> str:
         f"# {name}",
         f"A diffusion language model, converted from `{source}` (run `{run.id}`). It decodes blocks of "
         f"{settings['block_size']} tokens, several tokens per forward.",
-        "## Use\n\n" + USAGE.format(name=name),
+        "## Use\n\n" + usage,
         "## Recipe\n\n" + recipe_table(run.config, settings, record.get("tokens")),
     ]
     evaluation = record.get("evaluation")

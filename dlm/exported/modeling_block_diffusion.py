@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
-from transformers import Qwen3Config as ParentConfig
 from transformers import Qwen3ForCausalLM as Parent
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
+from .configuration_block_diffusion import BlockDiffusionConfig, ParentConfig
 from .generation_block_diffusion import (
     CommitRule,
     StopStrings,
@@ -29,13 +29,6 @@ from .generation_block_diffusion import (
     supported_options,
     without_padding,
 )
-
-
-class BlockDiffusionConfig(ParentConfig):
-    """The parent's config under a new model type, so that without this code nothing loads the folder as an AR model."""
-
-    model_type = f"block_diffusion_{ParentConfig.model_type}"
-
 
 # transformers looks up how to rename and merge the weights of a checkpoint by model type (mixtures of experts).
 if (mapping := get_checkpoint_conversion_mapping(ParentConfig.model_type)) is not None:

@@ -1,0 +1,14 @@
+"""The config of a folder for the engines that serve SDAR. It depends on transformers only."""
+
+from transformers import Qwen3Config as ParentConfig
+
+
+class SDARConfig(ParentConfig):
+    """Qwen3's config under the model type that the engines look for. They read `rope_theta` from the config itself,
+    where transformers 5 keeps it in `rope_parameters` only, and take 10000 if it is not there."""
+
+    model_type = "sdar"
+
+    @property
+    def rope_theta(self) -> float:
+        return self.rope_parameters["rope_theta"]
