@@ -2,12 +2,10 @@
 decoders, written from the engines' own decoding, give the tokens of ours from the exported weights."""
 
 import json
-from itertools import count
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_export import TINY, make_run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -181,7 +179,9 @@ def as_vllm(model, prompt, new, size, threshold, mask_id, number=None):
                 chosen = confidence.exp() >= threshold
                 chosen[confidence.argmax()] = True
             else:
-                chosen = torch.zeros_like(open_).index_fill(0, confidence.topk(min(number, int(open_.sum()))).indices, True)
+                chosen = torch.zeros_like(open_).index_fill(
+                    0, confidence.topk(min(number, int(open_.sum()))).indices, True
+                )
             canvas = torch.where(chosen, token, torch.tensor(canvas)).tolist()
         x += canvas
     return x[len(prompt) : len(prompt) + new]

@@ -11,4 +11,8 @@ class SDARConfig(ParentConfig):
 
     @property
     def rope_theta(self) -> float:
-        return self.rope_parameters["rope_theta"]
+        """Raises `AttributeError` before it is known: transformers asks for it while it builds the config."""
+        try:
+            return self.rope_parameters["rope_theta"]
+        except (KeyError, TypeError) as error:
+            raise AttributeError("rope_theta") from error

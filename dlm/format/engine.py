@@ -161,18 +161,17 @@ class Engine(Format):
 
     def verify(self, folder: Path) -> None:
         """Raises `ValueError` for the first thing that the engines' loading code would trip over or misread."""
+        if problem := next(self.problems(folder), None):
+            raise ValueError(f"{folder} is not what the engines load for format={self.name}: {problem}")
+
+    def problems(self, folder: Path) -> Iterator[str]:
+        """What is wrong with a folder; the first is a reason, the others may follow from it."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        problems = [
-            *config_problems(config, self.required(config)),
-            *tensor_problems(folder, self.layout(config), config),
-        ]
-        mask_id = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, config=PreTrainedConfig()
-        ).mask_token_id
+        yield from config_problems(config, self.required(config))
+        yield from tensor_problems(folder, self.layout(config), config["torch_dtype"])
+        mask_id = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig()).mask_token_id
         if mask_id != config["mask_token_id"]:
-            problems.append(f"the tokenizer's mask token has id {mask_id} and config.json {config['mask_token_id']}")
-        if problems:
-            raise ValueError(f"{folder} is not what the engines load for format={self.name}: {problems[0]}")
+            yield f"the tokenizer's mask token has id {mask_id}, and config.json says {config['mask_token_id']}"
 
 
 def module_of(kind: type) -> str:
@@ -204,8 +203,8 @@ def config_problems(config: dict[str, Any], required: dict[str, Any]) -> Iterato
             yield f"{name} in config.json is {config.get(name)!r}, and must be {value!r}"
 
 
-def tensor_problems(folder: Path, layout: Shapes, config: dict[str, Any]) -> Iterator[str]:
-    """Tensors of a folder that are missing, superfluous, or of another shape or type than an engine expects."""
+def tensor_problems(folder: Path, layout: Shapes, dtype: str) -> Iterator[str]:
+    """Tensors of a folder that are missing, superfluous, or of another shape or `dtype` than an engine expects."""
     found: Shapes = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
@@ -213,8 +212,8 @@ def tensor_problems(folder: Path, layout: Shapes, config: dict[str, Any]) -> Ite
                 part = tensors.get_slice(name)
                 found[name] = tuple(part.get_shape())
                 kind = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}.get(part.get_dtype())
-                if kind != config["torch_dtype"]:
-                    yield f"{name} is stored as {part.get_dtype()}, and config.json says {config['torch_dtype']}"
+                if kind != dtype:
+                    yield f"{name} is stored as {part.get_dtype()}, and config.json says {dtype}"
     for name in layout.keys() | found.keys():
         if found.get(name) != layout.get(name):
             yield f"tensor {name} has shape {found.get(name)}, and the engines expect {layout.get(name)}"

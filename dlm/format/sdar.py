@@ -52,15 +52,28 @@ class SDAR(Engine):
             "sliding_window": None,
             "use_sliding_window": False,
             "max_window_layers": parent.num_hidden_layers,
-            "rope_theta": parent.rope_parameters["rope_theta"],
+            "rope_theta": parent.rope_parameters["rope_theta"],  # SGLang, and LMDeploy with transformers 4
+            "rope_parameters": {"rope_type": "default", "rope_theta": parent.rope_parameters["rope_theta"]},
             "rope_scaling": None,
+            "fuse_cross_entropy": False,  # read by the published modelling code in every forward
         }
 
     def required(self, config: dict[str, Any]) -> dict[str, Any]:
         exact = {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "mask_token_id": 151_669}
         exact |= {"attention_bias": False, "tie_word_embeddings": False, "sliding_window": None, "rope_scaling": None}
         exact |= {"torch_dtype": self.dtype, "dtype": self.dtype, "use_sliding_window": False, "hidden_act": "silu"}
-        return exact | dict.fromkeys(("head_dim", "rope_theta", "pad_token_id", "eos_token_id", "bos_token_id"), ...)
+        return exact | dict.fromkeys(
+            (
+                "head_dim",
+                "rope_theta",
+                "fuse_cross_entropy",
+                "block_size",
+                "pad_token_id",
+                "eos_token_id",
+                "bos_token_id",
+            ),
+            ...,
+        )
 
     def write(self, made: Converted, folder: Path) -> None:
         super().write(made, folder)
