@@ -190,7 +190,8 @@ import torch
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)
 prompts, new = json.load(sys.stdin)
-print(json.dumps([model.generate(torch.tensor([p]), max_new_tokens=new, eos_token_id=[])[0, len(p):].tolist() for p in prompts]))
+out = [model.generate(torch.tensor([p]), max_new_tokens=new, eos_token_id=[])[0, len(p):] for p in prompts]
+print(json.dumps([tokens.tolist() for tokens in out]))
 """
 
 
@@ -216,10 +217,9 @@ def test_the_command_writes_the_format_that_is_asked_for_and_its_card_says_how_t
     command = (main, f"runs_dir={tmp_path}/runs", "run=abc", f"to={tmp_path}/out", "threshold=0.8")
     code, _, err = call(*command, "format=nemotron")
     assert code == 1 and "format=nemotron cannot hold this model: its parent is a qwen3" in err
-    code, out, err = call(*command, "format=sdar")
-    assert (code, err) == (0, "") and (
-        tmp_path / "out" / "sglang.yaml"
-    ).read_text() == "block_size: 4\nthreshold: 0.8\n"
+    code, _, err = call(*command, "format=sdar")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "out" / "sglang.yaml").read_text() == "block_size: 4\nthreshold: 0.8\n"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "--dllm-block-length 4" in card and "low_confidence_dynamic --dllm-confidence-threshold 0.8" in card
     assert json.loads((run.model_folder / "config.json").read_text())["model_type"] == "qwen3"

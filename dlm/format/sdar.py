@@ -62,18 +62,8 @@ class SDAR(Engine):
         exact = {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "mask_token_id": 151_669}
         exact |= {"attention_bias": False, "tie_word_embeddings": False, "sliding_window": None, "rope_scaling": None}
         exact |= {"torch_dtype": self.dtype, "dtype": self.dtype, "use_sliding_window": False, "hidden_act": "silu"}
-        return exact | dict.fromkeys(
-            (
-                "head_dim",
-                "rope_theta",
-                "fuse_cross_entropy",
-                "block_size",
-                "pad_token_id",
-                "eos_token_id",
-                "bos_token_id",
-            ),
-            ...,
-        )
+        present = ("head_dim", "rope_theta", "block_size", "pad_token_id", "eos_token_id", "bos_token_id")
+        return exact | dict.fromkeys((*present, "fuse_cross_entropy"), ...)
 
     def write(self, made: Converted, folder: Path) -> None:
         super().write(made, folder)
