@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -20,7 +21,8 @@ from dlm.config.kinds import require_options
 from dlm.config.settings import Export
 from dlm.decoding.threshold import Threshold
 from dlm.errors import one_line
-from dlm.exported.model_card import model_card
+from dlm.exported.hub import contents, parent_license, publish, require_publishable, split_weights
+from dlm.exported.model_card import model_card, parent_of
 from dlm.format.base import Converted, Format
 from dlm.format.hf import GENERATION, HF
 from dlm.model.eos import eos_ids
@@ -35,13 +37,14 @@ def export(
     threshold: float | None = None,
     decoding: dict[str, Any] | None = None,
     layout: Format | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write the run's model to the folder `to`, in a `layout` (by default `HF`), and return the folder.
 
     `decoding`, the config of a decoder, becomes the default of the exported decoding; `threshold` is short for a
-    threshold decoder; with neither, the run's decoder is used. The folder is written under a temporary name, verified,
-    and then renamed. Raises `ValueError` if the run has no model, if `to` is not empty or cannot be written, and for a
-    model or decoder that the layout cannot reproduce.
+    threshold decoder; with neither, the run's decoder is used. `license` is the parent's, for the model card. The
+    folder is written under a temporary name, verified, and then renamed. Raises `ValueError` if the run has no model,
+    if `to` is not empty or cannot be written, and for a model or decoder that the layout cannot reproduce.
     """
     layout = layout or HF()
     source, target = run.trained_model(), Path(to).expanduser().resolve()
@@ -59,7 +62,7 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         layout.write(made, temporary)
-        card = model_card(run, made.settings, target.name, layout.usage(made, target.name))
+        card = model_card(run, made.settings, target.name, layout.usage(made, target.name), license)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         layout.verify(temporary)
         temporary.replace(target)
@@ -135,9 +138,22 @@ def commit_rule(run: Run, threshold: float | None, decoding: dict[str, Any] | No
 def main(cfg: DictConfig) -> None:
     require_options(cfg, "export", Export)
     run = Run.load(str(cfg.run), cfg.runs_dir)
-    decoding = requested_decoding(cfg, default_decoding(run.config))
-    folder = export(run, cfg.to, cfg.threshold, decoding, make(cfg.format))
+    decoding, layout = requested_decoding(cfg, default_decoding(run.config)), make(cfg.format)
+    api = None if cfg.hub is None else HfApi()
+    license = cfg.license or parent_license(parent_of(run), api)
+    if cfg.hub is not None:
+        require_publishable(cfg.hub, license)
+    elif cfg.upload:
+        raise ValueError("upload=true does not say where to: give hub=USER/NAME as well")
+    folder = export(run, cfg.to, cfg.threshold, decoding, layout, license)
     print(f"{folder}: its README.md says how to load it")
+    if cfg.hub is not None:
+        split_weights(folder)
+        print(contents(folder))
+        if cfg.upload:
+            print(publish(folder, cfg.hub, cfg.private, api))
+        else:
+            print(f"nothing was uploaded: upload=true publishes these files as {cfg.hub}")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,10 @@ class Export:
     run: Name
     to: str
     threshold: float | None
+    hub: str | None
+    upload: bool
+    private: bool
+    license: str | None
     runs_dir: str
 
 
