@@ -37,9 +37,13 @@ class Hub(BaseHTTPRequestHandler):
             seen["card"] = json.loads(body)["content"]
             self.answer({"errors": [], "warnings": []})
         elif "/preupload/" in path:
-            modes = {True: "lfs", False: "regular"}
             files = [file["path"] for file in json.loads(body)["files"]]
-            self.answer({"files": [{"path": f, "uploadMode": modes[f.endswith(".safetensors")]} for f in files]})
+            modes = ["lfs" if file.endswith(".safetensors") else "regular" for file in files]
+            answers = [
+                {"path": file, "uploadMode": mode, "shouldIgnore": False}
+                for file, mode in zip(files, modes, strict=True)
+            ]
+            self.answer({"files": answers})
         elif path.endswith("/info/lfs/objects/batch"):
             found = json.loads(body)["objects"]
             upload = [o | {"actions": {"upload": {"href": f"{self.server.url}/put/{o['oid']}"}}} for o in found]
@@ -121,11 +125,11 @@ def test_the_command_publishes_what_it_has_written_only_when_told_to(tmp_path, c
     assert code == 0 and not server.seen["files"] and "created" not in server.seen
     assert "nothing was uploaded: upload=true publishes these files as me/my_dlm" in out
     assert "| model.safetensors" in out
-    code, out, err = call(*command, f"to={tmp_path}/my_dlm", "upload=true")
-    assert (code, err) == (0, "") and f"{server.url}/me/my_dlm/commit/" in out
+    code, out, _ = call(*command, f"to={tmp_path}/my_dlm", "upload=true")
+    assert code == 0 and f"{server.url}/me/my_dlm/commit/" in out
     folder, seen = tmp_path / "my_dlm", server.seen
     assert seen["files"] == {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert seen["created"]["name"] == "my_dlm" and seen["created"]["private"] is True
+    assert seen["created"]["name"] == "my_dlm" and seen["created"]["visibility"] == "private"
     assert seen["message"] == "my_dlm, converted with dlm" and seen["tokens"] == {f"Bearer {TOKEN}"}
     head, card = (folder / "README.md").read_text().removeprefix("---\n").split("\n---\n", 1)
     values = yaml.safe_load(head)
