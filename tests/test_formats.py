@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dlm.config.build import converted_denoiser
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
-from dlm.decoding.prefix import Prefix
+from dlm.decoding.sub_block import SubBlock
 from dlm.decoding.threshold import Threshold
 from dlm.export import export
 from dlm.format.fast_dllm import FastDLLM
@@ -150,7 +150,8 @@ def as_fast_dllm(model, prompt, new, size, small, threshold, mask_id):
         x += [mask_id] * (size - len(x) + begin)
         for first in range(begin, begin + size, small):
             while mask_id in x[first : first + small]:
-                logits = read(model, x, causal_blocks)[first - 1 : first + small - 1]
+                logits = read(model, x, causal_blocks)
+                logits = torch.cat([logits[:1], logits[:-1]])[first : first + small]
                 confidence, token = logits.softmax(-1).max(-1)
                 part = torch.tensor(x[first : first + small])
                 confidence[part != mask_id] = -torch.inf
@@ -207,8 +208,10 @@ def test_sdars_decoding_gives_our_tokens(tied, exported):
 def test_fast_dllms_decoding_gives_our_tokens(tied, exported):
     run, folder = exported("fast_dllm", tied)
     model = engine_model("fast_dllm", folder)
-    expected, _ = ours(run, Prefix(None, sliding=False), PROMPTS)
-    assert [as_fast_dllm(model, p, NEW, BLOCK, 1, 1.0, 151_665) for p in PROMPTS] == expected
+    for threshold, small in ((0.3, 2), (0.3, 4), (1.0, 1)):
+        expected, nfe = ours(run, SubBlock(threshold, small), PROMPTS)
+        assert [as_fast_dllm(model, p, NEW, BLOCK, small, threshold, 151_665) for p in PROMPTS] == expected
+        assert (nfe < NEW * len(PROMPTS)) == (threshold < 1)
 
 
 @pytest.mark.parametrize("tied", [False, True])
