@@ -21,6 +21,7 @@ from dlm.decoding.margin import Margin
 from dlm.decoding.oracle import Oracle
 from dlm.decoding.prefix import Prefix
 from dlm.decoding.remask import Remask
+from dlm.decoding.sub_block import SubBlock
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation.generation import accuracy, loops, run_tasks
 from dlm.measurement.trace import Trace, decode_recording
@@ -52,6 +53,18 @@ def test_a_prefix_is_committed_without_gaps(llama):
     for sliding in (False, True):
         for made in decode(denoiser(llama, "block", 4, False), Prefix(0.1, sliding=sliding), eos=None):
             assert made.step == sorted(made.step) and made.nfe < NEW
+
+
+def test_a_sub_block_is_finished_before_the_next_and_the_first_token_of_a_block_before_all():
+    confidence = torch.tensor([[0.1, 0.9, 0.9, 0.9], [-1, 0.2, 0.9, 0.9], [-1, 0.9, 0.9, 0.9], [-1, -1, 0.9, 0.7]])
+    rule = SubBlock(0.8, 2).rule
+    assert rule.select(confidence, None).tolist() == [
+        [True, False, False, False],
+        [False, False, False, False],
+        [False, True, False, False],
+        [False, False, True, False],
+    ]
+    assert rule.rank(confidence).masked_fill(confidence < 0, -torch.inf).argmax(1).tolist() == [0, 1, 1, 2]
 
 
 def test_the_entropy_bound_by_hand():
@@ -308,6 +321,8 @@ def test_degenerate_outputs_are_shares_beside_the_accuracy(llama):
         (["decoding=entropy", "decoding.bound=-0.1"], "bound -0.1 must be >= 0 nats"),
         (["decoding=remask", "decoding.remask_below=1.0"], "remask_below 1.0 must lie in"),
         (["decoding=margin", "decoding.threshold=-1"], "threshold -1 must be >= 0"),
+        (["decoding=sub_block", "decoding.threshold=-1"], "threshold -1 must be >= 0"),
+        (["decoding=sub_block", "decoding.size=0"], "decoding.size 0 must be at least 1 token"),
     ],
 )
 def test_bad_values_are_named(overrides, message):

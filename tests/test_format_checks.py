@@ -195,7 +195,7 @@ print(json.dumps([tokens.tolist() for tokens in out]))
 """
 
 
-@pytest.mark.trains
+@pytest.mark.slow
 def test_an_sdar_folder_also_decodes_with_plain_transformers(tmp_path):
     run = a_run(tmp_path / "run", "sdar", True)
     folder = export(run, tmp_path / "out", 0.3, None, SDAR("float32"))

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from conftest import everyday
 from safetensors.torch import load_file
 from test_export import TINY, make_run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -194,7 +195,7 @@ def ours(run, decoder, prompts):
     return [g.tokens for g in made], sum(g.nfe for g in made)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", everyday([True, False]))
 def test_sdars_decoding_gives_our_tokens(tied, exported):
     run, folder = exported("sdar", tied)
     model = engine_model("sdar", folder)
@@ -204,7 +205,7 @@ def test_sdars_decoding_gives_our_tokens(tied, exported):
         assert (nfe < NEW * len(PROMPTS)) == (threshold < 1)  # some tokens were committed together
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", everyday([True, False]))
 def test_fast_dllms_decoding_gives_our_tokens(tied, exported):
     run, folder = exported("fast_dllm", tied)
     model = engine_model("fast_dllm", folder)
@@ -214,7 +215,7 @@ def test_fast_dllms_decoding_gives_our_tokens(tied, exported):
         assert (nfe < NEW * len(PROMPTS)) == (threshold < 1)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", everyday([True, False]))
 def test_vllms_decoding_of_nemotron_gives_our_tokens_where_its_blocks_are_ours(tied, exported):
     run, folder = exported("nemotron", tied)
     model, whole = engine_model("nemotron", folder), [p for p in PROMPTS if len(p) % BLOCK == 0]
