@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from analysis.evidence.intervals import Mean
 
@@ -110,14 +111,19 @@ class Effect:
         """What it rests on: `3 seeds × 360 items`."""
         return f"{self.seeds} seed{'s' if self.seeds != 1 else ''}" + (f" × {self.items} items" if self.items else "")
 
+    @cached_property
+    def judgement(self) -> tuple[str, str]:
+        """The verdict and its reason."""
+        return judge(self)
+
     @property
     def verdict(self) -> str:
-        return judge(self)[0]
+        return self.judgement[0]
 
     @property
     def reason(self) -> str:
         """What decides the verdict, or what would."""
-        return judge(self)[1]
+        return self.judgement[1]
 
     def amount(self, value: float) -> str:
         """A size in the effect's unit, without sign: `3.0 points`."""

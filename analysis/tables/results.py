@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,19 @@ class Results:
         Measurements are those of the evaluation that ends every run and those made for the same sweep. A run that is a
         point of several of the sweeps appears once for each. `budget` is in tokens here: see `budget_tokens`.
         """
-        names = [sweeps] if isinstance(sweeps, str) else list(sweeps)
-        points = self.points[self.points["sweep"].isin(names) & (self.points["state"] == FINISHED)]
+        names = (sweeps,) if isinstance(sweeps, str) else tuple(sweeps)
+        if (name, names) not in self.joined:
+            self.joined[name, names] = self.join(name, names)
+        return self.joined[name, names].copy(deep=False)
+
+    @cached_property
+    def joined(self) -> dict[tuple[str, tuple[str, ...]], pd.DataFrame]:
+        """What `of` was asked for: the exhibits and claims of a sweep read the same table many times."""
+        return {}
+
+    def join(self, name: str, sweeps: tuple[str, ...]) -> pd.DataFrame:
+        """What `of` gives."""
+        points = self.points[self.points["sweep"].isin(sweeps) & (self.points["state"] == FINISHED)]
         rows = points[["sweep", "point", "label", "run"]].merge(budget_tokens(self.runs), on="run")
         if name == "runs":
             return rows
