@@ -1,4 +1,4 @@
-"""The report's page in a real browser: nothing is cut, the filter filters, what is folded opens, every link leads somewhere.
+"""The report's page in a real browser: nothing is cut, the filter filters, what is folded opens, links lead somewhere.
 
 Needs playwright (`pip install '.[browser]'`) and a Chromium: `chromium`, `google-chrome`, or one that
 `playwright install chromium` fetched."""

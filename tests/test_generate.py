@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import re
 import sys
 
@@ -226,9 +227,40 @@ def test_live_draws_the_frames_on_a_terminal(command):
     assert code == 0 and "\x1b[" in out and MASKED in out and out.count("1 forwards (NFE)") >= 2
 
 
+def test_the_page_holds_the_answers_to_all_prompts_as_the_engine_made_them(command, parent, tmp_path):
+    path = tmp_path / "two answers.html"
+    code, out, err = command('prompt=["sum:1,2=","reverse:AB="]', f"html={path}", "max_new_tokens=12", "stop=Q")
+    assert (code, err) == (0, "") and f"{path} has the page" in out
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
+    races = json.loads(data[1])
+    assert [race["prompt"] for race in races] == ["sum:1,2=", "reverse:AB="]
+    for race in races:
+        assert race["settings"]["decoding"] == "threshold" and race["settings"]["stop"] == ["Q"]
+        for told, speaker in zip(race["traces"], (dlm(parent, Threshold(0.9)), ar(parent)), strict=True):
+            ids = speaker.encode(race["prompt"], 12)
+            made = speaker.answer(ids, 12, ["Q"], 0)
+            begin, generation = len(ids), made.generation
+            assert told["opening"]["name"] == speaker.name and told["opening"]["prompt_tokens"] == ids
+            assert (told["closing"]["text"], told["closing"]["nfe"]) == (made.text, generation.nfe)
+            found = {
+                position - begin: (token, step["forward"], confidence)
+                for step in told["steps"]
+                for position, token, confidence in zip(
+                    *(step["committed"][name] for name in ("positions", "tokens", "confidences")), strict=True
+                )
+            }
+            confidences = (pytest.approx(value, rel=1e-5) for value in generation.confidence)  # packed weights round
+            assert found == dict(enumerate(zip(generation.tokens, generation.step, confidences, strict=True)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["html=/nonexistent/a.html"],
+            "html /nonexistent/a.html is in a folder that does not exist: make /nonexistent",
+        ),
+        (["html=/"], "html / is a folder: name a file in it"),
         (["run=nowhere"], "run 'nowhere' does not exist"),
         (["runs_dir=/nonexistent"], "holds no finished run: make one with python -m dlm.train"),
         (["max_new_tokens=0"], "max_new_tokens 0 must be at least 1"),

@@ -33,8 +33,8 @@ def recorded(decoder: Decoder, pattern: str):
     recorders = [Recorder(Numbers()) for _ in PROMPTS]
 
     def see(canvas):
-        for row, n in enumerate(canvas.index.tolist()):
-            recorders[n].see(canvas, 0.5, row)
+        for row, length in enumerate(canvas.prompt_length.tolist()):
+            recorders[PROMPTS.index(canvas.x[row, :length].tolist())].see(canvas, 0.5, row)
 
     made = decoder.generate(scorer(pattern), replace(REQUEST, on_step=see))
     return made, [recorder.steps for recorder in recorders]

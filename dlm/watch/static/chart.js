@@ -80,8 +80,9 @@ class Chart {
     }
     const last = trace.steps.at(-1);
     if (last) {
-      const x = this.x(coordinate(last, this.axis)), near = x > this.width - 130;
-      const name = draw("text", { x: near ? x - 9 : x + 9, y: Math.max(this.top + 3, this.y(tall - 1) + 3.5), "text-anchor": near ? "end" : "start" }, trace.opening.name);
+      // Beside the last mark, or, where the edge is near, below it: the marks before it are to its left.
+      const x = this.x(coordinate(last, this.axis)), y = Math.max(this.top + 3, this.y(tall - 1) + 3.5), near = x > this.width - 130;
+      const name = draw("text", { x: near ? x + 4 : x + 12, y: near ? y + 24 : y, "text-anchor": near ? "end" : "start" }, trace.opening.name);
       group.append(name);
     }
     return group;

@@ -3,7 +3,7 @@
 const entry = (name, ...value) => make("div", {}, make("dt", { textContent: name }), make("dd", {}, ...value));
 const small = (text) => make("small", { textContent: text });
 
-/** The result in numbers: what the dLM took against its parent. */
+/** The result in numbers: what the dLM took against its rival. */
 function score({ traces }, differs) {
   const host = $("score");
   host.hidden = !traces.every((trace) => trace.closing);
@@ -17,7 +17,7 @@ function score({ traces }, differs) {
     entry("Tokens per second", dlm.tokens_per_second.toFixed(0),
       beside(parent && `${parent.tokens_per_second.toFixed(0)},${times(dlm.tokens_per_second, parent.tokens_per_second)}`)),
   ];
-  if (parent) tiles.push(entry("Same as its parent's", differs < 0 ? "yes" : "no",
+  if (parent) tiles.push(entry("Same answer", differs < 0 ? "yes" : "no",
     small(differs < 0 ? `, all ${plural(dlm.tokens, "token")}` : `, from token ${differs + 1} on (≠)`)));
   host.replaceChildren(...tiles);
 }

@@ -96,10 +96,11 @@ class Player {
 
   show() {
     const options = { colour: this.colour, guesses: $("guesses").checked, fresh: this.fresh };
-    this.lanes.forEach((lane) => {
-      const count = countAt(lane.trace, this.axis, this.place);
-      lane.draw(count, { ...options, chosen: this.chosen?.cell ?? -1 });
+    const standing = this.lanes.map((lane) => {
+      const cells = lane.draw(countAt(lane.trace, this.axis, this.place), { ...options, chosen: this.chosen?.cell ?? -1 });
+      return `${lane.name} ${cells.filter((cell) => cell.state === "committed").length}`;
     });
+    $("standing").textContent = `tokens: ${standing.join(", ")}`;
     if (this.chart.colour !== this.colour) this.chart.show(this.race.traces, this.axis, this.colour);
     this.chart.at(this.place);
     $("slider").value = this.place;
