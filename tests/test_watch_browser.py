@@ -259,6 +259,7 @@ def test_a_stopped_race_stays_and_what_the_server_refuses_is_said(browser, by_mo
         made.wait_for_selector("#stop", state="hidden")
         metered(10_000)
         assert made.is_visible(".cell.committed") and made.evaluate(WIDE) <= 420
+        assert set(made.locator(".badge").all_inner_texts()) == {"stopped"}
         made.fill("#text", "a<mask>b")
         made.press("#text", "Enter")
         made.wait_for_selector("#trouble:not([hidden])")

@@ -5,6 +5,7 @@ class Lane {
   constructor(trace, index, choose) {
     Object.assign(this, { trace, index, choose, cells: [], keys: [], differs: -1, focus: 0 });
     this.name = trace.opening.name;
+    this.final = trace.closing ? replay(trace, trace.steps.length) : [];
     this.rate = make("p", { className: "rate" });
     this.bar = make("i");
     this.badge = make("span", { className: "badge" });
@@ -37,7 +38,7 @@ class Lane {
     while (this.grid.lastElementChild?.matches("hr")) this.grid.lastElementChild.remove();
     this.keys.length = Math.min(this.keys.length, state.length);
     this.element.classList.toggle("done", done);
-    this.badge.textContent = done ? "done" : this.trace.closing ? "" : "decoding …";
+    this.badge.textContent = done ? "done" : this.trace.closing ? "" : this.trace.stopped ? "stopped" : "decoding …";
     const rate = count ? `, ${number(committed / count)} per forward` : "";
     this.rate.textContent = `${plural(committed, "token")} in ${plural(count, "forward")}${rate}`;
     this.bar.style.width = `${(100 * committed) / Math.max(1, this.trace.closing ? state.length : this.trace.most)}%`;
@@ -76,14 +77,13 @@ class Lane {
   add(i) {
     const button = make("button", { type: "button", tabIndex: i === this.focus ? 0 : -1 },
       make("b"), make("i"), make("small"));
-    const last = this.trace.closing ? replay(this.trace, this.trace.steps.length)[i] : null;
+    const last = this.final[i], { block_size } = this.trace.opening;
     if (last?.text) {
       const width = Math.max([...shown(last.text)].length, 0.72 * String(last.forward).length, 1);
       button.style.width = `calc(${width}ch + .5rem)`;
     }
-    if (last?.text?.includes("\n")) button.classList.add("line");
-    const { block_size } = this.trace.opening;
-    if (block_size > 1 && i > 0 && (begins(this.trace) + i) % block_size === 0) this.grid.append(make("hr"));
+    if (this.final[i - 1]?.text?.includes("\n")) this.grid.append(make("hr", { className: "line" }));
+    else if (block_size > 1 && i > 0 && (begins(this.trace) + i) % block_size === 0) this.grid.append(make("hr"));
     button.addEventListener("click", () => { this.roam(i); this.choose(this, i); });
     this.grid.append(button);
     this.cells[i] = button;

@@ -89,13 +89,14 @@ function begun(body, modes) {
 }
 
 async function denoise() {
+  let race = null;
   running?.abort();
   const stopper = running = new AbortController();
   trouble();
   try {
     await meet();
     const body = asked(), modes = ["diffusion", field("rival").value].filter(Boolean);
-    const race = begun(body, modes);
+    race = begun(body, modes);
     races.push(race);
     list();
     choose(races.length - 1, true);
@@ -111,6 +112,8 @@ async function denoise() {
   } catch (error) {
     if (error.name !== "AbortError") { trouble(error.message); stopper.abort(); }
   } finally {
+    race?.traces.forEach((trace) => { trace.stopped = !trace.closing; });
+    if (race && player.race === race) player.refresh();
     if (running === stopper) { running = null; busy(false); }
   }
 }

@@ -70,6 +70,7 @@ class Player {
     this.chart.show(traces, this.axis, this.colour);
     score(this.race, differs);
     if (this.follows) this.go(this.most(), false, true);
+    else this.show();
   }
 
   go(place, says, follows = false) {

@@ -22,11 +22,10 @@ const extent = (trace) =>
 function replay(trace, count) {
   const begin = begins(trace);
   const cells = Array.from({ length: extent(trace) }, () => ({ state: "closed", history: [] }));
+  let open = 0;  // the cells before this one have been in a block
   for (const step of trace.steps.slice(0, count)) {
     const { forward } = step;
-    cells.slice(0, Math.max(0, step.block[1] - begin)).forEach((cell) => {
-      if (cell.state === "closed") cell.state = "masked";
-    });
+    for (; open < Math.min(cells.length, step.block[1] - begin); open++) cells[open].state = "masked";
     for (const position of step.remasked) {
       const cell = cells[position - begin];
       if (!cell) continue;
