@@ -32,6 +32,7 @@ from dlm.exported.model_card import model_card
 from dlm.model.eos import eos_ids
 from dlm.model.parent import layer_types
 from dlm.model.positions import num_positions
+from dlm.model.vision import reads_images
 from dlm.runs.run import Run
 from dlm.trainable.gate import has_gated
 from dlm.types import Rows
@@ -63,6 +64,11 @@ def export(run: Run, to: str | Path, threshold: float | None = None, decoding: d
             "cannot express that. Use it with python -m dlm.generate, or train with trainable=lora"
         )
     rule = commit_rule(run, threshold, decoding)
+    if reads_images(AutoConfig.from_pretrained(source)):
+        raise ValueError(
+            f"run {run.id} reads images, and the exported code decodes text only: use the run with python -m "
+            "dlm.generate image=…"
+        )
     parent = empty_model(source)
     settings = diffusion_settings(run.config, source, parent) | rule
     temporary = target.with_name(f".{target.name}.tmp")
