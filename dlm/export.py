@@ -27,6 +27,7 @@ from dlm.format.base import Converted, Format
 from dlm.format.hf import GENERATION, HF
 from dlm.model.eos import eos_ids
 from dlm.model.parent import layer_types
+from dlm.model.vision import reads_images
 from dlm.runs.run import Run
 from dlm.trainable.gate import has_gated
 
@@ -54,6 +55,11 @@ def export(
         raise ValueError(
             f"run {run.id} was trained with gated adapters, which act only at mask tokens: a plain Hugging Face folder "
             "cannot express that. Use it with python -m dlm.generate, or train with trainable=lora"
+        )
+    if reads_images(AutoConfig.from_pretrained(source)):
+        raise ValueError(
+            f"run {run.id} reads images, and the exported code decodes text only: use the run with python -m "
+            "dlm.generate image=…"
         )
     made = converted(run, source, commit_rule(run, threshold, decoding))
     layout.require(made)

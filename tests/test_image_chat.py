@@ -111,7 +111,7 @@ def test_a_row_without_a_conversation_is_refused_with_the_columns_that_it_has(pr
 
 def test_what_a_template_cannot_render_is_refused_by_the_number_of_its_row(processor, tmp_path, monkeypatch):
     monkeypatch.setattr(processor, "chat_template", "{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(ValueError, match="the chat template cannot render row 1 of chat.jsonl: roles must alternate"):
+    with pytest.raises(ValueError, match=r"the chat template cannot render row 1 of .*: .*roles must alternate"):
         encoded(processor, tmp_path, {"conversations": [turn("human", "a"), turn("gpt", "b")]})
 
 

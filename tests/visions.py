@@ -171,7 +171,7 @@ def blind(context: Context) -> Context:
     return replace(context, given=torch.zeros_like(context.given), of_given={}, of_tokens={})
 
 
-def save_llava(folder) -> None:
+def save_llava(folder, chat_template: str | None = None) -> None:
     """A LLaVA-class checkpoint with its processor: random weights around the shape and the tokenizer of the shipped
     parent, and images of 16 x 16 pixels that are 16 tokens each."""
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
@@ -188,7 +188,8 @@ def save_llava(folder) -> None:
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     picture = SiglipImageProcessorPil(size={"height": 16, "width": 16})
-    LlavaProcessor(picture, tokenizer, patch_size=4, vision_feature_select_strategy="full").save_pretrained(folder)
+    options = {"patch_size": 4, "vision_feature_select_strategy": "full", "chat_template": chat_template}
+    LlavaProcessor(picture, tokenizer, **options).save_pretrained(folder)
 
 
 def prompts(family: str, specifications: list[tuple[int, int, int]], seed: int = 20) -> tuple[list, list]:
