@@ -34,6 +34,7 @@ from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds, require_options
 from dlm.config.settings import Keep, Train
 from dlm.conversion.pieces import loss_of
+from dlm.data.external import summary_lines
 from dlm.data.packing import collate
 from dlm.logger.wandb import has_key
 from dlm.model.denoiser import Denoiser
@@ -152,6 +153,8 @@ def of_data(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
     rows = [data.train_rows[index] for index in range(min(len(data.train_rows), 16))]
     maskable = sum(int(row.maskable.sum()) for row in rows) / sum(row.x0.numel() for row in rows)
     yield Finding("good", "data", f"{maskable:.0%} of the tokens of the first {len(rows)} rows may be masked")
+    for line in summary_lines(data.summary(experiment.num_steps * experiment.budget.rows)):
+        yield Finding("good", "data", line.removeprefix("data "))
     spent = experiment.budget.spent(data, experiment.conversion, experiment.num_steps)
     amounts = ", ".join(f"{value:,.4g} {unit}" for unit, value in spent.items() if value is not None)
     yield Finding("good", "budget", f"{experiment.num_steps:,} optimizer steps: {amounts.replace('_', ' ')}")

@@ -59,6 +59,15 @@ def test_what_would_stop_a_training_is_a_problem(overrides, subject, message, mo
     assert re.search(message, found[0]), found[0]
 
 
+def test_what_the_data_hold_is_said_as_a_training_says_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "seconds_of_micro_batch", lambda *_: 1.0)
+    monkeypatch.setenv("DLM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "some.txt").write_text("\n\n".join(f"text {n} of some words" for n in range(40)))
+    found = findings(config(*SMALL, "data=text", f"data.path={tmp_path}/some.txt", "data.held_out=tail"))
+    said = [finding.text for finding in found if finding.subject == "data"]
+    assert len(said) == 2 and re.match(r"text: 38 documents, [\d,]+ tokens \(2 documents held out\); 100%", said[1])
+
+
 @pytest.mark.more
 def test_a_full_disk_is_a_problem(monkeypatch):
     monkeypatch.setattr(doctor, "seconds_of_micro_batch", lambda *_: 1.0)

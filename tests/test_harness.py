@@ -24,7 +24,8 @@ from dlm.evaluation.generation import accuracy, run_tasks
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.export import export
 from dlm.harness.answers import Answers
-from dlm.harness.benchmarks import benchmark, load_tasks, merged
+from dlm.harness.benchmarks import benchmark, merged
+from dlm.harness.task_loading import load_tasks, matching
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run
 from dlm.runs.storage import read_json
@@ -298,6 +299,7 @@ def test_the_command_asks_a_run_and_its_parent_and_an_exported_folder_of_it(tmp_
     ("arguments", "message"),
     [
         pytest.param(["tasks=gsm8k_10"], "tasks gsm8k_10 are not known: .* such as .*gsm8k", marks=pytest.mark.slow),
+        pytest.param(["tasks=mlmu_*"], r"tasks mlmu_\* match no task: .* such as .*mmlu", marks=pytest.mark.slow),
         (["tasks=humaneval"], "task humaneval runs the code that the model writes: set allow_code_execution=true"),
         (["tasks=gsm8k_100", "harness.likelihood=some"], "harness.likelihood 'some' is unknown: choose exact or nelbo"),
         (["tasks=gsm8k_100", "harness.limit=0"], "harness.limit 0 must be a whole number of at least 1 or null"),
@@ -322,6 +324,24 @@ def test_tasks_with_commas_are_a_list_and_no_sweep():
         "tasks=null": "tasks=null",
     }
     assert {given: evaluate.listed(given) for given in said} == said and evaluate.listed("run=a,b") == "run=a,b"
+
+
+def test_a_pattern_stands_for_every_task_that_it_matches_once_and_in_their_order(call, finished_run, monkeypatch):
+    names = ["gsm8k", "mmlu", "mmlu_law", "mmlu_stem", "mmlu_x1"]
+    manager = SimpleNamespace(all_tasks=names, task_index=dict.fromkeys(names))
+    assert matching(["mmlu_law", "gsm8k", "mmlu_*"], manager) == ["mmlu_law", "gsm8k", "mmlu_stem", "mmlu_x1"]
+    assert matching(["mmlu_x?"], manager) == ["mmlu_x1"]
+    for wrong, message in {
+        "mlmu_*": "tasks mlmu_* match no task: choose others, such as mmlu",
+        "gsm8": "tasks gsm8 are not known: choose others, such as gsm8k",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            matching([wrong], manager)
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate_benchmarks", lambda cfg, tasks: asked.append(tasks))
+    for argument in ("tasks=mmlu_*,gsm8k?", "tasks=mmlu_*"):
+        assert call(evaluate.main, f"run={finished_run.folder}", argument)[0] == 0
+    assert asked == [["mmlu_*", "gsm8k?"], ["mmlu_*"]]
 
 
 def test_without_lm_eval_the_extra_to_install_is_named(monkeypatch):

