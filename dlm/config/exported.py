@@ -19,7 +19,8 @@ from dlm.decoding.base import Decoder
 from dlm.errors import one_line
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import AUTO, usable_device
-from dlm.model.parent import DTYPES, Parent, as_parent, supported, with_attention
+from dlm.model.implementation import supported, with_attention
+from dlm.model.parent import DTYPES, Parent, as_parent
 
 MODEL_TYPE = "block_diffusion_"  # the beginning of the model type of an exported model; its parent's follows
 SETTINGS = ("attention_pattern", "block_size", "whole_canvas", "token_shift", "threshold", "tokens_per_step")

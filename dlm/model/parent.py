@@ -6,12 +6,10 @@ the attention mask and the positions that it is given, and on nothing else (`dlm
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.device import usable_device
+from dlm.model.implementation import IMPLEMENTATIONS, supported, with_attention
 from dlm.model.probe import check_convertible
 from dlm.model.vocabulary import add_mask_token, choose_mask_token, fit_vocabulary
 from dlm.model.weights import require_finite, require_plain_weights
@@ -27,10 +26,8 @@ from dlm.runs.run import Run
 from dlm.trainable.adapters import adapter_weights, base_weights
 from dlm.trainable.gate import restore_gated
 
-T = TypeVar("T")
 PACKAGE_PREFIX = "pkg://"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-IMPLEMENTATIONS = (block_sparse.NAME, "sdpa", "eager", "flex_attention")  # all that take an arbitrary mask
 
 
 @dataclass
@@ -145,34 +142,6 @@ def require_loadable(dtype: str, attn_implementation: str) -> None:
             f"model.attn_implementation {attn_implementation!r} does not take an arbitrary mask: choose one of "
             f"{', '.join(IMPLEMENTATIONS)}"
         )
-
-
-def supported(load: Callable[[str], T], implementation: str) -> tuple[T, str]:
-    """The result of `load` with an attention implementation, and the name of that. Falls back to `eager`, with a note
-    on stderr, if the model's class has no other (soft-capped scores, sinks)."""
-    try:
-        return load(block_sparse.loaded_as(implementation)), implementation
-    except ValueError as error:
-        if implementation == "eager" or "does not support an attention implementation" not in str(error):
-            raise
-    say_eager(implementation)
-    return load("eager"), "eager"
-
-
-def with_attention(model: PreTrainedModel, implementation: str) -> PreTrainedModel:
-    """A loaded model with an attention implementation. Older versions of transformers load a model that soft-caps its
-    scores with SDPA, which then leaves out the cap without a word: it gets `eager`, with a note on stderr."""
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if capped and block_sparse.loaded_as(implementation) == "sdpa":
-        say_eager(implementation)
-        model.set_attn_implementation("eager")
-        return model
-    return block_sparse.set_implementation(model, implementation)
-
-
-def say_eager(implementation: str) -> None:
-    """A note that the model gets another attention implementation than was asked for."""
-    print(f"model.attn_implementation={implementation} is not to be had for this architecture: eager", file=sys.stderr)
 
 
 def hint(error: Exception) -> str:
