@@ -124,6 +124,7 @@ def test_two_processes_train_what_one_does_with_twice_what_one_does_with_twice_t
 
 def test_two_processes_that_share_the_layers_train_what_one_does(sharded, tmp_path):
     """Tied embeddings, which are whole in both, the clipped norm, the drift and the validation included."""
+    assert "no process loads all of them" in (sharded.folder.parent.parent / "log").read_text()
     train(config(*OVERRIDES, "trainer.accumulate=2", f"runs_dir={tmp_path}"))
     (one,) = runs(tmp_path)
     found, expected = weights(sharded), weights(one)

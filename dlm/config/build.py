@@ -25,6 +25,7 @@ from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, load_parent, load_tokenizer
 from dlm.model.positions import require_positions
+from dlm.model.skeleton import load_for_shards
 from dlm.runs.renamed import PRESENT, with_targets
 from dlm.trainable.base import Trainable
 
@@ -67,8 +68,9 @@ class Experiment:
     num_steps: int
 
 
-def build(cfg: DictConfig) -> Experiment:
-    """Build the objects of a run. Raises `ValueError` for a bad config, before the parent is loaded if possible."""
+def build(cfg: DictConfig, for_shards: bool = False) -> Experiment:
+    """Build the objects of a run; `for_shards`, if possible with layers that get their weights where they are sharded.
+    Raises `ValueError` for a bad config, before the parent is loaded if possible."""
     pattern = make(cfg.attention)
     masking, objective, optimizer = make_masking(cfg), make_objective(cfg), make(cfg.optimizer)
     rollout, block_schedule = (make(node) if (node := cfg.get(k)) else None for k in ("rollout", "block_schedule"))
@@ -88,7 +90,8 @@ def build(cfg: DictConfig) -> Experiment:
         if cfg.data.length % size:
             raise ValueError(f"block_schedule size {size} must divide data.length {cfg.data.length}: choose another")
     budget = Budget.of(cfg, rows_of_a_step(cfg))
-    parent = make(cfg.model)
+    reads_weights = objective.auxiliary or rollout or trainable.adds_weights or cfg.get("decoding")
+    parent = make_for_shards(cfg.model) if for_shards and not reads_weights else make(cfg.model)
     require_positions(parent.model, cfg.data.length, f"data.length {cfg.data.length}")
     for term in objective.auxiliary.values():
         term.bind(parent)
@@ -98,9 +101,19 @@ def build(cfg: DictConfig) -> Experiment:
     data.prepare(parent.tokenizer, pattern.tail, 0, cfg.seed)
     denoiser = Denoiser(parent.model, pattern, parent.mask_id, cfg.token_shift, parent.layer_types)
     conversion = Conversion(denoiser, masking, objective, optimizer, cfg.seed, rollout, schedules, block_schedule)
+    conversion.deferred = parent.deferred
     num_steps = budget.num_steps(data, conversion)
     data.train_rows.num_rows = num_steps * budget.rows
     return Experiment(parent, denoiser, conversion, data, trainable, budget, num_steps)
+
+
+def make_for_shards(node: DictConfig) -> Parent:
+    """The parent of a config, with empty layers if it comes from files that allow that."""
+    options = with_targets(OmegaConf.to_container(node, resolve=True), PRESENT)
+    require_known(options)
+    if get_object(options.pop("_target_")) is load_parent:
+        return load_for_shards(**options)
+    return make(node)
 
 
 def make_tokenizer(node: DictConfig) -> PreTrainedTokenizerBase:

@@ -23,6 +23,7 @@ from dlm.conversion.schedule import Schedules
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
+from dlm.model.deferred import Deferred
 from dlm.model.denoiser import Denoiser
 from dlm.model.sharding import clip_grad_norm, gather, is_sharded, shard
 from dlm.optimizer.base import WithCosine
@@ -69,6 +70,7 @@ class Conversion(lightning.LightningModule):
         self.seed = seed
         self.val_masking = Uniform(count="ceil", t_min=0.0)
         self.micro_batches, self.pieces = 0, 1
+        self.deferred: Deferred | None = None  # the weights of layers that are empty
         self.reference: Path | None = None  # the file of the parent's weights, for callbacks that compare
         # Sees every micro-batch of training and the negative log-likelihoods of its scored tokens, for a callback.
         self.watch: Callable[[list[Prepared], Float[Tensor, " N"]], None] | None = None
@@ -148,13 +150,16 @@ class Conversion(lightning.LightningModule):
         return {f"val/{name}": value for name, value in found.items()}
 
     def configure_model(self) -> None:
-        """Shard the layers if the strategy has a mesh of processes (`ModelParallelStrategy`)."""
+        """Shard the layers, and fill those that are empty, if the strategy has a mesh of processes
+        (`ModelParallelStrategy`)."""
         mesh = getattr(self, "_device_mesh", None)
         if mesh is not None and not is_sharded(self.denoiser.model):
             shard(self.denoiser.model, mesh["data_parallel"])
+            if self.deferred:
+                self.deferred.fill(self.denoiser.model)
 
     def on_fit_end(self) -> None:
-        gather(self.denoiser.model)
+        gather(self.denoiser.model, self.global_rank == 0)
 
     def configure_optimizers(self):
         # Not `estimated_stepping_batches`, which begins to iterate over the data: before the checkpoint of a run with

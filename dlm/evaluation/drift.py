@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from dlm.model.deferred import Deferred
 from dlm.model.sharding import whole
 
 MEASURES = ("mean_abs", "relative", "one_minus_cos")
@@ -28,13 +29,18 @@ ATTENTION = re.compile(r"attn|attention")
 FFN = re.compile(r"mlp|feed_forward|ffn|expert")
 
 
-def save_reference(model: PreTrainedModel, path: Path) -> None:
-    """Write the weights that drift is measured against, unless the file exists already."""
+def save_reference(model: PreTrainedModel, path: Path, deferred: Deferred | None = None) -> None:
+    """Write the weights that drift is measured against, unless the file exists already. Those of empty layers come
+    from `deferred` files, which are mapped into memory and not read into it."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({n: w.detach().cpu().contiguous().clone() for n, w in effective_weights(model)}, temporary)
+    weights = {
+        name: deferred.read(name) if weight.is_meta else weight.detach().cpu().contiguous().clone()
+        for name, weight in effective_weights(model)
+    }
+    save_file(weights, temporary)
     temporary.rename(path)
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.attention import block_sparse
 from dlm.errors import one_line
+from dlm.model.deferred import Deferred
 from dlm.model.device import usable_device
 from dlm.model.implementation import IMPLEMENTATIONS, supported, with_attention
 from dlm.model.probe import check_convertible
@@ -34,13 +36,19 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 class Parent:
     """A causal LM that can be converted, with its tokenizer. `mask_id` is the id of its mask token. `layer_types` maps
     the names of the masks that its forward takes to their sliding window in tokens (None: full attention). `source`
-    describes its origin in messages."""
+    describes its origin in messages. `deferred` is where the weights of empty layers are
+    (`dlm.model.skeleton`)."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     mask_id: int
     layer_types: dict[str, int | None]
     source: str
+    deferred: Deferred | None = None
+
+    def weight(self, name: str, tensor: Tensor) -> Tensor:
+        """A weight of the model by its name, on the CPU: `tensor`, or what is to be in its place if it is empty."""
+        return self.deferred.read(name).to(tensor.dtype) if tensor.is_meta else tensor.detach().cpu()
 
     def fingerprint(self) -> str:
         """A hash of every weight, which identifies the parent in records. Zero-initialised adapters are ignored."""
@@ -50,7 +58,7 @@ class Parent:
         return fingerprint(
             part
             for name, tensor in sorted(weights.items())
-            for part in (name.encode(), tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            for part in (name.encode(), self.weight(name, tensor).contiguous().view(torch.uint8).numpy().data)
         )
 
 

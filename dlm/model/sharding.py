@@ -93,10 +93,12 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 @torch.no_grad()
-def gather(model: nn.Module) -> None:
-    """Replace every sharded weight by the whole one, on the CPU, to be written: the model makes no more forwards. All
-    processes must call it."""
+def gather(model: nn.Module, keep: bool) -> None:
+    """Replace every sharded weight by the whole one, on the CPU, in the process that is to `keep` and write them: the
+    model makes no more forwards. All processes must call it."""
     for module in model.modules():
         for name, parameter in [*module.named_parameters(recurse=False)]:
             if isinstance(parameter, DTensor):
-                module._parameters[name] = nn.Parameter(whole(parameter).cpu(), parameter.requires_grad)
+                gathered = whole(parameter)
+                if keep:
+                    module._parameters[name] = nn.Parameter(gathered.cpu(), parameter.requires_grad)

@@ -15,6 +15,8 @@ PARTS = ("embedding", "norm", "head")
 class Trainable(ABC):
     """Selects the weights that are trained. An object serves one model at a time."""
 
+    adds_weights = False  # beside the model's own, which are read for that
+
     @abstractmethod
     def apply(self, model: PreTrainedModel, mask_id: int) -> PreTrainedModel:
         """The model, changed in place, with `requires_grad` on exactly the trained weights. Contract: before training,

@@ -11,6 +11,8 @@ class GatedLora(Trainable):
     """LoRA that is active at mask tokens only; nothing else is trained. If the parent already has such adapters (it is
     a run of this kind), training continues with them, so their settings must be equal."""
 
+    adds_weights = True
+
     def __init__(self, rank: int, alpha: float, dropout: float = 0.0, targets: str | list[str] = ALL):
         self.adapters = Adapters(rank, alpha, dropout, targets)
 

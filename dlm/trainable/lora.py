@@ -12,6 +12,8 @@ class Lora(Trainable):
     full: some of embedding, norm and head. None trains all weights outside the decoder's linear layers, as a conversion
     needs (Efficient-DLM, Appendix F)."""
 
+    adds_weights = True
+
     def __init__(
         self,
         rank: int,

@@ -57,7 +57,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = (
     if resume:
         require_same_sharding(resume, runtime.strategy == SHARDED)
         print(f"resuming run {run.id} from {resume}")
-    experiment = build(cfg)
+    experiment = build(cfg, for_shards=runtime.strategy == SHARDED)
     require_evaluation(cfg, experiment)
     decoding = requested_decoding(cfg)
     if decoding and is_requested(cfg.get("evaluation")):
@@ -65,6 +65,8 @@ def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = (
     experiment.conversion.reference = save_parent_reference(cfg, run, experiment, resume is not None)
     if not isinstance(run, Follower):
         record_budget(run, experiment)
+    if experiment.parent.deferred:
+        print("the layers are empty until they are sharded: no process loads all of them")
     note_half_weights(experiment.denoiser)
     experiment.conversion.train()
     experiment.conversion.pieces, experiment.data.workers = pieces, workers
@@ -160,7 +162,7 @@ def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, res
     written = [path for path in (reference, *run.checkpoint.parent.glob("*.ckpt")) if path.exists()]
     run.require_space(space_of(experiment, step_of(cfg, experiment)) - sum(path.stat().st_size for path in written))
     if not isinstance(run, Follower):
-        save_reference(parent.model, reference)
+        save_reference(parent.model, reference, parent.deferred)
     run.update(
         parent={"source": parent.source, "fingerprint": fingerprint},
         data={"fingerprint": data},
