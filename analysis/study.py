@@ -7,7 +7,8 @@ every run and its measurements to Weights & Biases, grouped by sweep; the runs s
 A study can be restarted at any time: a finished run is never trained again, an interrupted one resumes from its
 checkpoint, and no measurement is repeated. All points of the first seed come before those of the second. A run that
 another process works on is tried again later, so several studies may share a runs folder. `--with results.json` skips
-what a report's results already hold.
+what a report's results already hold. With `hydra/launcher=slurm hydra.launcher.partition=gpu --jobs 64` every run is a
+job of SLURM, up to 64 at a time.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from analysis.plan.jobs import Job, Work, run_module, stop, title
 from analysis.plan.progress import Progress
+from analysis.plan.slurm import launcher_options, run_on_slurm, split_overrides
 from analysis.plan.sweep import DIVERGED, FINISHED, Point, Sweep, load_sweep
 from analysis.tables.earlier import Earlier
 from analysis.tables.results import Results
@@ -62,19 +65,27 @@ class Commands:
     measure: Command
 
 
-def commands(runs_dir: Path, threads: int, sweeps: Mapping[str, Sequence[str]]) -> Commands:
-    """The commands that train and measure a point, each with `threads` threads. `sweeps` are the names of those that a
-    run is of, for its loggers."""
+def commands(
+    runs_dir: Path, threads: int, sweeps: Mapping[str, Sequence[str]], launcher: dict[str, Any] | None = None
+) -> Commands:
+    """The commands that train and measure a point, each with `threads` threads, here or on the cluster of a `launcher`.
+    `sweeps` are the names of those that a run is of, for its loggers."""
     of_job = [f"runs_dir={runs_dir}", f"runtime.threads={threads}", "runtime.progress_bar=false"]
 
     def train(point: Point) -> Work:
         named = f"runtime.sweeps=[{','.join(sweeps.get(point.run, ()))}]"
-        return partial(run_module, "dlm.train", [*of_job, named, *point.overrides])
+        return started(launcher, "dlm.train", [*of_job, named, *point.overrides])
 
     def measure(point: Point) -> Work:
         settings = runs_dir / ".logs" / f"{point.run}.measure.json"
         write_atomically(settings, json.dumps([e.settings for e in point.to_measure(runs_dir)]))
-        return partial(run_module, "analysis.plan.measure", [str(runs_dir / point.run), str(settings), str(threads)])
+        alone = launcher and {**launcher, "nodes": 1, "tasks_per_node": 1}
+        return started(alone, "analysis.plan.measure", [str(runs_dir / point.run), str(settings), str(threads)])
+
+    def started(where: dict[str, Any] | None, module: str, arguments: list[str]) -> Work:
+        if where is None:
+            return partial(run_module, module, arguments)
+        return partial(run_on_slurm, where, runs_dir / ".logs" / "slurm", module, arguments)
 
     return Commands(train, measure)
 
@@ -253,13 +264,15 @@ def main() -> int:
             raise ValueError("no sweep is named: give a YAML in sweeps/, or all of them (sweeps/*.yaml)")
         overrides = [a for a in arguments.arguments if not a.endswith(".yaml")]
         earlier = Earlier(Results.load(arguments.earlier)) if arguments.earlier else None
+        of_launcher, overrides = split_overrides(overrides)
+        launcher = launcher_options(of_launcher)
         loaded = [load_sweep(path, overrides) for path in sweeps]
         points = plan_points(chosen(loaded, arguments.point) if arguments.point else loaded, earlier)
         if arguments.dry_run:
             show(points, arguments.runs)
             return 0
-        threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-        command = commands(arguments.runs, threads, sweeps_of_runs(loaded))
+        cores = launcher["cpus_per_task"] if launcher else (os.cpu_count() or 1) // arguments.jobs
+        command = commands(arguments.runs, max(1, cores or 1), sweeps_of_runs(loaded), launcher)
         failed = Study(points, arguments.runs, arguments.jobs, command).run()
     except ValueError as error:
         parser.error(str(error))

@@ -132,7 +132,9 @@ def test_a_weight_that_is_not_finite_is_named_when_it_is_read(tmp_path):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
     try:
         shard(parent.model, init_device_mesh("cpu", (1,)))
-        with pytest.raises(ValueError, match=r"1 values of its tensor model.layers.2.mlp.up_proj.weight are not finite"):
+        with pytest.raises(
+            ValueError, match=r"1 values of its tensor model.layers.2.mlp.up_proj.weight are not finite"
+        ):
             parent.deferred.fill(parent.model)
     finally:
         dist.destroy_process_group()

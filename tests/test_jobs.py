@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import study_jobs
 from conftest import ROOT
 
+from analysis.plan import slurm
 from analysis.plan.progress import Progress
+from analysis.plan.slurm import launcher_options, run_on_slurm, split_overrides
 from analysis.plan.sweep import FINISHED, load_sweep
 from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, plan_points
 from dlm.runs.lease import NAME
@@ -218,3 +221,79 @@ def test_measuring_jobs_share_the_cores_as_training_jobs_do(table1, tmp_path):
     made = commands(tmp_path, threads=3, sweeps={})
     train, measure = made.train(point), made.measure(point)
     assert "runtime.threads=3" in train.args[1] and measure.args[1][-1] == "3"
+
+
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.cpus_per_task=3"]
+
+
+def test_a_study_takes_the_launcher_of_a_sweep_by_the_same_words():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    of_launcher, others = split_overrides([*SLURM, "lr=1e-3", "hydra.launcher.mem_gb=4"])
+    assert others == ["lr=1e-3"] and launcher_options([]) is None
+    options = launcher_options(of_launcher)
+    assert (options["partition"], options["cpus_per_task"], options["mem_gb"]) == ("gpu", 3, 4)
+    assert options["max_num_timeout"] == 100 and options["timeout_min"] == 1440  # those of the preset
+    with pytest.raises(ValueError, match=r"hydra/launcher=joblib: a study takes hydra/launcher=slurm or slurm_node"):
+        launcher_options(["hydra/launcher=joblib"])
+    with pytest.raises(ValueError, match="partitoin"):
+        launcher_options(["hydra/launcher=slurm", "hydra.launcher.partitoin=gpu"])
+
+
+def test_a_run_on_a_node_of_eight_is_measured_by_one_process(table1, tmp_path):
+    (tmp_path / ".logs").mkdir()
+    made = commands(tmp_path, 3, {}, {"nodes": 2, "tasks_per_node": 8, "gpus_per_node": 8})
+    train, measure = made.train(table1.points[0]), made.measure(table1.points[0])
+    assert train.func is measure.func is run_on_slurm and train.args[2] == "dlm.train"
+    assert [(w.args[0]["nodes"], w.args[0]["tasks_per_node"]) for w in (train, measure)] == [(2, 8), (1, 1)]
+
+
+class FakeJob:
+    """A job of submitit that has left a result, or none."""
+
+    def __init__(self, folder, result):
+        self.job_id, self.result, self.cancelled = "7", lambda: result, False
+        self.paths = SimpleNamespace(result_pickle=folder / "result")
+        if result is not None:
+            self.paths.result_pickle.touch()
+
+    def stdout(self):
+        return "what it printed"
+
+    def cancel(self, check):
+        self.cancelled = True
+
+
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(("result", "code"), [(0, 0), (75, 75), (None, "job 7 of SLURM ended without a result")])
+def test_a_job_of_slurm_ends_with_its_exit_code_and_says_what_it_printed(result, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(slurm, "executor", lambda *_: SimpleNamespace(submit=lambda work: FakeJob(tmp_path, result)))
+    monkeypatch.setattr(slurm, "is_queued", lambda job_id: False)
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as end:
+        run_on_slurm({}, tmp_path, "module", [])
+    assert end.value.code == code if isinstance(code, int) else end.value.code.startswith(code)
+    assert capsys.readouterr().out == "job 7 of SLURM\nwhat it printed\n"
+
+
+def test_an_interrupted_study_cancels_its_jobs_of_slurm(tmp_path, monkeypatch):
+    job = FakeJob(tmp_path, None)
+    monkeypatch.setattr(slurm, "executor", lambda *_: SimpleNamespace(submit=lambda work: job))
+    monkeypatch.setattr(slurm, "wait_for", raising(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_on_slurm({}, tmp_path, "module", [])
+    assert job.cancelled
+
+
+def test_a_job_gives_its_exit_code_unless_it_was_interrupted(monkeypatch):
+    for given, code in {0: 0, 75: 75, None: 0, "error: a message": 1}.items():
+        monkeypatch.setattr(slurm, "run_module", raising(SystemExit(given)))
+        assert slurm.Module("module", ())() == code
+    monkeypatch.setattr(slurm, "run_module", raising(SystemExit(130)))
+    with pytest.raises(SystemExit):  # submitit queues it again, so there is no result
+        slurm.Module("module", ())()

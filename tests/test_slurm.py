@@ -65,8 +65,8 @@ def slurm(tmp_path_factory):
     (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder))
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge", "munge")
-    if not Path("/run/munge/munge.socket.2").exists():
-        subprocess.run(["runuser", "-u", "munge", "--", "munged"])
+    if subprocess.run(["munge", "-n"], **TEXT).returncode:  # a socket may be there that nobody listens to
+        subprocess.run(["runuser", "-u", "munge", "--", "munged", "--force"])
     environment = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for daemon in ("slurmctld", "slurmd"):
         subprocess.run([daemon, "-f", f"{folder}/slurm.conf"], env=environment)
@@ -106,6 +106,22 @@ def test_every_job_of_a_sweep_is_a_job_of_slurm(slurm, tmp_path):
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*/run.json")]
     assert sorted(record["config"]["block_size"] for record in records) == [4, 8]
     assert {record["status"] for record in records} == {"finished"} and "2 jobs" in done.stdout
+
+
+def test_every_run_and_every_measurement_of_a_study_is_a_job_of_slurm(slurm, tmp_path):
+    (tmp_path / "one.yaml").write_text(
+        "title: one\nshared: [logger=csv]\npoints: {a: {label: A, overrides: [attention=block]}}\n"
+        "evaluations: {order: {overrides: [measurement=trace]}}\n"
+    )
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+    options = ["scale=smoke", "--runs", f"{tmp_path}/runs", "--jobs", "2"]
+    command = [sys.executable, "-m", "analysis.study", f"{tmp_path}/one.yaml", *launcher, *options]
+    done = subprocess.run(command, env=slurm, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = (tmp_path / "runs").glob("*/run.json")
+    assert Run(record.parent).status == "finished"
+    logs = {path.name: path.read_text() for path in (tmp_path / "runs" / ".logs").glob("*.log")}
+    assert len(logs) == 2 and all(log.startswith("job ") for log in logs.values()), logs
 
 
 def test_a_job_that_slurm_warns_stops_after_its_step_with_a_checkpoint(slurm, tmp_path):
