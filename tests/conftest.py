@@ -36,7 +36,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from pairwise import enough
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from analysis.plan.compose import compose_config
 from analysis.plan.sweep import load_sweep
@@ -339,6 +339,18 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Nothing is prepared yet."""
+    monkeypatch.setenv("DLM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """That of the embedded parent."""
+    return AutoTokenizer.from_pretrained(ROOT / "dlm" / "assets" / "tiny")
 
 
 @pytest.fixture

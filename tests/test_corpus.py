@@ -29,15 +29,7 @@ from dlm.model.parent import resolve
 from dlm.runs import digest
 from dlm.runs.identity import run_id
 
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DLM_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def texts(number: int, begin: int = 0) -> list[str]:

@@ -18,11 +18,6 @@ from dlm.evaluation.likelihood import windows
 from dlm.model.parent import resolve
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
-
-
 @pytest.mark.parametrize("family", tasks.FAMILIES)
 def test_splits_share_no_prompt_and_sampling_stays_in_its_split(family):
     rng = random.Random(0)

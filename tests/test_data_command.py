@@ -16,8 +16,7 @@ OPTIONS = ["data.length=64", "data.batch_size=2", "block_size=8", "tokens=6400"]
 
 
 @pytest.fixture(autouse=True)
-def sources(tmp_path, monkeypatch):
-    monkeypatch.setenv("DLM_CACHE", str(tmp_path / "cache"))
+def sources(tmp_path, monkeypatch, own_cache):
     monkeypatch.chdir(tmp_path)
     pairs = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(60)]
     write("chat", [*pairs, {"prompt": "long " * 50, "completion": "0"}])

@@ -9,7 +9,6 @@ import pytest
 from conftest import config
 from omegaconf import OmegaConf
 from small_runs import small
-from transformers import AutoTokenizer
 
 from dlm.config.build import ar_denoiser, make
 from dlm.conversion.module import Conversion
@@ -20,13 +19,8 @@ from dlm.evaluation import suite
 from dlm.evaluation.generation import prompt_ids, run_tasks
 from dlm.evaluation.items import added_version, items_version
 from dlm.measurement.base import Subject
-from dlm.model.parent import load_parent, resolve
+from dlm.model.parent import load_parent
 from dlm.train import train
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
 
 
 @pytest.fixture(params=tasks.LONG)

@@ -4,23 +4,15 @@ import json
 
 import pytest
 from conftest import config
-from transformers import AutoTokenizer
 
 from dlm.attention.block import Block
 from dlm.config.build import make
 from dlm.data.loading import MicroBatches
-from dlm.model.parent import resolve
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
 
 
 @pytest.fixture
-def sources(tmp_path, monkeypatch):
+def sources(tmp_path, monkeypatch, own_cache):
     """`text` and `chat` in the working folder."""
-    monkeypatch.setenv("DLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     texts = [{"text": f"number {n} is a text" + " of words" * (n % 9)} for n in range(100)]
     pairs = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(100)]

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 
 import pytest
-from transformers import AutoTokenizer
 
 from dlm.attention.bidir import Bidir
 from dlm.attention.block import Block
@@ -14,19 +13,12 @@ from dlm.data import passes
 from dlm.data.mixed import Mixed
 from dlm.data.passes import PassRows, best_fit, size
 from dlm.data.text import Text
-from dlm.model.parent import resolve
 
 LENGTH = 32
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
-
-
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DLM_CACHE", str(tmp_path / "cache"))
+def files(tmp_path, monkeypatch, own_cache):
     monkeypatch.chdir(tmp_path)
     texts = [{"text": f"number {n} is a text" + " of words" * (n * 7 % 40)} for n in range(80)]
     pairs = [{"prompt": f"{n}+{'1' * (n % 14)}=", "completion": str(n + 1)} for n in range(40)]

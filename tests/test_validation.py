@@ -9,7 +9,6 @@ import torch
 from conftest import MASK_ID, PATTERNS, WITH_SHIFT, config, pattern_of
 from test_train import text_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer
 
 from analysis.tables.collect import of_one_validation
 from dlm.config.build import build, make
@@ -17,15 +16,10 @@ from dlm.data.module import PackedData
 from dlm.data.packing import Document, collate
 from dlm.data.validation import VERSION, draw, size_of_text
 from dlm.model.layout import Layout
-from dlm.model.parent import load_parent, resolve
+from dlm.model.parent import load_parent
 
 LENGTH = 64
 SMALL = (f"data.length={LENGTH}", "data.batch_size=4", "data.val_rows=6", "tokens=256", "data.mixture.prose=0.3")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
 
 
 def data_for(pattern, tokenizer, *overrides, seed=0) -> PackedData:
