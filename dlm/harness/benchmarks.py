@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from omegaconf import DictConfig, OmegaConf
 from rich import box
@@ -108,7 +109,7 @@ def merged(kept: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
 
 def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str, Any]:
     """The scores of one model, by task and group."""
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator, simple_evaluate
 
     from dlm.harness.model import DiffusionLM
 
@@ -127,18 +128,19 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
         samples=samples,
         seed=settings.seed,
     )
-    found = simple_evaluate(
-        model,
-        tasks=tasks.asked,
-        num_fewshot=settings.num_fewshot,
-        limit=settings.limit,
-        gen_kwargs={"max_gen_toks": settings.max_gen_toks} if settings.max_gen_toks else None,
-        apply_chat_template=settings.chat_template,
-        system_instruction=settings.system,
-        bootstrap_iters=RESAMPLES,
-        confirm_run_unsafe_code=True,  # `require_sandboxed` has asked
-        task_manager=tasks.manager,
-    )
+    with patch.object(evaluator, "get_git_commit_hash", lambda: None):  # git complains outside of a repository
+        found = simple_evaluate(
+            model,
+            tasks=tasks.asked,
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            gen_kwargs={"max_gen_toks": settings.max_gen_toks} if settings.max_gen_toks else None,
+            apply_chat_template=settings.chat_template,
+            system_instruction=settings.system,
+            bootstrap_iters=RESAMPLES,
+            confirm_run_unsafe_code=True,  # `require_sandboxed` has asked
+            task_manager=tasks.manager,
+        )
     for task, items in found["samples"].items():
         write_items(folder / f"items-{asked.name}-{task}.jsonl", items)
     about = {
