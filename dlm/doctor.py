@@ -172,6 +172,7 @@ def of_steps(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
+            experiment.trainable.ready(experiment.parent.model)
             fit_into_memory(cfg, experiment, cfg.runtime.pieces)
         yield Finding("good", "memory", said.getvalue().strip())
         seconds = seconds_of_micro_batch(cfg, experiment)

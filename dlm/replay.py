@@ -28,6 +28,8 @@ def replay(run: Run) -> dict[str, Any]:
     if not run.nonfinite.exists():
         raise ValueError(f"run {run.id} holds no batch to replay: it was not stopped by numbers that are not finite")
     experiment = build(run.config)
+    if experiment.trainable.quantises:
+        raise ValueError(f"run {run.id} has weights in four bits, which are not replayed: try trainable=lora")
     saved = load(run.nonfinite)
     experiment.parent.model.load_state_dict(saved["weights"])
     experiment.conversion.train()

@@ -28,6 +28,7 @@ from dlm.model.denoiser import Denoiser
 from dlm.model.sharding import clip_grad_norm, gather, is_sharded, shard
 from dlm.optimizer.base import WithCosine
 from dlm.rollout.base import Rollout
+from dlm.trainable.quantised import is_quantised, without_quantised
 from dlm.types import Batch, Prepared, generator
 
 BOUND = Objective(Nelbo())
@@ -74,6 +75,11 @@ class Conversion(lightning.LightningModule):
         self.reference: Path | None = None  # the file of the parent's weights, for callbacks that compare
         # Sees every micro-batch of training and the negative log-likelihoods of its scored tokens, for a callback.
         self.watch: Callable[[list[Prepared], Float[Tensor, " N"]], None] | None = None
+
+    @property
+    def strict_loading(self) -> bool:
+        """Whether a checkpoint has all weights: not those in four bits."""
+        return not any(is_quantised(parameter) for parameter in self.parameters())
 
     @property
     def num_micro_batches(self) -> int:
@@ -176,6 +182,7 @@ class Conversion(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint) -> None:
         checkpoint["micro_batches"] = self.micro_batches
         checkpoint["sharded"] = is_sharded(self.denoiser.model)
+        checkpoint["state_dict"] = without_quantised(checkpoint["state_dict"], self)
 
     def on_load_checkpoint(self, checkpoint) -> None:
         self.micro_batches = checkpoint["micro_batches"]

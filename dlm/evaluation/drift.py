@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from dlm.model.deferred import Deferred
 from dlm.model.sharding import whole
+from dlm.trainable.quantised import dense
 
 MEASURES = ("mean_abs", "relative", "one_minus_cos")
 LAYER = re.compile(r"\.(\d+)\.")
@@ -44,13 +45,16 @@ def save_reference(model: PreTrainedModel, path: Path, deferred: Deferred | None
     temporary.rename(path)
 
 
-def effective_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's weights under the parent's names, with low-rank updates added; tied weights appear once. Where the
-    model is sharded, all processes must take all of them."""
+def effective_weights(
+    model: PreTrainedModel, skip: Callable[[torch.Tensor], bool] = lambda weight: False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's weights under the parent's names, with low-rank updates added, without those to `skip`; tied weights
+    appear once. Where the model is sharded, all processes must take all of them."""
     adapters = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
     for name, weight in model.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or skip(weight):
             continue
+        weight = dense(weight)
         owner, _, leaf = name.rpartition(".")
         owner = owner.removesuffix(".base_layer")
         if owner in adapters and leaf == "weight":

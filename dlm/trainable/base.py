@@ -16,11 +16,16 @@ class Trainable(ABC):
     """Selects the weights that are trained. An object serves one model at a time."""
 
     adds_weights = False  # beside the model's own, which are read for that
+    quantises = False  # frozen weights, in `ready`
 
     @abstractmethod
     def apply(self, model: PreTrainedModel, mask_id: int) -> PreTrainedModel:
         """The model, changed in place, with `requires_grad` on exactly the trained weights. Contract: before training,
         its outputs are bit for bit those of the unchanged model."""
+
+    def ready(self, model: PreTrainedModel) -> None:  # noqa: B027  (optional)
+        """Called once before training, when the parent's weights are recorded. Raises `ValueError` if the model cannot
+        be trained in this way."""
 
     def merged(self, model: PreTrainedModel) -> PreTrainedModel:
         """The trained model in the parent's own layout, as far as this layout can express it."""

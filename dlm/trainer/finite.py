@@ -100,7 +100,8 @@ class FiniteGuard(Callback):
     def check_weights(self, module) -> None:
         """Raises `NotFinite` before weights that are not finite are written."""
         self.check_steps(module)
-        state = {name: local(weight) for name, weight in module.denoiser.model.named_parameters()}
+        parameters = module.denoiser.model.named_parameters()
+        state = {name: local(weight) for name, weight in parameters if weight.is_floating_point()}  # not in four bits
         finite = torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm([*state.values()])]))
         flags = module.trainer.strategy.reduce(
             (~finite).float(), reduce_op="max"

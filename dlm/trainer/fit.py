@@ -63,6 +63,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = (
     if decoding and is_requested(cfg.get("evaluation")):
         require_decodable(experiment.denoiser, make(decoding))
     experiment.conversion.reference = save_parent_reference(cfg, run, experiment, resume is not None)
+    experiment.trainable.ready(experiment.parent.model)
     if not isinstance(run, Follower):
         record_budget(run, experiment)
     if experiment.parent.deferred:

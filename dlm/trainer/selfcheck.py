@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from dlm.conversion.selfcheck import check
 from dlm.evaluation.drift import effective_weights
 from dlm.model.denoiser import Denoiser
+from dlm.trainable.quantised import is_quantised
 
 
 class SelfCheck(Callback):
@@ -50,7 +51,7 @@ def check_untouched(denoiser: Denoiser, reference: Path) -> None:
         with safe_open(reference, framework="pt") as parent:
             differing = [
                 name
-                for name, weight in effective_weights(denoiser.model)
+                for name, weight in effective_weights(denoiser.model, skip=is_quantised)
                 for original in [parent.get_tensor(name).to(weight.dtype)]
                 if not torch.equal(original, weight.cpu()[: len(original)])
             ]

@@ -21,6 +21,8 @@ def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
     sharded_layers(experiment.parent.model)
     if experiment.conversion.optimizer_builder.reads_whole_matrices:
         raise ValueError(f"runtime.strategy={SHARDED}: the optimizer reads whole matrices: choose optimizer=adamw")
+    if experiment.trainable.quantises:
+        raise ValueError(f"runtime.strategy={SHARDED}: weights in four bits are not sharded: choose trainable=lora")
     if experiment.conversion.pieces > 1:
         raise ValueError(f"runtime.strategy={SHARDED}: pieces need gradients of whole weights: set runtime.pieces=1")
     return ModelParallelStrategy(num_processes(cfg), 1, save_distributed_checkpoint=False)

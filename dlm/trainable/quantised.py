@@ -1,0 +1,41 @@
+"""Weights in four bits (NF4 of bitsandbytes, with quantised scales)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def is_quantised(weight: Tensor) -> bool:
+    """Whether a parameter is held in four bits."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+def quantised(layer: nn.Linear) -> nn.Module:
+    """A linear layer with the weight of `layer` in four bits, frozen. Raises `ValueError` for another kind of layer."""
+    import bitsandbytes as bnb
+
+    if type(layer) is not nn.Linear:
+        raise ValueError(f"trainable=qlora quantises nn.Linear, and the parent has {type(layer).__name__}: choose lora")
+    weight, bias = layer.weight, layer.bias
+    made = bnb.nn.Linear4bit(
+        layer.in_features, layer.out_features, bias is not None, weight.dtype, quant_type="nf4", device="meta"
+    )
+    made.weight = bnb.nn.Params4bit(weight.detach(), requires_grad=False, quant_type="nf4").to(weight.device)
+    made.bias = bias
+    made.support_avx512bf16_for_cpu = False  # else a forward without gradients lays the weight out anew
+    return made
+
+
+def dense(weight: Tensor) -> Tensor:
+    """A weight with a value for every entry: dequantised, in its precision before, if it is in four bits."""
+    if not is_quantised(weight):
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state)
+
+
+def without_quantised(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model without its weights in four bits and their scales, which are made from the parent again."""
+    names = tuple(name for name, parameter in model.named_parameters() if is_quantised(parameter))
+    return {key: value for key, value in state.items() if not (names and key.startswith(names))}
