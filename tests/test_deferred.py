@@ -120,6 +120,14 @@ def test_two_processes_read_and_hold_half_of_the_layers_each_and_have_the_plain_
         torch.testing.assert_close(logits, plain.model(torch.arange(5, 25)[None]).logits.detach())
 
 
+def test_a_weight_outside_the_layers_that_is_not_finite_is_refused_as_in_any_parent(tmp_path):
+    def spoil(model):
+        model.model.norm.weight.data[3] = float("inf")
+
+    with pytest.raises(ValueError, match=r"1 of 32 values of its tensor model.norm.weight are not finite"):
+        load_for_shards(saved(tmp_path, "llama", spoil))
+
+
 @pytest.mark.trains
 def test_a_weight_that_is_not_finite_is_named_when_it_is_read(tmp_path):
     def spoil(model):

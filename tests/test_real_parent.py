@@ -28,7 +28,7 @@ SMALL = {
 def folder(tmp_path_factory) -> Path:
     """An empty folder with the scripts that the page shows."""
     folder = tmp_path_factory.mktemp("gemma")
-    for name, code in re.findall(r"^`(\w+\.py)`[^\n]*\n\n```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+    for name, code in re.findall(r"^`(\w+\.py)`.*?\n\n```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
         (folder / name).write_text(code)
     return folder
 
@@ -54,7 +54,8 @@ def test_the_commands_of_the_page_convert_measure_and_export_gemma(folder):
         said[line.split()[1] if "-m" not in line else line.split()[2]] = done.stdout
     (record,) = folder.glob("runs/*/run.json")
     record = json.loads(record.read_text())
-    assert record["parameters"] == 268_098_176 and record["drift"]["ffn/relative"] > 0
+    adapters = record["parameters"] - 268_098_176
+    assert 0 < adapters < 10_000_000 and record["drift"]["ffn/relative"] > 0 == record["drift"]["embedding/relative"]
     assert len(re.findall(r"^(?:prose|code) (?:parent|before|after) Likelihood", said["nelbo.py"], re.MULTILINE)) == 6
     for model in ("dlm", "parent"):
         assert record["benchmarks"][model].keys() == {"humaneval", "gsm8k_100"}

@@ -23,7 +23,7 @@ from dlm.model.implementation import supported, with_attention
 from dlm.model.parent import DTYPES, Parent, as_parent, layer_types, load_parent, require_loadable, resolve
 from dlm.model.sharding import sharded_layers
 from dlm.model.vision import auto_class, load_config
-from dlm.model.weights import require_plain_weights
+from dlm.model.weights import require_finite, require_plain_weights
 from dlm.trainable.gate import has_gated
 
 
@@ -52,6 +52,7 @@ def load_for_shards(
             lambda name: load_skeleton(folder, name, DTYPES[dtype], options), attn_implementation
         )
         require_plain_weights(skeleton, path, sorted(loading_info["missing_keys"]), gguf=False)
+        require_finite(skeleton, path, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         parent = as_parent(with_attention(skeleton, implementation), tokenizer, path, mask_token, check)
         found = with_empty_layers(parent.model, folder, implementation, options)
@@ -104,7 +105,10 @@ def with_empty_layers(
     config = AutoConfig.from_pretrained(folder, **options)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=skeleton.dtype, attn_implementation=block_sparse.loaded_as(implementation)
+            config,
+            dtype=skeleton.dtype,
+            attn_implementation=block_sparse.loaded_as(implementation),
+            trust_remote_code=options["trust_remote_code"],
         )
     model = with_attention(model.eval(), implementation)
     graft(model, skeleton)
