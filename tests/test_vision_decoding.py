@@ -120,3 +120,15 @@ def test_a_teacher_reads_the_images_that_the_student_reads():
     expected = own[scored.index - 1].double()
     expected[:, MASK_ID] = -torch.inf
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_fixed_shapes_give_the_same(family, uncompiled):
+    """Prompts take the places of others, in place, and no forward but the first reads a token of an image."""
+    scorer = seeing(family, Block(4), True)
+    texts, images = prompts(family, SHAPES)
+    free, fixed = (
+        Threshold(0.2).generate(scorer, Request(texts, 8, 2, batch_size=2, images=images, compile=compile))
+        for compile in (False, True)
+    )
+    assert [(g.tokens, g.nfe) for g in fixed] == [(g.tokens, g.nfe) for g in free] and uncompiled
