@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test-fast test test-all test-lowest lint format sweep study parent long-parent parents ablation-report design-space docs generated smoke
+.PHONY: help install train test-fast test test-all test-lowest lint format sweep study parent long-parent vlm-parent train-vlm vlm-study parents ablation-report design-space docs generated smoke
 .PHONY: dashboard wandb-sync leaderboard
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
@@ -66,6 +66,19 @@ parent: $(BIN)/.installed ## pretrain the embedded parent (about 35 minutes on o
 long-parent: $(BIN)/.installed ## pretrain that parent further on tasks with long answers, and install it in dlm/assets/long
 	$(BIN)/python -m dlm.train pretrain=long logger=csv
 	$(BIN)/python -m dlm.exported.embedded pretraining=long to=dlm/assets/long
+
+vlm-parent: $(BIN)/.installed ## give the parent of long answers a vision tower, pretrain it on rendered scenes, and install it (an hour of one core)
+	test -d build/vlm || $(BIN)/python -m dlm.compose to=build/vlm image_mean=0.08 image_std=0.3
+	$(BIN)/python -m dlm.train pretrain=scenes model.path=build/vlm logger=csv
+	$(BIN)/python -m dlm.exported.embedded pretraining=scenes to=dlm/assets/vlm
+
+SEEN = model=tiny_vlm data=scenes evaluation=scenes recipe=diffusionvl optimizer=muon lr=1e-3 optimizer.vision_lr=2e-4
+train-vlm: $(BIN)/.installed ## convert the embedded vision-language parent and evaluate it (ARGS='option=value ...')
+	$(BIN)/python -m dlm.train $(SEEN) tokens=600_000 $(ARGS)
+
+vlm-study: $(BIN)/.installed ## train and measure what is missing of sweeps/vlm, and write reports/vlm (ARGS='option=value ...')
+	$(BIN)/python -m analysis.study sweeps/vlm/*.yaml --jobs $(JOBS) $(ARGS)
+	$(BIN)/python -m analysis.vision $(ARGS)
 
 # QUICK=1: one seed and fewer points, to reports/quick. FROM=committed: the committed results as they are. ADD=1: do only
 # what they lack, and add it to them. SWEEPS='sweeps/table*.yaml': do only what these lack; the report names the rest.

@@ -99,7 +99,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(image, text, reason, 
     good = {"image": "one.png", "conversations": [turn("human", "<image>a"), turn("gpt", "b")]}
     made = encoded(processor, picture.parent, bad, good, bad)
     assert made.left_out == {reason: 2} and len(made.lengths) == 1
-    assert [name.partition(" (")[0] for name in made.named] == ["row 1 of chat.jsonl", "row 3 of chat.jsonl"]
+    assert [name.partition(":")[0] for name in made.named] == ["row 1 of chat.jsonl", "row 3 of chat.jsonl"]
 
 
 def test_a_row_without_a_conversation_is_refused_with_the_columns_that_it_has(processor, tmp_path):
@@ -107,6 +107,12 @@ def test_a_row_without_a_conversation_is_refused_with_the_columns_that_it_has(pr
         encoded(processor, tmp_path, {"q": "a"})
     with pytest.raises(ValueError, match="row 1 of chat.jsonl, turn 1 holds neither text nor an image"):
         encoded(processor, tmp_path, {"messages": [{"role": "user", "content": [{"type": "video"}]}]})
+
+
+def test_what_a_template_cannot_render_is_refused_by_the_number_of_its_row(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ValueError, match=r"the chat template cannot render row 1 of .*: .*roles must alternate"):
+        encoded(processor, tmp_path, {"conversations": [turn("human", "a"), turn("gpt", "b")]})
 
 
 @pytest.fixture
@@ -142,6 +148,13 @@ def test_a_prepared_corpus_gives_documents_with_the_tensors_of_their_pictures(da
     assert again.ids == here.ids
     assert torch.equal(again.images.of_images["pixel_values"], here.images.of_images["pixel_values"])
     assert processor.tokenizer.decode(here.ids).startswith("<image>" * 16 + "at ")
+
+
+def test_passes_over_documents_keep_their_pictures(data, processor):
+    data.order = "packed"
+    data.prepare(processor.tokenizer, lambda length, rng: -length % 8, 4, 0)
+    batch = collate([data.train_rows[n] for n in range(3)])
+    assert [len(images) for images in batch.images] == [int(row.max()) + 1 for row in batch.document]
 
 
 def test_it_is_prepared_once_and_tokens_of_another_processor_are_refused(data, processor, capsys):
@@ -181,6 +194,7 @@ def test_rows_of_scenes_have_a_picture_in_each_document_and_its_question(process
     assert [*batch.images[0]] == [*range(int(batch.document[0].max()) + 1)]
     text = processor.tokenizer.decode(batch.x0[0][batch.document[0] == 0])
     assert text.startswith("<image>" * 16) and ":" in text and text.endswith("<eos>")
+    assert all(len(row.images) == 1 and row.images[0] for row in made.validation_rows)  # they are seen there, too
     assert made.asked == tuple(f"scenes.{name}" for name in ("list", "grid", "count", "at", "words"))
     with pytest.raises(ValueError, match=r"data.families \['draw'\] are unknown"):
         make(

@@ -1,14 +1,18 @@
 """Decoding with images in prompts: the parent's own generation, parity with training, batches of prompts."""
 
+from itertools import repeat
+
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID
+from conftest import EOS_ID, MASK_ID, PATTERNS, option_yaml, options, pattern_of
+from omegaconf import OmegaConf
 from test_vision import prepared
 from visions import FAMILIES, IMAGE, arguments, document, packed, prompts, seeing
 
 from dlm.attention.ar import AR
 from dlm.attention.block import Block
 from dlm.auxiliary.teacher import Teacher
+from dlm.config.build import make
 from dlm.decoding.engine.canvas import Canvas
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.step import forward
@@ -132,3 +136,18 @@ def test_fixed_shapes_give_the_same(family, uncompiled):
         for compile in (False, True)
     )
     assert [(g.tokens, g.nfe) for g in fixed] == [(g.tokens, g.nfe) for g in free] and uncompiled
+
+
+@pytest.mark.parametrize("name", options("decoding"))
+def test_every_decoder_reads_images_in_a_batch_as_alone(name):
+    """Drafts that AR verifies, several blocks at once, soft tokens, approximate caches, and the rest (I5)."""
+    decoder = make(OmegaConf.create({"block_size": 4, "decoding": option_yaml("decoding", name)}).decoding)
+    pattern = next(p for p in map(pattern_of, PATTERNS, repeat(4)) if decoder.takes(p) is None)
+    scorer = seeing("qwen3_vl", pattern, pattern.requires_token_shift)
+    texts, images = prompts("qwen3_vl", SHAPES[:2])
+    together = decoder.generate(scorer, Request(texts, 6, 2, images=images))
+    for text, image, found in zip(texts, images, together, strict=True):
+        (alone,) = decoder.generate(scorer, Request([text], 6, 2, images=[image]))
+        assert (found.tokens, found.nfe) == (alone.tokens, alone.nfe)
+    blind = decoder.generate(scorer, Request(texts, 6, 2))
+    assert [g.tokens for g in blind] != [g.tokens for g in together]

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.attention.ar import AR
 from dlm.config.budget import Budget
@@ -23,8 +23,9 @@ from dlm.conversion.schedule import Schedules
 from dlm.data.module import PackedData
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent, load_parent, load_tokenizer
+from dlm.model.parent import Parent, load_parent, load_tokenizer, resolve
 from dlm.model.positions import require_positions
+from dlm.model.vision import load_config, load_processor, reads_images
 from dlm.runs.renamed import PRESENT, with_targets
 from dlm.trainable.base import Trainable
 
@@ -111,6 +112,17 @@ def make_tokenizer(node: DictConfig) -> PreTrainedTokenizerBase:
     if get_object(options.pop("_target_")) is load_parent:
         return load_tokenizer(**options)
     return make(node).tokenizer
+
+
+def make_processor(node: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
+    """The processor of a config's parent, if possible without loading the weights; None if it reads text only."""
+    options = with_targets(OmegaConf.to_container(node, resolve=True), PRESENT)
+    require_known(options)
+    if get_object(options["_target_"]) is not load_parent:
+        return make(node).processor
+    folder = resolve(options["path"])
+    of_hub = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    return load_processor(folder, tokenizer, of_hub) if reads_images(load_config(folder, of_hub)) else None
 
 
 def make_masking(cfg: DictConfig) -> Masking:

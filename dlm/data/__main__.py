@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config.build import make, make_masking, make_tokenizer
+from dlm.config.build import make, make_masking, make_processor, make_tokenizer
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds
 from dlm.config.settings import Data
 from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.conversion.prepare import corrupt
 from dlm.data.external import External, summary_lines
+from dlm.data.image_chat import ImageChat
 from dlm.data.origin import Batch as SourceBatch
 from dlm.data.packing import collate
 from dlm.data.prepared import Encoder
@@ -36,7 +37,9 @@ def data_of(cfg: DictConfig) -> tuple[External, PreTrainedTokenizerBase]:
     data = make(cfg.data)
     if not isinstance(data, External):
         raise ValueError("this data is made by the code, and needs no preparation: choose data=text, chat or mixed")
-    return data, make_tokenizer(cfg.model)
+    tokenizer = make_tokenizer(cfg.model)
+    data.processor = make_processor(cfg.model, tokenizer) if isinstance(data, ImageChat) else None
+    return data, tokenizer
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -111,7 +114,7 @@ def validate(cfg: DictConfig) -> None:
 def problems_of(batch: SourceBatch, encoder: Encoder) -> Iterator[str]:
     """What is wrong with the rows of a batch."""
     try:
-        encoder(batch)
+        yield from encoder(batch).named
     except ValueError:
         for n, row in enumerate(batch.rows):
             try:

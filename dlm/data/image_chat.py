@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.data.chat import COLUMNS, SHAREGPT, TURNS
@@ -23,6 +24,7 @@ from dlm.data.picture_files import Unreadable, file_of, opened, parts_of, placed
 from dlm.data.pictures import Message, processed, rendered, require_processor
 from dlm.data.prepared import Encoded
 from dlm.data.text import key_of
+from dlm.errors import one_line
 from dlm.runs.digest import fingerprint
 
 NAMED = COLUMNS | {"image": "image", "images": "images"}
@@ -56,7 +58,7 @@ class ImageChatEncoder:
                 found = self.documents(messages, files, name)
             except Unreadable as error:
                 left_out[f"with {error.reason}"] = left_out.get(f"with {error.reason}", 0) + 1
-                named.append(f"{name} ({error.name})")
+                named.append(f"{name}: {error.reason} ({error.name})")
                 continue
             if not found:
                 left_out["without an answer to a prompt"] = left_out.get("without an answer to a prompt", 0) + 1
@@ -112,8 +114,11 @@ class ImageChatEncoder:
             said = "".join(part.get("text", "") for part in message["content"])
             if not turn or message["role"] != "assistant" or not said.strip():
                 continue
-            before = rendered(self.processor, messages[:turn])
-            whole = self.processor.apply_chat_template(messages[: turn + 1])
+            try:
+                before = rendered(self.processor, messages[:turn])
+                whole = self.processor.apply_chat_template(messages[: turn + 1])
+            except (TemplateError, TypeError, KeyError, ValueError) as error:
+                raise ValueError(f"the chat template cannot render {name}: {one_line(error)}") from error
             if not whole.startswith(before):
                 raise ValueError(f"the chat template does not begin an answer as it asks for one, in {name}")
             used = sum(part["type"] == "image" for m in messages[:turn] for part in m["content"])
@@ -135,22 +140,23 @@ class ImageChatEncoder:
 
 class ImageConversations:
     """The kind of a source that holds conversations with pictures (see `ImageChatEncoder`). `images` is the folder of
-    their paths; None: that of the data."""
+    their paths; None: that of the first file of `origin`. The `processor` is that of the parent, once it is loaded."""
 
-    def __init__(self, images: str | None = None, columns: dict[str, str] | None = None, turns: str = "each"):
+    def __init__(self, origin: Origin, images: str | None, columns: dict[str, str] | None, turns: str):
         if unknown := set(columns or {}) - set(NAMED):
             raise ValueError(f"data.columns {sorted(unknown)} are unknown: choose from {[*NAMED]}")
         if turns not in TURNS:
             raise ValueError(f"data.turns {turns!r} is unknown: choose one of {', '.join(TURNS)}")
-        self.folder = Path(images).expanduser() if images else None
+        self.origin, self.folder = origin, Path(images).expanduser() if images else None
         if self.folder and not self.folder.is_dir():
             raise ValueError(f"data.images {images!r} does not exist: name the folder of the pictures")
         self.columns, self.turns = NAMED | (columns or {}), turns
         self.processor: ProcessorMixin | None = None
 
     def encoder(self, tokenizer: PreTrainedTokenizerBase) -> ImageChatEncoder:
-        processor = require_processor(self.processor, "data=image_chat")
-        return ImageChatEncoder(processor, self.columns, self.turns, self.folder or Path())
+        processor, files = require_processor(self.processor, "data=image_chat"), self.origin.local
+        folder = self.folder or (files[0].parent if files else Path())
+        return ImageChatEncoder(processor, self.columns, self.turns, folder)
 
     def source(self, part: Part, length: int) -> Source:
         return WholeDocuments(part, length)
@@ -172,11 +178,16 @@ class ImageChat(External):
         **kwargs: Any,
     ):
         origin = Origin(path, name, split, revision)
-        self.kind = ImageConversations(images, columns, turns)
+        self.kind = ImageConversations(origin, images, columns, turns)
         super().__init__({"image_chat": Spec(origin, self.kind)}, held_out=held_out, **kwargs)
 
+    @property
+    def processor(self) -> ProcessorMixin | None:
+        return self.kind.processor
+
+    @processor.setter
+    def processor(self, processor: ProcessorMixin | None) -> None:
+        self.kind.processor = processor
+
     def corpus(self, name: str, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-        self.kind.processor = self.processor
-        if self.kind.folder is None and (files := self.specs[name].origin.local):
-            self.kind.folder = files[0].parent
         return PictureCorpus(super().corpus(name, tokenizer).folder, self.processor)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,7 +60,8 @@ class PassTable:
 
     def document(self, number: int, start: int, stop: int, tail: int) -> Document:
         whole = self.part.document(number)
-        return Document(whole.ids[start:stop], whole.maskable[start:stop]).ended(self.eos_id, tail)
+        part = replace(whole, ids=whole.ids[start:stop], maskable=whole.maskable[start:stop])
+        return part.ended(self.eos_id, tail)
 
     def shuffled(self, epoch: int) -> Integer[np.ndarray, " R"]:
         """The rows in the order of a pass; groups of rows stay together."""

@@ -95,7 +95,7 @@ def placed(messages: list[dict[str, Any]], own: Iterable[Any]) -> list[dict[str,
     waiting = [picture for picture in own if picture is not None]
     images = [part for message in messages for part in message["content"] if part["type"] == "image"]
     if waiting and not images:
-        first = next(message for message in messages if message["role"] == "user")
+        first = next((message for message in messages if message["role"] == "user"), messages[0])
         images = [{"type": "image", "image": None} for _ in waiting]
         first["content"] = images + first["content"]
     without = [part for part in images if part["image"] is None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -43,7 +44,7 @@ class ValidationRows(Dataset):
         for name, source in sources.items():
             for index in range(per_source):
                 document = draw(source, random.Random(f"{SEED}-{name}-{index}"), length)
-                scored = Document(document.ids, [False, *document.maskable[1:]])
+                scored = replace(document, maskable=[False, *document.maskable[1:]])
                 extra = tail(len(scored.ids), random.Random(f"{SEED}-{name}-{index}-tail"))
                 whole = scored.ended(tokenizer.eos_token_id, min(extra, length - len(scored.ids)))
                 self.rows.append(pack([whole], length, pad_id))

@@ -1,7 +1,7 @@
 """Install a finished parent run as an embedded parent: `python -m dlm.exported.embedded run=ID to=dlm/assets/tiny`.
 
 Writes the weights beside the tokenizer, and a card with their training data, cost and accuracy. This is the last step
-of `make parent` and of `make long-parent`.
+of `make parent`, `make long-parent` and `make vlm-parent`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dlm.config.kinds import require_options
 from dlm.config.settings import Embedded
 from dlm.data import prose
 from dlm.evaluation.likelihood import Likelihood, likelihood, windows
+from dlm.exported import vision_card
 from dlm.markdown import table
 from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
@@ -105,7 +106,7 @@ def install(run: Run, to: Path) -> None:
     size = (finished.folder / "model.safetensors").stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"the weights of run {run.id} take {size:,} bytes; at most {MAX_BYTES:,} are committed")
-    text = card(finished)
+    text = (card if finished.converted.processor is None else vision_card.card)(finished)
     shutil.copytree(finished.folder, to, dirs_exist_ok=True)
     write_atomically(to / "README.md", text)
 
