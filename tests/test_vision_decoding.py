@@ -1,14 +1,18 @@
 """Decoding with images in prompts: the parent's own generation, parity with training, batches of prompts."""
 
+from itertools import repeat
+
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID
+from conftest import EOS_ID, MASK_ID, PATTERNS, option_yaml, options, pattern_of
+from omegaconf import OmegaConf
 from test_vision import prepared
 from visions import FAMILIES, IMAGE, arguments, document, packed, prompts, seeing
 
 from dlm.attention.ar import AR
 from dlm.attention.block import Block
 from dlm.auxiliary.teacher import Teacher
+from dlm.config.build import make
 from dlm.decoding.engine.canvas import Canvas
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.step import forward
@@ -151,3 +155,30 @@ def test_a_teacher_reads_the_images_that_the_student_reads():
     expected = own[scored.index - 1].double()
     expected[:, MASK_ID] = -torch.inf
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_fixed_shapes_give_the_same(family, uncompiled):
+    """Prompts take the places of others, in place, and no forward but the first reads a token of an image."""
+    scorer = seeing(family, Block(4), True)
+    texts, images = prompts(family, SHAPES)
+    free, fixed = (
+        Threshold(0.2).generate(scorer, Request(texts, 8, 2, batch_size=2, images=images, compile=compile))
+        for compile in (False, True)
+    )
+    assert [(g.tokens, g.nfe) for g in fixed] == [(g.tokens, g.nfe) for g in free] and uncompiled
+
+
+@pytest.mark.parametrize("name", options("decoding"))
+def test_every_decoder_reads_images_in_a_batch_as_alone(name):
+    """Drafts that AR verifies, several blocks at once, soft tokens, approximate caches, and the rest (I5)."""
+    decoder = make(OmegaConf.create({"block_size": 4, "decoding": option_yaml("decoding", name)}).decoding)
+    pattern = next(p for p in map(pattern_of, PATTERNS, repeat(4)) if decoder.takes(p) is None)
+    scorer = seeing("qwen3_vl", pattern, pattern.requires_token_shift)
+    texts, images = prompts("qwen3_vl", SHAPES[:2])
+    together = decoder.generate(scorer, Request(texts, 6, 2, images=images))
+    for text, image, found in zip(texts, images, together, strict=True):
+        (alone,) = decoder.generate(scorer, Request([text], 6, 2, images=[image]))
+        assert (found.tokens, found.nfe) == (alone.tokens, alone.nfe)
+    blind = decoder.generate(scorer, Request(texts, 6, 2))
+    assert [g.tokens for g in blind] != [g.tokens for g in together]

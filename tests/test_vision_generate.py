@@ -94,7 +94,7 @@ def test_models_and_processors_that_read_no_pictures_say_so(speaker, folder, mon
         Speaker("AR", ar_denoiser(text), text.tokenizer, Fixed(1)).encode_with("what?", shown, 8)
     ids, images = speaker.encode_with("what?", shown, 8)
     plain = Speaker("AR", ar_denoiser(text), text.tokenizer, Fixed(1))
-    with pytest.raises(ValueError, match="llama reads no images: name a vision-language model"):
+    with pytest.raises(ValueError, match="qwen3 reads no images: name a vision-language model"):
         plain.answer([i for i in ids if i < 1024], 8, [], 0, images=images)
     monkeypatch.setattr(speaker.processor, "chat_template", None)
     with pytest.raises(ValueError, match="has no chat template"):
