@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import httpx
 import openai
 import pytest
+from conftest import everyday
 from serving import by_engine, running, speakers, until
 
 from dlm.decoding.engine.request import Request
@@ -59,7 +60,8 @@ def events(text: str) -> list[tuple[str | None, str]]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "drawn"), [("diffusion", {}), ("diffusion", DRAWN), ("ar", DRAWN), ("speculate", DRAWN), ("parent", {})]
+    ("mode", "drawn"),
+    everyday([("diffusion", DRAWN), ("parent", {}), ("diffusion", {}), ("ar", DRAWN), ("speculate", DRAWN)], 2),
 )
 def test_the_openai_client_gets_the_engines_answer_and_its_cost(client, by_mode, mode, drawn):
     model = "tiny" if mode == "diffusion" else f"tiny:{mode}"

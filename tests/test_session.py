@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from conftest import EOS_ID, denoiser
+from conftest import EOS_ID, denoiser, everyday
 
 from dlm.decoding.ar import AR
 from dlm.decoding.engine.request import Request
@@ -58,14 +58,17 @@ def together(decoder, scorer, asked, removed=()):
 @pytest.mark.parametrize("temperatures", [(0.0, 0.8), pytest.param((0.0,), marks=pytest.mark.grid)])
 @pytest.mark.parametrize(
     ("decoder", "pattern", "token_shift"),
-    [
-        (Threshold(0.5), "block", True),
-        (Threshold(0.5), "bidir", False),
-        (Threshold(0.5, sliding=True), "block", False),
-        (Remask(0.5, 0.4), "block_noisy", False),
-        (AR(), "block", False),
-        (SelfSpeculative(), "block", True),
-    ],
+    everyday(
+        [
+            (Threshold(0.5), "block", True),
+            (AR(), "block", False),
+            (SelfSpeculative(), "block", True),
+            (Remask(0.5, 0.4), "block_noisy", False),
+            (Threshold(0.5), "bidir", False),
+            (Threshold(0.5, sliding=True), "block", False),
+        ],
+        4,
+    ),
 )
 def test_a_sequence_becomes_what_it_becomes_alone(llama, decoder, pattern, token_shift, temperatures):
     """Whoever else is there, with other thresholds, temperatures, stops and lengths, and whenever they came."""
@@ -117,12 +120,15 @@ def test_sequences_share_their_forwards(llama):
 
 @pytest.mark.parametrize(
     ("decoder", "pattern", "token_shift"),
-    [
-        (Threshold(0.5), "block", True),
-        (Threshold(0.5), "block", False),
-        (Threshold(0.5), "block_noisy", True),
-        (AR(), "block", False),
-    ],
+    everyday(
+        [
+            (Threshold(0.5), "block", True),
+            (AR(), "block", False),
+            (Threshold(0.5), "block", False),
+            (Threshold(0.5), "block_noisy", True),
+        ],
+        2,
+    ),
 )
 def test_a_prompt_that_begins_as_one_that_has_left_is_not_read_again(llama, decoder, pattern, token_shift):
     """Two turns: the second prompt is the first with its answer and more. Beside it comes one that nobody knows."""

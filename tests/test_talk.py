@@ -4,6 +4,7 @@ import io
 import sys
 
 import pytest
+from conftest import everyday
 from serving import by_engine, speakers
 
 from dlm.chat import main
@@ -19,7 +20,7 @@ def by_mode():
     return speakers()
 
 
-@pytest.mark.parametrize("mode", ["diffusion", "ar", "speculate"])
+@pytest.mark.parametrize("mode", everyday(["diffusion", "ar", "speculate"]))
 def test_every_turn_is_the_engines_answer_to_the_whole_conversation(by_mode, mode):
     talk, turns = Talk(by_mode, 16, system="Be brief.", kept_tokens=200), []
     for question in ("What is it?", "And then?"):
