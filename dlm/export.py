@@ -39,13 +39,15 @@ def export(
     decoding: dict[str, Any] | None = None,
     layout: Format | None = None,
     license: str | None = None,
+    repo: str | None = None,
 ) -> Path:
     """Write the run's model to the folder `to`, in a `layout` (by default `HF`), and return the folder.
 
     `decoding`, the config of a decoder, becomes the default of the exported decoding; `threshold` is short for a
-    threshold decoder; with neither, the run's decoder is used. `license` is the parent's, for the model card. The
-    folder is written under a temporary name, verified, and then renamed. Raises `ValueError` if the run has no model,
-    if `to` is not empty or cannot be written, and for a model or decoder that the layout cannot reproduce.
+    threshold decoder; with neither, the run's decoder is used. The model card names the parent's `license` and, if it
+    is to be published, the `repo` on the hub. The folder is written under a temporary name, verified, and then renamed.
+    Raises `ValueError` if the run has no model, if `to` is not empty or cannot be written, and for a model or decoder
+    that the layout cannot reproduce.
     """
     layout = layout or HF()
     source, target = run.trained_model(), Path(to).expanduser().resolve()
@@ -68,7 +70,7 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         layout.write(made, temporary)
-        card = model_card(run, made.settings, target.name, layout.usage(made, target.name), license)
+        card = model_card(run, made.settings, target.name, layout.usage(made, repo or target.name), license)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         layout.verify(temporary)
         temporary.replace(target)
@@ -151,7 +153,7 @@ def main(cfg: DictConfig) -> None:
         require_publishable(cfg.hub, license)
     elif cfg.upload:
         raise ValueError("upload=true does not say where to: give hub=USER/NAME as well")
-    folder = export(run, cfg.to, cfg.threshold, decoding, layout, license)
+    folder = export(run, cfg.to, cfg.threshold, decoding, layout, license, cfg.hub)
     print(f"{folder}: its README.md says how to load it")
     if cfg.hub is not None:
         split_weights(folder)

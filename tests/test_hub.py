@@ -135,9 +135,10 @@ def test_the_command_publishes_what_it_has_written_only_when_told_to(tmp_path, c
     values = yaml.safe_load(head)
     assert (values["license"], values["base_model"]) == ("llama3", "acme/parent")
     for said in (
+        "vllm serve me/my_dlm",
         "| recipe | nemotron_labs_diffusion |",
         "| decoding: threshold | 0.9 |",
-        "| trained on: answer tokens | 4.96e+05 |",
+        "| trained on: answer tokens | 496,492 |",
         "| dLM, 1 token/step | 65.4% | 60.0% – 70.0% | 360 |",
         "The dLM's (a bound) negative log-likelihood of held-out prose: 2.500 ± 0.030 nats per token",
         "| gsm8k | exact_match | dlm | 50.0% ± 9.8% | 100 |",

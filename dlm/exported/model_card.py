@@ -94,12 +94,12 @@ def data_table(config: DictConfig, record: dict[str, Any]) -> str:
     """A table of what the model was trained on, and how much of it."""
     budget = record.get("budget", {})
     rows = {
-        "data": name_of(config.data._target_),
+        "data": record.get("choices", {}).get("data") or name_of(config.data._target_),
         "source": OmegaConf.select(config, "data.path"),
         "tokens of a row": OmegaConf.select(config, "data.length"),
         "fingerprint": record.get("data", {}).get("fingerprint"),
     }
-    rows |= {f"trained on: {what.replace('_', ' ')}": f"{number:,.3g}" for what, number in budget.items()}
+    rows |= {f"trained on: {what.replace('_', ' ')}": f"{number:,}" for what, number in budget.items()}
     return table(["", ""], [[name, str(value)] for name, value in rows.items() if value is not None])
 
 
