@@ -46,9 +46,16 @@ class Session(ABC):
         request.check(self.denoiser, self.sliding)
 
     @torch.no_grad()
-    def add(self, request: Request, rule: CommitRule, index: Sequence[int] | None = None) -> list[int]:
-        """Let prompts of a request join, by default all, and return their tickets. They are decoded by `rule`. Raises
-        `ValueError` for a rule or `eos_ids` that cannot be decoded with those of the sequences that are here."""
+    def add(
+        self,
+        request: Request,
+        rule: CommitRule,
+        index: Sequence[int] | None = None,
+        tickets: Sequence[int] | None = None,
+    ) -> list[int]:
+        """Let prompts of a request join, by default all, and return their `tickets`, by default the next numbers: they
+        are the `index` of the canvas. The prompts are decoded by `rule`. Raises `ValueError` for a rule or `eos_ids`
+        that cannot be decoded with those of the sequences that are here."""
         index = [*(range(len(request.prompts)) if index is None else index)]
         member = Member(request, rule)
         for other in self.members.values():
@@ -59,7 +66,7 @@ class Session(ABC):
                     f"remask_below {rule.remask_below} and eos_ids {request.eos_ids} must be those of the session, "
                     f"{other.rule.remask_below} and {other.request.eos_ids}"
                 )
-        tickets = list(itertools.islice(self.next_ticket, len(index)))
+        tickets = [*(itertools.islice(self.next_ticket, len(index)) if tickets is None else tickets)]
         self.members |= dict.fromkeys(tickets, member)
         self.join(member, index, tickets)
         return tickets
