@@ -56,16 +56,16 @@ class Loop(ABC):
         """Decode every prompt with a denoiser of this loop's `mode`: one generation per prompt, in order."""
         longest = max(map(len, request.prompts), default=0) + request.max_new_tokens
         session = self.session(denoiser, longest, request.compile, request.replay)
-        waiting, number = request.by_length(), {}
+        waiting = request.by_length()
         generations: dict[int, Generation] = {}
         while waiting or session:
             free = request.batch_size - len(session)
             if waiting and free >= (request.batch_size * self.join_at if session else 1):
                 joining, waiting = waiting[:free], waiting[free:]
-                number |= zip(session.add(request, rule, joining), joining, strict=True)
+                session.add(request, rule, joining, tickets=joining)
             else:
                 session.step()
-            generations |= {number[t]: made for t, made in session.harvest(keep_places=bool(waiting)).items()}
+            generations |= session.harvest(keep_places=bool(waiting))
         return [generations[i] for i in range(len(request.prompts))]
 
 

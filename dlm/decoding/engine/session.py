@@ -46,10 +46,17 @@ class Session(ABC):
         request.check(self.denoiser, self.sliding)
 
     @torch.no_grad()
-    def add(self, request: Request, rule: CommitRule, index: Sequence[int] | None = None) -> list[int]:
-        """Let prompts of a request join, by default all, and return their tickets. They are decoded by `rule`. Raises
-        `ValueError` for a rule or `eos_ids` that cannot be decoded with those of the sequences that are here, and for
-        images among sequences of text, or text among images."""
+    def add(
+        self,
+        request: Request,
+        rule: CommitRule,
+        index: Sequence[int] | None = None,
+        tickets: Sequence[int] | None = None,
+    ) -> list[int]:
+        """Let prompts of a request join, by default all, and return their `tickets`, by default the next numbers: they
+        are the `index` of the canvas. The prompts are decoded by `rule`. Raises `ValueError` for a rule or `eos_ids`
+        that cannot be decoded with those of the sequences that are here, and for images among sequences of text, or
+        text among images."""
         index = [*(range(len(request.prompts)) if index is None else index)]
         member = Member(request, rule)
         for other in self.members.values():
@@ -65,7 +72,7 @@ class Session(ABC):
                     "a request with images cannot join one without: give both to one request, or to sessions of "
                     "their own"
                 )
-        tickets = list(itertools.islice(self.next_ticket, len(index)))
+        tickets = [*(itertools.islice(self.next_ticket, len(index)) if tickets is None else tickets)]
         self.members |= dict.fromkeys(tickets, member)
         self.join(member, index, tickets)
         return tickets
