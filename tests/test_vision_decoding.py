@@ -23,6 +23,7 @@ from dlm.model.denoiser import Denoiser
 from dlm.rollout.trajectory import Trajectory
 from dlm.types import Noised, generator
 
+OTHERS = [("qwen3_vl", False), ("gemma3", True), ("smolvlm", False), ("smolvlm", True)]
 SHAPES = [(3, 5, 1), (1, 2, 2), (7, 9, 1), (4, 3, 0)]
 
 
@@ -75,8 +76,10 @@ def test_training_scores_a_block_as_decoding_with_a_cached_image_does(family, si
                 torch.testing.assert_close(logits.double(), fresh.double(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", "smolvlm"])
+@pytest.mark.parametrize(
+    ("family", "token_shift"),
+    [("qwen3_vl", True), ("gemma3", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
+)
 def test_prompts_side_by_side_are_decoded_as_each_alone(family, token_shift):
     """Prompts with one image, two and none, which join a batch as others leave it: tokens and NFE (I5)."""
     scorer = seeing(family, Block(4), token_shift)
@@ -157,7 +160,7 @@ def test_a_teacher_reads_the_images_that_the_student_reads():
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen3_vl", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_fixed_shapes_give_the_same(family, uncompiled):
     """Prompts take the places of others, in place, and no forward but the first reads a token of an image."""
     scorer = seeing(family, Block(4), True)
@@ -169,7 +172,11 @@ def test_fixed_shapes_give_the_same(family, uncompiled):
     assert [(g.tokens, g.nfe) for g in fixed] == [(g.tokens, g.nfe) for g in free] and uncompiled
 
 
-@pytest.mark.parametrize("name", options("decoding"))
+USUAL = ("prefix_cache", "pipelined", "self_speculative", "soft")
+DECODERS = [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in options("decoding")]
+
+
+@pytest.mark.parametrize("name", DECODERS)
 def test_every_decoder_reads_images_in_a_batch_as_alone(name):
     """Drafts that AR verifies, several blocks at once, soft tokens, approximate caches, and the rest (I5)."""
     decoder = make(OmegaConf.create({"block_size": 4, "decoding": option_yaml("decoding", name)}).decoding)
