@@ -83,7 +83,7 @@ def mask_refusal(pattern: AttentionPattern, length: int) -> str | None:
 
 def write_code(folder: Path, parent: PreTrainedModel, replaced: dict[str, str] | None = None) -> None:
     """Write the modelling code with the parent's classes filled in, and further words `replaced`."""
-    classes = zip(TEMPLATE, (type(parent).__name__, type(parent.config).__name__), strict=True)
+    classes = list(zip(TEMPLATE, (type(parent).__name__, type(parent.config).__name__), strict=True))
     for name in CODE:
         text = resources.files("dlm.exported").joinpath(f"{name}.py").read_text(encoding="utf-8")
         for placeholder, word in (*classes, *(replaced or {}).items()):
