@@ -39,7 +39,8 @@ from dlm.data.packing import collate
 from dlm.logger.wandb import has_key
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import device_name
-from dlm.model.parent import DTYPES, layer_types, resolve
+from dlm.model.layers import layer_types
+from dlm.model.parent import DTYPES, resolve
 from dlm.model.positions import num_positions
 from dlm.runs.run import environment
 from dlm.trainer import memory

@@ -26,7 +26,7 @@ from dlm.exported.model_card import model_card, parent_of
 from dlm.format.base import Converted, Format
 from dlm.format.hf import GENERATION, HF
 from dlm.model.eos import eos_ids
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.model.vision import reads_images
 from dlm.runs.run import Run
 from dlm.trainable.gate import has_gated

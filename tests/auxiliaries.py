@@ -4,7 +4,8 @@ from conftest import MASK_ID, config
 
 from dlm.config.build import make_objective
 from dlm.masking.uniform import Uniform
-from dlm.model.parent import Parent, layer_types
+from dlm.model.layers import layer_types
+from dlm.model.parent import Parent
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 # An attention pattern and a masking that an auxiliary loss can be used with.

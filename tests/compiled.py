@@ -29,7 +29,7 @@ from dlm.decoding.threshold import Threshold
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.types import Batch, generator
 
 LAYERS, MASK_ID = 3, 60

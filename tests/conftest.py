@@ -44,7 +44,7 @@ from dlm.attention.base import AttentionPattern
 from dlm.config.build import make
 from dlm.data import prose
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.runs.run import Run
 from dlm.types import Batch, Rows, generator
 

@@ -11,7 +11,8 @@ from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent, layer_types
+from dlm.model.layers import layer_types
+from dlm.model.parent import Parent
 from dlm.noise_level.base import NoiseLevel
 from dlm.types import Batch, Noised, generator
 

@@ -16,7 +16,7 @@ from dlm.decoding.engine.request import Request
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.trainer.loss_profile import LossProfile
 from dlm.types import generator
 

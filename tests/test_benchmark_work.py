@@ -9,7 +9,7 @@ from dlm.bench import decode, engines, naive, train
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.model import flops
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.model.trim import needed
 from dlm.types import Noised, generator
 

@@ -19,7 +19,8 @@ from dlm.config.build import make
 from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
-from dlm.model.parent import layer_types, load_parent, new_parent
+from dlm.model.layers import layer_types
+from dlm.model.parent import load_parent, new_parent
 from dlm.model.probe import check_convertible
 from dlm.types import Batch, Noised, generator
 

@@ -7,7 +7,7 @@ from convertible import CONVERTIBLE, random_model
 
 from dlm.model import probe
 from dlm.model.closeness import distance, tolerance
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

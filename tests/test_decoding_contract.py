@@ -15,7 +15,7 @@ from dlm.decoding.engine.loop import Blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.types import generator
 
 SIZE, NEW = 4, 10

@@ -24,7 +24,7 @@ from dlm.attention.check import WIDTH, grid
 from dlm.conversion.prepare import prepare
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.types import Rows, generator
 
 SIZES = (2, 4, 8, 16)

@@ -16,7 +16,7 @@ from dlm.decoding.engine.verify import Speculation, accept
 from dlm.decoding.lookup import Lookup
 from dlm.decoding.self_speculative import SelfSpeculative
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.types import Rows, generator
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]

@@ -10,7 +10,8 @@ from dlm.attention.block import Block
 from dlm.conversion.module import Conversion
 from dlm.conversion.selfcheck import Probe, check, check_leak, check_parity, is_ar_limit, probed_blocks
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import Parent, layer_types
+from dlm.model.layers import layer_types
+from dlm.model.parent import Parent
 from dlm.runs.run import Run
 from dlm.train import train
 

@@ -17,7 +17,7 @@ from dlm.decoding.fixed import Fixed
 from dlm.decoding.prefix import Prefix
 from dlm.decoding.threshold import Threshold
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
 NEW = 14

@@ -17,7 +17,7 @@ from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model import flops, trim
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.trainer.compilation import CompilerWatch, limits_reached
 from dlm.types import Batch, generator
 

@@ -9,7 +9,7 @@ from conftest import options, pattern_of, random_batch, tiny
 from dlm.conversion.prepare import prepare
 from dlm.masking.uniform import Uniform
 from dlm.model.denoiser import Denoiser
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.trainer.drift_picture import count, heat_map
 from dlm.trainer.loss_profile import BINS, LossProfile
 from dlm.types import generator

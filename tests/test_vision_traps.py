@@ -21,7 +21,7 @@ from dlm.masking.uniform import Uniform
 from dlm.model import denoiser as module
 from dlm.model.context import record
 from dlm.model.image_probe import check_images
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.model.probe import check_convertible
 from dlm.types import Noised, generator
 

@@ -13,7 +13,7 @@ from dlm.attention import block_sparse
 from dlm.model.context import Context
 from dlm.model.denoiser import Denoiser
 from dlm.model.image_probe import span_ids
-from dlm.model.parent import layer_types
+from dlm.model.layers import layer_types
 from dlm.types import Batch, Images, generator
 
 ASSETS = ROOT / "dlm" / "assets"

@@ -6,7 +6,8 @@ from conftest import MASK_ID
 from dlm.bench import train
 from dlm.bench.base import Workbench
 from dlm.masking.uniform import Uniform
-from dlm.model.parent import Parent, layer_types
+from dlm.model.layers import layer_types
+from dlm.model.parent import Parent
 
 FAST = ["repeats=2", "warmup=0", "model=tiny_random", "model.config.num_hidden_layers=2"]
 SMALL = {

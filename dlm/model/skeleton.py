@@ -20,7 +20,8 @@ from transformers.utils import logging
 from dlm.attention import block_sparse
 from dlm.model.deferred import Deferred, weight_files
 from dlm.model.implementation import supported, with_attention
-from dlm.model.parent import DTYPES, Parent, as_parent, layer_types, load_parent, require_loadable, resolve
+from dlm.model.layers import layer_types
+from dlm.model.parent import DTYPES, Parent, as_parent, load_parent, require_loadable, resolve
 from dlm.model.sharding import sharded_layers
 from dlm.model.vision import auto_class, load_config
 from dlm.model.weights import require_finite, require_plain_weights
