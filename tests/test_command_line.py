@@ -39,7 +39,12 @@ def test_what_has_no_earlier_name_stays_as_it_is(override, capsys):
 
 @pytest.mark.parametrize(
     ("typed", "read"),
-    [("evaluation=null", "evaluation=none"), ("callbacks=null", "callbacks=none"), ("schedule=null", "schedule=null")],
+    [
+        ("evaluation=null", "evaluation=none"),
+        ("~evaluation", "evaluation=none"),
+        ("callbacks=null", "callbacks=none"),
+        ("schedule=null", "schedule=null"),
+    ],
 )
 def test_null_is_the_option_none_of_a_group_that_has_one(typed, read):
     assert with_present_name(typed) == read

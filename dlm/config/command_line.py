@@ -79,11 +79,13 @@ def trusting(main: Callable[..., Any], entered: list[bool]) -> Callable[..., Any
 
 
 def with_present_name(override: str) -> str:
-    """Rewrite an override that uses a former option name, with a note on stderr. `evaluation=null` becomes
-    `evaluation=none`."""
+    """Rewrite an override that uses a former option name, with a note on stderr. `evaluation=null` and `~evaluation`
+    become `evaluation=none`."""
     key, equals, value = override.partition("=")
-    if value == "null" and any((folder / key / "none.yaml").exists() for folder in config_folders()):
-        return f"{key}=none"  # Hydra accepts no null for a group
+    group = key.removeprefix("~")
+    if value == "null" or override == f"~{group}":
+        if any((folder / group / "none.yaml").exists() for folder in config_folders()):
+            return f"{group}=none"  # Hydra accepts no null for a group
     for old, new in RENAMED.items():
         name = key.lstrip("+~")
         if f"{name}.".startswith(f"{old}."):

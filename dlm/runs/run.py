@@ -109,7 +109,7 @@ class Run:
                 f"runs_dir {str(runs_dir)!r} holds no finished run{' with ' + options if options else ''}: make one "
                 f"with python -m dlm.train {options}".rstrip()
             )
-        return max(finished, key=lambda run: run.record["ended"])
+        return max(finished, key=lambda run: run.record.get("ended", 0.0))
 
     @property
     def record_path(self) -> Path:

@@ -25,7 +25,8 @@ INDENT = 13  # columns of the labels
 
 def rates(tokens: int, nfe: int, seconds: float) -> str:
     """The cost of an answer in words: forwards, tokens per forward, and tokens per second."""
-    return f"{tokens} tokens in {nfe} forwards (NFE): TPF {tokens / nfe:.2f}, {tokens / seconds:.0f} tokens/s"
+    cost = f"{tokens} token{'s' * (tokens != 1)} in {nfe} forward{'s' * (nfe != 1)} (NFE)"
+    return f"{cost}: TPF {tokens / nfe:.2f}, {tokens / seconds:.0f} tokens/s"
 
 
 def frame(canvas: Canvas, tokenizer: PreTrainedTokenizerBase, ends: list[int], name: str, seconds: float) -> Text:
