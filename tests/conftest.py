@@ -142,6 +142,11 @@ def options(group: str, conf: Path = CONF) -> list[str]:
     return sorted(p.stem for p in (conf / group).glob("*.yaml"))
 
 
+def text_options(group: str) -> list[str]:
+    """Those of a group that a parent of text takes, with the packages of every machine."""
+    return [option for option in options(group) if option not in ("connector", "qlora", "scenes", "image_chat")]
+
+
 @cache
 def attention_yaml(name: str):
     return OmegaConf.load(CONF / "attention" / f"{name}.yaml")

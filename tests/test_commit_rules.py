@@ -132,9 +132,9 @@ class Script:
     def __init__(self, plan):
         self.plan, self.calls = plan, 0
 
-    def __call__(self, scored, ids, positions, *args, **kwargs):
+    def __call__(self, scored, position_ids, **kwargs):
         logits = torch.full((len(scored), 61), -torch.inf)
-        for row, slot in zip(logits, positions.flatten()[scored].tolist(), strict=True):
+        for row, slot in zip(logits, position_ids.flatten()[scored].tolist(), strict=True):
             token, probability = self.plan[self.calls].get(slot, (9, 1.0))
             row[:50] = torch.tensor((1 - probability) / 49).log()
             row[token] = torch.tensor(probability).log()
@@ -295,6 +295,8 @@ def test_degenerate_outputs_are_shares_beside_the_accuracy(llama):
     outputs = {"abc": [5, 6, EOS_ID], "empty": [EOS_ID], "endless": list(range(2, 20)), "loop": [8] * 20}
 
     class Given(Loop):
+        session = None  # none is begun
+
         def generate(self, *args):
             return [
                 Generation(tokens, len(tokens), 3 * len(tokens), [1] * len(tokens), [1.0] * len(tokens))

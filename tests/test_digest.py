@@ -58,8 +58,8 @@ def test_a_fingerprint_is_that_of_all_parts_together():
     assert fingerprint([b"ab", memoryview(b"c")]) == fingerprint([b"abc"]) != fingerprint([b"acb"])
 
 
-# Keys of what lives no longer than a process, and the split of a prompt, which is no name.
-ELSEWHERE = {"dlm/types.py", "dlm/data/tasks.py", "dlm/data/text.py"}  # a hash of each of a million documents
+# Keys of what lives no longer than a process, and what decides the split of prompts, scenes and documents.
+ELSEWHERE = {"dlm/types.py", "dlm/data/example.py", "dlm/data/scenes/__init__.py", "dlm/data/text.py"}
 
 
 @pytest.mark.parametrize("folder", ["dlm", "analysis"])

@@ -135,8 +135,8 @@ def test_replay_names_the_module_that_a_number_that_is_not_finite_comes_from(
     runs_dir,
     monkeypatch,
 ):
-    def broken(cfg):
-        experiment = building.build(cfg)
+    def broken(*args, **kwargs):
+        experiment = building.build(*args, **kwargs)
         experiment.parent.model.model.layers[1].mlp.down_proj.weight.data[0] = 3e38
         return experiment
 

@@ -164,10 +164,10 @@ def test_no_block_is_added_behind_an_eos_and_those_that_are_there_are_dropped(ll
     """The third block becomes sure of EOS when the fourth is there and the first two are masked: only those go on."""
     scorer, ends = denoiser(llama, "block_noisy", SIZE, False), []
 
-    def score(scored, ids, positions, *args, **kwargs):
+    def score(scored, position_ids, **kwargs):
         logits = torch.zeros(len(scored), 61)
         logits[:, 9] = 1.0  # everywhere unsure
-        at = positions.flatten()[scored]
+        at = position_ids.flatten()[scored]
         logits[(at >= 12) & (at < 16) & (at.max() >= 16), EOS_ID] = 50.0
         return logits
 

@@ -193,9 +193,9 @@ def test_no_forward_is_spent_on_what_lies_behind_an_eos(llama):
     best = {3: (7, 5.0), 4: (7, 4.0), 5: (EOS_ID, 20.0), 6: (7, 4.5), 7: (7, 5.5)}
     eager = denoiser(llama, "block", 4, False)
 
-    def score(scored, ids, positions, *args, **kwargs):
+    def score(scored, position_ids, **kwargs):
         logits = torch.zeros(len(scored), 61)
-        for row, position in zip(logits, positions.flatten()[scored].tolist(), strict=True):
+        for row, position in zip(logits, position_ids.flatten()[scored].tolist(), strict=True):
             token, value = best[position]
             row[token] = value
         return logits

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import test_golden_losses
 import torch
-from conftest import LIGHT_EVALUATION, config, everyday, options
+from conftest import LIGHT_EVALUATION, config, everyday, options, text_options
 from hydra.errors import HydraException
 from hydra.utils import get_method
 from safetensors.torch import load_file
@@ -69,7 +69,7 @@ NUMBER = {group: int(group not in test_golden_losses.GROUPS) for group in TRAINE
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [case for g in TRAINED for case in everyday([(g, o) for o in options(g)], NUMBER[g])]
+    ("group", "option"), [case for g in TRAINED for case in everyday([(g, o) for o in text_options(g)], NUMBER[g])]
 )
 def test_every_option_of_every_group_trains(group, option, runs_dir, tmp_path):
     needs = NEEDS.get((group, option), [])
@@ -114,7 +114,8 @@ def test_every_evaluation_yaml_evaluates(option, runs_dir):
 
 
 @pytest.mark.parametrize(
-    ("trainable", "checkpoint_every"), everyday([(t, every) for every in (1, 1000) for t in options("trainable")], 2)
+    ("trainable", "checkpoint_every"),
+    everyday([(t, every) for every in (1, 1000) for t in text_options("trainable")], 2),
 )
 def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, checkpoint_every, runs_dir, monkeypatch):
     overrides = (f"trainable={trainable}", f"runtime.checkpoint_every={checkpoint_every}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, MASK_ID, as_before, config, denoiser, options, random_batch, tiny
+from conftest import ARCHITECTURES, MASK_ID, as_before, config, denoiser, random_batch, text_options, tiny
 from kept_tensors import kept_by_autograd
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -132,7 +132,7 @@ def test_frozen_embeddings_freezes_embedding_and_head_tied_or_not(architecture, 
     assert frozen == expected | {n for n, _ in model.named_parameters() if norms and "norm" in n}
 
 
-@pytest.mark.parametrize("name", options("trainable"))
+@pytest.mark.parametrize("name", text_options("trainable"))
 def test_training_moves_exactly_what_is_declared_trainable(name, runs_dir):
     cfg = small(runs_dir, f"trainable={name}", "optimizer.warmup=0")
     experiment = build(cfg)
