@@ -97,6 +97,7 @@ for pattern in (ar.AR(), bidir.Bidir(8), block_noisy.BlockNoisy(8), block.Block(
 
 
 @pytest.mark.trains
+@pytest.mark.compiles
 def test_flex_attention_equals_sdpa():
     # In a process of its own: torch cannot trace a mask_mod through the shape checks of the tests.
     done = subprocess.run([sys.executable, "-c", FLEX], capture_output=True, text=True, cwd=ROOT)

@@ -9,6 +9,7 @@ from dlm.attention.compilation import VERSIONS
 
 
 @pytest.mark.trains
+@pytest.mark.compiles
 def test_a_compiled_step_gives_the_same_and_one_version_serves_every_layer_and_every_number_of_a_rule():
     """Three graphs of a step: a layer, what comes before the network and what comes after it, and one of the masks. A
     second of each for the last sequence, and one of what comes after for another class of rules. A layer in training is

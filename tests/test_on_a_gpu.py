@@ -17,6 +17,7 @@ def require_no_step_waits(waits: dict[str, list[str]]) -> None:
 
 
 @pytest.mark.trains
+@pytest.mark.compiles
 def test_a_step_of_every_loop_and_of_training_is_that_of_a_cpu_and_does_not_wait():
     """A training step, its masks and what is logged of its loss, under every pattern, wait for nothing at all."""
     found = said_by("on_a_gpu.py", "ordinary")

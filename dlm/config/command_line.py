@@ -83,9 +83,9 @@ def with_present_name(override: str) -> str:
     become `evaluation=none`."""
     key, equals, value = override.partition("=")
     group = key.removeprefix("~")
-    if value == "null" or override == f"~{group}":
-        if any((folder / group / "none.yaml").exists() for folder in config_folders()):
-            return f"{group}=none"  # Hydra accepts no null for a group
+    none = value == "null" or override == f"~{group}"
+    if none and any((folder / group / "none.yaml").exists() for folder in config_folders()):
+        return f"{group}=none"  # Hydra accepts no null for a group
     for old, new in RENAMED.items():
         name = key.lstrip("+~")
         if f"{name}.".startswith(f"{old}."):
