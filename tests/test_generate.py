@@ -101,7 +101,7 @@ def test_a_frame_marks_exactly_what_its_forward_committed_and_boxes_what_is_mask
         marks = sum(str(span.style) == NEW for span in drawn.spans)
         assert marks == int(((canvas.step[0, shown][:NEW_TOKENS] == canvas.nfe[0]) & ~masked).sum())
         assert drawn.plain.count(MASKED) == int(masked.sum())
-        assert PROMPT in drawn.plain and f"in {int(canvas.nfe[0])} forwards (NFE): TPF " in drawn.plain
+        assert PROMPT in drawn.plain and f"in {int(canvas.nfe[0])} forward" in drawn.plain
         seen.append((marks, int(masked.sum())))
 
     answer(speaker, "sort:QWERTYUIOP=", on_frame=lambda canvas, seconds: None)
@@ -224,7 +224,7 @@ def test_the_models_of_both_answers_decode_from_packed_weights(command, monkeypa
 
 def test_live_draws_the_frames_on_a_terminal(command):
     code, out, _ = command("live=true", "delay=0", "max_new_tokens=8")
-    assert code == 0 and "\x1b[" in out and MASKED in out and out.count("1 forwards (NFE)") >= 2
+    assert code == 0 and "\x1b[" in out and MASKED in out and out.count("in 1 forward (NFE)") >= 2
 
 
 def test_the_page_holds_the_answers_to_all_prompts_as_the_engine_made_them(command, parent, tmp_path):
