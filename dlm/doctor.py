@@ -27,7 +27,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from dlm.config.build import Experiment, build, make, make_masking, num_processes
 from dlm.config.command_line import hydra_command
@@ -42,6 +42,7 @@ from dlm.model.device import device_name
 from dlm.model.layers import layer_types
 from dlm.model.parent import DTYPES, resolve
 from dlm.model.positions import num_positions
+from dlm.model.vision import auto_class
 from dlm.runs.run import environment
 from dlm.trainer import memory
 from dlm.trainer.fit import device_of, fit_into_memory, require_evaluation, space_of, step_of
@@ -264,7 +265,7 @@ def empty_model(node: dict[str, Any]) -> PreTrainedModel:
         else AutoConfig.from_pretrained(resolve(node["path"]), trust_remote_code=node.get("trust_remote_code", False))
     )
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
+        return auto_class(config).from_config(
             config, dtype=DTYPES[node["dtype"]], attn_implementation=node["attn_implementation"]
         )
 

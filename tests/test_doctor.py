@@ -79,6 +79,11 @@ def test_a_time_is_said_in_words():
     assert [duration(s) for s in (12, 60, 3599, 7500)] == ["12 s", "1 min", "1 h 0 min", "2 h 5 min"]
 
 
+def test_a_step_of_a_parent_that_reads_images_is_planned():
+    findings = [*doctor.planned(config("model=tiny_vlm", "data=scenes", "recipe=none"))]
+    assert findings and all(finding.kind == "good" for finding in findings)
+
+
 def test_a_step_of_eight_billion_parameters_is_planned_without_their_weights(monkeypatch, capsys):
     """On eight GPUs of 80 GB that this machine does not have: with shards it fits, without it does not."""
     shape = ["model=random_8b", "model.dtype=float32", "trainer=gpu", "trainer.devices=8", "runtime.memory_gb=80"]

@@ -1,5 +1,6 @@
 """`python -m dlm.serve`: clients that exist get what the engine alone gives, whoever else asks."""
 
+import copy
 import json
 import random
 import threading
@@ -86,6 +87,15 @@ def test_a_streamed_chat_is_the_whole_one_and_is_never_taken_back(client, by_mod
     assert "".join(pieces) == whole.choices[0].message.content == expected.text and len(pieces) > 1
     assert streamed[-1].usage.nfe == whole.usage.nfe == expected.generation.nfe
     assert streamed[-2].choices[0].finish_reason == expected.finish_reason
+
+
+def test_a_chat_template_that_leaves_the_question_out_is_refused(by_mode):
+    """As do templates of models that read images, of a content that is no list of parts."""
+    tokenizer = copy.deepcopy(by_mode["diffusion"].tokenizer)
+    parts = "{% for part in m.content if part.text %}{{ part.text }}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: " + parts + "{% endfor %}"
+    with pytest.raises(ValueError, match="leaves out 'What is it\\?'"):
+        conversation(tokenizer, [{"role": "user", "content": "What is it?"}], "auto")
 
 
 def test_several_prompts_and_choices_are_answers_of_their_own_seeds(client, by_mode):

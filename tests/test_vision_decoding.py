@@ -113,6 +113,24 @@ def test_requests_with_images_that_join_a_session_become_what_each_becomes_alone
         assert (made[n].tokens, made[n].nfe) == (own.tokens, own.nfe)
 
 
+def test_what_was_removed_from_a_session_leaves_nothing_to_images_that_join():
+    """Also before its first forward. Else the images would be lost with a canvas that has none."""
+    scorer = seeing("llava", Block(32), False)
+    texts, images = prompts("llava", SHAPES[:1])
+    seen = Request(texts, 12, 2, images=images)
+    for steps in (0, 1):
+        session = Fixed(1).session(scorer)
+        (ticket,) = session.add(Request([[5, 6]], 12, 2), Fixed(1).rule)
+        for _ in range(steps):
+            session.step()
+        session.remove(ticket)
+        (ticket,), made = session.add(seen, Fixed(1).rule), {}
+        while session:
+            session.step()
+            made |= session.harvest()
+        assert made[ticket].tokens == Fixed(1).generate(scorer, seen)[0].tokens
+
+
 def test_a_request_of_text_does_not_join_one_with_images():
     scorer = seeing("llava", Block(4), False)
     texts, images = prompts("llava", SHAPES[:1])

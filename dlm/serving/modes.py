@@ -30,7 +30,8 @@ def modes(found: FinishedRun | ExportedFolder, decoding: dict[str, Any] | None, 
     diffusion = make(decoding) if decoding else found.decoder
     diffusion.require(dlm.pattern)
     by_name = {DIFFUSION: diffusion, "ar": AR(), "speculate": SelfSpeculative()}
-    speakers = {name: Speaker(name, dlm, tokenizer, decoder) for name, decoder in by_name.items()}
+    processor = found.converted.processor
+    speakers = {name: Speaker(name, dlm, tokenizer, decoder, processor) for name, decoder in by_name.items()}
     if parent and isinstance(found, FinishedRun):
         speakers["parent"] = Speaker("parent", found.ar, found.parent.tokenizer, Fixed(1))
     return speakers
@@ -66,6 +67,11 @@ def by_chat_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
         text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template raises errors of its own
         raise ValueError(f"the chat template refuses these messages: {error}") from error
+    if lost := next((m["content"] for m in messages if m["content"].strip() not in text), None):
+        raise ValueError(
+            f"the chat template leaves out {lost!r}, since it takes contents in another form: choose template=plain or "
+            "template=raw"
+        )
     # Encoding adds it.
     return text.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else text
 

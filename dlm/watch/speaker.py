@@ -54,6 +54,9 @@ class Speaker:
         """The token ids of a prompt, with BOS if training added it. Raises `ValueError` if the model cannot continue
         it."""
         bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
+        token = getattr(self.processor, "image_token", None)
+        if token and token in prompt:
+            raise ValueError(f"prompt {prompt!r} holds {token!r}, which stands for a picture: image=… puts it in place")
         ids = bos + self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         self.require_readable(ids, prompt, max_new_tokens)
         return ids

@@ -190,6 +190,10 @@ class Canvas:
                 self.pictures.widen(more)
             self.num_slots, self.placement = num_slots, object()
 
+    def is_like(self, other: Canvas) -> bool:
+        """Whether the sequences of another canvas can join this one: both have images or none, and the same EOS ids."""
+        return (self.pictures is None) == (other.pictures is None) and torch.equal(self.eos_ids, other.eos_ids)
+
     def join(self, other: Canvas) -> Canvas:
         """Add the sequences of another canvas to this one; both are before or both after their first forward. They take
         the places of finished ones if there are enough, so that nothing moves. Both get the slots of the longer one."""

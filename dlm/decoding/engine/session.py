@@ -176,16 +176,17 @@ class BlockSession(Session):
 
     def receive(self) -> None:
         """The first forward of those that have joined, who then are on the canvas with the others."""
-        canvases, tickets = zip(*self.arriving, strict=True)
-        members = [self.members[ticket] for ticket in itertools.chain(*tickets) if ticket in self.members]
+        present = [(canvas, t) for canvas, tickets in self.arriving if (t := self.members.keys() & set(tickets))]
+        members = [self.members[ticket] for _, tickets in present for ticket in sorted(tickets)]
         self.arriving = []
         if members:
-            new = functools.reduce(Canvas.join, canvases)
+            new = functools.reduce(Canvas.join, (canvas for canvas, _ in present))
             if self.prefixes is not None:
                 self.prefixes.fill(new)
             rule, generator = self.decision(new, members)
             self.forward(new, partial(step, self.denoiser, new, rule, generator), members)
-            self.canvas = new if self.canvas is None else self.canvas.join(new)
+            # One that is unlike holds only sequences that were removed: `add` refuses others.
+            self.canvas = self.canvas.join(new) if self.canvas is not None and self.canvas.is_like(new) else new
 
     def leave(self, keep_places):
         keep_places = self.fixed_shapes and (keep_places or bool(self.arriving))
