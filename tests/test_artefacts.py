@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, everyday
 from study_tables import ITEMS, Study, correct, whole_study
 
 from analysis.artefacts import artefacts
@@ -93,12 +93,12 @@ def test_an_artefact_whose_runs_were_not_measured_shows_nothing_of_its_own(name,
         assert is_empty(made) or papers
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", everyday(MODULES, 9))
 def test_an_artefact_takes_one_seed(name, of_one_seed):
     assert all(not is_empty(e) for e in shown(of_one_seed, name))
 
 
-@pytest.mark.parametrize("name", sorted({n for n in MODULES if n != "figure7_masking"}))
+@pytest.mark.parametrize("name", everyday(sorted({n for n in MODULES if n != "figure7_masking"}), 9))
 def test_accuracy_is_never_shown_without_forwards(name, results):
     for frame in tables(results, name):
         columns = set(frame.columns)

@@ -25,6 +25,7 @@ ALIKE = ("decode 8B", "decode 4B", "train 8B")  # to another item, but for the s
 
 
 @pytest.mark.trains
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "item", [pytest.param(i, marks=pytest.mark.grid if i in ALIKE else ()) for i in contact.items()]
 )

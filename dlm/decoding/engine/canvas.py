@@ -83,7 +83,8 @@ class Canvas:
         prompts, device = [request.prompts[n] for n in index], denoiser.model.device
         self.block_size, self.num_slots = denoiser.pattern.block_size, num_slots
         self.max_new_tokens, self.mask_id = request.max_new_tokens, denoiser.mask_id
-        self.eos_ids = torch.tensor(request.eos_ids, dtype=torch.long, device=device)
+        self.ends = request.eos_ids  # as the host knows them
+        self.eos_ids = torch.tensor(self.ends, dtype=torch.long, device=device)
         self.tail_id = request.eos_ids[0] if request.eos_ids else denoiser.mask_id
         self.fixed_shapes, self.sliding = fixed_shapes, sliding
         self.grid = 1 if sliding else self.block_size
@@ -192,7 +193,7 @@ class Canvas:
 
     def is_like(self, other: Canvas) -> bool:
         """Whether the sequences of another canvas can join this one: both have images or none, and the same EOS ids."""
-        return (self.pictures is None) == (other.pictures is None) and torch.equal(self.eos_ids, other.eos_ids)
+        return (self.pictures is None) == (other.pictures is None) and self.ends == other.ends
 
     def join(self, other: Canvas) -> Canvas:
         """Add the sequences of another canvas to this one; both are before or both after their first forward. They take
@@ -222,7 +223,7 @@ class Canvas:
 
     def results(self, sequences: list[int]) -> dict[int, Generation]:
         """The generations of these sequences, cut at EOS or `max_new_tokens`, by the number of their prompt."""
-        eos, filled, generations = set(self.eos_ids.tolist()), self.filled(), {}
+        eos, filled, generations = set(self.ends), self.filled(), {}
         for n in sequences:
             begin = int(self.prompt_length[n])
             tokens = self.x[n, begin : min(int(filled[n]), begin + int(self.limit[n]))].tolist()
