@@ -26,8 +26,10 @@ from dlm.config.kinds import require_options
 from dlm.config.settings import Generate
 from dlm.data.picture_files import Unreadable, file_of, opened
 from dlm.decoding.fixed import Fixed
+from dlm.errors import one_line
 from dlm.model.packed_linears import PackedLinears
 from dlm.runs.run import Run
+from dlm.runs.storage import write_atomically
 from dlm.watch.page import page, require_writable
 from dlm.watch.pieces import printable
 from dlm.watch.speaker import Speaker, trace
@@ -104,6 +106,14 @@ def settings(cfg: DictConfig, run: Run, dlm: Speaker) -> dict[str, Any]:
     }
 
 
+def write_page(path: Path, text: str) -> None:
+    """Write the page, all of it or nothing. Raises `ValueError` if it cannot be written."""
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise ValueError(f"html {str(path)!r} cannot be written ({one_line(error)}): name another file") from error
+
+
 @hydra_command("generate", read=literal)
 def main(cfg: DictConfig) -> None:
     check(cfg)
@@ -135,7 +145,7 @@ def main(cfg: DictConfig) -> None:
                     traces.append(trace(speaker, ids, recorder.steps, answer))
             races.append(Race(prompt, settings(cfg, run, models[0]), traces))
     if cfg.html:
-        Path(cfg.html).write_text(page(races), encoding="utf-8")
+        write_page(Path(cfg.html), page(races))
         console.print(f"\n{cfg.html} has the page: open it in a browser", soft_wrap=True)
 
 

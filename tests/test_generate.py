@@ -1,5 +1,6 @@
 """`python -m dlm.generate`: what is drawn is what was decoded, stops are cut, bad input is named."""
 
+import errno
 import io
 import itertools
 import json
@@ -15,7 +16,7 @@ from dlm.attention.block import Block
 from dlm.config.build import ar_denoiser
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
-from dlm.generate import literal, main
+from dlm.generate import literal, main, write_page
 from dlm.model.denoiser import Denoiser
 from dlm.model.packed_linears import PackedLinears
 from dlm.model.parent import load_parent
@@ -300,3 +301,16 @@ def test_a_decoder_that_there_is_not_is_refused_and_not_left_out():
         config("decoding=nonsense", name="generate")
     assert "decoding" not in config(name="generate")
     assert config("+decoding.threshold=0.5", name="generate").decoding == {"threshold": 0.5}
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "answer.html"
+    file.write_text("before")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dlm.runs.storage.os.fsync", full)
+    with pytest.raises(ValueError, match=r"cannot be written \(.*No space left.*\): name another file"):
+        write_page(file, "after")
+    assert file.read_text() == "before" and [*tmp_path.iterdir()] == [file]

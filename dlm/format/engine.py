@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 
 from dlm.attention.base import AttentionPattern
 from dlm.format.base import Converted, Format
-from dlm.format.hf import write_configs
+from dlm.format.hf import NO_LIMIT, write_configs
 from dlm.format.masks import first_difference
 from dlm.model.positions import num_positions
 
@@ -32,7 +32,6 @@ Shapes = dict[str, tuple[int, ...]]
 DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # their names in the parent
 MAX_SHARD = "5GB"
-NO_LIMIT = 32_768  # tokens of a row, if the model sets no limit
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 COPIED = (*SIZES, "vocab_size", "hidden_act", "rms_norm_eps", "max_position_embeddings", "initializer_range")
 
