@@ -16,6 +16,7 @@ from dlm.data import scenes
 from dlm.data.image_chat import NAMED, ImageChatEncoder
 from dlm.data.origin import Batch
 from dlm.data.packing import collate
+from dlm.data.picture_files import parts_of
 from dlm.data.pictures import require_processor
 from dlm.model.compose import compose, new_tower
 from dlm.model.parent import load_parent, resolve
@@ -218,3 +219,9 @@ def test_halved_fill_is_in_the_loss_at_half_its_weight(processor):
         rows[fill] = made.train_rows[0]
     assert rows["halved"].fill is None and torch.equal(rows["halved"].halved, rows["unscored"].fill)
     assert rows["halved"].halved.any() and torch.equal(rows["halved"].targets, rows["halved"].maskable)
+
+
+def test_an_image_without_an_address_is_a_place_for_the_rows_own_picture():
+    """And no traceback: a row that has none is then left out and counted."""
+    for part in ({"type": "image_url"}, {"type": "image_url", "image_url": {}}, {"type": "image"}):
+        assert parts_of([part]) == [{"type": "image", "image": None}]

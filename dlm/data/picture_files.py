@@ -82,8 +82,8 @@ def parts_of(content: Any) -> list[dict[str, Any]]:
             given = (part.get(key) for key in ("image", "path", "url", "bytes"))
             found.append({"type": "image", "image": next((value for value in given if value is not None), None)})
         elif kind == "image_url":
-            of = part["image_url"]
-            found.append({"type": "image", "image": of["url"] if isinstance(of, dict) else of})
+            of = part.get("image_url")
+            found.append({"type": "image", "image": of.get("url") if isinstance(of, dict) else of})
         else:
             raise ValueError(f"holds neither text nor an image: {str(content)[:80]}")
     return found
