@@ -3,8 +3,9 @@
 It takes the options of dlm.train: builds that run's model, data and losses, estimates a step's memory, times a few
 steps and trains nothing. Exit code 1 if the run could not be trained.
 
-With --plan it only estimates the memory of a step, from the model's config: without its weights, and for GPUs that this
-machine does not have, of which runtime.memory_gb says the size."""
+With --plan it only estimates the memory of a step, from the model's config (and, where it reads images, from the first
+rows of the data): without its weights, and for GPUs that this machine does not have, of which runtime.memory_gb says
+the size."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from dlm.model.vision import auto_class
 from dlm.runs.run import environment
 from dlm.trainer import memory
 from dlm.trainer.fit import device_of, fit_into_memory, require_evaluation, space_of, step_of
+from dlm.trainer.picture_memory import planned_bytes
 from dlm.trainer.strategy import SHARDED
 
 MARKS = {"good": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
@@ -240,6 +242,7 @@ def planned(cfg: DictConfig) -> Iterator[Finding]:
     device = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
     views, is_sharded = make_masking(cfg).views, cfg.runtime.strategy == SHARDED
     step = memory.Step(cfg.data.length, views, cfg.trainer.precision, device, num_processes(cfg), is_sharded)
+    step = replace(step, images=planned_bytes(cfg, model, step.activations(model)))
     limit = math.inf if cfg.runtime.memory_gb is None else cfg.runtime.memory_gb * memory.GB
     which = "sharded layers" if is_sharded else "whole weights"
     how = f"{cfg.trainer.precision} on each of {step.processes} devices, {which}"

@@ -1,4 +1,5 @@
-"""The FLOPs of training, by the rows and pairs that its forwards read, those of auxiliary losses and rollouts too."""
+"""The FLOPs of training, by the rows and pairs that its forwards read, those of auxiliary losses and rollouts too, and
+of the vision tower and its connector as they are executed."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.conversion.prepare import corrupt, lay_out
 from dlm.model.denoiser import Denoiser
 from dlm.model.flops import Forwards, Shape, plain_forward, plain_step
+from dlm.model.tower import image_flops
 from dlm.types import Batch, ModelInputs, Prepared, generator
 
 BATCHES = 8
@@ -46,17 +48,23 @@ def batch_flops(conversion: Conversion, denoiser: Denoiser, batch: Batch, noise:
     with_rollout = prepared_flops(conversion, lay_out(denoiser, batch, noised, conversion.objective))
     shape = Shape.of(denoiser.model)
     with_rollout += plain_forward(shape, forwards.rows, forwards.pairs, forwards.head_rows)
+    with_rollout += sum(image_flops(denoiser.model, pictured, trained=False) for pictured in forwards.pictured)
     return probability * with_rollout + (1 - probability) * without_rollout
 
 
 def prepared_flops(conversion: Conversion, prepared: Prepared) -> int:
     """The FLOPs of a prepared batch: the student's training step plus the forwards of the auxiliary losses."""
-    denoiser, objective = conversion.denoiser, conversion.objective
-    total = plain_step(Shape.of(denoiser.model), *count_pairs(prepared.inputs), len(prepared.inputs.scored))
+    denoiser, objective, inputs = conversion.denoiser, conversion.objective, prepared.inputs
+    model = denoiser.model
+    frozen = not any(p.requires_grad for p in model.get_decoder().parameters())
+    total = plain_step(Shape.of(model), *count_pairs(inputs), len(inputs.scored), frozen)
+    total += image_flops(model, inputs.pictured, trained=True)
     for name, term in objective.auxiliary.items():
         for forward in term.forwards(denoiser, prepared.needs[name]):
-            size = (0, 0) if forward.inputs is None else count_pairs(forward.inputs)
-            total += plain_forward(Shape.of(forward.denoiser.model), *size, forward.head_rows)
+            model, inputs = forward.denoiser.model, forward.inputs
+            size = (0, 0) if inputs is None else count_pairs(inputs)
+            total += plain_forward(Shape.of(model), *size, forward.head_rows)
+            total += 0 if inputs is None else image_flops(model, inputs.pictured, trained=False)
     return total
 
 

@@ -120,6 +120,11 @@ def listening(decoder: nn.Module) -> Iterator[dict[str, Any]]:
         del decoder.forward
 
 
+def listens(decoder: nn.Module) -> bool:
+    """Whether a decoder only listens at the moment."""
+    return "forward" in vars(decoder)
+
+
 def record(model: PreTrainedModel, pictured: dict[str, Tensor]) -> Context:
     """The context of documents [M T], given the arguments of the model's forward for them. Gradients reach whatever
     makes the embeddings. Raises `ValueError` if the decoder takes something that is not laid out token by token."""

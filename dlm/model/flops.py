@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from dlm.model.context import listens
+from dlm.model.vision import reads_images
+
 LINEAR, ATTENTION = 6, 14  # FLOP of forward and backward, per weight and row, and per width and pair
 FORWARD_LINEAR, FORWARD_ATTENTION = 2, 4  # of the forward only
+FROZEN_LINEAR = 4  # of the forward and the gradient of the input, per weight and row
 
 
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a transformer whose layers are all alike: `linear` is the number of weights in a layer's linear maps, of
-    which `key_value` compute keys and values; `head` is the number of weights of the output embedding."""
+    which `key_value` compute keys and values; `head` is the number of weights of the output embedding. Of a model that
+    reads images, they are those of its decoder."""
 
     layers: int
     linear: int
@@ -37,10 +42,10 @@ class Shape:
         """The sizes of a model; None if the closed form does not hold (mixtures of experts, layers that differ)."""
         config = model.config.get_text_config()
         layers, heads = config.num_hidden_layers, config.num_attention_heads
-        output = model.get_output_embeddings()
-        maps = {n: m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output}
-        counted = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)}
-        if any(p.ndim > 1 and id(p) not in counted for p in model.parameters()) or sum(maps.values()) % layers:
+        output, text = model.get_output_embeddings(), model.get_decoder() if reads_images(model.config) else model
+        maps = {n: m.weight.numel() for n, m in text.named_modules() if isinstance(m, nn.Linear) and m is not output}
+        counted = {id(m.weight) for m in text.modules() if isinstance(m, nn.Linear | nn.Embedding)}
+        if any(p.ndim > 1 and id(p) not in counted for p in text.parameters()) or sum(maps.values()) % layers:
             return None
         key_value = sum(size for n, size in maps.items() if n.endswith((".k_proj", ".v_proj")))
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -90,10 +95,11 @@ def diffusion_step(shape: Shape, need: Needed) -> int:
     return LINEAR * (linear + need.last_rows * shape.head) + ATTENTION * shape.width * pairs
 
 
-def plain_step(shape: Shape, rows: int, pairs: int, head_rows: int) -> int:
-    """FLOP of a step (forward and backward) with every row in every layer."""
+def plain_step(shape: Shape, rows: int, pairs: int, head_rows: int, frozen: bool = False) -> int:
+    """FLOP of a step (forward and backward) with every row in every layer. Gradients only pass through `frozen` ones,
+    on their way to what makes the embeddings of images."""
     linear = shape.layers * rows * shape.linear + head_rows * shape.head
-    return LINEAR * linear + ATTENTION * shape.width * shape.layers * pairs
+    return (FROZEN_LINEAR if frozen else LINEAR) * linear + ATTENTION * shape.width * shape.layers * pairs
 
 
 def plain_forward(shape: Shape, rows: int, pairs: int, head_rows: int) -> int:
@@ -104,22 +110,31 @@ def plain_forward(shape: Shape, rows: int, pairs: int, head_rows: int) -> int:
 
 class Forwards:
     """Counts, within its context, the `rows` of a model's forwards, the `pairs` that their masks allow, and the
-    `head_rows` of which logits are computed. Attention masks must be dense and boolean (attn_implementation=sdpa)."""
+    `head_rows` of which logits are computed, and lists what was read with images (`pictured`). Attention masks must be
+    dense and boolean (attn_implementation=sdpa)."""
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.rows, self.pairs, self.head_rows = model, 0, 0, 0
+        self.pictured: list[dict[str, Any]] = []
 
     def __enter__(self) -> Forwards:
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         self.hooks = [decoder.register_forward_pre_hook(self.count_rows, with_kwargs=True)]
         self.hooks.append(head.register_forward_pre_hook(self.count_head_rows))
+        if reads_images(self.model.config):
+            self.hooks.append(self.model.base_model.register_forward_pre_hook(self.note_images, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self.hooks:
             hook.remove()
 
+    def note_images(self, module: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
+        self.pictured.append({name: value for name, value in inputs.items() if isinstance(value, Tensor)})
+
     def count_rows(self, module: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
+        if listens(module):  # and computes nothing
+            return
         masks = inputs["attention_mask"]
         masks = list(masks.values()) if isinstance(masks, dict) else [masks]  # windowed layers count as full ones
         self.rows += inputs["position_ids"].shape[-2:].numel()  # there may be several axes of positions

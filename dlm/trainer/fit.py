@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -33,6 +34,7 @@ from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard
 from dlm.trainer.interruption import Interruption
 from dlm.trainer.metrics import MetricTable
+from dlm.trainer.picture_memory import bytes_of_images
 from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
 from dlm.trainer.strategy import SHARDED, strategy_of
@@ -212,6 +214,7 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
     """Print the memory estimate of a step, and turn on activation checkpointing if the step needs it to fit. Raises
     `ValueError` if the step cannot fit."""
     denoiser, runtime, step = experiment.denoiser, cfg.runtime, step_of(cfg, experiment)
+    step = replace(step, images=bytes_of_images(denoiser.model, experiment.data, step.activations(denoiser.model)))
     limit = memory.available(step.device) if runtime.memory_gb is None else int(runtime.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers

@@ -28,6 +28,8 @@ from dlm.errors import one_line
 from dlm.model.denoiser import Denoiser
 from dlm.model.readout import chunk_bytes
 from dlm.model.sharding import sharded_layers
+from dlm.model.tower import vision_weights
+from dlm.model.vision import reads_images
 from dlm.types import Batch, Noised, Rows
 
 GB = 1e9
@@ -65,7 +67,8 @@ class Estimate:
 @dataclass(frozen=True)
 class Step:
     """A training step on rows of `length` tokens with `views` noisy views each, on one of `processes` devices, over
-    which the layers are `sharded` or not. `precision` is the name that Lightning uses, such as `bf16-mixed`."""
+    which the layers are `sharded` or not. `precision` is the name that Lightning uses, such as `bf16-mixed`. `images`
+    are the bytes that autograd keeps of the images of a row, without and with activation checkpointing."""
 
     length: int
     views: int
@@ -73,6 +76,7 @@ class Step:
     device: torch.device
     processes: int = 1
     sharded: bool = False
+    images: tuple[int, int] = (0, 0)
 
     def activations(self, model: PreTrainedModel) -> torch.dtype:
         """The type of the activations."""
@@ -163,6 +167,7 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
     layers = model.config.get_text_config().num_hidden_layers
     if checkpointing:  # the inputs of all layers, and the activations of one
         saved = layers * boundary + saved // layers
+    saved += batch_size * step.images[checkpointing]
     output = model.get_output_embeddings().weight
     chunk = min(batch_size * step.views * step.length * denoiser.row_bytes, chunk_bytes(step.device))
     head = LOGITS_COPIES * chunk + output.requires_grad * output.numel() * 4
@@ -184,9 +189,13 @@ def traced(denoiser: Denoiser, step: Step, batch_size: int) -> tuple[int, int]:
         for name, t in [*decoder.named_parameters(), *decoder.named_buffers()]
     }
     ids = torch.empty(batch_size, size, dtype=torch.long, device="meta")
+    reads: dict[str, Tensor] = {"input_ids": ids}
+    if reads_images(model.config) and any(p.requires_grad for p in vision_weights(model)):  # through all the layers
+        width = model.get_input_embeddings().weight.shape[1]
+        reads = {"inputs_embeds": torch.empty(batch_size, size, width, dtype=dtype, device="meta", requires_grad=True)}
     mask = mask_like(denoiser, rows, batch_size, step.device)
     masks = mask if len(denoiser.layer_types) == 1 else dict.fromkeys(denoiser.layer_types, mask)
-    arguments = {"input_ids": ids, "position_ids": ids, "attention_mask": masks, "use_cache": False}
+    arguments = {**reads, "position_ids": ids, "attention_mask": masks, "use_cache": False}
     with saved_tensors(model) as saved, GroupedProductOfAnyType():
         try:
             torch.func.functional_call(decoder, state, kwargs=arguments)
