@@ -4,27 +4,29 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import config, everyday
-from visions import FAMILIES, document, packed, seeing, vision
+from conftest import MASK_ID, config, everyday
+from visions import FAMILIES, IMAGE, document, packed, seeing, vision
 
 from dlm import doctor
 from dlm.attention.block import Block
 from dlm.config.budget import Budget, flops_of_step
 from dlm.config.build import build, make
-from dlm.conversion.flops import batch_flops
+from dlm.conversion import flops
+from dlm.conversion.flops import batch_flops, count_pairs
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out
 from dlm.data.packing import collate
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.flops import Forwards, Shape, executed, plain_step
+from dlm.model.layout import Layout
 from dlm.model.pictured import pictured
 from dlm.model.tower import heard_of, image_bytes, image_flops
 from dlm.trainable.full import Full
 from dlm.trainer.fit import fit_into_memory
 from dlm.trainer.memory import Step, estimate, traced
 from dlm.trainer.picture_memory import bytes_of_images, size_of_images
-from dlm.types import generator
+from dlm.types import Noised, generator
 
 SCENES = ("recipe=diffusionvl", "model=tiny_vlm", "data=scenes", "data.length=128", "data.batch_size=2", "tokens=1024")
 FROZEN = [(), ("vision_tower",), ("vision_tower", "connector")]
@@ -85,7 +87,9 @@ def made():
     return build(config(*SCENES))
 
 
-def test_a_budget_of_flops_counts_images_and_a_frozen_tower_costs_less(made):
+def test_a_budget_of_flops_counts_images_and_a_frozen_tower_costs_less(made, monkeypatch):
+    monkeypatch.setattr(flops, "BATCHES", 2)
+
     def of_step():
         return flops_of_step(made.data, made.conversion, 2)
 
@@ -167,3 +171,22 @@ def test_the_memory_of_a_step_has_the_row_with_the_most_images_of_the_data(made,
     assert str(seeing_images) in capsys.readouterr().out
     _, planned = doctor.planned(cfg)
     assert str(estimate(made.denoiser, replace(step, images=of_row), 2, False)) in planned.text
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"])
+@pytest.mark.parametrize("block_size", [8, 32])
+def test_a_long_prompt_with_an_image_is_read_once_where_the_plain_layout_reads_it_twice(family, block_size):
+    """A prompt of 1,500 tokens and an answer of 100, all of it hidden, which is the most that a step reads."""
+    made = document(family, 1, 700, 792, 100)
+    batch = packed([[made]])
+    assert made[1] == 1500 and len(made[0]) == 1600
+    layout = Layout(Block(block_size), MASK_ID, False, None, False)
+    noised = Noised(torch.where(batch.maskable, MASK_ID, batch.x0), batch.maskable, batch.maskable.float())
+    plain, ready = layout.inputs(batch, noised)[0], lay_out(layout, batch, noised, Objective(Nelbo()))
+    assert plain.input_ids.shape == (1, 2 * 1600)
+    first = 1500 // block_size * block_size  # of the blocks of the answer, which the prompt may end in
+    noisy, clean = 1600 - first, 1600 - block_size
+    assert ready.inputs.input_ids.shape == (1, noisy + clean) and noisy + clean < 0.6 * 2 * 1600
+    assert int((ready.inputs.input_ids == IMAGE).sum()) == int((batch.x0 == IMAGE).sum()) == 6
+    pairs = count_pairs(ready.inputs)[1]
+    assert pairs < 0.6 * count_pairs(plain)[1] and pairs < 0.25 * (2 * 1600) ** 2
