@@ -85,7 +85,7 @@ def observe_prompt(
 ) -> tuple[Float[torch.Tensor, "M F"], Bool[torch.Tensor, " M"]]:
     """Decode a prompt. Returns the features of every prediction and whether it was kept."""
     rule, size, steps = RecordingRule(), denoiser.pattern.block_size, []
-    start = len(prompt) // size * size
+    start = denoiser.pattern.block_end(len(prompt), given=len(prompt)) - size
 
     def on_step(canvas: Canvas) -> None:
         nonlocal start

@@ -17,7 +17,7 @@ from dlm.decoding.engine.canvas import Generation
 from dlm.decoding.engine.loop import Blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
-from dlm.evaluation.generation import prompt_ids, run_tasks, trace_summary
+from dlm.evaluation.generation import on_grid, prompt_ids, run_tasks, trace_summary
 from dlm.measurement.base import Measurement
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
@@ -43,7 +43,7 @@ class Trace(Measurement):
         denoiser, tokenizer = subject.dlm, subject.converted.tokenizer
         examples = tasks.evaluation_set(self.split, self.items_per_family, families=subject.asked)
         results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
-        size = denoiser.pattern.block_size
+        results, size = on_grid(results, denoiser.pattern), denoiser.pattern.block_size
         longest = int(results["tokens"].argmax())
         return {
             "block_size": size,
@@ -61,14 +61,14 @@ class Trace(Measurement):
         (prompt,) = prompt_ids(tokenizer, [example])
         ends = eos_ids(denoiser.model, tokenizer)
         generation, confidences = decode_recording(denoiser, self.decoder.rule, prompt, self.max_new_tokens, ends)
-        size = denoiser.pattern.block_size
+        size, to_grid = denoiser.pattern.block_size, denoiser.pattern.to_grid(len(prompt))
         step_of = dict(enumerate(generation.step, start=len(prompt)))
         cells = []
         for step, confidence in enumerate(confidences, start=1):
             # The current block holds the first token committed at or after this step. Tokens behind the final EOS,
             # which are not part of the generation, have no cell.
-            block = min(p for p, s in step_of.items() if s >= step) // size
-            for position, value in enumerate(confidence, start=block * size):
+            first = min(p for p, s in step_of.items() if s >= step)
+            for position, value in enumerate(confidence, start=first - (first + to_grid) % size):
                 if value >= 0 and position in step_of:
                     committed = step_of[position] == step
                     cells.append({"position": position, "step": step, "confidence": value, "committed": committed})
