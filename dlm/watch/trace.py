@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.attention.base import AttentionPattern
 from dlm.decoding.engine.canvas import Canvas
+from dlm.watch.picture import Picture
 from dlm.watch.pieces import token_text
 
 
@@ -101,12 +102,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class Race:
-    """One prompt and the traces of the models that answered it, the dLM's first; `settings` are those of decoding, by
-    name."""
+    """One prompt, with its pictures, and the traces of the models that answered it, the dLM's first; `settings` are
+    those of decoding, by name."""
 
     prompt: str
     settings: dict[str, Any]
     traces: list[Trace]
+    pictures: list[Picture] = field(default_factory=list)
 
 
 def opening(
