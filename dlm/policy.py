@@ -83,9 +83,7 @@ def observe(denoiser: Denoiser, request: Request) -> Predictions:
     return Predictions(x, kept, np.repeat(np.arange(len(alone)), [len(kept) for _, kept in by_prompt]))
 
 
-def observe_prompt(
-    denoiser: Denoiser, request: Request
-) -> tuple[Float[torch.Tensor, "M F"], Bool[torch.Tensor, " M"]]:
+def observe_prompt(denoiser: Denoiser, request: Request) -> tuple[Float[torch.Tensor, "M F"], Bool[torch.Tensor, " M"]]:
     """Decode the one prompt of a request. Returns the features of every prediction and whether it was kept."""
     rule, size, steps = RecordingRule(), denoiser.pattern.block_size, []
     (prompt,) = request.prompts

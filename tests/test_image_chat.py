@@ -178,7 +178,9 @@ def test_pictures_count_against_the_length(data, processor):
 def test_a_parent_that_reads_text_and_a_processor_without_a_template_are_refused(data, processor):
     data.processor = None
     with pytest.raises(ValueError, match="data=image_chat has pictures, and the parent reads text only"):
-        data.prepare(AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny")), lambda length, given, rng: 0, 4, 0)
+        data.prepare(
+            AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny")), lambda length, given, rng: 0, 4, 0
+        )
     processor.chat_template, kept = None, processor.chat_template
     try:
         with pytest.raises(ValueError, match="processor has no chat template"):

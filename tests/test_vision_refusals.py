@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import config
+from conftest import config, everyday
 from PIL import Image
 from visions import save_llava
 
@@ -35,8 +35,9 @@ def test_rows_with_damaged_or_too_many_pictures_are_named_by_validate(capsys):
         data_command.validate(config(*DATA, "model=tiny_vlm", name="data"))
     said = capsys.readouterr().out.splitlines()
     assert ended.value.code == 1 and len(said) == 3
-    assert said[0].startswith("row 2 of chat.jsonl: a damaged picture (broken.png)")
-    assert said[1].startswith("row 4 of chat.jsonl: ") and said[1].endswith("with 9 pictures, more than data.length 64")
+    assert said[0].startswith("row 2 of data.path 'chat.jsonl': a damaged picture (broken.png)")
+    assert said[1].startswith("row 4 of data.path 'chat.jsonl': ")
+    assert said[1].endswith("with 9 pictures, more than data.length 64")
     assert said[2].endswith("5 rows, 2 problems")
 
 
@@ -47,15 +48,20 @@ def test_a_parent_of_text_is_refused_by_validate():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        (DATA + ("model=tiny",), TEXT_ONLY),
-        (("data=scenes", "model=tiny"), "data=scenes has pictures, and the parent reads text only"),
-        (DATA + ("model.path=parent",), "the parent's processor has no chat template, by which data=image_chat would"),
-    ],
+    everyday(
+        [
+            (DATA + ("model=tiny",), TEXT_ONLY),
+            (("data=scenes", "model=tiny"), "data=scenes has pictures, and the parent reads text only"),
+            (
+                DATA + ("model.path=parent",),
+                "the parent's processor has no chat template, by which data=image_chat would",
+            ),
+        ]
+    ),
 )
 def test_a_training_that_its_parent_cannot_read_ends_in_one_line(options, message, call, tmp_path):
     if "model.path=parent" in options:
         save_llava(tmp_path / "parent")
-    code, _, err = call(train.main, *options, "recipe=none", "logger=csv", "runs_dir=runs", "tokens=256")
+    code, _, err = call(train.main, *options, "recipe=none", "logger=csv", "runs_dir=runs", "tokens=4096")
     assert code != 0 and message in err and err.strip().count("\n") == 0
     assert not list(tmp_path.glob("runs/*/model"))

@@ -21,7 +21,6 @@ from dlm.attention.check import check_pattern
 from dlm.masking.base import Units
 from dlm.types import Batch, Rows
 
-
 Count = TypeVar("Count", int, Tensor)
 
 

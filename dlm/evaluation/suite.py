@@ -74,7 +74,9 @@ def evaluate_run(
     if decoding:
         dlm_metrics["generation"][-1]["decoding"] = decoding
     one_token = items[items["setting"] == ONE_TOKEN]
-    write_atomically(run.folder / "trace.json", json.dumps(trace_summary(on_grid(one_token, dlm.pattern), dlm.pattern.block_size)))
+    write_atomically(
+        run.folder / "trace.json", json.dumps(trace_summary(on_grid(one_token, dlm.pattern), dlm.pattern.block_size))
+    )
     return {
         "settings": OmegaConf.to_container(cfg, resolve=True),
         "items": version,

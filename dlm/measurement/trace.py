@@ -121,9 +121,7 @@ class RecordingRule(CommitRule):
         return self.rule.select(confidence, rank)
 
 
-def decode_recording(
-    denoiser: Denoiser, rule: CommitRule, request: Request
-) -> tuple[Generation, list[list[float]]]:
+def decode_recording(denoiser: Denoiser, rule: CommitRule, request: Request) -> tuple[Generation, list[list[float]]]:
     """Decode one prompt block by block. Returns the generation, and the confidences of the block in each forward."""
     recording = RecordingRule(rule)
     # A `stop` prevents steps from being replayed as CUDA graphs, which would record nothing.

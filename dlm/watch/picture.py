@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from PIL import Image
 
 SIDE = 512  # pixels of the longer side of a picture in a page, at most
-FORMATS = {"png": {"optimize": True}, "jpeg": {"quality": 85}}  # drawings are smaller in the one, photographs in the other
+FORMATS = {
+    "png": {"optimize": True},
+    "jpeg": {"quality": 85},
+}  # drawings are smaller in the one, photographs in the other
 
 
 @dataclass(frozen=True)
