@@ -3,7 +3,7 @@ images also `image=picture.png prompt="What is it?"`.
 
 Every forward commits some of the masked tokens of the current block. On a terminal the canvas is drawn after each
 forward; at the end every token is shown with the number and the colour of the forward that committed it. `html=FILE`
-writes the same as a page to play forward by forward.
+writes the same as a page to play forward by forward, with the pictures in it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dlm.model.packed_linears import PackedLinears
 from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 from dlm.watch.page import page, require_writable
+from dlm.watch.picture import embedded_picture
 from dlm.watch.pieces import printable
 from dlm.watch.speaker import Speaker, trace
 from dlm.watch.terminal import INDENT, live_answer, show
@@ -126,9 +127,10 @@ def main(cfg: DictConfig) -> None:
     delay = cfg.delay if cfg.live is True or (cfg.live == "auto" and console.is_terminal) else None
     options = {"max_new_tokens": cfg.max_new_tokens, "stops": texts(cfg.stop), "seed": cfg.seed}
     console.print(Text("run".ljust(INDENT)).append(run.id, "dim"))
+    names = [Path(path).name for path in texts(cfg.image) if path]
     if shown:
-        names = (Path(path).name for path in texts(cfg.image))
         console.print(Text("image".ljust(INDENT)).append(printable(", ".join(names)), "dim"), soft_wrap=True)
+    in_page = [embedded_picture(*named) for named in zip(names, shown, strict=True)] if cfg.html else []
     races: list[Race] = []
     with ExitStack() as linears:
         for speaker in models:
@@ -143,7 +145,7 @@ def main(cfg: DictConfig) -> None:
                 show(speaker, answer, console)
                 if cfg.html:
                     traces.append(trace(speaker, ids, recorder.steps, answer))
-            races.append(Race(prompt, settings(cfg, run, models[0]), traces))
+            races.append(Race(prompt, settings(cfg, run, models[0]), traces, in_page))
     if cfg.html:
         write_page(Path(cfg.html), page(races))
         console.print(f"\n{cfg.html} has the page: open it in a browser", soft_wrap=True)

@@ -9,7 +9,7 @@ numbers only, is stored in the run's folder as `measurements/policy-<digest of t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from dlm.decoding.engine.loop import Blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import MostConfident
 from dlm.decoding.policy import FEATURES, Classifier, features
-from dlm.evaluation.generation import prompt_ids
+from dlm.evaluation.generation import prompts_of
 from dlm.evaluation.items import added_version, items_version
 from dlm.evaluation.results import send_measurements
 from dlm.model.denoiser import Denoiser
@@ -71,21 +71,23 @@ class RecordingRule(MostConfident):
         return token, confidence
 
 
-def observe(
-    denoiser: Denoiser, prompts: list[list[int]], max_new_tokens: int, eos_id: int | list[int] | None
-) -> Predictions:
-    """Decode the prompts and collect all predictions, except those behind the end of an answer."""
-    by_prompt = [observe_prompt(denoiser, prompt, max_new_tokens, eos_id) for prompt in prompts]
+def observe(denoiser: Denoiser, request: Request) -> Predictions:
+    """Decode the prompts of a request and collect all predictions, except those behind the end of an answer."""
+    images = request.images or [None] * len(request.prompts)
+    alone = [
+        replace(request, prompts=[prompt], images=[image])
+        for prompt, image in zip(request.prompts, images, strict=True)
+    ]
+    by_prompt = [observe_prompt(denoiser, one) for one in alone]
     x, kept = (torch.cat(parts).numpy() for parts in zip(*by_prompt, strict=True))
-    return Predictions(x, kept, np.repeat(np.arange(len(prompts)), [len(kept) for _, kept in by_prompt]))
+    return Predictions(x, kept, np.repeat(np.arange(len(alone)), [len(kept) for _, kept in by_prompt]))
 
 
-def observe_prompt(
-    denoiser: Denoiser, prompt: list[int], max_new_tokens: int, eos_id: int | list[int] | None
-) -> tuple[Float[torch.Tensor, "M F"], Bool[torch.Tensor, " M"]]:
-    """Decode a prompt. Returns the features of every prediction and whether it was kept."""
+def observe_prompt(denoiser: Denoiser, request: Request) -> tuple[Float[torch.Tensor, "M F"], Bool[torch.Tensor, " M"]]:
+    """Decode the one prompt of a request. Returns the features of every prediction and whether it was kept."""
     rule, size, steps = RecordingRule(), denoiser.pattern.block_size, []
-    start = len(prompt) // size * size
+    (prompt,) = request.prompts
+    start = denoiser.pattern.block_end(len(prompt), given=len(prompt)) - size
 
     def on_step(canvas: Canvas) -> None:
         nonlocal start
@@ -95,7 +97,7 @@ def observe_prompt(
         start = int(canvas.start[0])
 
     # A `stop` prevents steps from being replayed as CUDA graphs, which would record nothing.
-    request = Request([prompt], max_new_tokens, eos_id, stop=lambda tokens: False, on_step=on_step)
+    request = replace(request, stop=lambda tokens: False, on_step=on_step)
     (generation,) = Decoder(Blocks(), rule).generate(denoiser, request)
     position, token, x = (torch.cat(parts) for parts in zip(*steps, strict=True))
     inside = position < len(generation.tokens)
@@ -164,9 +166,9 @@ def learn(run: Run, settings: dict[str, Any], device: str = AUTO) -> Path:
         return path
     examples = tasks.evaluation_set("val", settings["items_per_family"], families=finished.asked)
     fitted, held_out = split(len(examples), settings["held_out"], settings["seed"])
-    tokenizer = finished.converted.tokenizer
-    prompts = prompt_ids(tokenizer, examples)
-    predictions = observe(finished.dlm, prompts, settings["max_new_tokens"], eos_ids(finished.dlm.model, tokenizer))
+    prompts, images = zip(*prompts_of(finished.converted.reader, examples), strict=True)
+    ends = eos_ids(finished.dlm.model, finished.converted.tokenizer)
+    predictions = observe(finished.dlm, Request(list(prompts), settings["max_new_tokens"], ends, images=images))
     classifier = fit(predictions.of(fitted))
     path.parent.mkdir(exist_ok=True)
     classifier.save(

@@ -266,7 +266,7 @@ def test_the_oracle_ends_with_the_eos_of_its_reference(model):
 def test_the_recorder_decides_as_the_decoder_that_it_watches(llama):
     scorer = denoiser(llama, "block", 4, False)
     for decoder in RULES:
-        made, seen = decode_recording(scorer, decoder.rule, PROMPTS[0], NEW, EOS_ID)
+        made, seen = decode_recording(scorer, decoder.rule, Request(PROMPTS[:1], NEW, EOS_ID))
         assert [made] == decode(scorer, decoder, PROMPTS[:1])
         assert len(seen) == made.nfe
     with pytest.raises(ValueError, match="set decoding.sliding=false"):

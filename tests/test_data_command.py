@@ -76,7 +76,7 @@ def test_every_row_that_cannot_be_used_is_listed_and_the_exit_code_says_so(capsy
 
 
 def test_data_that_is_made_by_the_code_needs_no_preparation(capsys, monkeypatch):
-    with pytest.raises(ValueError, match="needs no preparation: choose data=text, chat or mixed"):
+    with pytest.raises(ValueError, match="needs no preparation: choose data=text, chat, image_chat or mixed"):
         data_command.prepare(asked())
     monkeypatch.setattr(sys, "argv", ["dlm.data", "tidy"])
     assert exit_code(data_command.main) == 2 and "validate" in capsys.readouterr().err

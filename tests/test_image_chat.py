@@ -133,7 +133,7 @@ def data(processor, tmp_path, monkeypatch):
 
 
 def test_a_prepared_corpus_gives_documents_with_the_tensors_of_their_pictures(data, processor, capsys):
-    data.prepare(processor.tokenizer, lambda length, rng: -length % 8, 4, 0)
+    data.prepare(processor.tokenizer, lambda length, given, rng: -length % 8, 4, 0)
     errors = capsys.readouterr().err
     assert "left out: 1 rows with a missing picture" in errors and "(gone.png)" in errors
     batch = collate([data.train_rows[n] for n in range(4)])
@@ -153,15 +153,15 @@ def test_a_prepared_corpus_gives_documents_with_the_tensors_of_their_pictures(da
 
 def test_passes_over_documents_keep_their_pictures(data, processor):
     data.order = "packed"
-    data.prepare(processor.tokenizer, lambda length, rng: -length % 8, 4, 0)
+    data.prepare(processor.tokenizer, lambda length, given, rng: -length % 8, 4, 0)
     batch = collate([data.train_rows[n] for n in range(3)])
     assert [len(images) for images in batch.images] == [int(row.max()) + 1 for row in batch.document]
 
 
 def test_it_is_prepared_once_and_tokens_of_another_processor_are_refused(data, processor, capsys):
-    data.prepare(processor.tokenizer, lambda length, rng: 0, 4, 0)
+    data.prepare(processor.tokenizer, lambda length, given, rng: 0, 4, 0)
     assert "prepared" in capsys.readouterr().out
-    data.prepare(processor.tokenizer, lambda length, rng: 0, 4, 0)
+    data.prepare(processor.tokenizer, lambda length, given, rng: 0, 4, 0)
     assert "prepared" not in capsys.readouterr().out
     corpus = data.corpora["image_chat"]
     corpus.tokens = corpus.tokens + 1
@@ -172,13 +172,15 @@ def test_it_is_prepared_once_and_tokens_of_another_processor_are_refused(data, p
 def test_pictures_count_against_the_length(data, processor):
     data.length = 16
     with pytest.raises(ValueError, match=r"all .* documents of the train split have more than data.length 16 tokens"):
-        data.prepare(processor.tokenizer, lambda length, rng: 0, 4, 0)
+        data.prepare(processor.tokenizer, lambda length, given, rng: 0, 4, 0)
 
 
 def test_a_parent_that_reads_text_and_a_processor_without_a_template_are_refused(data, processor):
     data.processor = None
     with pytest.raises(ValueError, match="data=image_chat has pictures, and the parent reads text only"):
-        data.prepare(AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny")), lambda length, rng: 0, 4, 0)
+        data.prepare(
+            AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny")), lambda length, given, rng: 0, 4, 0
+        )
     processor.chat_template, kept = None, processor.chat_template
     try:
         with pytest.raises(ValueError, match="processor has no chat template"):
@@ -190,7 +192,7 @@ def test_a_parent_that_reads_text_and_a_processor_without_a_template_are_refused
 def test_rows_of_scenes_have_a_picture_in_each_document_and_its_question(processor):
     made = make({"_target_": "dlm.data.scenes.rows.Scenes", "length": 128, "batch_size": 2, "val_rows": 2})
     made.processor = processor
-    made.prepare(processor.tokenizer, lambda length, rng: -length % 8, 4, 0)
+    made.prepare(processor.tokenizer, lambda length, given, rng: -length % 8, 4, 0)
     batch = collate([made.train_rows[0], made.train_rows[1]])
     assert [*batch.images[0]] == [*range(int(batch.document[0].max()) + 1)]
     text = processor.tokenizer.decode(batch.x0[0][batch.document[0] == 0])
@@ -215,7 +217,7 @@ def test_halved_fill_is_in_the_loss_at_half_its_weight(processor):
     for fill in ("unscored", "halved"):
         made = make(options | {"fill": fill})
         made.processor = processor
-        made.prepare(processor.tokenizer, lambda length, rng: -length % 8, 4, 0)
+        made.prepare(processor.tokenizer, lambda length, given, rng: -length % 8, 4, 0)
         rows[fill] = made.train_rows[0]
     assert rows["halved"].fill is None and torch.equal(rows["halved"].halved, rows["unscored"].fill)
     assert rows["halved"].halved.any() and torch.equal(rows["halved"].targets, rows["halved"].maskable)

@@ -162,7 +162,7 @@ def test_a_recorder_decides_as_the_decoder_it_wraps(llama):
     prompts = [[5, 6, 7, 8, 9], [11]]
     for decoder in (Threshold(0.3), Fixed(2)):
         for prompt in prompts:
-            made, seen = trace.decode_recording(scorer, decoder.rule, prompt, 8, EOS_ID)
+            made, seen = trace.decode_recording(scorer, decoder.rule, Request([prompt], 8, EOS_ID))
             assert [made] == decoder.generate(scorer, Request([prompt], 8, EOS_ID)) and seen
 
 

@@ -65,7 +65,7 @@ def test_observed_predictions_are_those_of_the_training_forward_on_every_state_o
 ):
     scorer, size, new = denoiser(llama, pattern, 4, token_shift), 4, 10
     prompts = [[5, 6], [7, 8, 9, 10, 11, 12]]  # prompt and answer fill whole blocks
-    seen = observe(scorer, prompts, new, None)
+    seen = observe(scorer, Request(prompts, new, None))
     expected = [
         (x, kept, number)
         for number, (prompt, made) in enumerate(
@@ -110,7 +110,7 @@ def test_predictions_behind_the_end_of_an_answer_do_not_count(llama):
     begun = {b: max((s for s, own in zip(made.step, blocks, strict=True) if own < b), default=0) for b in blocks}
     expected = sum(step - begun[b] for step, b in zip(made.step, blocks, strict=True))
     assert made.tokens[-1] == eos and (len(prompt) + len(made.tokens)) % 4 != 0
-    assert len(observe(scorer, [prompt], 13, eos).x) == expected
+    assert len(observe(scorer, Request([prompt], 13, eos)).x) == expected
 
 
 # --- what it learns

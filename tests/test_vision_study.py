@@ -31,6 +31,8 @@ def study(seeds=(0, 1, 2)) -> Study:
             made.evaluation(run, correct(0.5), "vlm_table5_block_size", "threshold", threshold=0.5, setting="0.5")
         for name, accuracy in (("block", 0.8), ("sequence", 0.6), ("full", 0.3)):
             made.own(made.point("vlm_table6_noise", name, seed), accuracy + 0.01 * seed)
+        for name in ("prompt", "absolute"):
+            made.own(made.point("vlm_anchor", name, seed, label=name), 0.8 + 0.01 * seed)
         for name in ("from_vlm", "from_lm"):  # whose FLOPs are not known, as those of every run with images
             made.own(made.point("vlm_table3_start", name, seed, train_flops=None), 0.8 + 0.01 * seed)
     return made
@@ -49,6 +51,7 @@ def test_claims_find_what_was_planted():
     assert found["block_level_noise_is_best"] == found["small_blocks_are_better"] == AGREES
     assert found["conversion_keeps_accuracy"] in (AGREES, NO_DIFFERENCE)
     assert found["a_language_model_is_a_start"] == NO_DIFFERENCE
+    assert found["a_prompt_need_not_share_a_block"] in (AGREES, NO_DIFFERENCE)
 
 
 def test_claims_without_runs_say_so():

@@ -9,6 +9,7 @@ import pytest
 from conftest import EOS_ID
 from test_decoding_contract import NEW, ONE_EACH, PROMPTS, REQUEST, decoder, scorer
 
+from dlm.attention.block import Block
 from dlm.decoding.base import Decoder
 from dlm.decoding.remask import Remask
 from dlm.watch.page import STATIC, page, require_writable
@@ -102,7 +103,7 @@ def race(texts: list[str]) -> Race:
         Step(i + 1, (4 + i, 5 + i), Predictions([4 + i], [9], [text], [0.25]), nothing, [], 0.1 * (i + 1))
         for i, text in enumerate(texts)
     ]
-    begin = opening("dLM", Numbers(), [1, 2, 3, 4], 1, [EOS_ID])
+    begin = opening("dLM", Numbers(), [1, 2, 3, 4], Block(1), [EOS_ID])
     return Race("".join(texts), {"stop": texts}, [Trace(begin, steps, closing("".join(texts), len(texts), 5, 2.0))])
 
 

@@ -11,7 +11,7 @@ import random
 from abc import ABCMeta, abstractmethod
 from enum import Enum
 from functools import cache
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,6 +21,8 @@ from dlm.attention.check import check_pattern
 from dlm.masking.base import Units
 from dlm.types import Batch, Rows
 
+Count = TypeVar("Count", int, Tensor)
+
 
 class NoisePer(Enum):
     """The unit of tokens that share one noise level."""
@@ -28,6 +30,13 @@ class NoisePer(Enum):
     TOKEN = "token"
     BLOCK = "block"
     SEQUENCE = "sequence"
+
+
+class BlockAnchor(Enum):
+    """Where the grid of blocks begins: at the first token of a document, or where its prompt ends."""
+
+    ABSOLUTE = "absolute"
+    PROMPT = "prompt"
 
 
 class FrozenPattern(ABCMeta):
@@ -49,7 +58,9 @@ class FrozenPattern(ABCMeta):
 class AttentionPattern(metaclass=FrozenPattern):
     """A pattern over a noisy stream, a clean stream, or [noisy ; clean].
 
-    Blocks are anchored at position 0 of the document, in training and in decoding (`block_anchor=absolute`).
+    Blocks are anchored at position 0 of the document (`block_anchor=absolute`) or at the first token behind its prompt
+    (`prompt`), in training and in decoding alike. `allowed` and `envelope` are given positions on this grid, on which
+    blocks begin at multiples of `block_size` (see `to_grid`); the model is given the true ones.
 
     A pattern is a value: it never changes, and two of one class with the same settings are equal. `at(block_size)` is
     the same pattern with blocks of another size. To write a pattern, subclass, set the class attributes below, and
@@ -68,17 +79,19 @@ class AttentionPattern(metaclass=FrozenPattern):
     requires_token_shift: bool = False
     # Whether clean row i sees no token after i, so that it may score token i+1 (the AR loss).
     clean_causal: bool = False
+    block_anchor: BlockAnchor = BlockAnchor.ABSOLUTE
     # Whether `envelope` depends on positions only through `block`, so that all rows of a block have the same answer.
     blockwise: bool = True
 
-    def __init__(self, block_size: int, noise_per: str | None = None):
+    def __init__(self, block_size: int, noise_per: str | None = None, block_anchor: str | None = None):
         if block_size < 1:
             raise ValueError(f"block_size {block_size} must be at least 1")
-        if noise_per is not None:
-            values = [n.value for n in NoisePer]
-            if noise_per not in values:
-                raise ValueError(f"attention.noise_per {noise_per!r} is unknown: choose one of {', '.join(values)}")
-            self.noise_per = NoisePer(noise_per)
+        for name, value, kind in (("noise_per", noise_per, NoisePer), ("block_anchor", block_anchor, BlockAnchor)):
+            if value is not None:
+                values = [member.value for member in kind]
+                if value not in values:
+                    raise ValueError(f"attention.{name} {value!r} is unknown: choose one of {', '.join(values)}")
+                setattr(self, name, kind(value))
         self.block_size = block_size
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -112,6 +125,35 @@ class AttentionPattern(metaclass=FrozenPattern):
         """The block of every row, counted from the start of its document."""
         return rows.position // self.block_size
 
+    def to_grid(self, given: Count) -> Count:
+        """How far the positions of a document are moved so that its blocks begin at multiples of `block_size`, if its
+        first `given` tokens are a prompt. A first token alone is none: it may be all that the token shift cannot score
+        of prose."""
+        if self.block_anchor is BlockAnchor.ABSOLUTE:
+            return given * 0
+        return -given * (given > 1) % self.block_size
+
+    def grid(self, batch: Batch) -> Int[Tensor, "B L"]:
+        """The position of every token of a batch on the grid of blocks. A prompt are the tokens of a document before
+        the first that may be masked."""
+        if self.block_anchor is BlockAnchor.ABSOLUTE:
+            return batch.position
+        rows, length = batch.position.shape
+        column, starts = torch.arange(length).expand(rows, -1), first_columns(batch)
+        answer = torch.full_like(starts, length).scatter_reduce_(
+            1, starts, torch.where(batch.maskable, column, length), "amin"
+        )
+        return batch.position + self.to_grid(answer.gather(1, starts) - starts)
+
+    def block_columns(self, batch: Batch) -> Int[Tensor, "B L"]:
+        """For every token of a batch, the column at which its block begins."""
+        column = torch.arange(batch.position.shape[1])
+        return torch.maximum(column - self.grid(batch) % self.block_size, first_columns(batch))
+
+    def block_end(self, position: int, given: int) -> int:
+        """The position behind the block that holds `position`, in a document with a prompt of `given` tokens."""
+        return position + self.block_size - (position + self.to_grid(given)) % self.block_size
+
     def visible(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
         """May row `q` see column `k`? Documents never see each other, nor do the noisy views of one; padding (document
         -1) sees only padding. Clean rows of one span see each other under every pattern."""
@@ -133,9 +175,10 @@ class AttentionPattern(metaclass=FrozenPattern):
                 f"attention={type(self).__name__.lower()} scores token i from position i-1: set token_shift=true"
             )
 
-    def tail(self, length: int, rng: random.Random) -> int:
-        """The number of EOS that training adds to a document of `length` tokens, so that its last block is whole."""
-        return -length % self.block_size
+    def tail(self, length: int, given: int, rng: random.Random) -> int:
+        """The number of EOS that training adds to a document of `length` tokens, of which the first `given` are its
+        prompt, so that its last block is whole."""
+        return -(length + self.to_grid(given)) % self.block_size
 
     def units(self, batch: Batch) -> Units:
         """The noise unit of every token of a batch."""
@@ -144,13 +187,18 @@ class AttentionPattern(metaclass=FrozenPattern):
         if self.noise_per is NoisePer.TOKEN:
             index = serial + torch.arange(length)
             return Units(index, torch.zeros_like(index), torch.ones_like(index))
-        starts = torch.where(batch.position == 0, torch.arange(length), 0).cummax(1).values
+        starts = first_columns(batch)
         if self.noise_per is NoisePer.SEQUENCE:
             sizes = torch.zeros(rows, length, dtype=torch.long)
             sizes.scatter_add_(1, starts, torch.ones_like(starts))
             return Units(serial + starts, batch.position, sizes.gather(1, starts))
-        first = starts + batch.position // self.block_size * self.block_size
-        return Units(serial + first, batch.position % self.block_size, torch.full_like(first, self.block_size))
+        first = self.block_columns(batch)
+        return Units(serial + first, self.grid(batch) % self.block_size, torch.full_like(first, self.block_size))
+
+
+def first_columns(batch: Batch) -> Int[Tensor, "B L"]:
+    """For every token of a batch, the column at which its document begins."""
+    return torch.where(batch.position == 0, torch.arange(batch.position.shape[1]), 0).cummax(1).values
 
 
 def attributes(pattern: AttentionPattern) -> dict[str, Any]:

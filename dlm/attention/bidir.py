@@ -31,9 +31,9 @@ class Bidir(AttentionPattern):
             raise ValueError(f"attention.canvas {canvas!r} is unknown: choose one of {', '.join(CANVASES)}")
         self.max_tail, self.whole_canvas = max_tail, canvas == "whole"
 
-    def tail(self, length: int, rng: random.Random) -> int:
+    def tail(self, length: int, given: int, rng: random.Random) -> int:
         extra = rng.randint(0, -(-self.max_tail // self.block_size))
-        return super().tail(length, rng) + extra * self.block_size
+        return super().tail(length, given, rng) + extra * self.block_size
 
     def allowed(self, q: Rows, k: Rows) -> Bool[Tensor, "*shape"]:
         return torch.ones_like(q.clean & k.clean)

@@ -83,10 +83,13 @@ class Probe:
     def of(cls, denoiser: Denoiser, text: Int[Tensor, " L"], block: int, partly: bool = False) -> Probe:
         """The text up to the end of the block after `block`, with `block` hidden, or only its second half if
         `partly`."""
-        size = denoiser.pattern.block_size
-        begin, end = block * size + partly * (size // 2), (block + 1) * size
-        # The token shift never scores position 0.
-        return cls(text[None, : end + size][:, : len(text) // size * size], max(begin, int(denoiser.token_shift)), end)
+        pattern, first = denoiser.pattern, int(denoiser.token_shift)  # which never scores position 0
+        size = pattern.block_size
+        begin = max(block * size + partly * (size // 2), first)
+        if pattern.block_end(begin, given=begin) > len(text):
+            begin = max(begin - size, first)
+        end = pattern.block_end(begin, given=begin)
+        return cls(text[None, : end + (len(text) - end) // size * size][:, : end + size], begin, end)
 
     @classmethod
     def pictured(cls, denoiser: Denoiser, row: Batch) -> Probe | None:
@@ -95,7 +98,7 @@ class Probe:
         for number, images in (row.images or ({},))[0].items():
             ids, maskable = row.x0[row.document == number], row.maskable[row.document == number]
             begin = int(maskable.int().argmax())
-            end = (begin // denoiser.pattern.block_size + 1) * denoiser.pattern.block_size
+            end = denoiser.pattern.block_end(begin, given=begin)
             if begin and end <= len(ids):
                 return cls(ids[None, :end], begin, end, images)
         return None
@@ -106,9 +109,8 @@ class Probe:
         masked = torch.zeros_like(x0, dtype=torch.bool)
         masked[:, self.begin : self.end] = True
         position = torch.arange(x0.shape[1])[None]
-        maskable = torch.ones_like(masked) if self.images is None else position >= self.begin
         images = None if self.images is None else ({0: self.images},)
-        batch = Batch(x0, maskable, torch.zeros_like(x0), position, images=images)
+        batch = Batch(x0, position >= self.begin, torch.zeros_like(x0), position, images=images)
         noised = Noised(torch.where(masked, denoiser.mask_id, x0), masked, masked.float())
         return denoiser.inputs(batch, noised)[0]
 

@@ -23,7 +23,7 @@ from dlm.data.external import External, summary_lines
 from dlm.data.image_chat import ImageChat
 from dlm.data.origin import Batch as SourceBatch
 from dlm.data.packing import collate
-from dlm.data.prepared import Encoder
+from dlm.data.prepared import Encoded, Encoder
 from dlm.model.layout import Layout
 from dlm.types import Batch, generator
 
@@ -36,7 +36,9 @@ def data_of(cfg: DictConfig) -> tuple[External, PreTrainedTokenizerBase]:
     require_kinds(cfg, Data)
     data = make(cfg.data)
     if not isinstance(data, External):
-        raise ValueError("this data is made by the code, and needs no preparation: choose data=text, chat or mixed")
+        raise ValueError(
+            "this data is made by the code, and needs no preparation: choose data=text, chat, image_chat or mixed"
+        )
     tokenizer = make_tokenizer(cfg.model)
     data.processor = make_processor(cfg.model, tokenizer) if isinstance(data, ImageChat) else None
     return data, tokenizer
@@ -100,7 +102,7 @@ def validate(cfg: DictConfig) -> None:
         try:
             for batch in spec.origin.batches():
                 rows += len(batch.rows)
-                problems += problems_of(batch, encoder)
+                problems += problems_of(batch, encoder, data.length)
         except ValueError as error:  # what follows cannot be read
             problems.append(str(error))
         for problem in problems[:SHOWN]:
@@ -111,16 +113,36 @@ def validate(cfg: DictConfig) -> None:
         raise SystemExit(1)
 
 
-def problems_of(batch: SourceBatch, encoder: Encoder) -> Iterator[str]:
-    """What is wrong with the rows of a batch."""
+def problems_of(batch: SourceBatch, encoder: Encoder, length: int) -> Iterator[str]:
+    """What is wrong with the rows of a batch for rows of `length` tokens."""
     try:
-        yield from encoder(batch).named
+        made = encoder(batch)
     except ValueError:
-        for n, row in enumerate(batch.rows):
+        for one in one_by_one(batch):
             try:
-                encoder(replace(batch, first=batch.first + n, rows=[row]))
+                encoder(one)
             except ValueError as error:
                 yield str(error)
+        return
+    yield from made.named
+    if too_long(made, length):
+        for one in one_by_one(batch):
+            for tokens, number in too_long(encoder(one), length):
+                yield (
+                    f"row {one.first} of {one.place}: {tokens} tokens with {number} pictures, more than data.length "
+                    f"{length}"
+                )
+
+
+def one_by_one(batch: SourceBatch) -> Iterator[SourceBatch]:
+    """The rows of a batch, each alone."""
+    return (replace(batch, first=batch.first + n, rows=[row]) for n, row in enumerate(batch.rows))
+
+
+def too_long(made: Encoded, length: int) -> list[tuple[int, int]]:
+    """The tokens and the number of pictures of documents with pictures that have more than `length` tokens."""
+    pictures = made.beside.get("number", made.lengths * 0)
+    return [(int(n), int(p)) for n, p in zip(made.lengths, pictures, strict=True) if p and n > length]
 
 
 ACTIONS = {"prepare": prepare, "inspect": inspect, "validate": validate}

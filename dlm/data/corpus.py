@@ -94,6 +94,10 @@ class Part(Sequence):
         """The tokens of a document."""
         return int(self.ends[index] - (self.ends[index - 1] if index else 0))
 
+    def given(self, index: int) -> int:
+        """The tokens of a document's prompt."""
+        return int(self.corpus.answers[int(self.numbers[index])])
+
     @property
     def num_tokens(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0

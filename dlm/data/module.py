@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -14,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from dlm.data import prose, tasks
 from dlm.data.encoding import refuse_mask
 from dlm.data.loading import MicroBatches, Remaining, training_loader
-from dlm.data.packing import PackedRows, Source, Stored, TaskSource, Windows, collate
+from dlm.data.packing import PackedRows, Source, Stored, Tail, TaskSource, Windows, collate
 from dlm.data.validation import ValidationRows
 from dlm.runs.digest import fingerprint
 
@@ -65,7 +63,7 @@ class PackedData(lightning.LightningDataModule):
     def prepare(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        tail: Callable[[int, random.Random], int],
+        tail: Tail,
         num_rows: int,
         seed: int,
     ) -> None:

@@ -24,6 +24,8 @@ from dlm.types import Batch, Images
 ATTEMPTS = 100  # to draw a document that fits an empty row
 MIN_ROOM = 4  # tokens; a shorter end of a row is padded, not filled
 
+Tail = Callable[[int, int, random.Random], int]
+
 
 @dataclass(frozen=True)
 class Document:
@@ -34,6 +36,11 @@ class Document:
     maskable: list[bool]
     fill: int = 0
     images: Images | None = None
+
+    @property
+    def given(self) -> int:
+        """The tokens of its prompt: those before the first that may be masked."""
+        return self.maskable.index(True) if any(self.maskable) else len(self.maskable)
 
     @property
     def kind(self) -> str:
@@ -70,9 +77,9 @@ class PackedRows(Dataset):
     Rows are packed in groups of `group`: a document goes into the first row of its source with room for it, and the
     first document that fits none closes them. It is lost, which makes long documents rarer, by less in larger groups.
 
-    `tail(length, rng)` is the number of EOS tokens to append to a finished document: decoding always processes whole
-    blocks, so in training the number of masks must not reveal the end of a document. They are in the loss if
-    `scores_fill`, and count half in it if `halves_fill`.
+    `tail(length, given, rng)` is the number of EOS tokens to append to a finished document whose first `given` tokens
+    are a prompt: decoding always processes whole blocks, so in training the number of masks must not reveal the end of
+    a document. They are in the loss if `scores_fill`, and count half in it if `halves_fill`.
     """
 
     def __init__(
@@ -84,7 +91,7 @@ class PackedRows(Dataset):
         num_rows: int,
         pad_id: int,
         eos_id: int,
-        tail: Callable[[int, random.Random], int],
+        tail: Tail,
         seed: int,
         group: int = 1,
         scores_fill: bool = True,
@@ -152,7 +159,7 @@ class PackedRows(Dataset):
         document = source.draw(rng, room)
         if document is None or document.ids[-1] != self.eos_id:
             return document
-        tail = self.tail(len(document.ids), rng)
+        tail = self.tail(len(document.ids), document.given, rng)
         if len(document.ids) + tail > room:
             return None
         return document.ended(self.eos_id, tail)

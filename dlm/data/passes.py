@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,14 +19,13 @@ import numpy as np
 from jaxtyping import Integer
 
 from dlm.data.corpus import Part
-from dlm.data.packing import Document, PackedRows
+from dlm.data.packing import Document, PackedRows, Tail
 from dlm.runs.digest import digest
 
 ORDERS = ("random", "sequential", "packed", "grouped")
 PERIOD = 1000  # rows in which each source has its share
 
 Piece = tuple[int, int, int, int]  # a document, where the piece of it starts and stops, and the EOS behind it
-Tail = Callable[[int, random.Random], int]
 
 
 class PassTable:
@@ -36,7 +35,7 @@ class PassTable:
     def __init__(self, part: Part, order: str, length: int, tail: Tail, eos_id: int, group: int, seed: int, cuts: bool):
         self.arguments = (part, order, length, tail, eos_id, group, seed, cuts)
         self.part, self.order, self.eos_id, self.group, self.seed = part, order, eos_id, group, seed
-        tails = [tail(n, random.Random(0)) for n in range(1, length + 1)]  # what a table depends on of a pattern
+        tails = [tail(n, n - 1, random.Random(0)) for n in range(1, length + 1)]  # what a table depends on of a pattern
         made_of = {"split": part.split, "held_out": part.held_out, "order": order, "tails": tails, "cuts": cuts}
         file = part.corpus.folder / f"rows-{digest(made_of, 16)}.npy"
         if not file.exists():
@@ -121,7 +120,7 @@ def cut(part: Part, length: int, tail: Tail, cuts: bool) -> Iterator[Piece]:
         whole = part.length(number)
         for start in range(0, whole if cuts or whole <= length else 0, length):
             stop = min(start + length, whole)
-            yield number, start, stop, fill(number, stop - start, length, tail) if stop == whole else 0
+            yield number, start, stop, fill(part, number, start, length, tail) if stop == whole else 0
 
 
 def in_order(part: Part, length: int, tail: Tail, cuts: bool) -> Iterator[list[Piece]]:
@@ -133,7 +132,7 @@ def in_order(part: Part, length: int, tail: Tail, cuts: bool) -> Iterator[list[P
         while start < whole and (cuts or whole <= length):
             left = whole - start
             if left <= room:
-                extra = fill(number, left, length, tail)
+                extra = fill(part, number, start, length, tail)
                 piece = number, start, whole, min(extra, room - left) if cuts else extra
             else:
                 piece = number, start, start + room, 0
@@ -146,9 +145,10 @@ def in_order(part: Part, length: int, tail: Tail, cuts: bool) -> Iterator[list[P
         yield row
 
 
-def fill(number: int, tokens: int, length: int, tail: Tail) -> int:
-    """The EOS behind the last `tokens` of a document, as many as a row of `length` tokens has room for."""
-    return min(tail(tokens, random.Random(number)), length - tokens) if tokens <= length else 0
+def fill(part: Part, number: int, start: int, length: int, tail: Tail) -> int:
+    """The EOS behind the tokens of a document from `start` on, as many as a row of `length` tokens has room for."""
+    tokens, given = part.length(number) - start, max(part.given(number) - start, 0)
+    return min(tail(tokens, given, random.Random(number)), length - tokens) if tokens <= length else 0
 
 
 def best_fit(pieces: list[Piece], length: int) -> Iterator[list[Piece]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dlm.data.packing import ATTEMPTS, Document, Source, pack
+from dlm.data.packing import ATTEMPTS, Document, Source, Tail, pack
 from dlm.types import Batch
 
 SEED = 1_000_003
@@ -36,7 +35,7 @@ class ValidationRows(Dataset):
         length: int,
         tokenizer: PreTrainedTokenizerBase,
         pad_id: int,
-        tail: Callable[[int, random.Random], int],
+        tail: Tail,
     ):
         self.rows: list[Batch] = []
         self.kinds: list[str] = []
@@ -45,7 +44,7 @@ class ValidationRows(Dataset):
             for index in range(per_source):
                 document = draw(source, random.Random(f"{SEED}-{name}-{index}"), length)
                 scored = replace(document, maskable=[False, *document.maskable[1:]])
-                extra = tail(len(scored.ids), random.Random(f"{SEED}-{name}-{index}-tail"))
+                extra = tail(len(scored.ids), scored.given, random.Random(f"{SEED}-{name}-{index}-tail"))
                 whole = scored.ended(tokenizer.eos_token_id, min(extra, length - len(scored.ids)))
                 self.rows.append(pack([whole], length, pad_id))
                 self.kinds.append(document.kind)

@@ -24,7 +24,6 @@ from torch import Tensor
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.blocks import ActiveBlocks, BlocksCanvas, predict
 from dlm.decoding.engine.commit import select_commits, write
-from dlm.decoding.engine.lengths import whole_blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
 from dlm.decoding.engine.step import advance
@@ -102,7 +101,7 @@ def scorable(denoiser: Denoiser, canvas: BlocksCanvas, slots: Int[Tensor, "B S"]
     masked = canvas.masked.gather(1, slots) & (slots < canvas.end[:, None])
     if not (denoiser.token_shift and denoiser.pattern.clean_stream):
         return masked
-    return masked & ((slots % canvas.block_size != 0) | (slots == canvas.start[:, None]))
+    return masked & (((slots - canvas.start[:, None]) % canvas.block_size != 0) | (slots == canvas.start[:, None]))
 
 
 def shorten(canvas: BlocksCanvas) -> None:
@@ -110,6 +109,6 @@ def shorten(canvas: BlocksCanvas) -> None:
     are dropped: no token of the answer has seen them."""
     slots = torch.arange(canvas.num_slots + 1, device=canvas.x.device)
     ended = canvas.is_eos(canvas.x) & (slots >= canvas.prompt_length[:, None])
-    length = whole_blocks(torch.where(ended, slots + 1, canvas.num_slots).amin(1), canvas.block_size)
+    length = canvas.block_end(torch.where(ended, slots + 1, canvas.num_slots).amin(1))
     canvas.length = torch.minimum(canvas.length, length)
     canvas.end = torch.minimum(canvas.end, canvas.length)

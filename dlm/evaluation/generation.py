@@ -8,6 +8,7 @@ from __future__ import annotations
 import pandas as pd
 from transformers import ProcessorMixin
 
+from dlm.attention.base import AttentionPattern
 from dlm.data.example import Example, check, grade
 from dlm.data.packing import adds_bos
 from dlm.data.pictures import Reader, require_processor, tokenizer_of
@@ -121,9 +122,15 @@ def accuracy(results: pd.DataFrame) -> dict:
     return summarize(results) | {"families": {name: summarize(group) for name, group in results.groupby("family")}}
 
 
+def on_grid(results: pd.DataFrame, pattern: AttentionPattern) -> pd.DataFrame:
+    """Results whose `prompt_tokens` are moved to the pattern's grid, on which blocks begin at multiples of their
+    size."""
+    return results.assign(prompt_tokens=results["prompt_tokens"] + pattern.to_grid(results["prompt_tokens"]))
+
+
 def trace_summary(results: pd.DataFrame, block_size: int) -> list[dict]:
     """For each position of a block: the mean `step` that committed it, counted from the block's first step, its mean
-    `confidence`, and the number `n` of tokens (Efficient-DLM, Figure 6a)."""
+    `confidence`, and the number `n` of tokens (Efficient-DLM, Figure 6a). The results are `on_grid`."""
     traces = []
     for item in results.itertuples():
         positions = range(item.prompt_tokens, item.prompt_tokens + len(item.step))

@@ -104,16 +104,17 @@ def check(denoiser: Denoiser, pairs: Sequence[Pair]) -> None:
 def reveal(denoiser: Denoiser, pair: int, context: Sequence[int], continuation: Sequence[int]) -> Reading:
     """The noisy versions whose scored tokens give log p(continuation | context), revealed from left to right."""
     pattern, ids = denoiser.pattern, [*context, *continuation]
-    size, length = pattern.block_size, whole_blocks(len(ids), pattern.block_size)
-    padded = Document(ids + [denoiser.mask_id] * (length - len(ids)), [True] * length)
+    size, to_grid = pattern.block_size, pattern.to_grid(len(context))
+    length = whole_blocks(len(ids) + to_grid, size) - to_grid
     column = torch.arange(length)
-    continued = column >= len(context)
+    continued, place = column >= len(context), (column + to_grid) % size
+    padded = Document(ids + [denoiser.mask_id] * (length - len(ids)), continued.tolist())
     scorable = continued & (column < len(ids))
     if pattern.noise_per is NoisePer.TOKEN:
         hidden, scored = continued[None], scorable[None]
     elif has_blind_blocks(pattern):
-        offset = (column[scorable] % size).unique()[:, None]
-        hidden, scored = continued & (column % size >= offset), scorable & (column % size == offset)
+        offset = place[scorable].unique()[:, None]
+        hidden, scored = continued & (place >= offset), scorable & (place == offset)
     else:
         token = column[scorable][:, None]
         hidden, scored = column >= token, column == token

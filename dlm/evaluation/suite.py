@@ -23,7 +23,7 @@ from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation import cloze
 from dlm.evaluation.calibration import nearest_thresholds
-from dlm.evaluation.generation import accuracy, prompts_of, run_tasks, trace_summary
+from dlm.evaluation.generation import accuracy, on_grid, prompts_of, run_tasks, trace_summary
 from dlm.evaluation.items import added_version, items_version
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.longest import require_evaluable
@@ -74,7 +74,9 @@ def evaluate_run(
     if decoding:
         dlm_metrics["generation"][-1]["decoding"] = decoding
     one_token = items[items["setting"] == ONE_TOKEN]
-    write_atomically(run.folder / "trace.json", json.dumps(trace_summary(one_token, dlm.pattern.block_size)))
+    write_atomically(
+        run.folder / "trace.json", json.dumps(trace_summary(on_grid(one_token, dlm.pattern), dlm.pattern.block_size))
+    )
     return {
         "settings": OmegaConf.to_container(cfg, resolve=True),
         "items": version,

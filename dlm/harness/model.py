@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
-from dlm.decoding.engine.lengths import room, whole_blocks
+from dlm.decoding.engine.lengths import room
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.stops import StopStrings
 from dlm.evaluation.scores import Pair, scores
@@ -154,8 +154,8 @@ class DiffusionLM(TemplateLM):
     def fitted(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], int]:
         """A prompt that leaves room for an answer in the model's positions, cut on its left behind its BOS, and the
         number of tokens cut. Raises `ValueError` if no answer of that length fits."""
-        size, sliding = self.denoiser.pattern.block_size, self.decoder.loop.sliding
-        limit = self.longest(lambda tokens: room(tokens + max_new_tokens, size, sliding))
+        pattern, sliding = self.denoiser.pattern, self.decoder.loop.sliding
+        limit = self.longest(lambda tokens: room(tokens + max_new_tokens, pattern, sliding))
         if limit < 1:
             raise ValueError(
                 f"max_gen_toks {max_new_tokens} leaves no room for a question in the model's "
@@ -205,7 +205,7 @@ class DiffusionLM(TemplateLM):
 
     def slots(self, tokens: int) -> int:
         """The slots of a scored row of so many tokens."""
-        return whole_blocks(tokens, self.denoiser.pattern.block_size)
+        return room(tokens, self.denoiser.pattern, sliding=False)
 
     def likelihoods(self, requests: list[Instance], pairs: list[list[Pair]], disable_tqdm: bool) -> list[Answer]:
         """The sum over the pairs of every request."""

@@ -3,21 +3,22 @@ Figure 6 a and b)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from transformers import PreTrainedTokenizerBase
 
 from dlm.data import tasks
 from dlm.data.example import SPLITS, Example
+from dlm.data.pictures import Reader, tokenizer_of
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.canvas import Generation
 from dlm.decoding.engine.loop import Blocks
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.rule import CommitRule
-from dlm.evaluation.generation import prompt_ids, run_tasks, trace_summary
+from dlm.evaluation.generation import on_grid, prompts_of, run_tasks, trace_summary
 from dlm.measurement.base import Measurement
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
@@ -40,35 +41,35 @@ class Trace(Measurement):
     def __call__(self, subject):
         """`positions`: mean `step` (0 is a block's first) and `confidence` by position in the block, over `n` tokens;
         `order`: see `order_in_full_blocks`; `masked`: see `masked_by_level`; `example`: see `record`."""
-        denoiser, tokenizer = subject.dlm, subject.converted.tokenizer
+        denoiser, reader = subject.dlm, subject.converted.reader
         examples = tasks.evaluation_set(self.split, self.items_per_family, families=subject.asked)
-        results = run_tasks(denoiser, tokenizer, examples, self.decoder, self.max_new_tokens, self.batch_size)
-        size = denoiser.pattern.block_size
+        results = run_tasks(denoiser, reader, examples, self.decoder, self.max_new_tokens, self.batch_size)
+        results, size = on_grid(results, denoiser.pattern), denoiser.pattern.block_size
         longest = int(results["tokens"].argmax())
         return {
             "block_size": size,
             "items": len(results),
             "positions": trace_summary(results, size),
             "order": order_in_full_blocks(results, size),
-            "masked": masked_by_level(results, size, tokenizer.eos_token_id is not None).tolist(),
-            "example": self.record(denoiser, tokenizer, examples[longest]),
+            "masked": masked_by_level(results, size, tokenizer_of(reader).eos_token_id is not None).tolist(),
+            "example": self.record(denoiser, reader, examples[longest]),
         }
 
-    def record(self, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, Any]:
+    def record(self, denoiser: Denoiser, reader: Reader, example: Example) -> dict[str, Any]:
         """The decoding of one item. `cells` holds, for each forward (`step`, from 1), the `confidence` of every masked
         position and whether it was `committed`; `tokens` is the text of each position of the answer, which begins at
         position `prompt_tokens`."""
-        (prompt,) = prompt_ids(tokenizer, [example])
-        ends = eos_ids(denoiser.model, tokenizer)
-        generation, confidences = decode_recording(denoiser, self.decoder.rule, prompt, self.max_new_tokens, ends)
-        size = denoiser.pattern.block_size
+        tokenizer, ((prompt, images),) = tokenizer_of(reader), prompts_of(reader, [example])
+        request = Request([prompt], self.max_new_tokens, eos_ids(denoiser.model, tokenizer), images=[images])
+        generation, confidences = decode_recording(denoiser, self.decoder.rule, request)
+        size, to_grid = denoiser.pattern.block_size, denoiser.pattern.to_grid(len(prompt))
         step_of = dict(enumerate(generation.step, start=len(prompt)))
         cells = []
         for step, confidence in enumerate(confidences, start=1):
             # The current block holds the first token committed at or after this step. Tokens behind the final EOS,
             # which are not part of the generation, have no cell.
-            block = min(p for p, s in step_of.items() if s >= step) // size
-            for position, value in enumerate(confidence, start=block * size):
+            first = min(p for p, s in step_of.items() if s >= step)
+            for position, value in enumerate(confidence, start=first - (first + to_grid) % size):
                 if value >= 0 and position in step_of:
                     committed = step_of[position] == step
                     cells.append({"position": position, "step": step, "confidence": value, "committed": committed})
@@ -120,14 +121,11 @@ class RecordingRule(CommitRule):
         return self.rule.select(confidence, rank)
 
 
-def decode_recording(
-    denoiser: Denoiser, rule: CommitRule, prompt: list[int], max_new_tokens: int, eos_ids: list[int]
-) -> tuple[Generation, list[list[float]]]:
-    """Decode a prompt block by block. Returns the generation, and the confidences of the block in each forward."""
+def decode_recording(denoiser: Denoiser, rule: CommitRule, request: Request) -> tuple[Generation, list[list[float]]]:
+    """Decode one prompt block by block. Returns the generation, and the confidences of the block in each forward."""
     recording = RecordingRule(rule)
     # A `stop` prevents steps from being replayed as CUDA graphs, which would record nothing.
-    request = Request([prompt], max_new_tokens, eos_ids, stop=lambda tokens: False)
-    (generation,) = Decoder(Blocks(), recording).generate(denoiser, request)
+    (generation,) = Decoder(Blocks(), recording).generate(denoiser, replace(request, stop=lambda tokens: False))
     return generation, recording.confidences
 
 

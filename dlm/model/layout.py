@@ -65,10 +65,11 @@ class Layout:
         copies, views = ids.shape[1] // length, width // length
         column = torch.arange(ids.shape[1]).expand_as(ids)
         noisy_end = width if self.pattern.noisy_stream else 0
+        grid = self.pattern.grid(batch)
         rows = Rows(
             column >= noisy_end,
             batch.document.repeat(1, copies),
-            batch.position.repeat(1, copies),
+            grid.repeat(1, copies),
             column // length if views > 1 else None,
         )
         index = noised.in_loss.flatten().nonzero()[:, 0]
@@ -77,11 +78,12 @@ class Layout:
         if not self.pattern.noisy_stream:
             column = column % length  # all views are the clean stream
         if self.token_shift:
-            first_of_block = batch.position.flatten()[token] % self.pattern.block_size == 0
+            first_of_block = grid.flatten()[token] % self.pattern.block_size == 0
             both = self.pattern.noisy_stream and self.pattern.clean_stream
             column = torch.where(first_of_block & both, noisy_end + column % length, column) - 1
         scored = Scored(batch.x0.flatten()[token], noised.weight.flatten()[index], token)
-        inputs = ModelInputs(ids, rows.position, rows, row * ids.shape[1] + column, self.pattern)
+        position_ids = batch.position.repeat(1, copies)
+        inputs = ModelInputs(ids, position_ids, rows, row * ids.shape[1] + column, self.pattern)
         return self.with_images(inputs, batch, copies) if any(batch.images or ()) else inputs, scored
 
     def with_images(self, inputs: ModelInputs, batch: Batch, copies: int) -> ModelInputs:

@@ -72,7 +72,7 @@ def spans(pattern: AttentionPattern, batch: Batch, in_span: Bool[Tensor, "B L"])
     A run ends with the block before an answer: those of its tokens that share a block with a later maskable token are
     in none. In decoding they are not in the cache yet when earlier ones are written into it."""
     column = torch.arange(in_span.shape[1]).expand_as(in_span)
-    first_of_block = column - batch.position % pattern.block_size
+    first_of_block = pattern.block_columns(batch)
     last_maskable = torch.full_like(column, -1).scatter_reduce_(
         1, first_of_block, torch.where(batch.maskable, column, -1), "amax"
     )

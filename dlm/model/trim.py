@@ -55,7 +55,7 @@ def trim(inputs: ModelInputs, few_shapes: bool = False) -> ModelInputs:
     return replace(
         inputs,
         input_ids=packed(inputs.input_ids, 0),
-        position_ids=rows.position,
+        position_ids=packed(inputs.position_ids, 0),
         rows=rows,
         scored=new_index[inputs.scored],
         source=None if inputs.source is None else packed(inputs.source, -1),

@@ -77,7 +77,7 @@ def first_generated(maskable: Bool[Tensor, " D"]) -> int:
 def block_of(denoiser: Denoiser, batch: Batch) -> Int[Tensor, "B L"]:
     """The block of every token, numbered through the batch."""
     length = batch.x0.shape[1]
-    return serial_documents(batch) * length + batch.position // denoiser.pattern.block_size
+    return serial_documents(batch) * length + denoiser.pattern.grid(batch) // denoiser.pattern.block_size
 
 
 def hidden_at_random_step(

@@ -34,6 +34,7 @@ NEUTRAL: dict[str, Any] = {
     "noise_level._target_": "dlm.noise_level.uniform.Uniform",
     "kernel._target_": "dlm.kernel.absorb.Absorb",
     "attention.noise_per": "block",
+    "attention.block_anchor": "absolute",
     "attention.canvas": "whole",
     "loss.per": "token",
     "loss.scale": 1.0,

@@ -133,8 +133,7 @@ def streamed(request: Request, answering: Answering, events: AsyncIterator[str])
 async def trace(answering: Answering) -> AsyncIterator[str]:
     """The trace of one answer, as `dlm.watch.trace` describes it: the events `opening`, `step` and `closing`."""
     speaker, (prompt,) = answering.speaker, answering.prompts
-    size = speaker.denoiser.pattern.block_size
-    begun = opening(speaker.name, speaker.tokenizer, prompt, size, speaker.ends)
+    begun = opening(speaker.name, speaker.tokenizer, prompt, speaker.denoiser.pattern, speaker.ends)
     yield event(asdict(begun), "opening")
     async for _, told in answering.events():
         if isinstance(told, Step):

@@ -87,7 +87,7 @@ class Speaker:
                 f"prompt {prompt!r} is empty, and the {self.name} scores every token from the one before it: give "
                 "some text to continue"
             )
-        total = room(len(ids) + max_new_tokens, self.denoiser.pattern.block_size, self.decoder.loop.sliding)
+        total = room(len(ids) + max_new_tokens, self.denoiser.pattern, self.decoder.loop.sliding)
         what = f"the prompt's {len(ids)} tokens and max_new_tokens {max_new_tokens}, {total} up to the end of a block,"
         remedy = "shorten the prompt, show fewer or smaller pictures, or lower max_new_tokens"
         require_positions(self.denoiser.model, total, what, remedy)
@@ -135,7 +135,7 @@ def trace(speaker: Speaker, ids: list[int], steps: list[Step], answer: Answer) -
     without positions behind the answer's last token."""
     tokens = len(answer.generation.tokens)
     return Trace(
-        opening(speaker.name, speaker.tokenizer, ids, speaker.denoiser.pattern.block_size, speaker.ends),
+        opening(speaker.name, speaker.tokenizer, ids, speaker.denoiser.pattern, speaker.ends),
         [step.before(len(ids) + tokens) for step in steps],
         closing(answer.text, tokens, answer.generation.nfe, answer.seconds),
     )

@@ -16,7 +16,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dlm.attention.base import AttentionPattern
 from dlm.decoding.engine.canvas import Canvas
+from dlm.watch.picture import Picture
 from dlm.watch.pieces import token_text
 
 
@@ -65,12 +67,14 @@ class Step:
 @dataclass(frozen=True)
 class Opening:
     """What is known before the first forward: the texts of the prompt's tokens, too, and the tokens that end an answer.
-    What is committed behind the first of these `ends` is no part of it."""
+    What is committed behind the first of these `ends` is no part of it. A block begins at every position that is a
+    multiple of `block_size` if `to_grid` is added."""
 
     name: str
     prompt_tokens: list[int]
     prompt_texts: list[str]
     block_size: int
+    to_grid: int
     ends: list[int]
 
 
@@ -98,19 +102,21 @@ class Trace:
 
 @dataclass(frozen=True)
 class Race:
-    """One prompt and the traces of the models that answered it, the dLM's first; `settings` are those of decoding, by
-    name."""
+    """One prompt, with its pictures, and the traces of the models that answered it, the dLM's first; `settings` are
+    those of decoding, by name."""
 
     prompt: str
     settings: dict[str, Any]
     traces: list[Trace]
+    pictures: list[Picture] = field(default_factory=list)
 
 
 def opening(
-    name: str, tokenizer: PreTrainedTokenizerBase, prompt: list[int], block_size: int, ends: list[int]
+    name: str, tokenizer: PreTrainedTokenizerBase, prompt: list[int], pattern: AttentionPattern, ends: list[int]
 ) -> Opening:
-    """The opening of the trace of a prompt's token ids."""
-    return Opening(name, prompt, [token_text(tokenizer, token) for token in prompt], block_size, ends)
+    """The opening of the trace of a prompt's token ids, whose answer is decoded under the pattern."""
+    texts = [token_text(tokenizer, token) for token in prompt]
+    return Opening(name, prompt, texts, pattern.block_size, pattern.to_grid(len(prompt)), ends)
 
 
 def closing(text: str, tokens: int, nfe: int, seconds: float) -> Closing:
@@ -130,7 +136,7 @@ class Recorder:
         """The step of the sequence in this row of the canvas; None if the last forward was not one of its own."""
         forward, begin, most = (int(t[row]) for t in (canvas.nfe, canvas.prompt_length, canvas.limit))
         if self.start is None:
-            self.start = begin // canvas.grid * canvas.grid
+            self.start = int(canvas.block_begin(canvas.prompt_length)[row])
             self.tokens = [-1] * most
         if forward == len(self.steps):
             return None

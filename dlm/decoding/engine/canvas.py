@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.decoding.engine.cache import SlotCache
-from dlm.decoding.engine.lengths import room
+from dlm.decoding.engine.lengths import whole_blocks
 from dlm.decoding.engine.pictures import Pictures
 from dlm.decoding.engine.request import Request
 from dlm.model.denoiser import Denoiser
@@ -44,7 +44,8 @@ class Generation:
 class Canvas:
     """The prompts of a request with the numbers `index`, and room for their new tokens up to the end of a block.
     `num_slots` is the length of the longest sequence of the batch. With `fixed_shapes` no shape depends on the contents
-    of the sequences. With `sliding` the current block begins at the first masked slot, else at a multiple of `grid`.
+    of the sequences. With `sliding` the current block begins at the first masked slot, else on the pattern's grid of
+    blocks: at a multiple of `grid`, less `to_grid`.
 
     Per slot [B num_slots+1] (the last one is always masked: a sentinel)
         x, masked            the tokens, and which of them are masked
@@ -53,6 +54,7 @@ class Canvas:
         index                the number of its prompt
         prompt_length        its prompt tokens
         limit                the most new tokens that it may have; `max_new_tokens` is the largest of these
+        to_grid              how far its positions are moved so that blocks begin at multiples of their size
         length               its slots, up to the end of a block
         start                the first slot of its current block
         written              its slots whose keys and values are in the cache
@@ -69,7 +71,7 @@ class Canvas:
 
     # The tensors with one row per sequence.
     STATE = ("x", "masked", "step", "confidence", "index", "prompt_length", "length", "start", "written", "nfe", "rows")
-    STATE += ("finished", "token", "certainty", "predicted", "limit")
+    STATE += ("finished", "token", "certainty", "predicted", "limit", "to_grid")
 
     def __init__(
         self,
@@ -92,7 +94,8 @@ class Canvas:
         self.cache = SlotCache(denoiser.model.config.get_text_config().num_hidden_layers, num_slots)
         lengths = [len(p) for p in prompts]
         # The host knows how many tokens the first forward reads; after that at most a block is pending.
-        self.max_pending = max(n // self.grid * self.grid for n in lengths)
+        to_grid = [denoiser.pattern.to_grid(n) for n in lengths]
+        self.max_pending = max((n + d) // self.grid * self.grid - d for n, d in zip(lengths, to_grid, strict=True))
         shape = (len(prompts), num_slots + 1)
         self.x = torch.full(shape, self.mask_id)
         for row, prompt in zip(self.x, prompts, strict=True):
@@ -100,9 +103,11 @@ class Canvas:
         self.x = self.x.to(device)
         self.index, self.prompt_length = torch.tensor(index, device=device), torch.tensor(lengths, device=device)
         self.limit = torch.full_like(self.prompt_length, request.max_new_tokens)
-        self.length = room(self.prompt_length + self.max_new_tokens, self.block_size, sliding)
+        self.to_grid = torch.tensor(to_grid, device=device)
+        tokens = self.prompt_length + self.max_new_tokens
+        self.length = tokens + self.block_size - 1 if sliding else self.block_end(tokens)
         self.masked = torch.arange(num_slots + 1, device=device) >= self.prompt_length[:, None]
-        self.start = self.prompt_length // self.grid * self.grid
+        self.start = self.block_begin(self.prompt_length)
         self.written = torch.zeros_like(self.start)
         self.nfe, self.rows = torch.zeros_like(self.start), torch.zeros_like(self.start)
         self.step = torch.zeros(shape, dtype=torch.long, device=device)
@@ -115,6 +120,14 @@ class Canvas:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def block_begin(self, slot: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """The first slot of the block that holds a slot of each sequence."""
+        return (slot + self.to_grid) // self.grid * self.grid - self.to_grid
+
+    def block_end(self, length: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """The length of each sequence up to the end of a block."""
+        return whole_blocks(length + self.to_grid, self.block_size) - self.to_grid
 
     def block_slots(self) -> Int[Tensor, "B K"]:
         """The slots of each sequence's current block."""

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from dlm.attention.base import AttentionPattern, BlockAnchor
+
 Length = TypeVar("Length", int, Tensor)
 
 
@@ -14,7 +16,8 @@ def whole_blocks(length: Length, block_size: int) -> Length:
     return -(-length // block_size) * block_size
 
 
-def room(tokens: Length, block_size: int, sliding: bool) -> Length:
-    """The number of slots that `tokens` tokens need. A sliding block may begin at the last of them, and is whole as
-    well."""
-    return tokens + block_size - 1 if sliding else whole_blocks(tokens, block_size)
+def room(tokens: int, pattern: AttentionPattern, sliding: bool) -> int:
+    """The number of slots that `tokens` tokens need at most. A block that slides, or whose grid begins behind the
+    prompt, may begin at the last of them, and is whole as well."""
+    anywhere = sliding or pattern.block_anchor is not BlockAnchor.ABSOLUTE
+    return tokens + pattern.block_size - 1 if anywhere else whole_blocks(tokens, pattern.block_size)

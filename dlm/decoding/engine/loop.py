@@ -79,7 +79,7 @@ class Blocks(Loop):
         self.sliding = sliding
 
     def session(self, denoiser, longest=0, compile=False, replay=True, kept_tokens=0):
-        num_slots = room(longest, denoiser.pattern.block_size, self.sliding) if longest else 0
+        num_slots = room(longest, denoiser.pattern, self.sliding) if longest else 0
         return BlockSession(denoiser, self.sliding, num_slots, compile, replay, kept_tokens)
 
 
@@ -102,7 +102,7 @@ class Batches(Loop):
         def begin(member: Member, index: list[int]) -> tuple[Canvas, Callable[[], None]]:
             request = member.request
             tokens = max(len(request.prompts[n]) for n in index) + request.max_new_tokens
-            num_slots = room(tokens, denoiser.pattern.block_size, self.sliding) + self.spare(denoiser)
+            num_slots = room(tokens, denoiser.pattern, self.sliding) + self.spare(denoiser)
             canvas = self.canvas(denoiser, request, index, num_slots, sliding=self.sliding)
             return canvas, self.begin(denoiser, member.rule, canvas, request)
 

@@ -59,12 +59,12 @@ def plan_forward(
     read: int,
     end: Int[Tensor, " B"],
     scored: Int[Tensor, " M"],
-    shift: Int[Tensor, "B 1"] | int = 0,
     embeds: Float[Tensor, "B R D"] | None = None,
 ) -> ForwardPlan:
     """The plan of a forward that reads `slots` and may see the first `read` slots, except those from each sequence's
-    `end` on, which are empty. `scored` are rows, flat in [B R]. The predicate is given positions that are moved by
-    `shift`."""
+    `end` on, which are empty. `scored` are rows, flat in [B R]. The predicate is given positions at which the
+    current block begins at a multiple of its size."""
+    shift = -canvas.start[:, None] % canvas.block_size
     columns = torch.arange(SCRATCH, read, device=slots.device).expand(len(slots), -1)
     rows, columns = (as_rows(pattern, s, canvas, end, shift) for s in (slots, columns))
     return ForwardPlan(slots, rows, columns, scored, embeds=embeds)
@@ -75,7 +75,7 @@ def as_rows(
     slots: Int[Tensor, "B S"],
     canvas: Canvas,
     end: Int[Tensor, " B"],
-    shift: Int[Tensor, "B 1"] | int,
+    shift: Int[Tensor, "B 1"],
 ) -> Rows:
     """Slots as rows or columns of the attention matrix. Those before the current block are finished: they are clean if
     the pattern has a clean stream. Scratch and the slots from `end` on are padding."""

@@ -64,7 +64,7 @@ class Request:
         if self.images:
             require_sight(denoiser.model.config)
         longest = max(map(len, self.prompts), default=0)
-        slots = room(longest + self.max_new_tokens, denoiser.pattern.block_size, sliding) if self.prompts else 0
+        slots = room(longest + self.max_new_tokens, denoiser.pattern, sliding) if self.prompts else 0
         limit = f"max_new_tokens {self.max_new_tokens}"
         what = f"a row of {slots} tokens (a prompt of {longest}, {limit}, up to the end of a block)"
         require_positions(denoiser.model, slots, what, "shorten the prompt or lower max_new_tokens")

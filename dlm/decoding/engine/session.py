@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 
+from dlm.attention.base import BlockAnchor
 from dlm.decoding.engine.canvas import Canvas, Generation
 from dlm.decoding.engine.graph import Replay
 from dlm.decoding.engine.lengths import room, whole_blocks
@@ -146,6 +147,7 @@ class BlockSession(Session):
     ):
         super().__init__(denoiser, sliding)
         keeps = kept_tokens > 0 and denoiser.pattern.cacheable and not sliding
+        keeps &= denoiser.pattern.block_anchor is BlockAnchor.ABSOLUTE  # else its blocks depend on a prompt's length
         self.prefixes = Prefixes(denoiser, kept_tokens) if keeps else None
         self.fixed_shapes = compile or denoiser.model.device.type != "cpu"
         self.num_slots, self.compile, self.replay = num_slots, compile, replay
@@ -157,8 +159,8 @@ class BlockSession(Session):
         return [canvas for canvas, _ in self.arriving] + ([] if self.canvas is None else [self.canvas])
 
     def join(self, member, index, tickets):
-        request, size = member.request, self.denoiser.pattern.block_size
-        longest = max(room(len(request.prompts[n]) + request.max_new_tokens, size, self.sliding) for n in index)
+        request, pattern = member.request, self.denoiser.pattern
+        longest = max(room(len(request.prompts[n]) + request.max_new_tokens, pattern, self.sliding) for n in index)
         num_slots = max(longest, self.num_slots)
         num_slots = whole_blocks(num_slots, BUCKET) if self.fixed_shapes else num_slots
         canvas = Canvas(self.denoiser, request, index, num_slots, self.fixed_shapes, self.sliding)

@@ -3,8 +3,9 @@
 The state is on the device and changed in place, and the host never waits for it: with `canvas.fixed_shapes` neither
 shapes nor branches depend on values, so that its parts can be compiled and the whole replayed as a CUDA graph.
 
-The pattern's predicate, applied to the slots, says which row sees which slot. A sliding block does not begin on the
-grid of blocks, so the predicate is given positions that are shifted until it does; the model is given the true ones.
+The pattern's predicate, applied to the slots, says which row sees which slot. A block that slides, or whose grid begins
+behind the prompt, does not begin at a multiple of its size, so the predicate is given positions that are shifted until
+it does; the model is given the true ones.
 If the clean stream is causal token by token, the shift changes nothing: keys and values are exactly those of AR. If it
 is causal by block, a token sees the others of its block on the shifted grid of the forward that wrote it, so that its
 keys and values depend on which tokens were committed together.
@@ -119,8 +120,7 @@ def plan_step(denoiser: Denoiser, canvas: Canvas, revises: bool = False) -> tupl
     predicted = (canvas.open() | canvas.committed() if revises else canvas.open()) & is_scored
     scored = scoring_row.flatten() if canvas.fixed_shapes else scoring_row[predicted]
     read, end = slots_to_see(denoiser, canvas)
-    to_grid = -canvas.start[:, None] % canvas.block_size  # the distance from a sliding block to the next of the grid
-    return plan_forward(denoiser.pattern, canvas, slots, read, end, scored, to_grid), predicted
+    return plan_forward(denoiser.pattern, canvas, slots, read, end, scored), predicted
 
 
 def rows_to_read(denoiser: Denoiser, canvas: Canvas) -> tuple[Int[Tensor, "B R"], Int[Tensor, " B"]]:
@@ -203,4 +203,4 @@ def advance(canvas: Canvas, may: Bool[Tensor, " B"] | bool = True) -> None:
     ended |= filled >= canvas.prompt_length + canvas.limit
     moved = (filled >= canvas.start + canvas.grid) & may
     canvas.finished |= ended & may
-    canvas.start += (filled // canvas.grid * canvas.grid - canvas.start) * (moved & ~canvas.finished)
+    canvas.start += (canvas.block_begin(filled) - canvas.start) * (moved & ~canvas.finished)

@@ -77,13 +77,13 @@ class Lane {
   add(i) {
     const button = make("button", { type: "button", tabIndex: i === this.focus ? 0 : -1 },
       make("b"), make("i"), make("small"));
-    const last = this.final[i], { block_size } = this.trace.opening;
+    const last = this.final[i], { block_size, to_grid } = this.trace.opening;
     if (last?.text) {
       const width = Math.max([...shown(last.text)].length, 0.72 * String(last.forward).length, 1);
       button.style.width = `calc(${width}ch + .5rem)`;
     }
     if (this.final[i - 1]?.text?.includes("\n")) this.grid.append(make("hr", { className: "line" }));
-    else if (block_size > 1 && i > 0 && (begins(this.trace) + i) % block_size === 0) this.grid.append(make("hr"));
+    else if (block_size > 1 && i > 0 && (begins(this.trace) + to_grid + i) % block_size === 0) this.grid.append(make("hr"));
     button.addEventListener("click", () => { this.roam(i); this.choose(this, i); });
     this.grid.append(button);
     this.cells[i] = button;

@@ -84,7 +84,7 @@ function begun(body, modes) {
   const { block_size, decoder } = info.modes.diffusion;
   const { prompt, max_tokens, ...others } = body;
   const values = { run: info.model, decoding: decoder.toLowerCase(), block_size, threshold: field("threshold").value || null, max_new_tokens: max_tokens, ...others };
-  const empty = (mode) => ({ opening: { name: NAMES[mode] ?? mode, prompt_tokens: [], prompt_texts: [], block_size: 1, ends: [] }, steps: [], closing: null, most: max_tokens });
+  const empty = (mode) => ({ opening: { name: NAMES[mode] ?? mode, prompt_tokens: [], prompt_texts: [], block_size: 1, to_grid: 0, ends: [] }, steps: [], closing: null, most: max_tokens });
   return { prompt, settings: values, traces: modes.map(empty) };
 }
 

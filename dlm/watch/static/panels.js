@@ -22,6 +22,12 @@ function score({ traces }, differs) {
   host.replaceChildren(...tiles);
 }
 
+/** A picture of the prompt under its name; a small one is enlarged pixel by pixel. */
+function picture({ name, source, width, height }) {
+  const className = Math.max(width, height) < 160 ? "small" : "";
+  return make("figure", {}, make("img", { src: source, alt: `Picture ${name}`, width, height, className }), make("figcaption", { textContent: name }));
+}
+
 /** What the colours mean. */
 function legend(colour, forwards) {
   const swatches = colour === "confidence"

@@ -33,6 +33,7 @@ class Player {
     this.pause();
     Object.assign(this, { race, follows, chosen: null });
     $("prompt").querySelector("p").textContent = race.prompt || "(empty)";
+    $("pictures").replaceChildren(...(race.pictures ?? []).map(picture));
     $("prompt").hidden = !$("ask").hidden && $("text").value === race.prompt;
     $("intro").hidden = true;
     $("race").hidden = $("transport").hidden = false;
