@@ -14,8 +14,9 @@ def load(run: str, runs_dir: str = "runs", device: str = "auto") -> Loaded:
 
     `run` is a run's id, a unique beginning of it, its folder, or a folder that `python -m dlm.export` wrote. Decoding
     is `decoder.generate(denoiser, Request([tokenizer(text)["input_ids"]], max_new_tokens=64, eos_ids=…))`, see
-    `dlm.decoding.engine.request`. Raises `ValueError` if there is no such run, it has no model, a file of it is
-    damaged, or this machine has no such device.
+    `dlm.decoding.engine.request`. Of a model that reads images, what is returned also has a `processor`, which makes
+    prompts of text and images (docs/how_to/vision.md); of others it is None. Raises `ValueError` if there is no such
+    run, it has no model, a file of it is damaged, or this machine has no such device.
     """
     from dlm.config.finished import load  # imports torch, which takes seconds
 

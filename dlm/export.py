@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from dlm.attention.base import BlockAnchor
 from dlm.config.build import default_decoding, make, requested_decoding
@@ -28,7 +28,7 @@ from dlm.format.base import Converted, Format
 from dlm.format.hf import GENERATION, HF
 from dlm.model.eos import eos_ids
 from dlm.model.layers import layer_types
-from dlm.model.vision import reads_images
+from dlm.model.vision import auto_class, reads_images
 from dlm.runs.run import Run
 from dlm.trainable.gate import has_gated
 
@@ -59,11 +59,6 @@ def export(
             f"run {run.id} was trained with gated adapters, which act only at mask tokens: a plain Hugging Face folder "
             "cannot express that. Use it with python -m dlm.generate, or train with trainable=lora"
         )
-    if reads_images(AutoConfig.from_pretrained(source)):
-        raise ValueError(
-            f"run {run.id} reads images, and the exported code decodes text only: use the run with python -m "
-            "dlm.generate image=…"
-        )
     made = converted(run, source, commit_rule(run, threshold, decoding))
     layout.require(made)
     temporary = target.with_name(f".{target.name}.tmp")
@@ -71,7 +66,8 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         layout.write(made, temporary)
-        card = model_card(run, made.settings, target.name, layout.usage(made, repo or target.name), license)
+        usage, sees = layout.usage(made, repo or target.name), reads_images(made.model.config)
+        card = model_card(run, made.settings, target.name, usage, license, sees)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         layout.verify(temporary)
         temporary.replace(target)
@@ -87,7 +83,7 @@ def empty_model(folder: Path) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto_class(config).from_config(config)
         if (folder / GENERATION).exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, ImportError, KeyError) as error:

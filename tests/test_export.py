@@ -367,8 +367,8 @@ def test_the_command_exports_and_says_how_to_load(runs, tmp_path, call):
     assert out == f"{tmp_path}/out: its README.md says how to load it\n"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md", "config.json", "configuration_block_diffusion.py", "generation_block_diffusion.py",
-        "generation_config.json", "model.safetensors", "modeling_block_diffusion.py", "tokenizer.json",
-        "tokenizer_config.json",
+        "generation_config.json", "model.safetensors", "modeling_block_diffusion.py",
+        "pictures_block_diffusion.py", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     code, _, err = call(*command)
     assert code == 1 and err.startswith("error: to ") and err.count("\n") == 1

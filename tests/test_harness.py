@@ -235,7 +235,9 @@ def test_with_a_chat_template_a_question_is_a_turn_and_has_one_bos(tmp_path, par
     prompts = []
     decode = DiffusionLM.decode
     monkeypatch.setattr(
-        DiffusionLM, "decode", lambda self, s, p, bar: prompts.extend(p.values()) or decode(self, s, p, bar)
+        DiffusionLM,
+        "decode",
+        lambda self, s, q, bar: prompts.extend(x.text for x in q.values()) or decode(self, s, q, bar),
     )
     ask()
     question = tasks.evaluation_set("test", 1)[0].prompt

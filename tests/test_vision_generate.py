@@ -10,7 +10,6 @@ from dlm.attention.block import Block
 from dlm.config.build import ar_denoiser
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
-from dlm.export import export
 from dlm.generate import Speaker, literal, main, pictures
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import load_parent
@@ -99,8 +98,3 @@ def test_models_and_processors_that_read_no_pictures_say_so(speaker, folder, mon
     monkeypatch.setattr(speaker.processor, "chat_template", None)
     with pytest.raises(ValueError, match="has no chat template"):
         speaker.encode_with("what?", shown, 8)
-
-
-def test_a_run_that_reads_images_is_not_exported_as_one_of_text(run, folder):
-    with pytest.raises(ValueError, match="reads images, and the exported code decodes text only"):
-        export(run, folder / "exported")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from dlm.attention import block_sparse
 from dlm.attention.base import AttentionPattern
@@ -21,6 +21,7 @@ from dlm.model.denoiser import Denoiser
 from dlm.model.device import AUTO, usable_device
 from dlm.model.implementation import supported, with_attention
 from dlm.model.parent import DTYPES, Parent, as_parent
+from dlm.model.vision import auto_class, load_processor, reads_images
 
 MODEL_TYPE = "block_diffusion_"  # the beginning of the model type of an exported model; its parent's follows
 SETTINGS = ("attention_pattern", "block_size", "whole_canvas", "token_shift", "threshold", "tokens_per_step")
@@ -59,9 +60,10 @@ class ExportedFolder:
         values = self.config | {"model_type": self.config["model_type"].removeprefix(MODEL_TYPE)}
         values = {key: value for key, value in values.items() if key not in (*SETTINGS, "auto_map", "architectures")}
         config = AutoConfig.for_model(**values)
+        kind = auto_class(config)
 
         def load(implementation: str):
-            return AutoModelForCausalLM.from_pretrained(
+            return kind.from_pretrained(
                 self.folder,
                 config=config,
                 attn_implementation=implementation,
@@ -75,7 +77,8 @@ class ExportedFolder:
         except Exception as error:  # transformers raises many types
             raise ValueError(f"{str(self.folder)!r} could not be loaded: {one_line(error)}") from error
         model = with_attention(model, implementation).to(self.device)
-        return as_parent(model, tokenizer, str(self.folder), None, check=False)
+        processor = load_processor(str(self.folder), tokenizer, {}) if reads_images(config) else None
+        return as_parent(model, tokenizer, str(self.folder), None, check=False, processor=processor)
 
     @property
     def pattern(self) -> AttentionPattern:
@@ -94,7 +97,8 @@ class ExportedFolder:
     @cached_property
     def dlm(self) -> Denoiser:
         parent = self.converted
-        return Denoiser(parent.model, self.pattern, parent.mask_id, self.config["token_shift"], parent.layer_types)
+        shift = self.config["token_shift"]
+        return Denoiser(parent.model, self.pattern, parent.mask_id, shift, parent.layer_types, parent.span_ids)
 
     @property
     def decoding(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.config.build import ar_denoiser, converted_denoiser, default_decoding, make
 from dlm.config.exported import ExportedFolder, is_exported
@@ -87,12 +87,18 @@ class FinishedRun:
         return make(self.decoding)
 
 
-class Loaded(NamedTuple):
+class Ready(NamedTuple):
     """All that decoding takes besides a request."""
 
     denoiser: Denoiser
     tokenizer: PreTrainedTokenizerBase
     decoder: Decoder
+
+
+class Loaded(Ready):
+    """The same three, and `processor`, which makes prompts of text and images; None of a model of text."""
+
+    processor: ProcessorMixin | None = None
 
 
 def opened(run: str, runs_dir: str | Path, device: str = AUTO) -> FinishedRun | ExportedFolder:
@@ -112,4 +118,6 @@ def found(run: str | int | None, runs_dir: str | Path, device: str = AUTO) -> Fi
 def load(run: str, runs_dir: str | Path, device: str = AUTO) -> Loaded:
     """What `opened` finds, ready to decode."""
     found = opened(run, runs_dir, device)
-    return Loaded(found.dlm, found.converted.tokenizer, found.decoder)
+    loaded = Loaded(found.dlm, found.converted.tokenizer, found.decoder)
+    loaded.processor = found.converted.processor
+    return loaded

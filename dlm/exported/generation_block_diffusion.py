@@ -142,12 +142,10 @@ def ending(
     return new[:until], ended or until is not None
 
 
-def without_padding(
-    input_ids: Tensor, attention_mask: Tensor | None, pad: int | None, eos_ids: list[int]
-) -> list[Tensor]:
-    """The prompts in `input_ids` [B, P] without padding, one tensor [P] per row. Without an `attention_mask` [B, P],
-    runs of the token `pad` at the ends of a row are padding. Raises `ValueError` for a mask of another shape or with
-    holes, and where `pad` also ends a text, so that such a run may be either."""
+def without_padding(input_ids: Tensor, attention_mask: Tensor | None, pad: int | None, eos_ids: list[int]) -> Tensor:
+    """Which of the `input_ids` [B, P] are no padding [B, P]. Without an `attention_mask` [B, P], runs of the token
+    `pad` at the ends of a row are. Raises `ValueError` for a mask of another shape or with holes, and where `pad` also
+    ends a text, so that such a run may be either."""
     if attention_mask is None:
         is_pad = torch.zeros_like(input_ids) if pad is None else (input_ids == pad).long()
         kept = ((1 - is_pad).cumsum(1) > 0) & ((1 - is_pad).flip(1).cumsum(1) > 0).flip(1)
@@ -164,7 +162,12 @@ def without_padding(
         kept = attention_mask.to(input_ids.device).bool()
         if (kept.long().diff(dim=1) == 1).sum(1).add(kept[:, 0]).max() > 1:
             raise ValueError("attention_mask has a hole: only padding before and after a prompt may be 0")
-    return [ids[keep] for ids, keep in zip(input_ids, kept, strict=True)]
+    return kept.bool()
+
+
+def rows_of(values: Tensor, kept: Tensor) -> list[Tensor]:
+    """The rows of `values` [B, P] as far as they are `kept` [B, P]."""
+    return [row[keep] for row, keep in zip(values, kept, strict=True)]
 
 
 def require_one_row(streamer: BaseStreamer | None, num_rows: int) -> None:

@@ -26,17 +26,19 @@ CITATION = """\
 ```"""
 
 
-def model_card(run: Run, settings: dict[str, Any], name: str, usage: str, license: str | None = None) -> str:
+def model_card(
+    run: Run, settings: dict[str, Any], name: str, usage: str, license: str | None = None, sees: bool = False
+) -> str:
     """The card, in Markdown, of the model in a folder `name`. It has the tables of what was measured, if anything was;
-    `license` is the parent's, None if it is not known."""
+    `license` is the parent's, None if it is not known. `sees`: the model reads images."""
     record, config = run.record, run.config
     source = parent_of(run)
     evaluation = record.get("evaluation")
     sections = [
-        metadata(source, license),
+        metadata(source, license, sees),
         f"# {name}",
-        f"A diffusion language model, converted from `{source}` (run `{run.id}`). It decodes blocks of "
-        f"{settings['block_size']} tokens, several tokens per forward.",
+        f"A diffusion {'vision-' * sees}language model, converted from `{source}` (run `{run.id}`). It decodes blocks "
+        f"of {settings['block_size']} tokens, several tokens per forward.",
         "## Use\n\n" + usage,
         "## Recipe\n\n" + recipe_table(config, settings, record),
         "## Data\n\n" + data_table(config, record),
@@ -62,8 +64,8 @@ def is_hub_name(source: str) -> bool:
     return HUB_NAME.fullmatch(source) is not None
 
 
-def metadata(source: str, license: str | None) -> str:
-    values = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+def metadata(source: str, license: str | None, sees: bool) -> str:
+    values = {"library_name": "transformers", "pipeline_tag": "image-text-to-text" if sees else "text-generation"}
     values |= {"tags": ["diffusion", "text-diffusion", "block-diffusion"]}
     values |= {"license": license} if license else {}
     values |= {"base_model": source, "base_model_relation": "finetune"} if is_hub_name(source) else {}
@@ -99,7 +101,8 @@ def data_table(config: DictConfig, record: dict[str, Any]) -> str:
         "tokens of a row": OmegaConf.select(config, "data.length"),
         "fingerprint": record.get("data", {}).get("fingerprint"),
     }
-    rows |= {f"trained on: {what.replace('_', ' ')}": f"{number:,}" for what, number in budget.items()}
+    known = {what: number for what, number in budget.items() if number is not None}  # not every model has FLOPs
+    rows |= {f"trained on: {what.replace('_', ' ')}": f"{number:,}" for what, number in known.items()}
     return table(["", ""], [[name, str(value)] for name, value in rows.items() if value is not None])
 
 

@@ -3,12 +3,13 @@
 The weights and the layers are those of the parent class; only `generate` differs. Blocks of `config.block_size` tokens
 are finished from left to right. Every forward predicts all masked tokens of the current block and commits the confident
 ones, at least one. The same forward writes the previously finished tokens to the key-value cache, so the number of
-forwards (NFE) is the number of denoising steps.
+forwards (NFE) is the number of denoising steps. The images of a prompt are read once, before the first.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,13 +27,17 @@ from .generation_block_diffusion import (
     StopStrings,
     ending,
     require_one_row,
+    rows_of,
     supported_options,
     without_padding,
 )
+from .pictures_block_diffusion import COMMON, Pictures, idle, pictures_of, runs
 
-# transformers looks up how to rename and merge the weights of a checkpoint by model type (mixtures of experts).
-if (mapping := get_checkpoint_conversion_mapping(ParentConfig.model_type)) is not None:
-    register_checkpoint_conversion_mapping(BlockDiffusionConfig.model_type, mapping, overwrite=True)
+# transformers looks up how to rename and merge the weights of a checkpoint by the class or the type of the model.
+for name in (Parent.__name__, ParentConfig.model_type):
+    if (mapping := get_checkpoint_conversion_mapping(name)) is not None:
+        register_checkpoint_conversion_mapping(BlockDiffusionConfig.model_type, mapping, overwrite=True)
+        break
 
 
 @dataclass
@@ -47,6 +52,10 @@ class BlockDiffusionForCausalLM(Parent):
     """The parent's layers with the attention mask and the decoding of the converted diffusion model."""
 
     config_class = BlockDiffusionConfig
+
+    @property
+    def reads_images(self) -> bool:
+        return hasattr(self.config, "vision_config")
 
     @torch.no_grad()
     def generate(
@@ -69,7 +78,8 @@ class BlockDiffusionForCausalLM(Parent):
         unless `temperature` or `do_sample` requests sampling (with `top_p`, `top_k` and `generator`), which may make
         `num_return_sequences` of every prompt. `eos_token_id`, one or several, or one of `stop_strings`, searched with
         `tokenizer` at the end of each block, ends a text; `pad_token_id` pads shorter rows. A `streamer` is given the
-        prompt and then the tokens of every finished block. A `generation_config` may hold all of these.
+        prompt and then the tokens of every finished block. A `generation_config` may hold all of these. A model that
+        reads images also takes what its processor returns for them, `pixel_values` and the like.
 
         Returns token ids [B * num_return_sequences, T], including EOS or the stop string; with
         `return_dict_in_generate` also the forwards per row. Raises `ValueError` for any other option that would change
@@ -77,22 +87,26 @@ class BlockDiffusionForCausalLM(Parent):
         """
         if (input_ids is None) == (inputs is None):
             raise ValueError("give the prompts as input_ids, or as inputs, [B, P]")
-        if self.config._attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(f"attn_implementation {self.config._attn_implementation!r} cannot be used: sdpa or eager")
+        if (implementation := self.config.get_text_config()._attn_implementation) not in ("sdpa", "eager"):
+            raise ValueError(f"attn_implementation {implementation!r} cannot be used: sdpa or eager")
+        arguments = self.of_pictures(options)
         if max_new_tokens is not None:
             options["max_new_tokens"] = max_new_tokens
         options = supported_options(options, (self.generation_config, generation_config))
         input_ids = (inputs if input_ids is None else input_ids).to(self.device)
         rule, stop = self.commit_rule(options, generator), StopStrings(options.get("stop_strings"), tokenizer)
         ends = rule.eos_ids.tolist()
-        prompts = without_padding(input_ids, attention_mask, options.get("pad_token_id"), ends)
+        kept = without_padding(input_ids, attention_mask, options.get("pad_token_id"), ends)
+        prompts = rows_of(input_ids, kept)
         if any(self.config.mask_token_id in prompt for prompt in prompts):
             raise ValueError(f"input_ids hold the mask token (id {self.config.mask_token_id}): it stands for no text")
         max_new_tokens = self.num_new_tokens(options, input_ids.shape[1], max(map(len, prompts)))
         copies, streamer = options.get("num_return_sequences", 1), options.get("streamer")
         require_one_row(streamer, copies * len(prompts))
         outputs = [
-            self.continue_one(prompt, max_new_tokens, rule, stop, streamer) for prompt in prompts for _ in range(copies)
+            self.continue_one(prompt, pictures, max_new_tokens, rule, stop, streamer)
+            for prompt, pictures in zip(prompts, self.pictures(prompts, kept, arguments), strict=True)
+            for _ in range(copies)
         ]
         pad = next(p for p in (options.get("pad_token_id"), *ends, 0) if p is not None)
         input_ids = input_ids.repeat_interleave(copies, 0)
@@ -100,6 +114,30 @@ class BlockDiffusionForCausalLM(Parent):
         nfe = torch.tensor([nfe for _, nfe in outputs], device=self.device)
         output = BlockDiffusionOutput(sequences=sequences, nfe=nfe)
         return output if options.get("return_dict_in_generate") else sequences
+
+    def of_pictures(self, options: dict[str, Any]) -> dict[str, Tensor]:
+        """Take the arguments of the parent's forward that are about images out of the options of a call."""
+        names = signature(self.base_model.forward).parameters.keys() - COMMON if self.reads_images else ()
+        found = {name: options.pop(name) for name in [*options] if name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def pictures(
+        self, prompts: list[Tensor], kept: Tensor, arguments: dict[str, Tensor]
+    ) -> list[Pictures] | list[None]:
+        """The pictures of every prompt, whose tokens are those of the call that are `kept` [B, P]; None if none has
+        any. Raises `ValueError` for image tokens without images."""
+        if "pixel_values" not in arguments:
+            image_id = getattr(self.config, "image_token_id", None)
+            if any(image_id in prompt for prompt in prompts if image_id is not None):
+                raise ValueError(f"input_ids hold image tokens (id {image_id}): give the pixel_values of the processor")
+            return [None] * len(prompts)
+        arguments = {name: value.to(self.device) for name, value in arguments.items()}
+        arguments |= {
+            name: pad_sequence(rows_of(value, kept), True)
+            for name, value in arguments.items()
+            if value.shape == kept.shape
+        }
+        return pictures_of(self, prompts, arguments)
 
     def commit_rule(self, options: dict[str, Any], generator: torch.Generator | None) -> CommitRule:
         """The requested commit rule, by default that of the config."""
@@ -117,7 +155,8 @@ class BlockDiffusionForCausalLM(Parent):
         if new < 1:
             raise ValueError(f"max_new_tokens {new} must be at least 1 (max_length counts the prompt of {columns} too)")
         size = self.config.block_size
-        total, limit = -(-(longest + new) // size) * size, getattr(self.config, "max_position_embeddings", None)
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        total = -(-(longest + new) // size) * size
         if limit is not None and total > limit:
             raise ValueError(
                 f"a prompt of {longest} and max_new_tokens {new} need {total} positions in whole blocks, and the model "
@@ -126,10 +165,16 @@ class BlockDiffusionForCausalLM(Parent):
         return new
 
     def continue_one(
-        self, prompt: Tensor, max_new_tokens: int, rule: CommitRule, stop: StopStrings, streamer: BaseStreamer | None
+        self,
+        prompt: Tensor,
+        pictures: Pictures | None,
+        max_new_tokens: int,
+        rule: CommitRule,
+        stop: StopStrings,
+        streamer: BaseStreamer | None,
     ) -> tuple[Tensor, int]:
-        """Continue one prompt [P]. Returns the new tokens [N] and the number of forwards. The `streamer` gets the
-        prompt, and the new tokens of every block when it is finished: none of them is ever taken back."""
+        """Continue one prompt [P] with its `pictures`. Returns the new tokens [N] and the number of forwards. The
+        `streamer` gets the prompt, and the new tokens of every block when it is finished: none is ever taken back."""
         config, size, begin, shown = self.config, self.config.block_size, len(prompt), 0
         shift = int(config.token_shift)
         if shift and not begin:
@@ -143,6 +188,7 @@ class BlockDiffusionForCausalLM(Parent):
         confidence = torch.zeros(size, device=self.device)
         cache = DynamicCache() if config.cacheable else None
         whole = config.whole_canvas and not config.cacheable
+        span = None if pictures is None else self.spans(pictures, start, length)
         if streamer is not None:
             streamer.put(prompt.cpu())
         while True:
@@ -151,7 +197,7 @@ class BlockDiffusionForCausalLM(Parent):
             reads = torch.arange(start, start + size, device=self.device) - shift  # the rows that predict the block
             # With the token shift, the first token of a block is scored once, when the token before it is written.
             scored = masked[block] & (reads >= written)
-            logits = self.score(x[written:end], written, reads[scored] - written, cache)
+            logits = self.score(x[written:end], written, reads[scored] - written, cache, pictures, span)
             nfe += 1
             token[scored], confidence[scored] = rule.sample(logits)
             predicted, commit = rule(token, confidence, masked[block], config.token_shift)
@@ -173,29 +219,49 @@ class BlockDiffusionForCausalLM(Parent):
                 return new, nfe
             start += size * block_done
 
-    def score(self, ids: Tensor, offset: int, rows: Tensor, cache: DynamicCache | None) -> Tensor:
-        """Run one forward of `ids` [Q], the first of which is at position `offset`. Returns the logits [N, V] of
-        `rows` [N], in which the mask token has probability 0."""
+    def spans(self, pictures: Pictures, start: int, length: int) -> Tensor | None:
+        """The number of the run of image tokens that see one another both ways, for every place [length]; -1 where
+        there is none. None: no token does. A run ends with the finished blocks, that is at `start`: what is behind is
+        not in the cache when they are written into it."""
+        if not (self.config.clean_context and pictures.in_span.any()):
+            return None
+        found = runs(pictures.in_span[:start])
+        return torch.cat([found, found.new_full((length - start,), -1)])
+
+    def score(
+        self,
+        ids: Tensor,
+        offset: int,
+        rows: Tensor,
+        cache: DynamicCache | None,
+        pictures: Pictures | None,
+        span: Tensor | None,
+    ) -> Tensor:
+        """Run one forward of `ids` [Q], the first of which is at place `offset`. Returns the logits [N, V] of `rows`
+        [N], in which the mask token has probability 0."""
         k = torch.arange(offset + len(ids), device=self.device)
         q = k[offset:]
-        masks = {name: self.mask(q[:, None], k, window) for name, window in self.config.attention_windows.items()}
-        output = self(
-            input_ids=ids[None],
-            position_ids=q[None],
+        masks = {name: self.mask(q[:, None], k, window, span) for name, window in self.config.attention_windows.items()}
+        reads = {"input_ids": ids[None], "position_ids": q[None]}
+        hidden = self.get_decoder()(
+            **reads if pictures is None else pictures.reads(self, ids, q),
             attention_mask=masks if len(masks) > 1 else masks.popitem()[1],
             past_key_values=cache,
             use_cache=cache is not None,
-            logits_to_keep=rows,
-        )
-        logits = output.logits[0].float()
+        ).last_hidden_state
+        with idle(self.base_model if self.reads_images else self.get_decoder()):  # the head alone
+            logits = self(inputs_embeds=hidden[:, rows], use_cache=False).logits[0].float()
         logits[:, self.config.mask_token_id] = -torch.inf
         return logits
 
-    def mask(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:
-        """The additive attention mask [1, 1, Q, K] of positions `q` [Q, 1] and `k` [K]: a position sees its own and
-        earlier blocks, or everything if nothing is cached; with a sliding `window`, only positions nearer than it."""
+    def mask(self, q: Tensor, k: Tensor, window: int | None, span: Tensor | None) -> Tensor:
+        """The additive attention mask [1, 1, Q, K] of places `q` [Q, 1] and `k` [K]: a place sees its own and earlier
+        blocks and its `span`, or everything if nothing is cached; with a sliding `window`, only places nearer than
+        it."""
         size = self.config.block_size
         visible = k // size <= q // size if self.config.cacheable else (q >= 0) & (k >= 0)
+        if span is not None:
+            visible = visible | ((span[q] == span[k]) & (span[q] >= 0))
         if window is not None:
             visible = visible & ((q - k).abs() < window)
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=q.device)

@@ -27,6 +27,7 @@ from dlm.format.base import Converted, Format
 from dlm.format.hf import NO_LIMIT, write_configs
 from dlm.format.masks import first_difference
 from dlm.model.positions import num_positions
+from dlm.model.vision import reads_images
 
 Shapes = dict[str, tuple[int, ...]]
 DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
@@ -56,6 +57,9 @@ class Engine(Format):
 
     def refusals(self, made: Converted) -> Iterator[str]:
         family, use = made.model.config.model_type, "or use format=hf"
+        if reads_images(made.model.config):
+            yield f"it reads images, and {self.architecture} is a model of text: use format=hf"
+            return
         if family not in self.families:
             yield (
                 f"its parent is a {family}, and {self.architecture} has the layers of {' and '.join(self.families)}: "

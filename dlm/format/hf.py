@@ -21,30 +21,46 @@ from dlm.config.exported import MODEL_TYPE
 from dlm.format.base import Converted, Format
 from dlm.format.masks import exported_mask, first_difference
 from dlm.model.positions import num_positions
+from dlm.model.vision import auto_class, reads_images
 
 MODULE, GENERATION = "modeling_block_diffusion", "generation_config.json"
-CODE = (MODULE, "generation_block_diffusion", "configuration_block_diffusion")
+CODE = (MODULE, "generation_block_diffusion", "pictures_block_diffusion", "configuration_block_diffusion")
 CLASS, CONFIG = "BlockDiffusionForCausalLM", "BlockDiffusionConfig"
 TEMPLATE = "Qwen3ForCausalLM", "Qwen3Config"  # placeholders of the parent's classes in the code
 NO_LIMIT = 32_768  # tokens of a row, if the model sets no limit
 
 USAGE = """\
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-inputs = tokenizer("…", return_tensors="pt")
-out = model.generate(inputs.input_ids, max_new_tokens=128, return_dict_in_generate=True)
-print(tokenizer.decode(out.sequences[0, inputs.input_ids.shape[1] :], skip_special_tokens=True), out.nfe)
+{example}
+print({decoder}.decode(out.sequences[0, inputs.input_ids.shape[1] :], skip_special_tokens=True), out.nfe)
 ```
 
 `generate` also takes `threshold` (commit every token more probable than this), `tokens_per_step` (or a fixed number),
 `temperature`, `top_p`, `top_k`, `do_sample`, `num_return_sequences`, `generator`, `eos_token_id`, `pad_token_id`,
 `stop_strings` with `tokenizer`, `attention_mask`, `max_length`, a `streamer`, which gets every finished block, and a
-`generation_config` that holds any of these, so that `pipeline("text-generation", "{name}", trust_remote_code=True)`
+`generation_config` that holds any of these, so that `pipeline("{task}", "{name}", trust_remote_code=True)`
 works. What it does not have (beams, penalties) it refuses by name. Without `trust_remote_code` nothing loads: the
 parent's class would decode autoregressively, which is not this model."""
+
+TEXT_EXAMPLE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+inputs = tokenizer("…", return_tensors="pt")
+out = model.generate(inputs.input_ids, max_new_tokens=128, return_dict_in_generate=True)"""
+
+PICTURE_EXAMPLE = """\
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
+content = [{{"type": "image", "path": "picture.png"}}, {{"type": "text", "text": "…"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+out = model.generate(**inputs, max_new_tokens=128, return_dict_in_generate=True)"""
 
 
 class HF(Format):
@@ -57,7 +73,8 @@ class HF(Format):
     def write(self, made: Converted, folder: Path) -> None:
         shutil.copytree(made.weights, folder, copy_function=shutil.copyfile)
         write_code(folder, made.model)
-        auto_map = {"AutoConfig": f"{MODULE}.{CONFIG}", "AutoModelForCausalLM": f"{MODULE}.{CLASS}"}
+        loader = auto_class(made.model.config).__name__
+        auto_map = {"AutoConfig": f"{MODULE}.{CONFIG}", loader: f"{MODULE}.{CLASS}"}
         model_type = MODEL_TYPE + made.model.config.model_type
         code = {"model_type": model_type, "architectures": [CLASS], "auto_map": auto_map, "use_cache": True}
         write_configs(folder, made.settings | code, made.settings["eos_token_id"])
@@ -68,7 +85,15 @@ class HF(Format):
             raise ValueError(f"{folder} lacks {', '.join(missing)}: install dlm again")
 
     def usage(self, made: Converted, name: str) -> str:
-        return USAGE.format(name=name)
+        return usage(name, reads_images(made.model.config))
+
+
+def usage(name: str, sees: bool) -> str:
+    """How plain transformers loads a folder of this name, with an example that asks about a picture if it `sees`."""
+    example, decoder, task = (
+        (PICTURE_EXAMPLE, "processor", "image-text-to-text") if sees else (TEXT_EXAMPLE, "tokenizer", "text-generation")
+    )
+    return USAGE.format(example=example.format(name=name), decoder=decoder, task=task, name=name)
 
 
 def mask_refusal(pattern: AttentionPattern, length: int) -> str | None:

@@ -13,7 +13,7 @@ import yaml
 from dlm.attention.block import Block
 from dlm.format.base import Converted
 from dlm.format.engine import Engine
-from dlm.format.hf import CLASS, CONFIG, MODULE, USAGE, write_code
+from dlm.format.hf import CLASS, CONFIG, MODULE, usage, write_code
 
 CONFIGURATION, SGLANG = "configuration_sdar", "sglang.yaml"
 
@@ -83,7 +83,7 @@ class SDAR(Engine):
         if number is not None:
             strategy = f"low_confidence_static --dllm-denoising-steps {made.block_size // number}"
         words = {"block_size": made.block_size, "name": name, "sglang": SGLANG, "strategy": strategy}
-        return SERVE.format(**words) + USAGE.format(name=name)
+        return SERVE.format(**words) + usage(name, sees=False)
 
     def verify(self, folder: Path) -> None:
         super().verify(folder)

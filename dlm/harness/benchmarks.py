@@ -20,12 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from dlm.config.build import make, requested_decoding
 from dlm.config.exported import ExportedFolder
 from dlm.config.finished import FinishedRun
 from dlm.config.settings import Harness
+from dlm.data.pictures import require_processor
 from dlm.decoding.base import Decoder
 from dlm.decoding.fixed import Fixed
 from dlm.errors import one_line
@@ -34,6 +34,7 @@ from dlm.harness.answers import Answers, Cost
 from dlm.harness.task_loading import Tasks, load_tasks
 from dlm.model.denoiser import Denoiser
 from dlm.model.device import device_name
+from dlm.model.parent import Parent
 from dlm.runs.digest import FILE_DIGITS, checksum, digest, weights_fingerprint
 from dlm.runs.storage import read_json, write_atomically, write_json
 
@@ -48,10 +49,24 @@ class Asked:
 
     name: str
     denoiser: Denoiser
-    tokenizer: PreTrainedTokenizerBase
+    converted: Parent
     decoder: Decoder
     weights: str
     how: dict[str, Any]
+
+    def require_answers(self, tasks: dict[str, Any], chat_template: bool) -> None:
+        """Raises `ValueError` for a chat template that there is not, and for a task about pictures that the model
+        cannot answer."""
+        if chat_template and not self.converted.reader.chat_template:
+            raise ValueError(f"the tokenizer of the {self.name} has no chat template: set harness.chat_template=false")
+        for name, task in tasks.items():
+            if getattr(task, "MULTIMODAL", False):
+                require_processor(self.converted.processor, f"task {name}")
+                if task.OUTPUT_TYPE != "generate_until":
+                    raise ValueError(
+                        f"task {name} scores given answers about pictures, which is not to be had: choose one whose "
+                        "output_type is generate_until"
+                    )
 
 
 def models(found: FinishedRun | ExportedFolder, cfg: DictConfig, parent: bool) -> Iterator[Asked]:
@@ -69,10 +84,10 @@ def models(found: FinishedRun | ExportedFolder, cfg: DictConfig, parent: bool) -
         "decoding": {key: value for key, value in decoding.items() if key not in SAID_BY_TASKS},
         "files": {key: checksum(Path(value)) for key, value in decoding.items() if is_file(value)},
     }
-    yield Asked("dlm", dlm, found.converted.tokenizer, make(decoding), weights_fingerprint(found.folder), how)
+    yield Asked("dlm", dlm, found.converted, make(decoding), weights_fingerprint(found.folder), how)
     if parent:
         fingerprint = found.run.record["parent"]["fingerprint"]
-        yield Asked("parent", found.ar, found.parent.tokenizer, Fixed(1), fingerprint, {"attention": "AR"})
+        yield Asked("parent", found.ar, found.parent, Fixed(1), fingerprint, {"attention": "AR"})
 
 
 def is_file(value: Any) -> bool:
@@ -113,20 +128,21 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
 
     from dlm.harness.model import DiffusionLM
 
-    if settings.chat_template and asked.tokenizer.chat_template is None:
-        raise ValueError(f"the tokenizer of the {asked.name} has no chat template: set harness.chat_template=false")
+    asked.require_answers(tasks.tasks, settings.chat_template)
     samples = {"exact": None, "nelbo": settings.samples}[settings.likelihood]
     identity = {"weights": asked.weights, "samples": samples, "seed": settings.seed, "version": EVALUATION_VERSION}
     identity |= asked.how
     answers = Answers(folder / f"answers-{digest(identity, FILE_DIGITS)}.jsonl")
     model = DiffusionLM(
         asked.denoiser,
-        asked.tokenizer,
+        asked.converted.tokenizer,
         asked.decoder,
         answers,
         settings.batch_size,
         samples=samples,
         seed=settings.seed,
+        processor=asked.converted.processor,
+        is_rendered=settings.chat_template,
     )
     with patch.object(evaluator, "get_git_commit_hash", lambda: None):  # git complains outside of a repository
         found = simple_evaluate(

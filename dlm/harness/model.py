@@ -17,7 +17,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.data.packing import adds_bos
 from dlm.decoding.base import Decoder
@@ -26,9 +26,10 @@ from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.stops import StopStrings
 from dlm.evaluation.scores import Pair, scores
 from dlm.harness.answers import Answer, Answers, Cost, key_of
+from dlm.harness.questions import Question, turns
 from dlm.model.denoiser import Denoiser
 from dlm.model.eos import eos_ids
-from dlm.types import generator
+from dlm.types import Images, generator
 
 CHUNK = 4  # batches that are decoded before their answers are stored
 
@@ -46,7 +47,9 @@ class Sampling:
 
 class DiffusionLM(TemplateLM):
     """Answers requests by a denoiser with its decoder. `samples`: likelihoods are the bound from so many draws; None:
-    exact, from left to right. `max_gen_toks` holds for tasks that name none. `costs` has what every task took."""
+    exact, from left to right. `max_gen_toks` holds for tasks that name none. `costs` has what every task took. With the
+    `processor` of a model that reads images it answers questions about pictures; `is_rendered`: the harness makes
+    conversations of all questions."""
 
     def __init__(
         self,
@@ -59,8 +62,12 @@ class DiffusionLM(TemplateLM):
         samples: int | None = None,
         seed: int = 0,
         progress: bool = True,
+        processor: ProcessorMixin | None = None,
+        is_rendered: bool = False,
     ):
         super().__init__()
+        self.processor, self.is_rendered = processor, is_rendered
+        self.MULTIMODAL = processor is not None  # the harness asks for it
         self.denoiser, self.tokenizer, self.decoder, self.answers = denoiser, tokenizer, decoder, answers
         self.batch_size, self.max_gen_toks, self.samples, self.seed = batch_size, max_gen_toks, samples, seed
         self.progress, self.adds_bos = progress, adds_bos(tokenizer)
@@ -80,8 +87,11 @@ class DiffusionLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
+        reader, history = (
+            (self.tokenizer, chat_history) if self.processor is None else (self.processor, turns(chat_history))
+        )
+        return reader.apply_chat_template(
+            history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
@@ -99,18 +109,17 @@ class DiffusionLM(TemplateLM):
         """The answer to every request, up to one of its own stops."""
         times, keys, groups = Counter(), [], defaultdict(dict)
         for request in requests:
-            prompt, options = request.args
-            sampling = self.sampling(options)
-            asked = {"prompt": prompt, "sampling": [*vars(sampling).values()]}
+            question, sampling = Question.of(request), self.sampling(request.args[1])
+            asked = question.content | {"sampling": [*vars(sampling).values()]}
             if sampling.temperature > 0:  # the same request again is another draw
                 times[str(asked)] += 1
                 asked["number"] = times[str(asked)]
             keys.append(key_of(**asked))
             if self.answers.get(keys[-1]) is None:
-                groups[sampling][keys[-1]] = prompt
+                groups[sampling][keys[-1]] = question
         with self.bar(sum(map(len, groups.values())), "decoding", disable_tqdm) as bar:
-            for sampling, prompts in groups.items():
-                self.decode(sampling, prompts, bar)
+            for sampling, questions in groups.items():
+                self.decode(sampling, questions, bar)
         return [answer.text for answer in self.counted(requests, keys)]
 
     def sampling(self, options: dict) -> Sampling:
@@ -124,32 +133,48 @@ class DiffusionLM(TemplateLM):
         until = tuple(stop for stop in options["until"] if stop)
         return Sampling(until, options["max_gen_toks"], float(temperature), float(top_p))
 
-    def decode(self, sampling: Sampling, prompts: dict[str, str], bar: tqdm) -> None:
-        """Decode prompts, by the key of their request, and store the answers."""
+    def decode(self, sampling: Sampling, questions: dict[str, Question], bar: tqdm) -> None:
+        """Decode the answers to questions, by the key of their request, and store them."""
         decoder = self.decoder.sampling(sampling.temperature, sampling.top_p)
         stop = StopStrings(sampling.until, self.tokenizer)
-        encoded = {key: self.fitted(self.tok_encode(text), sampling.max_new_tokens) for key, text in prompts.items()}
-        order = sorted(encoded, key=lambda key: len(encoded[key][0]))
+        order = sorted(questions, key=lambda key: (len(questions[key].pictures), len(questions[key].text)))
         ends, device = eos_ids(self.denoiser.model, self.tokenizer), self.denoiser.model.device
         size = 1 if sampling.temperature > 0 else CHUNK * self.batch_size
         for keys in (order[begin : begin + size] for begin in range(0, len(order), size)):
+            encoded = [self.encoded(questions[key], sampling.max_new_tokens) for key in keys]
+            prompts, images, cuts = zip(*encoded, strict=True)
             request = Request(
-                [encoded[key][0] for key in keys],
+                [*prompts],
                 sampling.max_new_tokens,
                 ends,
                 self.batch_size,
                 generator=generator(self.seed, int(keys[0], 16) % 2**56, device=device),
                 stop=stop or None,
+                images=images,
             )
             begin = time.perf_counter()
             made = decoder.generate(self.denoiser, request)
             seconds = (time.perf_counter() - begin) / len(keys)
-            cut = [stop.cut(generation) for generation in made]
+            ended = [stop.cut(generation) for generation in made]
             self.answers.add(
-                (key, Answer(len(kept.tokens), kept.nfe, seconds, cut=encoded[key][1], text=text))
-                for key, (text, kept) in zip(keys, cut, strict=True)
+                (key, Answer(len(kept.tokens), kept.nfe, seconds, cut=cut, text=text))
+                for key, cut, (text, kept) in zip(keys, cuts, ended, strict=True)
             )
             bar.update(len(keys))
+
+    def encoded(self, question: Question, max_new_tokens: int) -> tuple[list[int], Images | None, int]:
+        """The tokens of a question, its images, and the number of tokens cut (see `fitted`). Raises `ValueError` for
+        one with pictures that is too long: they are read whole or not at all."""
+        if not question.pictures:
+            ids, cut = self.fitted(self.tok_encode(question.text), max_new_tokens)
+            return ids, None, cut
+        ids, images = question.encoded(self.processor, self.is_rendered)
+        if self.fitted(ids, max_new_tokens)[1]:
+            raise ValueError(
+                f"task {question.task} has a question of {len(ids)} tokens with its pictures, which leaves no room for "
+                f"{max_new_tokens} more in the model's {self.denoiser.positions} positions: lower harness.max_gen_toks"
+            )
+        return ids, images, 0
 
     def fitted(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], int]:
         """A prompt that leaves room for an answer in the model's positions, cut on its left behind its BOS, and the
