@@ -10,8 +10,7 @@ import pandas as pd
 
 from analysis.evidence.answers import answers, strata
 from analysis.evidence.intervals import Mean, over_seeds, over_seeds_and_items
-
-Z95 = 1.959964  # standard errors to either side of a recorded interval over items
+from dlm.evaluation.interval import Z95
 
 
 @dataclass(frozen=True)
