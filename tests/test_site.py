@@ -190,3 +190,22 @@ def test_the_plan_of_a_small_tree_by_hand(tmp_path):
     plan = house.plan(tmp_path)
     assert plan["longest function"] == "2 (`f` in b.py)" and plan["lines"] == "23"
     assert plan["pairs of places with 6 equal lines"] == "1"  # of seven
+
+
+def private_names(file):
+    """The names with an underscore that a file reads of something else than itself."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+
+
+def test_what_is_borrowed_from_the_private_parts_of_libraries_is_on_the_page_of_internals():
+    page = (DOCS / "internals.md").read_text(encoding="utf-8")
+    names = {n for p in ("dlm", "analysis") for file in (ROOT / p).rglob("*.py") for n in private_names(file)}
+    names = {name for name in names if name.startswith("_") and not name.startswith("__")}
+    public = {"_exit", "_fields", "_replace", "_asdict"}  # of os, and of named tuples
+    assert {name for name in names - public if not re.search(rf"(?<![a-z]){name}\b", page)} == set()
