@@ -3,13 +3,12 @@
 import itertools
 import json
 import math
-import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, config
+from conftest import config
 
 from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
@@ -133,12 +132,6 @@ def test_the_interval_of_a_fraction_holds_every_probability_that_a_score_test_do
         assert [low, high] == pytest.approx(sorted(roots.real), abs=1e-12)
     with pytest.raises(ValueError, match="must not be greater than n"):
         wilson(n + 1, n)
-
-
-def test_no_other_file_has_an_interval_of_a_fraction_or_its_number_of_standard_errors():
-    files = [file for folder in ("dlm", "analysis") for file in (ROOT / folder).rglob("*.py")]
-    own = {file.name for file in files if re.search(r"\b1\.9(59|6)|proportion_ci", file.read_text(encoding="utf-8"))}
-    assert own == {"interval.py"}
 
 
 def test_a_trace_summary_by_hand():

@@ -209,3 +209,9 @@ def test_what_is_borrowed_from_the_private_parts_of_libraries_is_on_the_page_of_
     names = {name for name in names if name.startswith("_") and not name.startswith("__")}
     public = {"_exit", "_fields", "_replace", "_asdict"}  # of os, and of named tuples
     assert {name for name in names - public if not re.search(rf"(?<![a-z]){name}\b", page)} == set()
+
+
+def test_only_one_file_has_an_interval_of_a_fraction_and_the_number_of_standard_errors():
+    files = [file for folder in ("dlm", "analysis") for file in (ROOT / folder).rglob("*.py")]
+    own = {file.name for file in files if re.search(r"\b1\.9(59|6)|proportion_ci", file.read_text(encoding="utf-8"))}
+    assert own == {"interval.py"}

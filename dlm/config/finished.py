@@ -111,5 +111,5 @@ def found(run: str | int | None, runs_dir: str | Path, device: str = AUTO) -> Fi
 
 def load(run: str, runs_dir: str | Path, device: str = AUTO) -> Loaded:
     """What `opened` finds, ready to decode."""
-    source = opened(run, runs_dir, device)
-    return Loaded(source.dlm, source.converted.tokenizer, source.decoder)
+    found = opened(run, runs_dir, device)
+    return Loaded(found.dlm, found.converted.tokenizer, found.decoder)

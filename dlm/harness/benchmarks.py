@@ -54,14 +54,14 @@ class Asked:
     how: dict[str, Any]
 
 
-def models(source: FinishedRun | ExportedFolder, cfg: DictConfig, parent: bool) -> Iterator[Asked]:
+def models(found: FinishedRun | ExportedFolder, cfg: DictConfig, parent: bool) -> Iterator[Asked]:
     """The dLM and, with `parent`, its parent, loaded as they are needed. Raises `ValueError` for the parent of an
     exported folder, which has none beside it."""
-    if parent and isinstance(source, ExportedFolder):
+    if parent and isinstance(found, ExportedFolder):
         raise ValueError("harness.parent=true needs a run: an exported folder has no parent beside it")
-    own = source.decoding
+    own = found.decoding
     decoding = requested_decoding(cfg, OmegaConf.create(own)) or own
-    dlm = source.dlm
+    dlm = found.dlm
     how = {
         "attention": type(dlm.pattern).__name__,
         **dlm.pattern.settings,
@@ -69,10 +69,10 @@ def models(source: FinishedRun | ExportedFolder, cfg: DictConfig, parent: bool) 
         "decoding": {key: value for key, value in decoding.items() if key not in SAID_BY_TASKS},
         "files": {key: checksum(Path(value)) for key, value in decoding.items() if is_file(value)},
     }
-    yield Asked("dlm", dlm, source.converted.tokenizer, make(decoding), weights_fingerprint(source.folder), how)
+    yield Asked("dlm", dlm, found.converted.tokenizer, make(decoding), weights_fingerprint(found.folder), how)
     if parent:
-        fingerprint = source.run.record["parent"]["fingerprint"]
-        yield Asked("parent", source.ar, source.parent.tokenizer, Fixed(1), fingerprint, {"attention": "AR"})
+        fingerprint = found.run.record["parent"]["fingerprint"]
+        yield Asked("parent", found.ar, found.parent.tokenizer, Fixed(1), fingerprint, {"attention": "AR"})
 
 
 def is_file(value: Any) -> bool:
@@ -81,7 +81,7 @@ def is_file(value: Any) -> bool:
 
 
 def benchmark(
-    source: FinishedRun | ExportedFolder,
+    found: FinishedRun | ExportedFolder,
     cfg: DictConfig,
     tasks: list[str],
     settings: Harness,
@@ -96,7 +96,7 @@ def benchmark(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{str(folder)!r} cannot be written ({one_line(error)}): set harness.out=FOLDER") from error
-    results = {asked.name: ask(asked, loaded, settings, folder) for asked in models(source, cfg, settings.parent)}
+    results = {asked.name: ask(asked, loaded, settings, folder) for asked in models(found, cfg, settings.parent)}
     path = folder / "results.json"
     write_json(path, merged(read_json(path) if path.exists() else {}, results))
     return results
@@ -129,7 +129,7 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
         seed=settings.seed,
     )
     with patch.object(evaluator, "get_git_commit_hash", lambda: None):  # git complains outside of a repository
-        output = simple_evaluate(
+        found = simple_evaluate(
             model,
             tasks=tasks.asked,
             num_fewshot=settings.num_fewshot,
@@ -141,7 +141,7 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
             confirm_run_unsafe_code=True,  # `require_sandboxed` has asked
             task_manager=tasks.manager,
         )
-    for task, items in output["samples"].items():
+    for task, items in found["samples"].items():
         write_items(folder / f"items-{asked.name}-{task}.jsonl", items)
     about = {
         **asked.how,
@@ -153,21 +153,21 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
         "lm_eval": version("lm_eval"),
         "device": device_name(asked.denoiser.model.device),
     }
-    return {task: scores_of(task, output, model.costs) | {"settings": about} for task in output["results"]}
+    return {task: scores_of(task, found, model.costs) | {"settings": about} for task in found["results"]}
 
 
-def scores_of(task: str, output: dict[str, Any], costs: dict[str, Cost]) -> dict[str, Any]:
+def scores_of(task: str, found: dict[str, Any], costs: dict[str, Cost]) -> dict[str, Any]:
     """The metrics of a task or group, `exact_match,strict-match` and the like, with the standard error of each, the
     number of items, and what the answers took."""
-    leaves = leaves_of(task, output.get("group_subtasks", {}))
-    values = {key: value for key, value in output["results"][task].items() if isinstance(value, int | float)}
+    leaves = leaves_of(task, found.get("group_subtasks", {}))
+    values = {key: value for key, value in found["results"][task].items() if isinstance(value, int | float)}
     cost = sum((costs[leaf] for leaf in leaves), Cost())
     return {
         "metrics": {key: value for key, value in values.items() if "," in key},
-        "n": sum(output["n-samples"][leaf]["effective"] for leaf in leaves),
-        "num_fewshot": output["n-shot"].get(task),
-        "version": output["versions"].get(task),
-        "generation": (output["configs"].get(task) or {}).get("generation_kwargs"),
+        "n": sum(found["n-samples"][leaf]["effective"] for leaf in leaves),
+        "num_fewshot": found["n-shot"].get(task),
+        "version": found["versions"].get(task),
+        "generation": (found["configs"].get(task) or {}).get("generation_kwargs"),
         **cost.summary(),
     }
 

@@ -142,9 +142,9 @@ class DiffusionLM(TemplateLM):
                 stop=stop or None,
             )
             begin = time.perf_counter()
-            generations = decoder.generate(self.denoiser, request)
+            made = decoder.generate(self.denoiser, request)
             seconds = (time.perf_counter() - begin) / len(keys)
-            cut = [stop.cut(generation) for generation in generations]
+            cut = [stop.cut(generation) for generation in made]
             self.answers.add(
                 (key, Answer(len(kept.tokens), kept.nfe, seconds, cut=encoded[key][1], text=text))
                 for key, (text, kept) in zip(keys, cut, strict=True)
@@ -184,8 +184,8 @@ class DiffusionLM(TemplateLM):
         return [(answer.log_p, answer.is_greedy) for answer in self.likelihoods(requests, pairs, disable_tqdm)]
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        answers = self.scored([(context, continuation) for _, context, continuation in requests], disable_tqdm)
-        return [(answer.log_p, answer.is_greedy) for answer in answers]
+        found = self.scored([(context, continuation) for _, context, continuation in requests], disable_tqdm)
+        return [(answer.log_p, answer.is_greedy) for answer in found]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """log p of every text, in windows as long as the model's positions, each token scored once."""
@@ -193,8 +193,8 @@ class DiffusionLM(TemplateLM):
         for request in requests:
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             limit = self.longest(self.slots) - 1 if self.denoiser.positions else max(len(ids), 1)
-            rolling = get_rolling_token_windows(ids, self.prefix_token_id, limit, context_len=1)
-            windows.append([make_disjoint_window(window) for window in rolling])
+            found = get_rolling_token_windows(ids, self.prefix_token_id, limit, context_len=1)
+            windows.append([make_disjoint_window(window) for window in found])
         return [answer.log_p for answer in self.likelihoods(requests, windows, disable_tqdm)]
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -209,10 +209,10 @@ class DiffusionLM(TemplateLM):
 
     def likelihoods(self, requests: list[Instance], pairs: list[list[Pair]], disable_tqdm: bool) -> list[Answer]:
         """The sum over the pairs of every request."""
-        answers = iter(self.scored([*itertools.chain(*pairs)], disable_tqdm))
+        found = iter(self.scored([*itertools.chain(*pairs)], disable_tqdm))
         sums = []
         for request, of in zip(requests, pairs, strict=True):
-            parts = [next(answers) for _ in of]
+            parts = [next(found) for _ in of]
             answer = Answer(
                 sum(part.tokens for part in parts),
                 sum(part.nfe for part in parts),
@@ -235,11 +235,11 @@ class DiffusionLM(TemplateLM):
                 chunk = order[begin : begin + CHUNK * self.batch_size]
                 fitted = [self.fitted_pair(*missing[key]) for key in chunk]
                 begun = time.perf_counter()
-                results = scores(self.denoiser, [pair for pair, _ in fitted], self.batch_size, self.samples, self.seed)
+                found = scores(self.denoiser, [pair for pair, _ in fitted], self.batch_size, self.samples, self.seed)
                 seconds = (time.perf_counter() - begun) / len(chunk)
                 self.answers.add(
                     (key, Answer(len(pair[1]), s.nfe, seconds, cut=cut, log_p=s.log_p, is_greedy=s.is_greedy))
-                    for key, (pair, cut), s in zip(chunk, fitted, results, strict=True)
+                    for key, (pair, cut), s in zip(chunk, fitted, found, strict=True)
                 )
                 bar.update(len(chunk))
         return [self.answers.get(key) for key in keys]
@@ -260,10 +260,10 @@ class DiffusionLM(TemplateLM):
 
     def counted(self, requests: list[Instance], keys: list[str]) -> list[Answer]:
         """The stored answers of requests, whose cost is added to that of their tasks."""
-        answers = [self.answers.get(key) for key in keys]
-        for request, answer in zip(requests, answers, strict=True):
+        found = [self.answers.get(key) for key in keys]
+        for request, answer in zip(requests, found, strict=True):
             self.costs[request.task_name].add(answer)
-        return answers
+        return found
 
     def bar(self, total: int, what: str, disable: bool) -> tqdm:
         """A progress bar on stderr, where that is a terminal."""
