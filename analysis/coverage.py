@@ -96,28 +96,28 @@ def coverage(case: Case, draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[f
     return {method: (float(np.mean(held[method])), float(np.mean(widths[method]))) for method in held}
 
 
-def page(found: dict[Case, dict[str, tuple[float, float]]]) -> str:
+def page(coverages: dict[Case, dict[str, tuple[float, float]]]) -> str:
     """The page as Markdown."""
-    methods = list(next(iter(found.values())))
+    methods = list(next(iter(coverages.values())))
     head = ["seeds", "items", "sd over seeds", "items × arms", *methods]
     body = []
-    for case, of_case in found.items():
-        made = [f"{100 * share:.1f} % ({width:.1f})" for share, width in of_case.values()]
+    for case, of_case in coverages.items():
+        cells = [f"{100 * share:.1f} % ({width:.1f})" for share, width in of_case.values()]
         interaction = "yes" if case.interaction else "no"
-        body.append([f"{case.seeds}", f"{case.items}", f"{100 * case.seed_sd:g} points", interaction, *made])
-    shares = {method: [100 * of_case[method][0] for of_case in found.values()] for method in methods}
+        body.append([f"{case.seeds}", f"{case.items}", f"{100 * case.seed_sd:g} points", interaction, *cells])
+    shares = {method: [100 * of_case[method][0] for of_case in coverages.values()] for method in methods}
     ranges = [f"- {method}: {min(each):.1f} to {max(each):.1f} %" for method, each in shares.items()]
-    outside = [case for case, of_case in found.items() if not ASKED[0] <= of_case[METHOD][0] <= ASKED[1]]
+    outside = [case for case, of_case in coverages.items() if not ASKED[0] <= of_case[METHOD][0] <= ASKED[1]]
     return TEXT.format(
         draws=f"{DRAWS:,}",
         error=100 * np.sqrt(LEVEL * (1 - LEVEL) / DRAWS),
         table=table(head, body, ["--:"] * 3 + [":--"] + ["--:"] * len(methods)),
         ranges="\n".join(ranges),
-        inside=len(found) - len(outside),
-        cases=len(found),
+        inside=len(coverages) - len(outside),
+        cases=len(coverages),
         outside="; ".join(
             f"{c.seeds} seeds, {c.items} items, {100 * c.seed_sd:g} points, {'with' if c.interaction else 'without'} "
-            f"items × arms: {100 * found[c][METHOD][0]:.1f} %"
+            f"items × arms: {100 * coverages[c][METHOD][0]:.1f} %"
             for c in outside
         )
         or "none",
@@ -148,8 +148,8 @@ where seeds hardly vary.
 
 
 def main() -> int:
-    found = {case: coverage(case) for case in CASES}
-    PAGE.write_text(page(found), encoding="utf-8")
+    coverages = {case: coverage(case) for case in CASES}
+    PAGE.write_text(page(coverages), encoding="utf-8")
     print(f"{PAGE}")
     return 0
 

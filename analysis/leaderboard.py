@@ -95,11 +95,11 @@ def verify(row: str, seed: int, arguments: argparse.Namespace) -> str:
     unknown row, for a seed that the row was made with, and if the run does not finish."""
     overrides = [*arguments.overrides, f"seed={seed}"]
     sweeps = {path: load_sweep(path, overrides) for path in sorted(rows_folder().glob("*.yaml"))}
-    found = [(path, p) for path, sweep in sweeps.items() for p in sweep.points if p.name in (row, f"recipe={row}")]
-    if not found:
+    matches = [(path, p) for path, sweep in sweeps.items() for p in sweep.points if p.name in (row, f"recipe={row}")]
+    if not matches:
         names = "; ".join(p.name for sweep in sweeps.values() for p in sweep.points)
         raise ValueError(f"{row!r} is no row of the leaderboard: choose one of {names}")
-    path, point = found[0]
+    path, point = matches[0]
     listed = place_of(loaded(arguments.out / LISTED), path.stem, point.name)
     if seed in listed.areas:
         raise ValueError(f"seed={seed} is one that {point.name} was made with: name another than {seeds(listed)}")
@@ -137,13 +137,13 @@ def comparison(listed: Standing, other: Standing) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("overrides", nargs="*", help="verify ROW seed=N; the overrides of the rows, if any")
-    made.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: %(default)s)")
-    made.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
-    made.add_argument("--jobs", type=int, default=1, help="of verify (default: %(default)s)")
-    made.add_argument("--committed", action="store_true", help="render the results.json that is in --out")
-    return made
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("overrides", nargs="*", help="verify ROW seed=N; the overrides of the rows, if any")
+    arguments.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: %(default)s)")
+    arguments.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
+    arguments.add_argument("--jobs", type=int, default=1, help="of verify (default: %(default)s)")
+    arguments.add_argument("--committed", action="store_true", help="render the results.json that is in --out")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

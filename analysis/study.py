@@ -116,11 +116,11 @@ def plan_points(sweeps: Iterable[Sweep], earlier: Earlier | None = None) -> list
 
 def sweeps_of_runs(sweeps: Iterable[Sweep]) -> dict[str, list[str]]:
     """The names of the sweeps that have a run, for each run."""
-    found: dict[str, list[str]] = {}
+    sweeps_of: dict[str, list[str]] = {}
     for sweep in sweeps:
         for run in dict.fromkeys(point.run for point in sweep.points):
-            found.setdefault(run, []).append(sweep.name)
-    return found
+            sweeps_of.setdefault(run, []).append(sweep.name)
+    return sweeps_of
 
 
 def chosen(sweeps: Sequence[Sweep], names: Sequence[str]) -> list[Sweep]:

@@ -32,9 +32,9 @@ def summary(docstring: str) -> str:
 
 
 def main() -> None:
-    found = [*commands()]
-    width = max(len(command) for command, _ in found)
-    for command, what in found:
+    listed = [*commands()]
+    width = max(len(command) for command, _ in listed)
+    for command, what in listed:
         print(f"{command:{width}}  {what}")
     print("\nEach says more with --help. Where the package is installed, dlm-train is python -m dlm.train, and so on.")
 

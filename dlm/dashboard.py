@@ -37,13 +37,13 @@ def make(cfg: DictConfig, online: bool) -> None:
     """Write the workspace and the report, and save them as new ones if `online`."""
     specification, project = OmegaConf.to_container(cfg.workspace, resolve=True), project_of(cfg.project)
     entity = entity_of(cfg.entity, online)
-    made = {
+    parts = {
         "workspace": workspace(specification, entity, project),
         "report": report(specification, entity, project, saved=online),
     }
     folder = Path(cfg.to).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, view in made.items():
+    for name, view in parts.items():
         write_atomically(folder / f"{name}.json", as_json(view))
         print(folder / f"{name}.json")
         if online:

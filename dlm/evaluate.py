@@ -37,11 +37,11 @@ def evaluate(cfg: DictConfig) -> None:
 def evaluate_benchmarks(cfg: DictConfig, tasks: list[str]) -> None:
     """Ask benchmarks of a run, whose record gets the scores, or of an exported folder."""
     settings = Harness(**OmegaConf.to_container(cfg.harness, resolve=True))
-    found = opened(str(cfg.run), cfg.runs_dir, cfg.device)
-    run = found.run if isinstance(found, FinishedRun) else None
-    out = Path(settings.out) if settings.out else (run or found).folder / "benchmarks"
+    source = opened(str(cfg.run), cfg.runs_dir, cfg.device)
+    run = source.run if isinstance(source, FinishedRun) else None
+    out = Path(settings.out) if settings.out else (run or source).folder / "benchmarks"
     with lease(run.folder) if run else nullcontext():
-        results = benchmark(found, cfg, tasks, settings, cfg.allow_code_execution, out)
+        results = benchmark(source, cfg, tasks, settings, cfg.allow_code_execution, out)
         if run:
             run.update(benchmarks=merged(run.record.get("benchmarks", {}), results))
             with logging_again(run, cfg.get("logger")) as loggers:

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, logits_in_bfloat16, options, random_batch
+from conftest import (
+    EOS_ID,
+    MASK_ID,
+    PATTERNS,
+    WITH_SHIFT,
+    config,
+    denoiser,
+    let_it_say,
+    logits_in_bfloat16,
+    options,
+    random_batch,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
@@ -52,8 +63,7 @@ def test_a_ragged_batch_gives_the_tokens_and_the_nfe_of_single_prompts(llama, pa
     assert len({g.nfe for g in batched}) > 1 or decoder.__class__ is Fixed
 
 
-@pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", ["block_noisy", "block", "bidir"])
+@pytest.mark.parametrize(("pattern", "token_shift"), [(n, s) for n, s in WITH_SHIFT if PATTERNS[n].noisy_stream])
 def test_cached_decoding_equals_recomputing_everything(model, pattern, token_shift):
     """Cached decoding gives the tokens of a naive loop (I5): the whole canvas through the training forward at every
     step, no cache."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
-from conftest import EOS_ID, MASK_ID, config, options, shared
+from conftest import EOS_ID, MASK_ID, ROOT, config, options, shared
 from omegaconf import OmegaConf
 
 from dlm.config.build import make
@@ -94,6 +94,16 @@ def test_a_pattern_that_an_option_does_not_take_is_refused_with_its_reason_befor
 def test_every_option_takes_some_pattern_and_every_pattern_is_taken():
     assert {name for name, _ in TAKEN} == set(options("decoding"))
     assert {pattern for _, pattern in TAKEN} == set(options("attention"))
+
+
+def test_the_page_on_decoding_says_which_option_takes_which_pattern():
+    page = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
+    takes = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|", page, re.MULTILINE))
+    assert takes.keys() <= set(options("decoding")) and len(takes) > 10
+    patterns = [pattern for pattern in options("attention") if f"`{pattern}`" in page]
+    for name, said in takes.items():
+        named = patterns if said == "any" else sorted(re.findall(r"`(\w+)`", said))
+        assert named == [pattern for pattern in patterns if (name, pattern) in TAKEN], name
 
 
 @every_pair

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from dlm.bench import contact, first_contact
+from dlm.bench import contact_items, first_contact
 
 PEAKS = {"tflops": 1.0, "gbs": 10.0}
 
@@ -27,10 +27,10 @@ ALIKE = ("decode 8B", "decode 4B", "train 8B")  # to another item, but for the s
 @pytest.mark.trains
 @pytest.mark.compiles
 @pytest.mark.parametrize(
-    "item", [pytest.param(i, marks=pytest.mark.grid if i in ALIKE else ()) for i in contact.items()]
+    "item", [pytest.param(i, marks=pytest.mark.grid if i in ALIKE else ()) for i in contact_items.items()]
 )
 def test_every_item_gives_numbers_and_finds_a_cpu_to_be_right(item):
-    found = contact.run(item, "cpu", "tiny", PEAKS)
+    found = contact_items.run(item, "cpu", "tiny", PEAKS)
     assert numbers(json.loads(json.dumps(found))) and all(math.isfinite(n) for n in numbers(found))
     assert found.get("ok", True)
     if "agreement" in found:
@@ -43,7 +43,7 @@ def test_every_item_gives_numbers_and_finds_a_cpu_to_be_right(item):
 
 
 def test_the_limits_name_every_item_and_the_first_six_fit_ten_minutes_at_their_limits():
-    assert first_contact.LIMITS.keys() == contact.items().keys()
+    assert first_contact.LIMITS.keys() == contact_items.items().keys()
     assert sum(list(first_contact.LIMITS.values())[:6]) <= 600
 
 

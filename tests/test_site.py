@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import ROOT
 
+from analysis import house
 from analysis.site import architecture_picture, configuration, links, mask_pictures
 from analysis.site.generate import generated
 
@@ -160,3 +161,57 @@ def test_every_value_of_every_group_is_in_the_reference():
 )
 def test_a_link_out_of_the_pages_goes_to_the_repository_or_is_its_text(source, text, repository, expected):
     assert links.resolved(text, source, repository) == expected
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert house.circles(house.module_imports(ROOT)) == []
+
+
+def test_the_plan_of_a_small_tree_by_hand(tmp_path):
+    for file, text in {
+        "dlm/low/a.py": "x = 1\n",
+        "dlm/high/b.py": "def f():\n    from dlm.high import c\n",
+        "dlm/high/c.py": "from dlm.high import b\nfrom dlm.low.a import x\n",
+        "dlm/words.py": "",
+        "dlm/train.py": "import dlm.high.b\nfrom dlm import words\n",
+        "analysis/report.py": "# no line of code\n" + "".join(f"y = {n}\n" for n in range(8)),
+        "analysis/other.py": "".join(f"y = {n}\n" for n in range(1, 8)),
+    }.items():
+        for folder in ("dlm", "dlm/low", "dlm/high", "analysis"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "__init__.py").touch()
+        (tmp_path / file).write_text(text)
+    modules = house.module_imports(tmp_path)
+    assert house.circles(modules) == [{"dlm.high.b", "dlm.high.c"}]
+    rooms = house.room_imports(modules, tmp_path)
+    commands = {"dlm.commands": {"dlm.high", "dlm.words"}, "analysis.commands": set()}
+    assert rooms == {"dlm.low": set(), "dlm.high": {"dlm.low"}, "dlm.words": set()} | commands
+    assert house.floors(rooms) == 3 and house.floors({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == 2
+    plan = house.plan(tmp_path)
+    assert plan["longest function"] == "2 (`f` in b.py)" and plan["lines"] == "23"
+    assert plan["pairs of places with 6 equal lines"] == "1"  # of seven
+
+
+def private_names(file):
+    """The names with an underscore that a file reads of something else than itself."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+
+
+def test_what_is_borrowed_from_the_private_parts_of_libraries_is_on_the_page_of_internals():
+    page = (DOCS / "internals.md").read_text(encoding="utf-8")
+    names = {n for p in ("dlm", "analysis") for file in (ROOT / p).rglob("*.py") for n in private_names(file)}
+    names = {name for name in names if name.startswith("_") and not name.startswith("__")}
+    public = {"_exit", "_fields", "_replace", "_asdict"}  # of os, and of named tuples
+    assert {name for name in names - public if not re.search(rf"(?<![a-z]){name}\b", page)} == set()
+
+
+def test_only_one_file_has_an_interval_of_a_fraction_and_the_number_of_standard_errors():
+    files = [file for folder in ("dlm", "analysis") for file in (ROOT / folder).rglob("*.py")]
+    own = {file.name for file in files if re.search(r"\b1\.9(59|6)|proportion_ci", file.read_text(encoding="utf-8"))}
+    assert own == {"interval.py"}

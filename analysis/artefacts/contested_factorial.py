@@ -112,5 +112,5 @@ def factorial(rows: pd.DataFrame) -> list[Effect]:
     }
     pairs = {f"{a.split(' (')[0]} × {b.split(' (')[0]}": signs[a] * signs[b] for a, b in combinations(signs, 2)}
     arms = list(cells.values())
-    made = [accuracy_contrast(arms, 2 * sign / len(sign), what) for what, sign in (signs | pairs).items()]
-    return [effect for effect in made if effect.seeds]
+    contrasts = [accuracy_contrast(arms, 2 * sign / len(sign), what) for what, sign in (signs | pairs).items()]
+    return [effect for effect in contrasts if effect.seeds]

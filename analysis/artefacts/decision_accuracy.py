@@ -38,12 +38,12 @@ SAID = (
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    found = contests(results, paper)
-    panels = tuple(drawn(contest) for contest in found if contest.pairs)
+    all_contests = contests(results, paper)
+    panels = tuple(drawn(contest) for contest in all_contests if contest.pairs)
     return [
         Plot("decision_accuracy", panels, DRAWN, "Differences of pairs at the base budget and elsewhere"),
-        Table(summary(found) if panels else pd.DataFrame(), SAID, 0),
-        Table(every_pair(found), "Every pair, in points of accuracy.", aside=True),
+        Table(summary(all_contests) if panels else pd.DataFrame(), SAID, 0),
+        Table(every_pair(all_contests), "Every pair, in points of accuracy.", aside=True),
     ]
 
 
@@ -128,7 +128,7 @@ PAPER_NAMES = {point: printed for point, (_, printed) in SCHEMES.items()}
 MASKINGS = [next((p for p, name in PAPER_NAMES.items() if name == printed), printed) for printed in PRINTED]
 
 
-def summary(found: list[Contest]) -> pd.DataFrame:
+def summary(all_contests: list[Contest]) -> pd.DataFrame:
     """One row per contest."""
     return pd.DataFrame(
         {
@@ -139,7 +139,7 @@ def summary(found: list[Contest]) -> pd.DataFrame:
             "decision accuracy %": percent(contest),
             "by means %": None if contest.by_means is None else 100 * contest.by_means,
         }
-        for contest in found
+        for contest in all_contests
     )
 
 
@@ -151,7 +151,7 @@ def percent(contest: Contest) -> str:
     return f"{value} ({low} to {high})"
 
 
-def every_pair(found: list[Contest]) -> pd.DataFrame:
+def every_pair(all_contests: list[Contest]) -> pd.DataFrame:
     """One row per pair of every contest."""
     return pd.DataFrame(
         {
@@ -161,7 +161,7 @@ def every_pair(found: list[Contest]) -> pd.DataFrame:
             "there": pair.there.value,
             "outcome": pair.outcome,
         }
-        for contest in found
+        for contest in all_contests
         for pair in contest.pairs
     )
 

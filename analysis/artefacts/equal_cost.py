@@ -35,19 +35,19 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     for pair, what in PAIRS.items():
         better, worse = (rows[(rows["sweep"] == TABLE1) & (rows["point"] == name)] for name in pair.split(" − "))
         if len(better) and len(worse):
-            found = {f"equal {cost}": text(at_equal_cost(better, worse, rows, cost, pair)) for cost in COSTS}
-            table.append({"pair": pair, "what": what} | found)
+            outcomes = {f"equal {cost}": text(at_equal_cost(better, worse, rows, cost, pair)) for cost in COSTS}
+            table.append({"pair": pair, "what": what} | outcomes)
     frame = pd.DataFrame(table)
     absent = [c for c in frame.columns if (frame[c] == NOT_MEASURED).all()] if table else []
     lacking = f" Not measured in these runs: {', '.join(absent)}." if absent else ""
     return [Table(frame.drop(columns=absent), SAID + lacking)]
 
 
-def text(found: AtEqualCost | None) -> str:
+def text(outcome: AtEqualCost | None) -> str:
     """A comparison at equal cost, or why there is none."""
-    if found is None:
+    if outcome is None:
         return NOT_MEASURED
-    if not found.effect.seeds:
+    if not outcome.effect.seeds:
         return "no runs at a common cost"
-    seeds = f"{found.effect.seeds} seed{'s' if found.effect.seeds > 1 else ''}"
-    return f"{'≈ ' * found.interpolated}{effect_text(found.effect).replace(' points', '')}; {seeds}"
+    seeds = f"{outcome.effect.seeds} seed{'s' if outcome.effect.seeds > 1 else ''}"
+    return f"{'≈ ' * outcome.interpolated}{effect_text(outcome.effect).replace(' points', '')}; {seeds}"

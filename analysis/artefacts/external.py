@@ -51,11 +51,11 @@ class Comparison:
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    found = comparisons(results, paper)
-    panels = (drawn(found),) if any(c.ours.mean for c in found) else ()
+    compared = comparisons(results, paper)
+    panels = (drawn(compared),) if any(c.ours.mean for c in compared) else ()
     return [
-        Plot("external", panels, f"{counts(found)} {SAID}", "Published differences beside ours"),
-        Table(table(found), f"The published differences. {SECOND_HAND}{why_not(found)}"),
+        Plot("external", panels, f"{counts(compared)} {SAID}", "Published differences beside ours"),
+        Table(table(compared), f"The published differences. {SECOND_HAND}{why_not(compared)}"),
     ]
 
 
@@ -72,8 +72,10 @@ def ours(name: str, results: Results, paper: dict) -> Effect:
         return OURS[name](results)
     claim, _, id = name.partition("/")
     home = {c["id"]: c["from"] for c in paper["claims"]}
-    made = getattr(import_module(f"analysis.artefacts.{home[claim]}"), claim)(results, paper) if claim in home else []
-    effect = next((e for e in made if e.id == id), None)
+    effects = (
+        getattr(import_module(f"analysis.artefacts.{home[claim]}"), claim)(results, paper) if claim in home else []
+    )
+    effect = next((e for e in effects if e.id == id), None)
     if effect is None:
         raise ValueError(
             f"published.yaml: {name!r} is no comparison of ours: choose CLAIM/EFFECT, or one of {', '.join(OURS)}"
@@ -81,37 +83,37 @@ def ours(name: str, results: Results, paper: dict) -> Effect:
     return effect
 
 
-def counts(found: Sequence[Comparison]) -> str:
+def counts(compared: Sequence[Comparison]) -> str:
     """How many comparisons agree, disagree, have no runs or are undecided."""
-    verdicts = [c.verdict[0] for c in found]
+    verdicts = [c.verdict[0] for c in compared]
     agree, disagree, none = (verdicts.count(v) for v in (AGREES, DISAGREES, NO_RUNS))
-    undecided = len(found) - agree - disagree - none
+    undecided = len(compared) - agree - disagree - none
     return (
-        f"Of {len(found)} published differences, ours agree with {agree} and disagree with {disagree}; {undecided} are "
-        f"undecided, and {none} have no runs here."
+        f"Of {len(compared)} published differences, ours agree with {agree} and disagree with {disagree}; {undecided} "
+        f"are undecided, and {none} have no runs here."
     )
 
 
-def why_not(found: Sequence[Comparison]) -> str:
+def why_not(compared: Sequence[Comparison]) -> str:
     """Why our runs cannot decide some comparisons, each reason once."""
-    reasons = dict.fromkeys(f"{c.what}: {c.verdict[1]}" for c in found if c.verdict[0] == CANNOT_DECIDE)
+    reasons = dict.fromkeys(f"{c.what}: {c.verdict[1]}" for c in compared if c.verdict[0] == CANNOT_DECIDE)
     return "".join(f" {reason[:1].upper()}{reason[1:]}." for reason in reasons)
 
 
-def drawn(found: Sequence[Comparison]) -> Figure:
+def drawn(compared: Sequence[Comparison]) -> Figure:
     """Ours with its interval, the published value as a tick."""
     rows = []
-    for c in found:
+    for c in compared:
         e = c.ours
         value = Estimate(e.value, e.low, e.high, e.seeds, e.items, runs=e.runs) if e.mean else None
         rows.append(Dot(f"{c.what} ({c.published['method']})", "dLM", value, c.published["value"]))
     return dots(rows, "", "points of accuracy", 0.0, beside="published")
 
 
-def table(found: Sequence[Comparison]) -> pd.DataFrame:
+def table(compared: Sequence[Comparison]) -> pd.DataFrame:
     """One row per published comparison."""
     rows = []
-    for c in found:
+    for c in compared:
         (verdict, _), p = c.verdict, c.published
         rows.append(
             {

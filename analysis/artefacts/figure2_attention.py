@@ -26,6 +26,6 @@ SAID = (
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
-    made = patterns()
-    panels = tuple(mask(made[name], title) for name, title in PANELS.items())
+    by_name = patterns()
+    panels = tuple(mask(by_name[name], title) for name, title in PANELS.items())
     return [Plot("figure2_attention", panels, SAID, "The attention patterns of the comparison as masks")]

@@ -132,12 +132,16 @@ def in_the_paper(paper: dict, id: str) -> dict[str, Any]:
     """The paper's contrast over its own training blocks, each decoded with the same block, as fields of an effect: that
     of the smaller model, as text both."""
     sizes = paper["figure3_block_size"]["eval_block_size"]
-    found = []
+    differences = []
     for name in MODELS:
         grid = paper["figure3_block_size"][name]
         accuracy = np.array([row[sizes.index(block)] for block, row in sorted(grid.items())])
         ends = {"small": accuracy[0], "large": accuracy[-1]}
         bent = bend(np.log2(sorted(grid))) @ accuracy
-        found.append(float(bent if id == "bend" else accuracy[1:-1].mean() - ends[id]))
+        differences.append(float(bent if id == "bend" else accuracy[1:-1].mean() - ends[id]))
     parent = {row[0]: row[-1] for row in paper["table1_attention"]["rows"]}["a"]
-    return {"in_paper": f"{found[0]:+.1f} (4B: {found[1]:+.1f})", "paper": found[0], "paper_parent": parent}
+    return {
+        "in_paper": f"{differences[0]:+.1f} (4B: {differences[1]:+.1f})",
+        "paper": differences[0],
+        "paper_parent": parent,
+    }

@@ -17,10 +17,11 @@ from analysis.evidence.compare import (
 )
 from analysis.evidence.contrasts import LEVELS, at_forwards, in_every_seed, slope, trend_effect
 from analysis.evidence.effect import TREND, Effect
-from analysis.evidence.stats import Z95, recorded_half_width
+from analysis.evidence.stats import recorded_half_width
 from analysis.pages.exhibits import Exhibit, Plot, Table, headings
 from analysis.pages.plots import frontier, lines
 from analysis.tables.results import Results
+from dlm.evaluation.interval import Z95
 
 PLACE = 90
 TITLE = "Figure 8: training tokens"

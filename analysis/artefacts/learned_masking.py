@@ -23,13 +23,15 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     rows = parallel(results.of("evaluations", SWEEP))
     measures = headings("accuracy", "tpf", "nfe")
     table = by_point(rows, measures, ("label", "setting")).rename(columns={"label": "masking"})
-    found = differences(rows)
-    figures = (effects(found, "", "points of accuracy, learned minus the other", "learned"),) if found else ()
+    compared = differences(rows)
+    figures = (effects(compared, "", "points of accuracy, learned minus the other", "learned"),) if compared else ()
     return [
         Plot("learned_masking", figures, DIFFERENCES, "Learned masking against every other scheme"),
         Table(by_scheme(rows), "Accuracy %, by scheme and setting."),
         Table(table, f"By scheme and setting; {REACHED}", {"TPF": 2}, aside=True),
-        Table(pd.DataFrame([{"learned −": e.what, "points": effect_text(e)} for e in found]), DIFFERENCES, aside=True),
+        Table(
+            pd.DataFrame([{"learned −": e.what, "points": effect_text(e)} for e in compared]), DIFFERENCES, aside=True
+        ),
     ]
 
 
@@ -38,9 +40,9 @@ DIFFERENCES = "Learned masking minus the others in points of accuracy; 95% inter
 
 def differences(rows: pd.DataFrame) -> list[Effect]:
     """The accuracy of learned masking minus that of every other scheme, paired, at every setting."""
-    found = []
+    compared = []
     for setting, group in rows.groupby("setting", sort=False):
         learned = group[group["point"] == "learned"]
         for label, other in group[group["point"] != "learned"].groupby("label", sort=False):
-            found.append(accuracy_effect(learned, other, f"{label}, {setting}"))
-    return [effect for effect in found if effect.seeds]
+            compared.append(accuracy_effect(learned, other, f"{label}, {setting}"))
+    return [effect for effect in compared if effect.seeds]

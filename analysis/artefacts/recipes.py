@@ -136,8 +136,8 @@ def costs(results: Results, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Examples of every recipe with its validation at the end and at equal FLOPs, and a sentence on the latter; without
     rows where neither was measured."""
     table = by_point(rows, {"examples": "examples"} | BOUNDS, ("label",))
-    made, said = with_validation(table, "label", lambda metric: labelled_curves(results, metric), ("examples",))
-    return made if len(made.columns) > 1 else made.head(0), said
+    validated, said = with_validation(table, "label", lambda metric: labelled_curves(results, metric), ("examples",))
+    return validated if len(validated.columns) > 1 else validated.head(0), said
 
 
 def labelled_curves(results: Results, metric: str) -> pd.DataFrame:

@@ -7,9 +7,9 @@ import pandas as pd
 
 from analysis.evidence.compare import by_point, scalar_effect
 from analysis.evidence.effect import Effect
-from analysis.evidence.stats import Z95
 from analysis.pages.exhibits import Exhibit, Table
 from analysis.tables.results import DLM, PARENT, Results
+from dlm.evaluation.interval import Z95
 
 PLACE = 110
 TITLE = "Table 4: embedding quality"

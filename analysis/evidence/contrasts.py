@@ -86,7 +86,7 @@ def top_outside(rows: pd.DataFrame, column: str, unit: str) -> str:
 def at_cost(rows: pd.DataFrame, cost: str, by: Sequence[str], level: float) -> pd.DataFrame:
     """The rows' answers at a level of `cost`, interpolated item by item between the decoding settings around it: one
     row per seed and values of `by`, with the columns of one of its rows. Leaves out curves that do not reach it."""
-    found = []
+    answers_at_cost = []
     for _, curve in rows.dropna(subset=[cost, "correct"]).groupby(["seed", *by], dropna=False):
         curve = curve.sort_values(cost)
         costs, given = curve[cost].to_numpy(dtype=float), curve["correct"].tolist()
@@ -94,9 +94,11 @@ def at_cost(rows: pd.DataFrame, cost: str, by: Sequence[str], level: float) -> p
             if costs[i] <= level <= costs[j] and costs[i] < costs[j]:
                 share = (level - costs[i]) / (costs[j] - costs[i])
                 mixed = (1 - share) * outcomes(given[i]) + share * outcomes(given[j])
-                found.append(curve.iloc[i].to_dict() | {"correct": mixed, "accuracy": mixed.mean(), cost: level})
+                answers_at_cost.append(
+                    curve.iloc[i].to_dict() | {"correct": mixed, "accuracy": mixed.mean(), cost: level}
+                )
                 break
-    return pd.DataFrame(found, columns=rows.columns)
+    return pd.DataFrame(answers_at_cost, columns=rows.columns)
 
 
 def at_forwards(rows: pd.DataFrame, results: Results, sweep: str, level: float) -> pd.DataFrame:

@@ -60,10 +60,10 @@ def at_equal_cost(
         return None
     arms = [of_arm(rows.dropna(subset=[column]), side) for side in sides]
     for level in sorted((float(side[column].astype(float).mean()) for side in sides), reverse=True):
-        found = [at_level(arm, column, level) for arm in arms]
-        effect = accuracy_effect(*found, what, **facts)
+        at_levels = [at_level(arm, column, level) for arm in arms]
+        effect = accuracy_effect(*at_levels, what, **facts)
         if effect.seeds:
-            return AtEqualCost(effect, any(side["interpolated"].any() for side in found))
+            return AtEqualCost(effect, any(side["interpolated"].any() for side in at_levels))
     return AtEqualCost(Effect(what, **facts))
 
 

@@ -44,7 +44,7 @@ def with_validation(
     """A table of training costs with the bounds at equal FLOPs, without those of its columns `BOUNDS` and `others` that
     no run has; and the sentence on them. `curves` gives those of a metric, whose `point` is the column `key`."""
     equal = {heading: at_equal_flops(curves(metric)) for metric, heading in AT_EQUAL_FLOPS.items()}
-    table = table.assign(**{heading: [found.get(v) for v in table[key]] for heading, found in equal.items()})
+    table = table.assign(**{heading: [values.get(v) for v in table[key]] for heading, values in equal.items()})
     absent = [c for c in (*others, *BOUNDS.values(), *equal) if table[c].isna().all()]
     sentences = [MEASURED] if set(absent) - set(others) < {*BOUNDS.values(), *equal} else []
     sentences += [f"Not measured in these runs: {'; '.join(absent)}."] if absent else []

@@ -10,8 +10,7 @@ import pandas as pd
 
 from analysis.evidence.answers import answers, strata
 from analysis.evidence.intervals import Mean, over_seeds, over_seeds_and_items
-
-Z95 = 1.959964  # standard errors to either side of a recorded interval over items
+from dlm.evaluation.interval import Z95
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,14 @@ def estimate(rows: pd.DataFrame, measure: str, scale: float = 1.0) -> Estimate |
         mean, (low, high) = float(rows[measure].iloc[0]), (math.nan if pd.isna(end) else float(end) for end in ends)
         over = "" if math.isnan(low) else "items"
     else:
-        found = answered(rows) if measure == "accuracy" else None
-        found = found or over_seeds(rows[measure], half / Z95)
-        mean, low, high, over = found.value, found.low, found.high, "seeds and items" if found.item_df else "seeds"
+        interval = answered(rows) if measure == "accuracy" else None
+        interval = interval or over_seeds(rows[measure], half / Z95)
+        mean, low, high, over = (
+            interval.value,
+            interval.low,
+            interval.high,
+            "seeds and items" if interval.item_df else "seeds",
+        )
     if scale == 100:
         low, high = max(low, 0.0), min(high, 1.0)
     runs = tuple(rows["run"]) if "run" in rows else ()

@@ -86,9 +86,9 @@ def with_primary(claim: dict[str, Any], effects: Sequence[Effect]) -> list[Effec
         raise ValueError(f"claim {claim['id']}: primary has {sorted(plan)}, it needs {sorted(PRIMARY_KEYS)}")
     chosen = [e for e in effects if e.id == plan["effect"]]
     if len(chosen) != 1 or chosen[0].unit != plan["unit"]:
-        made = ", ".join(f"{e.id} ({e.unit})" for e in effects)
+        names = ", ".join(f"{e.id} ({e.unit})" for e in effects)
         raise ValueError(
-            f"claim {claim['id']}: its primary effect is {plan['effect']} ({plan['unit']}), not one of {made}"
+            f"claim {claim['id']}: its primary effect is {plan['effect']} ({plan['unit']}), not one of {names}"
         )
     primary = replace(chosen[0], primary=True, margin=plan["margin"], expectation=plan["expect"])
     return [primary, *(with_margin(e, primary) for e in effects if e.id != plan["effect"])]

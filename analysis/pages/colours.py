@@ -104,14 +104,14 @@ def style(name: str) -> tuple[str, str]:
     """The colour and the marker of a condition. Where `name` goes on with how it is decoded (`Dream, lookup`), the
     marker is that of the decoding."""
     for scale in SCALES:
-        if found := scale.pattern.search(name):
-            at = INNER[0] + (INNER[1] - INNER[0]) * scale.place(float(found["of"]))
-            shift = zlib.crc32(name.replace(found["of"], "").encode())
+        if match := scale.pattern.search(name):
+            at = INNER[0] + (INNER[1] - INNER[0]) * scale.place(float(match["of"]))
+            shift = zlib.crc32(name.replace(match["of"], "").encode())
             return to_hex(matplotlib.colormaps[scale.map](at)), MARKERS[(shift + round(12 * at)) % len(MARKERS)]
     for known in sorted(NAMED, key=len, reverse=True):
-        if found := re.match(rf"(?:[a-z]  )?{re.escape(known)}(?:, (?P<decoding>.+))?$", name):
+        if match := re.match(rf"(?:[a-z]  )?{re.escape(known)}(?:, (?P<decoding>.+))?$", name):
             colour, marker = NAMED[known]
-            return colour, marker_of(found["decoding"]) if found["decoding"] else marker
+            return colour, marker_of(match["decoding"]) if match["decoding"] else marker
     palette = sorted({colour for colour, _ in NAMED.values()} - {PARENT})
     return palette[zlib.crc32(name.encode()) % len(palette)], marker_of(name)
 

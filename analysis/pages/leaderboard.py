@@ -51,11 +51,11 @@ def standings(results: Results) -> list[Standing]:
     """The rows by falling area, those without runs last."""
     rows = decoded(results)
     names = results.points.drop_duplicates(["sweep", "point"])
-    found = [
+    standing_rows = [
         standing(sweep, point, label, rows[(rows["sweep"] == sweep) & (rows["point"] == point)])
         for sweep, point, label in names[["sweep", "point", "label"]].itertuples(index=False)
     ]
-    return sorted(found, key=lambda row: -row.area.mean if row.area else np.inf)
+    return sorted(standing_rows, key=lambda row: -row.area.mean if row.area else np.inf)
 
 
 def decoded(results: Results) -> pd.DataFrame:

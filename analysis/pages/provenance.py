@@ -122,9 +122,9 @@ def command(results: Results, sweeps: Sequence[str], runs: Sequence[str], folder
     The sweeps are files of `folder`."""
     points = results.points[results.points["run"].isin(runs)]
     for sweep in (*sweeps, *points["sweep"]):
-        found = points.loc[points["sweep"] == sweep, "point"].unique()
-        if len(found):
-            names = " ".join(f"--point {shlex.quote(name)}" for name in found)
+        points_of_sweep = points.loc[points["sweep"] == sweep, "point"].unique()
+        if len(points_of_sweep):
+            names = " ".join(f"--point {shlex.quote(name)}" for name in points_of_sweep)
             return f"python -m analysis.study {folder}/{sweep}.yaml {names}"
     return ""
 

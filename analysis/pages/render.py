@@ -110,7 +110,7 @@ def svg(figure: Figure, salt: str, command: Command = lambda runs: "") -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(rf'<g id="{tips.MARK}([^"]*)">', lambda found: titled(found[1], command), text)
+    text = re.sub(rf'<g id="{tips.MARK}([^"]*)">', lambda match: titled(match[1], command), text)
     head, body = text.split(">", 1)
     return re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
 

@@ -69,8 +69,8 @@ def exhibit_context(
     gives the command that makes runs."""
     if isinstance(exhibit, Table):
         return {"table": exhibit, "caption": exhibit.caption, "page": table_context(exhibit, f"{section}-{number}")}
-    made = render.save_plot(exhibit, figures, made_by)
-    panels = [Markup(panel) for panel in made]  # noqa: S704 matplotlib escapes the texts in them
+    drawings = render.save_plot(exhibit, figures, made_by)
+    panels = [Markup(panel) for panel in drawings]  # noqa: S704 matplotlib escapes the texts in them
     files = [f"figures/{exhibit.name}-{i}" for i in range(1, len(panels) + 1)]
     return {"panels": panels, "files": files, "alt": exhibit.alt, "caption": exhibit.caption}
 
@@ -118,7 +118,7 @@ def evidence(claim: Claim, sections: Sequence[dict[str, Any]]) -> list[dict[str,
     """For every comparison of a claim: the rows of its section's printed tables that it compares, and its sweep."""
     section = next(s for s in sections if s["name"] == claim.artefact)
     rows = [row for e in section["exhibits"] if "page" in e and e["page"]["printed"] for row in e["page"]["rows"]]
-    found = []
+    sources = []
     for effect in claim.effects:
         of_runs: dict[frozenset[str], dict[str, Any]] = {}
         for row in rows:
@@ -126,5 +126,5 @@ def evidence(claim: Claim, sections: Sequence[dict[str, Any]]) -> list[dict[str,
                 of_runs.setdefault(frozenset(row["runs"]), row)
         sweep = effect.sweep or section["sweeps"][0]
         whole = [row for runs, row in of_runs.items() if not any(runs < other for other in of_runs)]
-        found.append({"rows": whole, "sweep": sweep})
-    return found
+        sources.append({"rows": whole, "sweep": sweep})
+    return sources

@@ -28,13 +28,13 @@ def main(folder: str, settings: str, threads: str) -> int:
     try:
         run = Run.load(folder, Path(folder).parent)
         subject = Subject(run, str(device_of(run.config)))  # where the run itself was evaluated
-        found = {}
+        results = {}
         for measurement in json.loads(Path(settings).read_text(encoding="utf-8")):
             record = measure(subject, measurement)
-            found[measurement_file(measurement)] = record["result"]
+            results[measurement_file(measurement)] = record["result"]
             print(f"{measurement['_target_']} in {record['seconds']:.1f} s", flush=True)
         with logging_again(run) as loggers:
-            send_measurements(loggers, run, found)
+            send_measurements(loggers, run, results)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

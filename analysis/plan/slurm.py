@@ -99,10 +99,10 @@ def executor(options: Mapping[str, Any], folder: Path) -> Any:
     """What queues jobs with the options of a launcher."""
     import submitit
 
-    made = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=options["max_num_timeout"])
+    slurm = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=options["max_num_timeout"])
     parameters = {k: v for k, v in options.items() if k not in LEFT_OUT}
-    made.update_parameters(**{k if k in GENERAL else f"slurm_{k}": v for k, v in parameters.items()})
-    return made
+    slurm.update_parameters(**{k if k in GENERAL else f"slurm_{k}": v for k, v in parameters.items()})
+    return slurm
 
 
 def wait_for(job: Any) -> None:

@@ -64,7 +64,7 @@ def is_module(name: str, root: Path) -> bool:
 def imports(order: list[list[str]], package: str = "dlm", root: Path = ROOT) -> Imports:
     """The rooms of a package that each of its rooms imports. `ValueError` where one is not below it, or is nowhere."""
     level = {room: i for i, layer in enumerate(order) for room in layer}
-    found: Imports = {room: set() for room in level}
+    graph: Imports = {room: set() for room in level}
     for file in sorted((root / package).rglob("*.py")):
         module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         own = room_of(module, set(level), root)
@@ -74,20 +74,20 @@ def imports(order: list[list[str]], package: str = "dlm", root: Path = ROOT) -> 
                 continue
             if level[other] >= level[own]:
                 raise ValueError(f"{module} imports {name}: {other} does not lie below {own} (docs/architecture.md)")
-            found[own].add(other)
-    return found
+            graph[own].add(other)
+    return graph
 
 
-def reduced(found: Imports) -> Imports:
+def reduced(graph: Imports) -> Imports:
     """Without the imports that follow from others: what a room reaches by way of another one that it imports."""
 
     def below(room: str) -> set[str]:
-        return set().union(*({other} | below(other) for other in found[room])) if found[room] else set()
+        return set().union(*({other} | below(other) for other in graph[room])) if graph[room] else set()
 
-    return {room: {o for o in others if not any(o in below(p) for p in others)} for room, others in found.items()}
+    return {room: {o for o in others if not any(o in below(p) for p in others)} for room, others in graph.items()}
 
 
-def picture(order: list[list[str]], found: Imports) -> str:
+def picture(order: list[list[str]], graph: Imports) -> str:
     """The layers as an SVG, the bottom layer at the bottom."""
     width = max(len(layer) for layer in order) * (WIDTH + GAP) + GAP
     place = {}
@@ -97,7 +97,7 @@ def picture(order: list[list[str]], found: Imports) -> str:
             place[room] = left + j * (WIDTH + GAP), GAP + (len(order) - 1 - i) * LAYER
     parts = []
     for room in place:
-        for other in sorted(reduced(found)[room]):
+        for other in sorted(reduced(graph)[room]):
             (x, y), (to_x, to_y) = place[room], place[other]
             x, y, to_x = x + WIDTH // 2, y + HEIGHT, to_x + WIDTH // 2
             parts.append(path(f"M{x} {y}C{x} {y + 30} {to_x} {to_y - 30} {to_x} {to_y}", 1, 0.45))

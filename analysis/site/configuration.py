@@ -54,7 +54,7 @@ def options_of(file: Path, prefix: str = "") -> Iterator[Option]:
 def comments(file: Path) -> dict[str, str]:
     """What is said of every key of a YAML, by its path: beside it, and above it where that is no evidence (which the
     page of the design space has)."""
-    found: dict[str, str] = {}
+    comment_at: dict[str, str] = {}
     stack: list[tuple[int, str]] = []
     above: list[str] = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
@@ -65,9 +65,9 @@ def comments(file: Path) -> dict[str, str]:
             stack = [(depth, key) for depth, key in stack if depth < len(match["indent"])]
             stack.append((len(match["indent"]), match["key"]))
             lead = "" if number == len(above) else " ".join(above).partition("Evidence:")[0]  # not the file's header
-            found[".".join(key for _, key in stack)] = one_line(f"{lead} {match['comment'] or ''}")
+            comment_at[".".join(key for _, key in stack)] = one_line(f"{lead} {match['comment'] or ''}")
         above = []
-    return {path: comment for path, comment in found.items() if comment}
+    return {path: comment for path, comment in comment_at.items() if comment}
 
 
 def shown(value: Any) -> str:
@@ -82,12 +82,12 @@ def shown(value: Any) -> str:
 def description(file: Path) -> str:
     """The comment that a YAML begins with, without its evidence and what is ours."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    found = []
+    comment = []
     for line in lines[1:] if lines[:1] == [GLOBAL] else lines:
         if not line.startswith("#"):
             break
-        found.append(line.lstrip("# "))
-    return one_line(re.split(r"\b(?:Evidence|Paper|Ours): ", "\n".join(found))[0])
+        comment.append(line.lstrip("# "))
+    return one_line(re.split(r"\b(?:Evidence|Paper|Ours): ", "\n".join(comment))[0])
 
 
 def said(file: Path) -> str:
@@ -115,20 +115,22 @@ def of_group(group: str) -> Iterator[str]:
     """The section of a group: its options in a list, their values in one table."""
     yield f"## {group}"
     yield "\n".join(f"- {link(file, f'`{file.stem}`')}{said(file)}" for file in files(group))
-    found: dict[Option, list[str]] = {}
+    files_with: dict[Option, list[str]] = {}
     for file in files(group):
         is_global = file.read_text(encoding="utf-8").startswith(GLOBAL)
         for option in options_of(file, "" if is_global else f"{group}."):
-            found.setdefault(option, []).append(file.stem)
-    rows = [[f"`{o.path}`", f"`{o.default}`", where(names, group), o.comment] for o, names in sorted_by_path(found)]
+            files_with.setdefault(option, []).append(file.stem)
+    rows = [
+        [f"`{o.path}`", f"`{o.default}`", where(names, group), o.comment] for o, names in sorted_by_path(files_with)
+    ]
     if rows:
         yield table(["value", "default", "of", "what it is"], rows)
 
 
-def sorted_by_path(found: dict[Option, list[str]]) -> list[tuple[Option, list[str]]]:
+def sorted_by_path(files_with: dict[Option, list[str]]) -> list[tuple[Option, list[str]]]:
     """Equal paths side by side, in the order in which the first of them came."""
-    order = list(dict.fromkeys(option.path for option in found))
-    return sorted(found.items(), key=lambda item: order.index(item[0].path))
+    order = list(dict.fromkeys(option.path for option in files_with))
+    return sorted(files_with.items(), key=lambda item: order.index(item[0].path))
 
 
 def where(names: list[str], group: str) -> str:

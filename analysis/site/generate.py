@@ -13,7 +13,7 @@ PICTURES = DOCS / "pictures"
 
 def generated() -> dict[Path, str]:
     """Every generated page and picture: its file and its text."""
-    made = {DOCS / "configuration.md": configuration.page(), DOCS / "attention_patterns.md": mask_pictures.page()}
+    files = {DOCS / "configuration.md": configuration.page(), DOCS / "attention_patterns.md": mask_pictures.page()}
     for name, pattern in mask_pictures.patterns().items():
-        made[PICTURES / f"mask_{name}.svg"] = mask_pictures.picture(name, pattern)
-    return made | {PICTURES / "architecture.svg": architecture_picture.made()}
+        files[PICTURES / f"mask_{name}.svg"] = mask_pictures.picture(name, pattern)
+    return files | {PICTURES / "architecture.svg": architecture_picture.made()}

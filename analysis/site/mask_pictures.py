@@ -78,9 +78,9 @@ def runs_of(sees: list[list[bool]], clean: list[bool]) -> Iterator[tuple[int, in
     """(row, first column, number of columns) of what each row sees side by side in one stream."""
     for row, columns in enumerate(sees):
         for (_, seen), run in groupby(enumerate(columns), lambda item: (clean[item[0]], item[1])):
-            found = [column for column, _ in run]
+            squares = [column for column, _ in run]
             if seen:
-                yield row, found[0], len(found)
+                yield row, squares[0], len(squares)
 
 
 def streams_of(clean: list[bool]) -> Iterator[tuple[str, int]]:
@@ -106,8 +106,8 @@ def legend(kinds: list[tuple[str, str]], top: int) -> Iterator[str]:
 
 def page() -> str:
     """The page that shows all patterns."""
-    made = patterns()
-    facts = [facts_of(name, pattern) for name, pattern in made.items()]
+    by_name = patterns()
+    facts = [facts_of(name, pattern) for name, pattern in by_name.items()]
     sections = [
         "# Attention patterns",
         "Made by `python -m analysis.site` from the predicates in `dlm/attention/` and the headers in "

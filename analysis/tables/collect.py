@@ -17,6 +17,7 @@ from analysis.tables.measurements import Rows, families, outputs, tables_of
 from analysis.tables.results import COLUMNS, DLM, FINISHED, PARENT, Results, columns, pack
 from dlm.config.targets import name_of
 from dlm.evaluation.drift import by_layer
+from dlm.evaluation.interval import Z95
 from dlm.runs.digest import digest
 from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
@@ -25,7 +26,6 @@ VALUES = ("block_size", "token_shift", "lr", "seed")
 VALIDATED = {"val_nelbo": "val/nelbo"}
 VALIDATED |= {f"val_nelbo_{kind}": f"val/nelbo_{kind}" for kind in ("answers", "prose")}
 VALIDATED |= {f"val_bits_{kind}": f"val/bits_per_byte_{kind}" for kind in ("answers", "prose")}
-Z95 = 1.959964  # standard errors to either side of a 95 % interval
 FLOPS = "train_flops.json"  # in a run's folder; a flops.json there counts neither auxiliary losses nor rollouts
 # Raised by reading a record, or a file beside it, with a missing or mistyped field.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError, OSError)

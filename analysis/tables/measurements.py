@@ -64,8 +64,8 @@ def trace(evaluation: Evaluation, result: dict[str, Any]) -> Rows:
     order = result.get("order", {"positions": [], "correlation": None})
     positions = [
         {"model": DLM, "quantity": quantity, "position": p["position"], "value": p["step"], "n": p["n"]}
-        for quantity, found in (("step", result["positions"]), ("full_step", order["positions"]))
-        for p in found
+        for quantity, places in (("step", result["positions"]), ("full_step", order["positions"]))
+        for p in places
     ]
     if order["correlation"] is not None:
         measured = {"value": order["correlation"], "n": order["blocks"]}

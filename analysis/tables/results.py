@@ -239,18 +239,18 @@ def pack_families(families: Iterable[str], answer_tokens: Iterable[float]) -> st
 
 def unpack_families(packed: str) -> dict[str, tuple[float, Int[np.ndarray, " n"]]]:
     """Family → the mean tokens of its answers and the indices of its items, from what `pack_families` encoded."""
-    found: dict[str, list[tuple[float, Int[np.ndarray, " n"]]]] = {}
+    by_name: dict[str, list[tuple[float, Int[np.ndarray, " n"]]]] = {}
     start = 0
     for part in packed.split(", "):
         name, count, tokens = part.rsplit(" ", 2)
-        found.setdefault(name, []).append((float(tokens), np.arange(start, start + int(count))))
+        by_name.setdefault(name, []).append((float(tokens), np.arange(start, start + int(count))))
         start += int(count)
     return {
         name: (
             float(np.average([t for t, _ in runs], weights=[len(i) for _, i in runs])),
             np.concatenate([i for _, i in runs]),
         )
-        for name, runs in found.items()
+        for name, runs in by_name.items()
     }
 
 

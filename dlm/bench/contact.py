@@ -1,5 +1,4 @@
-"""The items of a first contact with a device: `python -m dlm.bench.contact ITEM DEVICE SCALE PEAKS FILE` runs one and
-writes its result to the file. `dlm.bench.first_contact` runs all.
+"""What the items of a first contact with a device are given.
 
 An item is a function of a `Contact`. A result is a dict of measured values. What is checked has `error` and `allowed`,
 and an item that checks something has `ok`.
@@ -7,11 +6,8 @@ and an item that checks something has `ok`.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +19,6 @@ from dlm.config.folders import CONF
 from dlm.evaluation.timing import clock_of
 from dlm.masking.uniform import Uniform
 from dlm.model.parent import Parent, new_parent
-from dlm.runs.storage import write_atomically
 
 Result = dict[str, Any]
 
@@ -131,32 +126,3 @@ def error_of(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """|actual - expected| / |expected| in the 2-norm."""
     wide = torch.promote_types(actual.dtype, torch.float32)
     return float((actual.to(wide) - expected.to(wide)).norm() / expected.to(wide).norm())
-
-
-def items() -> dict[str, Callable[[Contact], Result]]:
-    """Every item by its name."""
-    from dlm.bench import contact_checks, contact_speed
-
-    return contact_checks.ITEMS | contact_speed.ITEMS
-
-
-def run(
-    item: str, device: str, scale: str, peaks: dict[str, float], keep: Callable[[Result], None] = lambda result: None
-) -> Result:
-    """Run an item. On a CPU nothing is compiled: there the run is a rehearsal of everything but the kernels. Elsewhere
-    what torch refuses to compile is an error: uncompiled it would be slow, and another kernel than is asked for."""
-    with (
-        torch.compiler.set_stance("force_eager" if device == "cpu" else "default"),
-        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
-    ):
-        return items()[item](Contact(torch.device(device), SCALES[scale], peaks, keep))
-
-
-if __name__ == "__main__":
-    if sys.argv[2] == "cpu":
-        torch.set_num_threads(1)  # tiny tensors
-
-    def write(result: Result) -> None:
-        write_atomically(Path(sys.argv[5]), json.dumps(result))
-
-    write(run(*sys.argv[1:4], json.loads(sys.argv[4]), write))

@@ -36,7 +36,7 @@ def measure(item: str, device: str, scale: str, peaks: dict[str, float], limit: 
     What it writes on stderr is in the file `<item>.log` of the folder."""
     result, log, began = folder / "result.json", folder / f"{item}.log", time.perf_counter()
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "dlm.bench.contact", item, device, scale, json.dumps(peaks), str(result)]
+    command = [sys.executable, "-m", "dlm.bench.contact_items", item, device, scale, json.dumps(peaks), str(result)]
     # One cache for all items: a kernel of one shape is compiled once.
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")} | os.environ
     line: dict[str, Any] = {"item": item}

@@ -94,13 +94,13 @@ class Budget:
 def count(rows: PackedRows, indices: range) -> dict[str, int]:
     """The examples and answer tokens of some rows."""
     has_answers = not all(isinstance(source, Windows) for source in rows.sources)
-    found = dict.fromkeys((EXAMPLES, ANSWER_TOKENS), 0)
+    counts = dict.fromkeys((EXAMPLES, ANSWER_TOKENS), 0)
     for index in indices:
         for document in rows.documents(index):
             if document.kind == "answers" or not has_answers:
-                found[EXAMPLES] += 1
-                found[ANSWER_TOKENS] += sum(document.maskable) - document.fill
-    return found
+                counts[EXAMPLES] += 1
+                counts[ANSWER_TOKENS] += sum(document.maskable) - document.fill
+    return counts
 
 
 def endless(rows: PackedRows) -> PackedRows:

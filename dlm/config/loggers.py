@@ -44,10 +44,10 @@ def loggers(nodes: DictConfig | Mapping[str, Any] | None, run: Run) -> list[RunL
         if "tags" in accepted:
             given["tags"] = [*of_run["tags"], *(node.get("tags") or ())]
         try:
-            made = logger(**given)
+            opened = logger(**given)
         except ModuleNotFoundError as error:
             raise ValueError(f"logger={key} needs a package that is not there: pip install 'dlm[{key}]'") from error
-        created.append(made if isinstance(made, RunLogger) else Plain(made))
+        created.append(opened if isinstance(opened, RunLogger) else Plain(opened))
         created[-1].tokens = record.get("tokens", 0)
     return created
 
@@ -55,12 +55,12 @@ def loggers(nodes: DictConfig | Mapping[str, Any] | None, run: Run) -> list[RunL
 @contextmanager
 def logging_to(nodes: DictConfig | Mapping[str, Any] | None, run: Run) -> Iterator[list[RunLogger]]:
     """A context with the loggers of a run. On leaving, what they opened is closed."""
-    found, failed = loggers(nodes, run), True
+    opened, failed = loggers(nodes, run), True
     try:
-        yield found
+        yield opened
         failed = False
     finally:
-        for logger in found:
+        for logger in opened:
             logger.close(failed)
 
 

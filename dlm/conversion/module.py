@@ -152,8 +152,8 @@ class Conversion(lightning.LightningModule):
 
     def val_metrics(self) -> dict[str, float]:
         """The metrics of the last validation."""
-        found = self.trainer.datamodule.validation_rows.metrics(torch.cat(self.val_nats))
-        return {f"val/{name}": value for name, value in found.items()}
+        metrics = self.trainer.datamodule.validation_rows.metrics(torch.cat(self.val_nats))
+        return {f"val/{name}": value for name, value in metrics.items()}
 
     def configure_model(self) -> None:
         """Shard the layers, and fill those that are empty, if the strategy has a mesh of processes

@@ -96,7 +96,7 @@ def painted(
 def validate(cfg: DictConfig) -> None:
     """Read every row, write nothing, and print what cannot be used. The exit code is 1 if there is something."""
     data, tokenizer = data_of(cfg)
-    found = 0
+    num_problems = 0
     for spec in data.specs.values():
         encoder, rows, problems = spec.kind.encoder(tokenizer), 0, []
         try:
@@ -108,8 +108,8 @@ def validate(cfg: DictConfig) -> None:
         for problem in problems[:SHOWN]:
             print(problem)
         print(f"{spec.origin.label}: {rows:,} rows, {len(problems):,} problems")
-        found += len(problems)
-    if found:
+        num_problems += len(problems)
+    if num_problems:
         raise SystemExit(1)
 
 

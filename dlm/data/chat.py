@@ -54,10 +54,10 @@ class ChatEncoder:
         for number, row in enumerate(batch.rows, batch.first):
             name = f"row {number} of {batch.place}"
             messages = self.messages(row, name)
-            found = self.documents(messages, name)
+            answers = self.documents(messages, name)
             key = key_of(json.dumps(messages, sort_keys=True))
-            documents += [(document, key) for document in (found if self.turns == "each" else found[-1:])]
-            if not found:
+            documents += [(document, key) for document in (answers if self.turns == "each" else answers[-1:])]
+            if not answers:
                 left_out["without an answer to a prompt"] = left_out.get("without an answer to a prompt", 0) + 1
         return Encoded.of(documents, left_out)
 
@@ -65,30 +65,32 @@ class ChatEncoder:
         """The conversation in a row. Raises `ValueError` if there is none."""
         get = {key: row.get(column) for key, column in self.columns.items()}
         if get["messages"] is not None:
-            found = get["messages"]
+            messages = get["messages"]
         elif get["conversations"] is not None:
-            found = [
+            messages = [
                 {"role": SHAREGPT.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
                 for turn in get["conversations"]
             ]
         elif get["prompt"] is not None and get["completion"] is not None:
             pair = (("user", get["prompt"]), ("assistant", get["completion"]))
-            found = [m for role, part in pair for m in ([{"role": role, "content": part}] if is_text(part) else part)]
+            messages = [
+                m for role, part in pair for m in ([{"role": role, "content": part}] if is_text(part) else part)
+            ]
         else:
             known = " or ".join(["messages", "conversations", "prompt and completion"])
             raise ValueError(
                 f"{name} holds no conversation in {known}, but the columns {[*row]}: name yours, as in "
                 "data.columns={prompt:question,completion:answer}"
             )
-        found = [{key: value for key, value in message.items() if value is not None} for message in found]
-        for turn, message in enumerate(found, 1):
+        messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        for turn, message in enumerate(messages, 1):
             if not is_text(message.get("role")) or not is_text(message.get("content", "")):
                 raise ValueError(f"{name} has no role or no text in turn {turn}: {str(message)[:80]}")
-        return found
+        return messages
 
     def documents(self, messages: list[Message], name: str) -> list[Document]:
         """A document of every answer that has a prompt. Raises `ValueError` for what the template cannot render."""
-        found = []
+        documents = []
         for turn, message in enumerate(messages):
             if turn and message["role"] == "assistant" and message.get("content", "").strip():
                 prompt, answer = self.rendered(messages[: turn + 1], name)
@@ -96,8 +98,8 @@ class ChatEncoder:
                 said += [self.tokenizer.eos_token_id] * (said[-1:] != [self.tokenizer.eos_token_id])
                 refuse_mask(self.tokenizer, [(name, given + said)])
                 if given:
-                    found.append(Document(given + said, [False] * len(given) + [True] * len(said)))
-        return found
+                    documents.append(Document(given + said, [False] * len(given) + [True] * len(said)))
+        return documents
 
     def rendered(self, messages: list[Message], name: str) -> tuple[str, str]:
         """What stands before the last message, and what the assistant says in it, with the token that ends its turn."""

@@ -92,13 +92,13 @@ class External(PackedData):
         """Of each source its `documents` and `tokens`, those `held_out` and `left_out` (which fit no row), its share of
         the `rows`, the `epochs` that these make, and the share of what is drawn that is `cut` before its end. Without
         passes, epochs and cuts are those of `SAMPLE` rows."""
-        found, total = {}, sum(self.mixture.values())
+        sources, total = {}, sum(self.mixture.values())
         for number, (name, weight) in enumerate(self.mixture.items()):
             source, corpus = self.train_rows.sources[number], self.corpora[name]
             drawn, per_row = self.sample(number)
             tokens, rows = source.part.num_tokens, num_rows * weight / total
             ended = sum(document.ids[-1] == self.eos_id for document in drawn)
-            found[name] = {
+            sources[name] = {
                 "documents": len(source.part),
                 "tokens": tokens,
                 "held_out": len(corpus) - len(source.part),
@@ -107,7 +107,7 @@ class External(PackedData):
                 "epochs": rows * per_row / tokens,
                 "cut": 1 - ended / len(drawn),
             }
-        return found
+        return sources
 
     def sample(self, number: int) -> tuple[list[Document], float]:
         """The documents of some rows of a source, and the tokens of a row without what only fills it."""

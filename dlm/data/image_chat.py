@@ -55,16 +55,16 @@ class ImageChatEncoder:
             name = f"row {number} of {batch.place}"
             try:
                 messages, files = self.conversation(row, name)
-                found = self.documents(messages, files, name)
+                answers = self.documents(messages, files, name)
             except Unreadable as error:
                 left_out[f"with {error.reason}"] = left_out.get(f"with {error.reason}", 0) + 1
                 named.append(f"{name}: {error.reason} ({error.name})")
                 continue
-            if not found:
+            if not answers:
                 left_out["without an answer to a prompt"] = left_out.get("without an answer to a prompt", 0) + 1
                 continue
             key = key_of(json.dumps([messages, fingerprint(files)], sort_keys=True))
-            for document, used, prompt in found if self.turns == "each" else found[-1:]:
+            for document, used, prompt in answers if self.turns == "each" else answers[-1:]:
                 documents.append((document, key))
                 pictured.add(len(pictured.files), used, prompt)
             pictured.files += files
@@ -75,27 +75,27 @@ class ImageChatEncoder:
         is none, and `Unreadable` for one that cannot be used."""
         get = {key: row.get(column) for key, column in self.columns.items()}
         if get["messages"] is not None:
-            found = [{"role": turn.get("role"), "content": turn.get("content")} for turn in get["messages"]]
+            messages = [{"role": turn.get("role"), "content": turn.get("content")} for turn in get["messages"]]
         elif get["conversations"] is not None:
-            found = [
+            messages = [
                 {"role": SHAREGPT.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
                 for turn in get["conversations"]
             ]
         elif get["prompt"] is not None and get["completion"] is not None:
             pair = (("user", get["prompt"]), ("assistant", get["completion"]))
-            found = [{"role": role, "content": content} for role, content in pair]
+            messages = [{"role": role, "content": content} for role, content in pair]
         else:
             raise ValueError(
                 f"{name} holds no conversation in messages or conversations or prompt and completion, but the columns "
                 f"{[*row]}: name yours, as in data.columns={{prompt:question,completion:answer,image:picture}}"
             )
-        for turn, message in enumerate(found, 1):
+        for turn, message in enumerate(messages, 1):
             try:
                 message["content"] = parts_of(message["content"])
             except ValueError as error:
                 raise ValueError(f"{name}, turn {turn} {error}") from error
         own = [get["image"], *(get["images"] or [])]
-        return self.with_files(placed(found, own))
+        return self.with_files(placed(messages, own))
 
     def with_files(self, messages: list[Message]) -> tuple[list[Message], list[bytes]]:
         """Messages whose images are places only, and the files of their pictures."""
@@ -109,7 +109,7 @@ class ImageChatEncoder:
 
     def documents(self, messages: list[Message], files: list[bytes], name: str) -> list[tuple[Document, int, str]]:
         """For each answer that has a prompt: the document, the number of pictures that it has, and its prompt."""
-        found = []
+        documents = []
         for turn, message in enumerate(messages):
             said = "".join(part.get("text", "") for part in message["content"])
             if not turn or message["role"] != "assistant" or not said.strip():
@@ -126,8 +126,8 @@ class ImageChatEncoder:
             answer = self.tokenizer(self.ended(whole[len(before) :]), add_special_tokens=False)["input_ids"]
             answer += [self.tokenizer.eos_token_id] * (answer[-1:] != [self.tokenizer.eos_token_id])
             refuse_mask(self.tokenizer, [(name, given + answer)])
-            found.append((Document(given + answer, [False] * len(given) + [True] * len(answer)), used, before))
-        return found
+            documents.append((Document(given + answer, [False] * len(given) + [True] * len(answer)), used, before))
+        return documents
 
     def given(self, prompt: str, files: list[bytes]) -> list[int]:
         """The token ids of a prompt with its pictures."""

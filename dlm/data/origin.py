@@ -79,10 +79,10 @@ class Origin:
             return self.files(self.path)
         if not self.path:
             raise ValueError(f"{self.label} is empty: name at least one file")
-        found = [(path, self.files(path)) for path in self.path]
-        for path in (path for path, files in found if not files):
+        of_paths = [(path, self.files(path)) for path in self.path]
+        for path in (path for path, files in of_paths if not files):
             raise ValueError(f"{self.option} {path!r} does not exist: a list holds files, folders and globs")
-        return [file for _, files in found for file in files]
+        return [file for _, files in of_paths for file in files]
 
     def files(self, path: str) -> list[Path]:
         """The files that one path names; [] if it can only be a hub id."""

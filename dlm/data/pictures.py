@@ -41,10 +41,10 @@ def processed(processor: ProcessorMixin, text: str, pictures: list[Any]) -> tupl
     """The token ids of a rendered prompt and its pictures' tensors; None if it has no pictures."""
     if not pictures:
         return processor.tokenizer(text, add_special_tokens=False)["input_ids"], None
-    made = processor(text=[text], images=[pictures], return_tensors="pt")
-    ids = made["input_ids"][0].tolist()
+    inputs = processor(text=[text], images=[pictures], return_tensors="pt")
+    ids = inputs["input_ids"][0].tolist()
     bos = processor.tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:  # of the template and of the tokenizer
-        made = processor(text=[text], images=[pictures], return_tensors="pt", add_special_tokens=False)
-        ids = made["input_ids"][0].tolist()
-    return ids, Images.of(made)
+        inputs = processor(text=[text], images=[pictures], return_tensors="pt", add_special_tokens=False)
+        ids = inputs["input_ids"][0].tolist()
+    return ids, Images.of(inputs)

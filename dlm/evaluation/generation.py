@@ -35,14 +35,14 @@ def prompts_of(reader: Reader, examples: list[Example]) -> list[tuple[list[int],
     tokenizer is to read."""
     tokenizer = tokenizer_of(reader)
     bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    found: list[tuple[list[int], Images | None]] = []
+    prompts: list[tuple[list[int], Images | None]] = []
     for example in examples:
         if isinstance(example, Scene):
             processor = require_processor(reader if isinstance(reader, ProcessorMixin) else None, "a scene")
-            found.append(prompt_of(processor, example))
+            prompts.append(prompt_of(processor, example))
         else:
-            found.append((bos + tokenizer(example.prompt, add_special_tokens=False)["input_ids"], None))
-    return found
+            prompts.append((bos + tokenizer(example.prompt, add_special_tokens=False)["input_ids"], None))
+    return prompts
 
 
 def run_tasks(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from scipy.stats import binomtest
 
+Z95 = 1.959964  # standard errors to either side of a 95 % interval of a mean
+
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of the success probability, given `successes` of `n` trials. It lies in [0, 1] and

@@ -28,10 +28,10 @@ def send_results(loggers: Sequence[RunLogger], run: Run) -> None:
         logger.log_summary(numbers)
 
 
-def send_measurements(loggers: Sequence[RunLogger], run: Run, found: Mapping[str, Mapping[str, Any]]) -> None:
+def send_measurements(loggers: Sequence[RunLogger], run: Run, measured: Mapping[str, Mapping[str, Any]]) -> None:
     """Send the results of measurements, JSON values by the file that keeps them: their numbers as `measured/<name of
     the file>/…`, their lists of rows as tables; and the results of the run."""
-    values = dict(pair for file, result in found.items() for pair in flat(result, f"measured/{Path(file).stem}"))
+    values = dict(pair for file, result in measured.items() for pair in flat(result, f"measured/{Path(file).stem}"))
     send_results(loggers, run)
     for logger in loggers:
         for key, rows in values.items():
@@ -43,14 +43,14 @@ def send_measurements(loggers: Sequence[RunLogger], run: Run, found: Mapping[str
 def results(record: Mapping[str, Any]) -> dict[str, float]:
     """The results of a record by flat keys: the last of `train/`, `val/` and `drift/`, `run/` for what it took, and
     `eval/` (see `of_evaluation`), and `benchmarks/<model>/<task>/…`."""
-    found = dict(record.get("train", {})) | {f"drift/{name}": value for name, value in record.get("drift", {}).items()}
-    found |= {
+    values = dict(record.get("train", {})) | {f"drift/{name}": value for name, value in record.get("drift", {}).items()}
+    values |= {
         f"run/{name}": record.get(name) for name in ("tokens", "train_seconds", "parameters", "steps", "diverged")
     }
     if evaluation := record.get("evaluation"):
-        found |= dict(of_evaluation(evaluation))
-    found |= dict(flat(record.get("benchmarks", {}), "benchmarks"))
-    return {name: float(value) for name, value in found.items() if is_number(value)}
+        values |= dict(of_evaluation(evaluation))
+    values |= dict(flat(record.get("benchmarks", {}), "benchmarks"))
+    return {name: float(value) for name, value in values.items() if is_number(value)}
 
 
 def of_evaluation(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -107,5 +107,5 @@ def result_tables(run: Run) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def of_examples(texts: Iterable[str], number: pd.Series) -> list[str]:
     """The text of the example that each item answers."""
-    found = list(texts)
-    return [found[n] for n in number]
+    all_texts = list(texts)
+    return [all_texts[n] for n in number]

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.folders import config_folders
 from dlm.config.targets import name_of
+from dlm.evaluation.interval import Z95
 from dlm.evaluation.summary import label
 from dlm.markdown import table
 from dlm.runs.run import Run
@@ -145,7 +146,7 @@ def benchmark_table(benchmarks: dict[str, dict[str, Any]]) -> str:
                 name, _, which = metric.partition(",")
                 error = score["metrics"].get(f"{name}_stderr,{which}")
                 if not name.endswith("_stderr"):
-                    interval = "" if error is None else f" ± {1.96 * error:.1%}"
+                    interval = "" if error is None else f" ± {Z95 * error:.1%}"
                     rows.append([task, name, model, f"{value:.1%}{interval}", str(score["n"])])
     return table(["task", "metric", "model", "score, 95 % interval", "items"], rows)
 

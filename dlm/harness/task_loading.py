@@ -54,7 +54,7 @@ def load_tasks(names: list[str], include: str | None, allow_code_execution: bool
 def matching(names: list[str], manager: Any) -> list[str]:
     """The names, each pattern among them replaced by all that it matches, without repetitions. Raises `ValueError` for
     what is not known, with the nearest that are."""
-    every, found = manager.all_tasks, []
+    every, matched = manager.all_tasks, []
     for name in names:
         if WILD & set(name):
             matches = [task for task in every if fnmatchcase(task, name)]
@@ -65,8 +65,8 @@ def matching(names: list[str], manager: Any) -> list[str]:
             match = "match no task" if WILD & set(name) else "are not known"
             others = ", ".join(near or ["gsm8k", "humaneval", "hellaswag"])
             raise ValueError(f"tasks {name} {match}: choose others, such as {others}")
-        found += matches
-    return [*dict.fromkeys(found)]
+        matched += matches
+    return [*dict.fromkeys(matched)]
 
 
 def require_sandboxed(tasks: dict[str, Any], allow_code_execution: bool) -> None:

@@ -50,8 +50,8 @@ class MLFlow(Plain):
             logging.getLogger(name).setLevel(logging.WARNING)
         client, run_id = MlflowClient(self.uri), None
         if known := client.get_experiment_by_name(self.project):
-            found = client.search_runs([known.experiment_id], f"tags.{TAG} = '{self.id}'")
-            run_id = found[0].info.run_id if found else None
+            runs = client.search_runs([known.experiment_id], f"tags.{TAG} = '{self.id}'")
+            run_id = runs[0].info.run_id if runs else None
         inner = MLFlowLogger(
             self.project, self.id, self.uri, self.tags, artifact_location=self.artifacts, run_id=run_id
         )

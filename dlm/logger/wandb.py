@@ -100,10 +100,10 @@ def project_of(project: str | None) -> str:
 
 def mode() -> str:
     """What WANDB_MODE says, else online where there is a key. Raises `ValueError` for an unknown mode."""
-    found = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-    if found not in MODES:
-        raise ValueError(f"WANDB_MODE {found!r} in the environment is unknown: choose one of {', '.join(MODES)}")
-    return found
+    asked = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    if asked not in MODES:
+        raise ValueError(f"WANDB_MODE {asked!r} in the environment is unknown: choose one of {', '.join(MODES)}")
+    return asked
 
 
 def has_key() -> bool:

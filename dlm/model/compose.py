@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoImageProcessor,
@@ -118,7 +119,7 @@ def pretrained_tower(path: str) -> Tower:
     vision-language model. Raises `ValueError` if there is none."""
     try:
         config = AutoConfig.from_pretrained(path)
-        if type(config) in AutoModelForImageTextToText._model_mapping:
+        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             model = AutoModelForImageTextToText.from_pretrained(path).base_model.vision_tower
         else:
             config = getattr(config, "vision_config", config)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -30,7 +31,7 @@ def auto_class(config: PreTrainedConfig) -> type:
 
 def reads_images(config: PreTrainedConfig) -> bool:
     """Whether models with this config have a vision tower."""
-    return "vision_config" in config.sub_configs and type(config) in AutoModelForImageTextToText._model_mapping
+    return "vision_config" in config.sub_configs and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def require_sight(config: PreTrainedConfig) -> None:

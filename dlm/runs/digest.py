@@ -47,13 +47,13 @@ def cached_checksum(file: Path, size: int, mtime_ns: int) -> str:
     kept = cache_folder() / "checksums" / digest({"file": str(file), "size": size, "mtime": mtime_ns}, 32)
     if kept.exists():
         return kept.read_text(encoding="utf-8")
-    found = checksum(file)
+    value = checksum(file)
     with contextlib.suppress(OSError):  # a folder that cannot be written keeps nothing
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-        temporary.write_text(found, encoding="utf-8")
+        temporary.write_text(value, encoding="utf-8")
         temporary.replace(kept)
-    return found
+    return value
 
 
 def fingerprint(parts: Iterable[Buffer]) -> str:

@@ -22,18 +22,18 @@ DIFFUSION = "diffusion"
 Message = Mapping[str, str]
 
 
-def modes(found: FinishedRun | ExportedFolder, decoding: dict[str, Any] | None, parent: bool) -> dict[str, Speaker]:
+def modes(source: FinishedRun | ExportedFolder, decoding: dict[str, Any] | None, parent: bool) -> dict[str, Speaker]:
     """The modes of a run or an exported folder by name, `diffusion` first: by the decoder of the config `decoding`, by
     default its own. `ar` and `speculate` are its weights under causal attention, without and with the dLM's drafts;
     `parent` is the AR model that it was made of, which an exported folder does not have."""
-    dlm, tokenizer = found.dlm, found.converted.tokenizer
-    diffusion = make(decoding) if decoding else found.decoder
+    dlm, tokenizer = source.dlm, source.converted.tokenizer
+    diffusion = make(decoding) if decoding else source.decoder
     diffusion.require(dlm.pattern)
     by_name = {DIFFUSION: diffusion, "ar": AR(), "speculate": SelfSpeculative()}
-    processor = found.converted.processor
+    processor = source.converted.processor
     speakers = {name: Speaker(name, dlm, tokenizer, decoder, processor) for name, decoder in by_name.items()}
-    if parent and isinstance(found, FinishedRun):
-        speakers["parent"] = Speaker("parent", found.ar, found.parent.tokenizer, Fixed(1))
+    if parent and isinstance(source, FinishedRun):
+        speakers["parent"] = Speaker("parent", source.ar, source.parent.tokenizer, Fixed(1))
     return speakers
 
 

@@ -54,13 +54,13 @@ def vision_parts(model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
     `ValueError` for a model that has none."""
     of_text = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     text = {id(p) for module in of_text for p in module.parameters()}
-    found: dict[str, list[nn.Parameter]] = {TOWER: [], CONNECTOR: []}
+    parts: dict[str, list[nn.Parameter]] = {TOWER: [], CONNECTOR: []}
     for name, parameter in model.named_parameters():
         if id(parameter) not in text:
-            found[CONNECTOR if any(part in name for part in CONNECTORS) else TOWER].append(parameter)
-    if not all(found.values()):
+            parts[CONNECTOR if any(part in name for part in CONNECTORS) else TOWER].append(parameter)
+    if not all(parts.values()):
         raise ValueError(f"{model.config.model_type} has no vision tower with a connector: it reads text only")
-    return found
+    return parts
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -17,13 +17,13 @@ def quantised(layer: nn.Linear) -> nn.Module:
     if type(layer) is not nn.Linear:
         raise ValueError(f"trainable=qlora quantises nn.Linear, and the parent has {type(layer).__name__}: choose lora")
     weight, bias = layer.weight, layer.bias
-    made = bnb.nn.Linear4bit(
+    linear = bnb.nn.Linear4bit(
         layer.in_features, layer.out_features, bias is not None, weight.dtype, quant_type="nf4", device="meta"
     )
-    made.weight = bnb.nn.Params4bit(weight.detach(), requires_grad=False, quant_type="nf4").to(weight.device)
-    made.bias = bias
-    made.support_avx512bf16_for_cpu = False  # else a forward without gradients lays the weight out anew
-    return made
+    linear.weight = bnb.nn.Params4bit(weight.detach(), requires_grad=False, quant_type="nf4").to(weight.device)
+    linear.bias = bias
+    linear.support_avx512bf16_for_cpu = False  # else a forward without gradients lays the weight out anew
+    return linear
 
 
 def dense(weight: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ def at(cells: Cells, rng: random.Random) -> tuple[str, str]:
 
 def count(cells: Cells, rng: random.Random) -> tuple[str, str]:
     """How many objects have each colour."""
-    found = [symbol.colour for symbol in cells if symbol]
-    return "count:", ";".join(f"{colour}{found.count(colour)}" for colour in COLOURS)
+    colours = [symbol.colour for symbol in cells if symbol]
+    return "count:", ";".join(f"{colour}{colours.count(colour)}" for colour in COLOURS)
 
 
 def lines(cells: Cells, empty: str) -> str:
