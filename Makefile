@@ -24,7 +24,7 @@ install: $(BIN)/.installed ## make the environment
 train: $(BIN)/.installed ## convert the embedded parent and evaluate it: the main job (ARGS='option=value ...')
 	$(BIN)/python -m dlm.train $(ARGS)
 
-PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 test-fast: $(BIN)/.installed ## a case of every test that trains nothing: about a minute
 	$(PYTEST) -m "not trains and not more and not grid and not slow"
 

@@ -1,6 +1,7 @@
 """Shared by all tests: shapes are checked, tiny random models of several architectures, configs by glob."""
 
-from jaxtyping import install_import_hook
+import jaxtyping
+from typechecker import Sampling, jaxtyped
 
 # Every function and dataclass of these modules checks the shapes in its signature. (dlm.attention stays out: torch
 # counts the arguments of a mask_mod, which a wrapper hides.)
@@ -19,9 +20,11 @@ CHECKED = [
     "auxiliary",
     "rollout",
 ]
-install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
+jaxtyping.jaxtyped = jaxtyped
+jaxtyping.install_import_hook([f"dlm.{name}" for name in CHECKED], "typechecker.check")
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -100,6 +103,15 @@ ARCHITECTURES = {
 EVERYDAY = ("llama", "gemma3_text")
 
 
+def pytest_configure(config):
+    """`make test-all`, which leaves nothing out, checks the shapes of every call, too."""
+    Sampling.every_call = not config.option.markexpr
+
+
+def pytest_runtest_setup(item):
+    Sampling.test += 1
+
+
 def pytest_collection_modifyitems(items):
     """Mark as `grid` the cases that `make test` leaves to `make test-all`: those of architectures that are not everyday
     ones, and those of a product of two parameters or more that are not in its part (`pairwise.enough`). `make
@@ -126,6 +138,14 @@ def everyday(values, number: int = 1):
     """Parameters of which `make test` takes the first `number`, and `make test-all` all."""
     return [
         pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.grid if i >= number else ())
+        for i, v in enumerate(values)
+    ]
+
+
+def one_in(n: int, values):
+    """Parameters that are many alike, of which `make test` takes one in `n`, and `make test-all` all."""
+    return [
+        pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.grid if i % n else ())
         for i, v in enumerate(values)
     ]
 
@@ -343,6 +363,14 @@ def cache(tmp_path_factory):
     """Corpora are prepared in a folder of the tests, as are checksums kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_power_cut():
+    """Nothing waits for the disk: a process that is killed loses nothing that it has written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 

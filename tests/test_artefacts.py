@@ -1,6 +1,7 @@
 """Every table and figure from hand-made results: known answers, marks and labels, and what is not there."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -38,6 +39,12 @@ def results():
 @pytest.fixture(scope="module")
 def of_one_seed():
     return whole_study((0,)).results
+
+
+@pytest.fixture(scope="module")
+def exhibits(results):
+    """What an artefact shows of them: made once, however many tests look at it."""
+    return cache(lambda name: shown(results, name))
 
 
 def shown(results, name):
@@ -79,8 +86,8 @@ def test_the_papers_claims_are_all_there_each_with_the_function_that_decides_it(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_an_artefact_with_all_its_runs_shows_all_it_has(name, results):
-    made = shown(results, name)
+def test_an_artefact_with_all_its_runs_shows_all_it_has(name, exhibits):
+    made = exhibits(name)
     assert made and not any(is_empty(e) for e in made)
     assert all(e.caption.rstrip().endswith(".") for e in made)
 
@@ -99,9 +106,9 @@ def test_an_artefact_takes_one_seed(name, of_one_seed):
 
 
 @pytest.mark.parametrize("name", everyday(sorted({n for n in MODULES if n != "figure7_masking"}), 9))
-def test_accuracy_is_never_shown_without_forwards(name, results):
-    for frame in tables(results, name):
-        columns = set(frame.columns)
+def test_accuracy_is_never_shown_without_forwards(name, exhibits):
+    for table in (exhibit for exhibit in exhibits(name) if isinstance(exhibit, Table)):
+        columns = set(table.frame.columns)
         if "accuracy %" in columns and "bits/byte" not in columns:
             assert {"NFE", "TPF"} <= columns
 
@@ -412,8 +419,8 @@ def test_ticks_of_a_logarithmic_axis_are_short(value, text):
         ("shift_by_budget", "shift_by_position", [1, 2]),
     ],
 )
-def test_a_figure_has_one_labelled_line_for_each_of_what_it_compares(name, plot, lines, results):
-    panels = plots(results, name)[plot].panels
+def test_a_figure_has_one_labelled_line_for_each_of_what_it_compares(name, plot, lines, exhibits):
+    (panels,) = (e.panels for e in exhibits(name) if isinstance(e, Plot) and e.name == plot)
     assert [len(figure.axes[0].lines) for figure in panels] == lines
     for figure in panels:
         axes, labels = figure.axes[0], figure.axes[0].get_legend_handles_labels()[1]

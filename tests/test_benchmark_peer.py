@@ -38,6 +38,7 @@ def clone(folder, package=ROOT / "tests" / "fake_dllm"):
 def peer(tmp_path_factory):
     with Dllm(clone(tmp_path_factory.mktemp("peer")), "cpu") as started:
         yield started
+    assert not started.path.exists() and started.worker.process.returncode is not None  # nothing is left behind
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +103,10 @@ def test_tokens_per_step_that_are_no_number_of_steps_are_refused(peer, qwen):
         bench.run(workbench(qwen, peer=peer))
 
 
-def test_a_model_that_dllm_does_not_have_is_named(tmp_path):
-    with (
-        Dllm(clone(tmp_path), "wall") as started,
-        pytest.raises(ValueError, match="at 'load' .* dllm has no model type a2d-llama: choose a model of a2d-qwen3"),
-    ):
-        started.load(tiny("llama"), 60)
-    assert not started.path.exists() and started.worker.process.returncode is not None  # nothing is left behind
+def test_a_model_that_dllm_does_not_have_is_named(peer):
+    """It is the end of the process: the tests above need it."""
+    with pytest.raises(ValueError, match="at 'load' .* dllm has no model type a2d-llama: choose a model of a2d-qwen3"):
+        peer.load(tiny("llama"), 60)
 
 
 def test_a_scaled_rope_goes_over_in_the_old_spelling():

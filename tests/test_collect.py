@@ -205,13 +205,19 @@ PLAIN = {
 }
 
 
+OF_A_STEP = [
+    *PLAIN.values(),
+    *([f"{group}={n}", *BESIDE.get(n, [])] for group in ("auxiliary", "rollout") for n in options(group)),
+]
+EVERYDAY = ("block", "distill", "confidence", "trajectory")  # a forward, with a teacher, a head, and generation
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        *PLAIN.values(),
-        *([f"{group}={n}", *BESIDE.get(n, [])] for group in ("auxiliary", "rollout") for n in options(group)),
+        pytest.param(o, marks=() if o[0].partition("=")[2] in EVERYDAY else pytest.mark.grid, id=" ".join(o))
+        for o in OF_A_STEP
     ],
-    ids=" ".join,
 )
 def test_training_flops_are_those_of_a_step_as_it_is_executed(overrides, monkeypatch):
     """The linear maps to the digit; of attention, which a CPU computes for all pairs, the visible part."""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import config
+from conftest import config, everyday
 
 from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
@@ -95,7 +95,7 @@ def test_the_parents_cloze_scores_are_hugging_faces(parent):
         assert chosen == int(torch.stack(scores).argmin())
 
 
-@pytest.mark.parametrize("pattern", [Block, BlockNoisy])
+@pytest.mark.parametrize("pattern", everyday([Block, BlockNoisy]))
 def test_the_likeliest_option_is_that_of_options_scored_one_by_one(parent, pattern):
     denoiser = Denoiser(parent.model, pattern(8), parent.mask_id, False, parent.layer_types)
     questions = cloze.items(list(prose.chapters("test")), parent.tokenizer, 6)

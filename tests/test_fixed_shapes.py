@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOS_ID, PATTERNS, Rows, denoiser, pattern_of
+from conftest import EOS_ID, PATTERNS, Rows, denoiser, everyday, pattern_of
 
 from dlm.attention.masks import block_mask, dense_mask
 from dlm.decoding.engine import session
@@ -62,7 +62,7 @@ def test_fixed_shapes_and_replays_give_the_same_tokens_and_the_same_nfe(
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 3])
-@pytest.mark.parametrize("free_rows", [0, 32, 64])
+@pytest.mark.parametrize("free_rows", everyday([32, 0, 64]))
 def test_a_batch_that_shrinks_misses_no_pending_tokens(llama, like_a_gpu, monkeypatch, free_rows, tokens_per_step):
     """Also where so few are left that the host stops asking for them."""
     monkeypatch.setattr(session, "FREE_ROWS", free_rows)

@@ -125,16 +125,16 @@ LLAMA = tiny("llama", torch.float32)
 TOKENS = st.lists(st.sampled_from([0, 1, 2, 3, 59]), max_size=40)  # 0 ends a text, 1 is padding
 
 
-@settings(quick, max_examples=150)
-@given(
+ROWS = given(
     texts=st.lists(TOKENS, min_size=1, max_size=4),
     length=st.sampled_from([4, 8, 16, 32]),
     pattern=st.sampled_from(sorted(PATTERNS)),
     count=st.sampled_from(sorted(COUNTS)),
     seed=st.integers(0, 3),
 )
-def test_any_tokens_make_rows_with_a_finite_loss_or_are_refused(texts, length, pattern, count, seed):
-    """Empty texts, one token, only EOS, only padding, longer than the row."""
+
+
+def has_a_finite_loss_or_is_refused(texts, length, pattern, count, seed):
     try:
         source = Windows(texts, 0)
     except ValueError as error:
@@ -147,6 +147,20 @@ def test_any_tokens_make_rows_with_a_finite_loss_or_are_refused(texts, length, p
     prepared = prepare(scorer, Uniform(count=count), batch, generator(seed))
     found = Nelbo()(scorer(prepared.inputs), prepared.scored, prepared.num_tokens)
     assert torch.isfinite(found.loss) and torch.isfinite(found.nll).all()
+
+
+@settings(quick, max_examples=40)
+@ROWS
+def test_any_tokens_make_rows_with_a_finite_loss_or_are_refused(texts, length, pattern, count, seed):
+    """Empty texts, one token, only EOS, only padding, longer than the row."""
+    has_a_finite_loss_or_is_refused(texts, length, pattern, count, seed)
+
+
+@pytest.mark.slow
+@settings(quick, max_examples=500)
+@ROWS
+def test_any_of_many_texts_make_rows_with_a_finite_loss_or_are_refused(texts, length, pattern, count, seed):
+    has_a_finite_loss_or_is_refused(texts, length, pattern, count, seed)
 
 
 @settings(quick, max_examples=40)
@@ -216,7 +230,7 @@ def is_reported_or_listed(seed, value, study) -> None:
     assert len(results.points) == 1 and len(results.runs) == (results.points["state"][0] == "finished")
 
 
-@settings(quick, max_examples=60)
+@settings(quick, max_examples=25)
 @given(seed=st.integers(0, 10**6), value=WRONG)
 def test_any_record_is_reported_or_listed_as_unreadable(seed, value, study):
     is_reported_or_listed(seed, value, study)

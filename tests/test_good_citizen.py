@@ -83,6 +83,10 @@ def folder(tmp_path_factory):
     return export(make_run(root / "run", parent), root / "out", threshold=0.2)
 
 
+# The process takes six seconds, and that of test_export.py is an everyday one.
+of_a_stranger = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def found(folder):
     done = subprocess.run(
@@ -97,6 +101,7 @@ def found(folder):
     return json.loads(done.stdout)
 
 
+@of_a_stranger
 def test_a_streamer_gets_the_prompt_and_then_every_block_when_it_is_finished(found):
     begin, parts = len(found["prompt"]), found["parts"]
     assert parts[0] == found["prompt"] and list(chain(*parts)) == found["plain"]
@@ -105,17 +110,20 @@ def test_a_streamer_gets_the_prompt_and_then_every_block_when_it_is_finished(fou
     assert found["ended"] and found["text"].rstrip("\n") == found["decoded"]
 
 
+@of_a_stranger
 def test_a_streamer_is_never_given_what_a_stop_string_takes_away(found):
     assert list(chain(*found["until_parts"])) == found["until"] and len(found["until"]) < len(found["plain"])
     assert found["until_text"].endswith(found["words"]) or found["words"] in found["until_text"]
 
 
+@of_a_stranger
 def test_several_sequences_of_a_prompt_are_drawn_one_after_the_other(found):
     assert len(found["three"]) == 3 and found["three"][0][: len(found["drawn"][0])] == found["drawn"][0]
     assert len({tuple(row) for row in found["three"]}) == 3 and found["configured"] == found["three"]
     assert all(row[: len(found["prompt"])] == found["prompt"] for row in found["three"])
 
 
+@of_a_stranger
 def test_a_pipeline_takes_a_text_or_a_conversation(found):
     assert found["pipe"] == found["generated"]
     assert found["asked"] == f"user:{PROMPTS[0]};="
@@ -123,6 +131,7 @@ def test_a_pipeline_takes_a_text_or_a_conversation(found):
     assert found["chat"][1] == {"role": "assistant", "content": found["chat_text"]}
 
 
+@of_a_stranger
 def test_padding_that_no_mask_names_is_found_by_its_token(found):
     assert found["inferred"] == found["masked"]
     for row, alone in zip(found["inferred"], found["rows"], strict=True):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, config
+from conftest import ROOT, config, everyday
 from omegaconf import OmegaConf
 
 from dlm import evaluate
@@ -130,8 +130,13 @@ def model_of(denoiser, parent, folder, decoder=None, **options) -> DiffusionLM:
 
 @pytest.mark.parametrize(
     "overrides",
-    [["attention=block", "block_size=1", "token_shift=true"], ["attention=block", "block_size=4", "token_shift=false"]],
-    ids=["as_its_parent", "blocks"],
+    everyday(
+        [
+            ["attention=block", "block_size=1", "token_shift=true"],  # as its parent
+            ["attention=block", "block_size=4", "token_shift=false"],
+        ]
+    ),
+    ids=" ".join,
 )
 def test_the_scores_and_costs_of_the_embedded_tasks_are_our_own(overrides, tmp_path, parent, short_prose):
     examples = tasks.evaluation_set("test", 2)

@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from conftest import LIGHT_EVALUATION, ROOT, config, resolved
+from conftest import LIGHT_EVALUATION, ROOT, config, everyday, resolved
 from safetensors.torch import load_file, save_file
 from small_runs import small
 
@@ -52,7 +52,7 @@ def other_weights(folder):
 CHANGES = {"data.path": other_text, "model.path": other_weights}
 
 
-@pytest.mark.parametrize("option", CHANGES)
+@pytest.mark.parametrize("option", everyday(CHANGES))
 def test_a_finished_run_of_other_content_is_refused_and_trained_again_where_it_is_forced(option, outside, runs_dir):
     first = train(asked(runs_dir))
     assert train(asked(runs_dir))["status"] == "skipped"
@@ -73,7 +73,7 @@ def test_the_same_relative_path_in_another_folder_is_not_the_same_data(outside, 
         train(asked(runs_dir))
 
 
-@pytest.mark.parametrize("option", CHANGES)
+@pytest.mark.parametrize("option", everyday(reversed(CHANGES)))
 def test_an_interrupted_run_does_not_go_on_with_other_content(option, outside, runs_dir, monkeypatch):
     step = Conversion.training_step
 
@@ -118,6 +118,7 @@ def test_a_run_from_before_there_were_fingerprints_is_not_compared(outside, runs
     assert train(asked(runs_dir))["status"] == "skipped"
 
 
+@pytest.mark.slow
 def test_the_parent_of_a_measurement_is_the_one_that_was_converted(outside, runs_dir, monkeypatch):
     """In a new measurement and in one that was made before."""
     run = Run.load(train(asked(runs_dir, *LIGHT_EVALUATION))["id"], runs_dir)

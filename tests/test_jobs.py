@@ -124,9 +124,9 @@ def test_a_record_that_cannot_be_read_does_not_keep_a_study_from_its_other_runs(
 
 def test_no_more_jobs_run_side_by_side_than_asked(table1, tmp_path):
     """Each job notes when it began and ended; at no begin are there more than two open."""
-    Study(table1.points, tmp_path, 2, Commands(lambda point: study_jobs.last_a_moment, None)).run()
+    Study(table1.points[:4], tmp_path, 2, Commands(lambda point: study_jobs.last_a_moment, None)).run()
     spans = [tuple(map(float, log.read_text().split())) for log in (tmp_path / ".logs").glob("*.log")]
-    assert len(spans) == len(table1.points)
+    assert len(spans) == 4
     assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2
 
 

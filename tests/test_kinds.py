@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
-from conftest import CONF, config, option_yaml, options
+from conftest import CONF, config, one_in, option_yaml, options
 from omegaconf import OmegaConf, open_dict
 
 from dlm.config import kinds, settings
@@ -86,7 +86,7 @@ def targets(node, path):
             yield from targets(node[key], f"{path}.{key}")
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g in BUILT for o in options(g)])
+@pytest.mark.parametrize(("group", "option"), one_in(3, [(g, o) for g in BUILT for o in options(g)]))
 def test_an_argument_is_refused_by_name_where_it_is_of_another_kind(group, option, monkeypatch):
     monkeypatch.setattr("dlm.config.build.instantiate", lambda *_, **__: None)
     command = {"bench": "benchmark", "measurement": "measure"}.get(group, "train")

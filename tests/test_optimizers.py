@@ -144,7 +144,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(name, runs_d
 
 @pytest.mark.trains
 @pytest.mark.usefixtures("short_prose")
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", everyday(sorted(OPTIONS, reverse=True)))
 def test_a_step_that_is_not_finite_is_left_out(name, runs_dir, monkeypatch):
     spoil_gradient(monkeypatch, math.nan)
     result = train(small(runs_dir, f"optimizer={name}", "trainer.on_nonfinite=skip"))
@@ -154,7 +154,7 @@ def test_a_step_that_is_not_finite_is_left_out(name, runs_dir, monkeypatch):
 
 @pytest.mark.trains
 @pytest.mark.usefixtures("short_prose")
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", everyday(OPTIONS))
 def test_gradients_are_clipped(name, runs_dir):
     result = train(small(runs_dir, f"optimizer={name}", "trainer.clip=1e-3", "callbacks=none"))
     assert metrics(runs_dir, result)["train/grad_norm"].gt(1e-3).all()

@@ -104,6 +104,15 @@ def two(tmp_path_factory) -> Run:
     return trained_by_two(tmp_path_factory.mktemp("two"), "runtime.pieces=2")
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Run:
+    """A run of one process that sees what two see."""
+    folder = tmp_path_factory.mktemp("one")
+    train(config(*OVERRIDES, "trainer.accumulate=2", f"runs_dir={folder}"))
+    (run,) = runs(folder)
+    return run
+
+
 # Lightning's strategy has no 64-true, and 32-true leaves the weights of the parent as they are.
 FSDP2 = ("runtime.strategy=fsdp2", "trainer.precision=32-true")
 
@@ -113,20 +122,16 @@ def sharded(tmp_path_factory) -> Run:
     return trained_by_two(tmp_path_factory.mktemp("sharded"), *FSDP2)
 
 
-def test_two_processes_train_what_one_does_with_twice_what_one_does_with_twice_the_micro_batches(two, tmp_path):
-    train(config(*OVERRIDES, "trainer.accumulate=2", f"runs_dir={tmp_path}"))
-    (one,) = runs(tmp_path)
+def test_two_processes_train_what_one_does_with_twice_what_one_does_with_twice_the_micro_batches(two, one):
     assert (two.record["tokens"], two.record["steps"]) == (one.record["tokens"], one.record["steps"])
     found, expected = weights(two), weights(one)
     assert all(torch.allclose(found[name], weight, rtol=0, atol=1e-9) for name, weight in expected.items())
     assert metrics(two)["val/nelbo"].dropna().to_list() == pytest.approx(metrics(one)["val/nelbo"].dropna().to_list())
 
 
-def test_two_processes_that_share_the_layers_train_what_one_does(sharded, tmp_path):
+def test_two_processes_that_share_the_layers_train_what_one_does(sharded, one):
     """Tied embeddings, which are whole in both, the clipped norm, the drift and the validation included."""
     assert "no process loads all of them" in (sharded.folder.parent.parent / "log").read_text()
-    train(config(*OVERRIDES, "trainer.accumulate=2", f"runs_dir={tmp_path}"))
-    (one,) = runs(tmp_path)
     found, expected = weights(sharded), weights(one)
     assert found.keys() == expected.keys()
     assert all(torch.allclose(found[name], weight, rtol=0, atol=1e-9) for name, weight in expected.items())

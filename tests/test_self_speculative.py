@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, SHAPE, denoiser, pattern_of
+from conftest import EOS_ID, MASK_ID, PATTERNS, SHAPE, denoiser, everyday, pattern_of
 from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -177,11 +177,13 @@ def test_an_accepted_or_replaced_token_is_distributed_as_the_target_whatever_the
 
 @pytest.mark.parametrize(
     "decoder",
-    [
-        SelfSpeculative(False, temperature=1.5),
-        SelfSpeculative(True, temperature=1.5),
-        Lookup(length=2, ngram=2, temperature=1.5),
-    ],
+    everyday(
+        [
+            SelfSpeculative(True, temperature=1.5),
+            SelfSpeculative(False, temperature=1.5),
+            Lookup(length=2, ngram=2, temperature=1.5),
+        ]
+    ),
 )
 def test_sampled_texts_are_distributed_as_those_of_ar(decoder):
     """All texts of three tokens over five, of a random model, against their probabilities by enumeration."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import config
+from conftest import config, everyday
 
 from dlm.config.build import build
 from dlm.runs.run import Run
@@ -18,7 +18,7 @@ def size(*paths: Path) -> int:
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("trainable", ["full", "lora"])
+@pytest.mark.parametrize("trainable", everyday(["full", "lora"]))
 def test_a_run_asks_for_the_room_that_it_takes_at_its_end(trainable, runs_dir, short_prose, monkeypatch):
     """When the result is written, both checkpoints are still there. (Adapters are in the checkpoints only, and few.)"""
     cfg, taken, asked, save_model = (

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import config
+from conftest import config, everyday
 from small_runs import SMALL, metrics, weights
 
 from dlm.conversion.module import Conversion
@@ -82,7 +82,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_found_or_changes_nothing(tmp_path)
     assert found > 100
 
 
-@pytest.mark.parametrize("fault", ["cut off", "a bit flipped"])
+@pytest.mark.parametrize("fault", everyday(["a bit flipped", "cut off"]))
 def test_a_damaged_checkpoint_is_named_and_kept_and_the_run_goes_on_from_the_one_before(
     fault,
     small,
@@ -123,12 +123,13 @@ def test_a_damaged_model_is_named_and_never_evaluated(small):
         run.trained_model()
 
 
-def test_a_bit_that_flips_in_a_json_file_is_found(tmp_path):
+@pytest.mark.parametrize("step", everyday([11, 1]))
+def test_a_bit_that_flips_in_a_json_file_is_found(step, tmp_path):
     path = tmp_path / "run.json"
     write_json(path, {"loss": 2.125, "status": "finished", "nan": float("nan"), "rows": {"1": [1, 2]}})
     whole, read = path.read_bytes(), read_json(path)
     assert read["loss"] == 2.125 and "checksum" not in read
-    for bit in range(8 * len(whole)):
+    for bit in range(0, 8 * len(whole), step):
         flip(path, bit)
         with contextlib.suppress(ValueError):
             assert repr(read_json(path)) == repr(read)

@@ -107,13 +107,13 @@ def test_a_config_with_a_seed_of_its_own_leaves_that_of_the_others_alone():
 def test_a_plan_asks_hydra_once_for_every_choice_of_options_however_many_points_it_has(tmp_path, monkeypatch):
     """And reads each finished run's record as often, but for no other's sake."""
     path = tmp_path / "large.yaml"
-    rates = ", ".join(f"{rate}e-5" for rate in range(1, 26))
+    rates = ", ".join(f"{rate}e-5" for rate in range(1, 9))
     path.write_text(f"title: large\nshared: [logger=csv]\ngrid: {{attention: [bidir, block], lr: [{rates}]}}")
     asked, by_hydra = [], compose_by_hydra.__wrapped__
     monkeypatch.setattr("analysis.plan.compose.compose_by_hydra", cache(lambda *a: asked.append(a) or by_hydra(*a)))
     compose_config.cache_clear()
     points = plan_points([load_sweep(path, ["seed=0,1"])])
-    assert len(points) == len({p.run for p in points}) == 100
+    assert len(points) == len({p.run for p in points}) == 32
     assert sum(name == "train" for name, _ in asked) <= 3  # the scale, and two patterns
     for point in points:
         finish(tmp_path, point)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import test_golden_losses
 import torch
-from conftest import LIGHT_EVALUATION, config, everyday, options, text_options
+from conftest import LIGHT_EVALUATION, config, everyday, one_in, options, text_options
 from hydra.errors import HydraException
 from hydra.utils import get_method
 from safetensors.torch import load_file
@@ -115,7 +115,7 @@ def test_every_evaluation_yaml_evaluates(option, runs_dir):
 
 @pytest.mark.parametrize(
     ("trainable", "checkpoint_every"),
-    everyday([(t, every) for every in (1, 1000) for t in text_options("trainable")], 2),
+    everyday(sorted(((t, e) for t in text_options("trainable") for e in (1, 1000)), key=lambda c: c != ("full", 1))),
 )
 def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, checkpoint_every, runs_dir, monkeypatch):
     overrides = (f"trainable={trainable}", f"runtime.checkpoint_every={checkpoint_every}")
@@ -136,7 +136,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, c
     assert resumed["record"]["drift"] == straight["record"]["drift"]
 
 
-@pytest.mark.parametrize("extra", [(), ("trainer.precision=bf16-mixed", "trainable=lora", "trainable.dropout=0.5")])
+@pytest.mark.parametrize(
+    "extra", everyday([(("trainer.precision=bf16-mixed", "trainable=lora", "trainable.dropout=0.5"),), ((),)])
+)
 def test_the_result_is_validated_whenever_the_last_scheduled_validation_was(extra, runs_dir):
     """And neither its weights nor its metrics differ from those of a run whose schedule ends with a validation."""
     at_end, before = (train(small(runs_dir / str(n), f"runtime.val_every={n}", *extra)) for n in (1, 3))
@@ -153,6 +155,7 @@ def test_the_result_is_validated_whenever_the_last_scheduled_validation_was(extr
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
+@pytest.mark.slow  # every test of a run that goes on needs it
 def test_the_same_config_and_seed_give_the_same_numbers_and_another_seed_does_not(trained, runs_dir):
     again, other = train(small(runs_dir / "b")), train(small(runs_dir / "b", "seed=1"))
     a, b, c = (weights(*run) for run in ((runs_dir, again), (runs_dir / "b", again), (runs_dir / "b", other)))
@@ -160,7 +163,7 @@ def test_the_same_config_and_seed_give_the_same_numbers_and_another_seed_does_no
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", everyday(["64-true", "bf16-mixed", "bf16-true"], 2))
 def test_every_precision_trains_to_about_the_same(precision, small_run, runs_dir):
     """From the very parent: each self-check passes, drift zero among them."""
     found = train(small(runs_dir, f"trainer.precision={precision}"))["record"]["train"]["val/nelbo_final"]
@@ -267,7 +270,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("overrides", BAD)
+@pytest.mark.parametrize("overrides", one_in(3, BAD))
 def test_bad_input_is_named_with_its_remedy_before_any_training(overrides, runs_dir, monkeypatch):
     monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
     with pytest.raises(ValueError, match=re.escape(BAD[overrides])):
@@ -330,6 +333,7 @@ def test_a_full_disk_leaves_earlier_runs_and_no_half_written_model(trained, runs
     assert train(small(runs_dir, "seed=9"))["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_on_a_cpu_layers_are_compiled_for_all_shapes_and_the_run_is_the_same(runs_dir, monkeypatch):
     """All but the last; here by a compiler that compiles nothing."""
     compiled, which = [], shutil.which

@@ -332,6 +332,7 @@ def test_the_seal_and_the_fingerprint_of_a_gated_run_cover_its_adapters(run):
     assert run.damaged("model/") == ["model/gated_lora/adapters.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_gated_run_is_a_parent_and_goes_on_as_one(run, runs_dir):
     parent = ("model=run", f"model.run={run.id}")
     child = ("trainable=gated_lora", "trainable.rank=8", "seed=1")

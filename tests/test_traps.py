@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, random_batch, tiny
+from conftest import EOS_ID, MASK_ID, config, denoiser, everyday, let_it_say, random_batch, tiny
 from made_recipe import LENGTH, ROWS, recipe
 from naive_losses import ar_nlls, pairs, plain
 
@@ -129,8 +129,10 @@ def test_what_hides_everything_has_no_random_factor(name):
     assert losses[0] == losses[1] == losses[2]
 
 
-@pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("add_at", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("add_at", "token_shift"),
+    everyday([(0.5, True), (0.0, False), (1.0, False), (0.5, False), (0.0, True), (1.0, True)], 3),
+)
 def test_pipelined_decoding_of_one_block_is_threshold_decoding_wherever_blocks_are_added(llama, add_at, token_shift):
     """D2F with a block as long as the canvas."""
     scorer = denoiser(llama, "block_noisy", 32, token_shift)

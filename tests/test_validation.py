@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, WITH_SHIFT, config, pattern_of
+from conftest import MASK_ID, PATTERNS, WITH_SHIFT, config, everyday, pattern_of
 from test_train import text_file
 from torch.nn.functional import cross_entropy
 
@@ -42,7 +42,7 @@ def validated(experiment, batch_size: int | None = None, pieces: int = 1) -> dic
     return conversion.val_metrics()
 
 
-@pytest.mark.parametrize("data", ["embedded", "long"])
+@pytest.mark.parametrize("data", everyday(["embedded", "long"]))
 def test_every_pattern_block_size_shift_seed_and_fill_is_validated_on_the_same_tokens(tokenizer, data):
     length = 64 if data == "embedded" else 256
     choice, found = (f"data={data}", f"data.length={length}", "data.val_rows=3"), []

@@ -21,9 +21,8 @@ from torch.utils.data import Dataset
 from dlm.config.build import build
 from dlm.conversion.module import Conversion
 from dlm.conversion.preparation import Ahead, Parcel
-from dlm.data.loading import MicroBatches, Remaining, training_loader
+from dlm.data.loading import MicroBatches, Remaining, num_workers, training_loader
 from dlm.data.packing import collate
-from dlm.trainer.fit import num_workers
 
 SMALL = ["data.length=64", "data.batch_size=4", "tokens=1024", "block_size=8"]
 SCHEDULE = "schedule={masking.t_max:{0:0.2,1:1.0},auxiliary.ar.weight:{0:0,1:1}}"

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding, rows_of_a_step
 from dlm.config.inputs import require_fingerprint
 from dlm.data.external import summary_lines
+from dlm.data.loading import num_workers
 from dlm.data.validation import VERSION
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
@@ -39,8 +40,6 @@ from dlm.trainer.processes import Follower, SameStart, cluster, launching
 from dlm.trainer.selfcheck import SelfCheck
 from dlm.trainer.strategy import SHARDED, strategy_of
 from dlm.trainer.telemetry import Telemetry, peak_memory
-
-WORKERS = 2  # beside a GPU: a batch of 8 x 4096 tokens takes 50 ms to prepare, and a step longer
 
 RequiredCallbacks = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
 
@@ -237,16 +236,6 @@ def skips_nonfinite(on_nonfinite: str) -> bool:
     if on_nonfinite not in ("stop", "skip"):
         raise ValueError(f"trainer.on_nonfinite {on_nonfinite!r} is unknown: choose stop or skip")
     return on_nonfinite == "skip"
-
-
-def num_workers(workers: int | str, device: torch.device) -> int:
-    """The processes that load data for one that trains on a device; `ValueError` unless `workers` is auto or a whole
-    number of at least 0."""
-    if workers == "auto":
-        return 0 if device.type == "cpu" else WORKERS
-    if type(workers) is not int or workers < 0:
-        raise ValueError(f"runtime.workers {workers!r} must be auto or a whole number of at least 0")
-    return workers
 
 
 def make_trainer(
