@@ -21,9 +21,9 @@ from dlm.config.inputs import inputs_of
 from dlm.data import prepared as preparing
 from dlm.data.corpus import Corpus
 from dlm.data.encoding import encode
-from dlm.data.origin import BATCH, Origin
+from dlm.data.origin import BATCH, Batch, Origin
 from dlm.data.packing import Windows
-from dlm.data.prepared import prepared
+from dlm.data.prepared import encoding, prepared
 from dlm.data.text import Text, TextEncoder
 from dlm.model.parent import resolve
 from dlm.runs import digest
@@ -133,7 +133,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was_kept_and_makes_the_same
 
 
 def test_the_memory_of_a_preparation_does_not_grow_with_the_corpus(tmp_path, tokenizer, monkeypatch):
-    """What has been written is held by nobody: at most one batch of rows and what was made of it is alive."""
+    """What has been written is held by nobody: the batches that are alive are those ahead, and the one in hand."""
     alive, most, call = 0, 0, TextEncoder.__call__
 
     class Counted(list):
@@ -152,8 +152,26 @@ def test_the_memory_of_a_preparation_does_not_grow_with_the_corpus(tmp_path, tok
         return call(self, batch)
 
     monkeypatch.setattr(TextEncoder, "__call__", counting)
-    data_of(tokenizer, jsonl(tmp_path / "a.jsonl", texts(8 * BATCH)))
-    assert most <= 2
+    data_of(tokenizer, jsonl(tmp_path / "a.jsonl", texts(16 * BATCH)))
+    assert most <= preparing.AHEAD + 2
+
+
+def test_rows_are_read_while_others_are_tokenised(tmp_path, tokenizer):
+    """A fast tokenizer takes all cores, and none of them waits for the reader."""
+    read = threading.Event()
+
+    class Waits(TextEncoder):
+        def __call__(self, batch):
+            assert batch.first > 1 or read.wait(20), "nothing was read beside the first batch"
+            return super().__call__(batch)
+
+    def batches():
+        yield Batch(0, "a.jsonl", 1, [{"text": "one"}])
+        yield Batch(0, "a.jsonl", 2, [{"text": "two"}])
+        read.set()
+
+    with encoding(Waits(tokenizer, "text"), 1) as encoded:
+        assert [batch.first for batch, _ in encoded(batches())] == [1, 2]
 
 
 class Counting(Sequence):

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,11 +120,11 @@ def make(folder: Path, origin: Origin, encoder: Encoder, num_proc: int, made_of:
         on_compromise=lambda _: os.kill(os.getpid(), signal.SIGINT),  # another process writes these files by now
     )
     try:
-        claim.acquire(timeout=0)
+        held = claim.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process that prepares {origin.label}", file=sys.stderr)
-        claim.acquire(poll_interval=0.5)
-    with claim:
+        held = claim.acquire(poll_interval=0.5)
+    with held:
         if not (folder / RECORD).exists():
             write(folder, origin, encoder, num_proc, made_of)
 
@@ -249,24 +249,25 @@ Encodes = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Encoded]]]
 
 @contextmanager
 def encoding(encoder: Encoder, num_proc: int) -> Iterator[Encodes]:
-    """The function that gives each batch with what the encoder makes of it, in order: in this process, or in `num_proc`
-    others, some batches ahead."""
+    """The function that gives each batch with what the encoder makes of it, in order, some batches ahead: in a thread
+    of this process, which reads and writes beside it, or in `num_proc` others."""
     if num_proc == 1:
-        yield lambda batches: ((batch, encoder(batch)) for batch in batches)
-        return
-    # Not forked: a fork copies locks of threads that it does not have.
-    pool = ProcessPoolExecutor(num_proc, get_context("spawn"), begin, (encoder,))
+        pool, encode = ThreadPoolExecutor(1), encoder
+    else:  # not forked: a fork copies locks of threads that it does not have
+        pool, encode = ProcessPoolExecutor(num_proc, get_context("spawn"), begin, (encoder,)), encode_here
     try:
-        yield partial(ahead, pool, AHEAD * num_proc)
+        yield partial(ahead, pool, encode, AHEAD * num_proc)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def ahead(pool: Executor, number: int, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Encoded]]:
-    """Each batch with what a pool of processes makes of it, of which `number` are under way."""
+def ahead(
+    pool: Executor, encode: Callable[[Batch], Encoded], number: int, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, Encoded]]:
+    """Each batch with what `encode` makes of it in a pool, where `number` are under way."""
     waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     for batch in batches:
-        waiting.append((batch, pool.submit(encode_here, batch)))
+        waiting.append((batch, pool.submit(encode, batch)))
         if len(waiting) >= number:
             first, future = waiting.popleft()
             yield first, future.result()
