@@ -106,6 +106,11 @@ def test_the_page_on_decoding_says_which_option_takes_which_pattern():
         assert named == [pattern for pattern in patterns if (name, pattern) in TAKEN], name
 
 
+def test_forwards_over_the_cache_are_made_and_counted_in_one_place():
+    files = (ROOT / "dlm" / "decoding").rglob("*.py")
+    assert [file.name for file in files if re.search(r"past_key_values=|nfe \+=", file.read_text())] == ["plan.py"]
+
+
 @every_pair
 def test_no_mask_is_left_and_an_answer_ends_with_eos_or_at_its_length(name, pattern):
     made, _ = decoded(name, pattern)

@@ -83,7 +83,7 @@ def test_what_an_item_measured_before_its_time_was_over_is_kept(tmp_path, monkey
 
 def test_every_item_of_several_parts_keeps_each_as_it_comes():
     kept = []
-    contact.run("train 1.5B", "cpu", "tiny", PEAKS, lambda result: kept.append(len(json.dumps(result))))
+    contact_items.run("train 1.5B", "cpu", "tiny", PEAKS, lambda result: kept.append(len(json.dumps(result))))
     assert len(kept) >= 4 and kept == sorted(kept)
 
 

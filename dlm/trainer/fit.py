@@ -24,6 +24,7 @@ from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import is_requested, require_decodable
 from dlm.logger.base import RunLogger
 from dlm.model.checkpointing import checkpoint_activations
+from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
