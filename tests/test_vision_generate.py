@@ -1,5 +1,8 @@
 """`dlm.generate` with pictures, and what is said of pictures that cannot be shown."""
 
+import json
+import re
+
 import pytest
 import torch
 from conftest import config
@@ -63,8 +66,13 @@ def test_the_prompt_of_a_picture_is_what_the_template_and_the_processor_make_of_
 
 def test_the_command_shows_the_name_of_the_picture_and_every_forward(run, folder, call):
     options = [f"runs_dir={folder / 'runs'}", f"image={folder / 'one.png'}", "prompt=what?", "max_new_tokens=8"]
-    code, out, err = call(main, *map(literal, options), "live=true", "delay=0")
+    code, out, err = call(main, *map(literal, options), "live=true", "delay=0", f"html={folder / 'answer.html'}")
     assert code == 0, err
+    text = (folder / "answer.html").read_text()
+    (race,) = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    (shown,) = race["pictures"]
+    assert (shown["name"], shown["width"], shown["height"]) == ("one.png", 30, 20)
+    assert shown["source"].startswith("data:image/") and str(folder) not in text
     assert "one.png" in out and "forward" in out and "<image>" not in out and str(folder) not in out
 
 
