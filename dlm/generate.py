@@ -19,16 +19,16 @@ from rich.console import Console
 from rich.text import Text
 
 from dlm.config.arguments import literal, texts
-from dlm.config.build import default_decoding, make, requested_decoding
+from dlm.config.build import make, requested_decoding
 from dlm.config.command_line import hydra_command
-from dlm.config.finished import FinishedRun
+from dlm.config.exported import ExportedFolder
+from dlm.config.finished import FinishedRun, found
 from dlm.config.kinds import require_options
 from dlm.config.settings import Generate
 from dlm.data.picture_files import Unreadable, file_of, opened
 from dlm.decoding.fixed import Fixed
 from dlm.errors import one_line
 from dlm.model.packed_linears import PackedLinears
-from dlm.runs.run import Run
 from dlm.runs.storage import write_atomically
 from dlm.watch.page import page, require_writable
 from dlm.watch.picture import embedded_picture
@@ -74,28 +74,26 @@ def check(cfg: DictConfig) -> None:
         require_writable(Path(cfg.html), "html")
 
 
-def speakers(cfg: DictConfig, run: Run) -> list[Speaker]:
-    """The dLM of a run and, with `parent=true`, its parent."""
-    finished = FinishedRun(run, cfg.device)
-    converted, decoder = finished.converted, make(decoding_of(cfg, run))
-    models = [Speaker("dLM", finished.dlm, converted.tokenizer, decoder, converted.processor)]
-    if cfg.parent:
-        parent = finished.parent
-        models.append(Speaker("parent (AR)", finished.ar, parent.tokenizer, Fixed(1), parent.processor))
+def speakers(cfg: DictConfig, model: FinishedRun | ExportedFolder) -> list[Speaker]:
+    """The dLM of a run or an exported folder and, with `parent=true`, the parent of a run."""
+    converted, decoder = model.converted, make(decoding_of(cfg, model))
+    models = [Speaker("dLM", model.dlm, converted.tokenizer, decoder, converted.processor)]
+    if cfg.parent and isinstance(model, FinishedRun):
+        parent = model.parent
+        models.append(Speaker("parent (AR)", model.ar, parent.tokenizer, Fixed(1), parent.processor))
     return models
 
 
-def decoding_of(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """The config of the dLM's decoder: the requested one, or the run's own."""
-    own = default_decoding(run.config)
-    return requested_decoding(cfg, own) or OmegaConf.to_container(own, resolve=True)
+def decoding_of(cfg: DictConfig, model: FinishedRun | ExportedFolder) -> dict[str, Any]:
+    """The config of the dLM's decoder: the requested one, or its own."""
+    return requested_decoding(cfg, OmegaConf.create(model.decoding)) or model.decoding
 
 
-def settings(cfg: DictConfig, run: Run, dlm: Speaker) -> dict[str, Any]:
+def settings(cfg: DictConfig, model: FinishedRun | ExportedFolder, dlm: Speaker) -> dict[str, Any]:
     """How the answers were made, by name, for the page."""
-    decoding, pattern = decoding_of(cfg, run), dlm.denoiser.pattern
+    decoding, pattern = decoding_of(cfg, model), dlm.denoiser.pattern
     return {
-        "run": run.id,
+        "run": model.name,
         "attention": type(pattern).__name__,
         "block_size": pattern.block_size,
         "token_shift": dlm.denoiser.token_shift,
@@ -118,15 +116,15 @@ def write_page(path: Path, text: str) -> None:
 @hydra_command("generate", read=literal)
 def main(cfg: DictConfig) -> None:
     check(cfg)
-    run = Run.newest(cfg.runs_dir) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
+    model = found(cfg.run, cfg.runs_dir, cfg.device)
     prompts = [standard_input()] if cfg.prompt == "-" else texts(cfg.prompt)
     shown = pictures(cfg.image)
-    models = speakers(cfg, run)
+    models = speakers(cfg, model)
     encoded = [[speaker.encode_with(prompt, shown, cfg.max_new_tokens) for speaker in models] for prompt in prompts]
     console = Console(force_terminal=True if cfg.live is True else None)
     delay = cfg.delay if cfg.live is True or (cfg.live == "auto" and console.is_terminal) else None
     options = {"max_new_tokens": cfg.max_new_tokens, "stops": texts(cfg.stop), "seed": cfg.seed}
-    console.print(Text("run".ljust(INDENT)).append(run.id, "dim"))
+    console.print(Text("run".ljust(INDENT)).append(model.name, "dim"))
     names = [Path(path).name for path in texts(cfg.image) if path]
     if shown:
         console.print(Text("image".ljust(INDENT)).append(printable(", ".join(names)), "dim"), soft_wrap=True)
@@ -145,7 +143,7 @@ def main(cfg: DictConfig) -> None:
                 show(speaker, answer, console)
                 if cfg.html:
                     traces.append(trace(speaker, ids, recorder.steps, answer))
-            races.append(Race(prompt, settings(cfg, run, models[0]), traces, in_page))
+            races.append(Race(prompt, settings(cfg, model, models[0]), traces, in_page))
     if cfg.html:
         write_page(Path(cfg.html), page(races))
         console.print(f"\n{cfg.html} has the page: open it in a browser", soft_wrap=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dlm.config.build import requested_decoding
 from dlm.config.command_line import hydra_command
-from dlm.config.finished import FinishedRun, found
+from dlm.config.finished import found
 from dlm.config.kinds import require_options
 from dlm.config.settings import Limits, Serve
 from dlm.model.packed_linears import PackedLinears
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     require_template(cfg.template)
     opened = found(cfg.run, cfg.runs_dir, cfg.device)
     speakers = modes(opened, requested_decoding(cfg, OmegaConf.create(opened.decoding)), cfg.parent)
-    name = cfg.name or (opened.run.id if isinstance(opened, FinishedRun) else opened.folder.resolve().name)
+    name = cfg.name or opened.name
     with ExitStack() as linears:
         for model in {id(s.denoiser.model): s.denoiser.model for s in speakers.values()}.values():
             linears.enter_context(PackedLinears(model))

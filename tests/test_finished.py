@@ -22,7 +22,7 @@ from dlm.runs.run import Run
 # Everything that takes the model of a finished run: a function of the run and of an empty folder.
 DOORS = {
     "evaluate": lambda run, to: evaluate_again(run, config().evaluation),
-    "generate": lambda run, to: speakers(SimpleNamespace(parent=False, device="cpu", get=lambda _: None), run),
+    "generate": lambda run, to: speakers(SimpleNamespace(parent=False, get=lambda _: None), FinishedRun(run)),
     "measure": lambda run, to: Subject(run),
     "policy": lambda run, to: learn(run, {"items_per_family": 1, "max_new_tokens": 4, "held_out": 0.5, "seed": 0}),
     "export": lambda run, to: export(run, to / "exported"),

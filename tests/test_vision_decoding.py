@@ -4,7 +4,7 @@ from itertools import repeat
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, option_yaml, options, pattern_of
+from conftest import EOS_ID, MASK_ID, PATTERNS, everyday, option_yaml, options, pattern_of
 from omegaconf import OmegaConf
 from test_vision import prepared
 from visions import FAMILIES, IMAGE, arguments, document, packed, prompts, seeing
@@ -131,13 +131,26 @@ def test_what_was_removed_from_a_session_leaves_nothing_to_images_that_join():
         assert made[ticket].tokens == Fixed(1).generate(scorer, seen)[0].tokens
 
 
-def test_a_request_of_text_does_not_join_one_with_images():
-    scorer = seeing("llava", Block(4), False)
-    texts, images = prompts("llava", SHAPES[:1])
-    session = Fixed(1).session(scorer)
-    session.add(Request(texts, 4, 2, images=images), Fixed(1).rule)
-    with pytest.raises(ValueError, match="cannot join one without"):
-        session.add(Request([[5, 6]], 4, 2), Fixed(1).rule)
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("text_first", [True, False])
+@pytest.mark.parametrize("family", everyday(["qwen2_5_vl", "gemma3"]))
+def test_a_request_of_text_and_one_with_images_join_and_neither_changes_the_other(family, text_first, steps):
+    """Also where the text takes the cache that another text has left."""
+    scorer, rule = seeing(family, Block(4), True), Fixed(1).rule
+    texts, images = prompts(family, SHAPES[:1])
+    requests = [Request([[5, 6, 7, 8, 9, 10]], 9, 2), Request(texts, 9, 2, images=images)]
+    alone = [Fixed(1).generate(scorer, request)[0] for request in requests]
+    order = (0, 1, 0) if text_first else (1, 0, 0)
+    session, made, tickets = Fixed(1).session(scorer, kept_tokens=64), {}, []
+    for number in order:
+        tickets += session.add(requests[number], rule)
+        for _ in range(steps):
+            session.step()
+            made |= session.harvest()
+    while session:
+        session.step()
+        made |= session.harvest()
+    assert [made[ticket].tokens for ticket in tickets] == [alone[number].tokens for number in order]
 
 
 def test_the_image_tokens_of_a_prompt_are_not_read_as_text():

@@ -23,6 +23,7 @@ from dlm.format.fast_dllm import FastDLLM
 from dlm.format.hf import HF
 from dlm.format.nemotron import Nemotron
 from dlm.format.sdar import SDAR
+from dlm.generate import main
 from dlm.model.layers import layer_types
 from dlm.model.parent import load_parent
 from dlm.model.pictured import joined
@@ -152,6 +153,15 @@ def test_a_run_and_the_folder_that_was_exported_of_it_see_the_same(folder):
     made = answers(run_of(folder).id, folder)
     assert made == answers(folder / "out", folder) and made[0][0] != made[1][0]
     assert not any("lora" in name for name in load_file(folder / "out" / "model.safetensors"))
+
+
+def test_the_command_reads_an_exported_folder_and_asks_nothing(folder, call, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run the code of the folder"))
+    options = ("prompt=what?", f"image={folder / '0.png'}", "max_new_tokens=21", "device=cpu")
+    code, out, err = call(main, f"run={folder / 'out'}", *options)
+    ((tokens, nfe), _), tokenizer = answers(folder / "out", folder), dlm.load(str(folder / "out")).tokenizer
+    assert code == 0 and f"{len(tokens)} tokens in {nfe} forwards" in out, err
+    assert "parent" not in out and "block_diffusion" not in err and tokenizer.decode(tokens[:3]).strip() in out
 
 
 @pytest.mark.slow

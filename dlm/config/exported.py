@@ -4,12 +4,13 @@ engine. The code that lies in the folder is not run."""
 from __future__ import annotations
 
 import json
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.attention import block_sparse
 from dlm.attention.base import AttentionPattern
@@ -50,6 +51,10 @@ class ExportedFolder:
         if missing := [name for name in SETTINGS if name not in self.config]:
             raise ValueError(f"{self.folder / 'config.json'} lacks {', '.join(missing)}: export the run again")
 
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
     @cached_property
     def config(self) -> dict[str, Any]:
         return read_config(self.folder)
@@ -77,8 +82,19 @@ class ExportedFolder:
         except Exception as error:  # transformers raises many types
             raise ValueError(f"{str(self.folder)!r} could not be loaded: {one_line(error)}") from error
         model = with_attention(model, implementation).to(self.device)
-        processor = load_processor(str(self.folder), tokenizer, {}) if reads_images(config) else None
+        processor = self.processor(tokenizer) if reads_images(config) else None
         return as_parent(model, tokenizer, str(self.folder), None, check=False, processor=processor)
+
+    def processor(self, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
+        """The processor of a model that reads images (see `load_processor`). It asks for the type of the model, which
+        transformers do not know and warn of."""
+        logger = logging.getLogger("transformers.configuration_utils")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            return load_processor(str(self.folder), tokenizer, {"trust_remote_code": False})
+        finally:
+            logger.setLevel(level)
 
     @property
     def pattern(self) -> AttentionPattern:

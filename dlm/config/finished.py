@@ -41,6 +41,10 @@ class FinishedRun:
         self.folder = run.trained_model()
         self.run, self.config = run, run.config
 
+    @property
+    def name(self) -> str:
+        return self.run.id
+
     @cached_property
     def asked(self) -> tuple[str, ...] | None:
         """The families of tasks that the run is asked (see `PackedData`)."""

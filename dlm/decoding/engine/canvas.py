@@ -142,6 +142,10 @@ class Canvas:
         span = None if self.pictures is None else self.pictures.span
         return None if span is None else span.gather(1, slots.clamp(0, span.shape[1] - 1))
 
+    def shows_images(self, row: int) -> bool:
+        """Whether the prompt of a sequence has images."""
+        return self.pictures is not None and bool(self.pictures.context.given[row].any())
+
     def committed(self) -> Bool[Tensor, "B K"]:
         """Which positions of each current block hold new tokens; none of a finished sequence."""
         slots = self.block_slots()
@@ -205,8 +209,8 @@ class Canvas:
             self.num_slots, self.placement = num_slots, object()
 
     def is_like(self, other: Canvas) -> bool:
-        """Whether the sequences of another canvas can join this one: both have images or none, and the same EOS ids."""
-        return (self.pictures is None) == (other.pictures is None) and self.ends == other.ends
+        """Whether the sequences of another canvas can join this one: both have the same EOS ids."""
+        return self.ends == other.ends
 
     def join(self, other: Canvas) -> Canvas:
         """Add the sequences of another canvas to this one; both are before or both after their first forward. They take
@@ -215,6 +219,10 @@ class Canvas:
         self.max_new_tokens = max(self.max_new_tokens, other.max_new_tokens)
         for canvas in (self, other):
             canvas.widen(max(self.num_slots, other.num_slots))
+        if self.pictures is None and other.pictures is not None:
+            self.pictures, self.placement = other.pictures.blank(len(self)), object()
+        elif other.pictures is None and self.pictures is not None:
+            other.pictures = self.pictures.blank(len(other))
         idle = sorted(set(range(len(self))) - set(self.live))[: len(other)]
         if len(idle) == len(other):
             places = torch.tensor(idle, device=self.x.device)

@@ -46,6 +46,13 @@ class Pictures:
             span = runs(in_span & ~ahead)
         return cls(context, span, bool((context.given & ahead).any()) or not denoiser.pattern.cacheable)
 
+    def blank(self, size: int) -> Pictures:
+        """Those of so many sequences of text, on a canvas of as many slots, which has had its first forward."""
+        given, embeds = (t.new_zeros(size, *t.shape[1:]) for t in (self.context.given, self.context.embeds))
+        position = torch.arange(given.shape[1], device=given.device).expand(size, -1)[..., None]
+        span = None if self.span is None else self.span.new_full(given.shape, -1)
+        return Pictures(Context(given, embeds, position), span, rereads=False, first=False)
+
     def read(
         self,
         model: PreTrainedModel,
@@ -84,6 +91,7 @@ class Pictures:
         self.context = mine.map(lambda *tensors: torch.cat(tensors), new)
         self.span = None if self.span is None else torch.cat([self.span, other.span])
         self.rereads |= other.rereads
+        self.first |= other.first
 
     def overwrite(self, sequences: Int[Tensor, " M"], other: Pictures) -> bool:
         """Overwrite these sequences with those of another canvas of as many slots. Returns whether tensors have moved:

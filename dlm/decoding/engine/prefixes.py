@@ -33,7 +33,7 @@ class Prefixes:
         """Keep the finished blocks of a sequence that leaves."""
         length = int(canvas.written[row])
         tokens = tuple(canvas.x[row, :length].tolist())
-        if canvas.pictures is not None or not 0 < length <= self.max_tokens:
+        if canvas.shows_images(row) or not 0 < length <= self.max_tokens:
             return
         if any(shared(tokens, other) == length for other in self.kept):
             return
@@ -45,9 +45,9 @@ class Prefixes:
 
     def fill(self, canvas: Canvas) -> None:
         """Write into the cache of a canvas, before its first forward, what is known of its prompts."""
-        if canvas.pictures is not None:
-            return
         for row, start in enumerate(canvas.start.tolist()):
+            if canvas.shows_images(row):
+                continue
             tokens = tuple(canvas.x[row, : max(start - self.spared, 0)].tolist())
             best = max(self.kept, key=lambda other: shared(tokens, other), default=())
             if length := shared(tokens, best) // self.block_size * self.block_size:

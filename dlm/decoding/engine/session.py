@@ -56,8 +56,7 @@ class Session(ABC):
     ) -> list[int]:
         """Let prompts of a request join, by default all, and return their `tickets`, by default the next numbers: they
         are the `index` of the canvas. The prompts are decoded by `rule`. Raises `ValueError` for a rule or `eos_ids`
-        that cannot be decoded with those of the sequences that are here, and for images among sequences of text, or
-        text among images."""
+        that cannot be decoded with those of the sequences that are here."""
         index = [*(range(len(request.prompts)) if index is None else index)]
         member = Member(request, rule)
         for other in self.members.values():
@@ -67,11 +66,6 @@ class Session(ABC):
                 raise ValueError(
                     f"remask_below {rule.remask_below} and eos_ids {request.eos_ids} must be those of the session, "
                     f"{other.rule.remask_below} and {other.request.eos_ids}"
-                )
-            if bool(other.request.images) != bool(request.images):
-                raise ValueError(
-                    "a request with images cannot join one without: give both to one request, or to sessions of "
-                    "their own"
                 )
         tickets = [*(itertools.islice(self.next_ticket, len(index)) if tickets is None else tickets)]
         self.members |= dict.fromkeys(tickets, member)
