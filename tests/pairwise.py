@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from itertools import combinations
 
-MANY = 8
+MANY = 6
 Case = dict[str, Hashable]
 
 

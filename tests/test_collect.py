@@ -227,6 +227,7 @@ def test_training_flops_are_those_of_a_step_as_it_is_executed(overrides, monkeyp
     assert flops.training_flops(made, steps=6) == 6 * found
 
 
+@pytest.mark.slow
 def test_what_an_auxiliary_loss_adds_is_exactly_its_linear_maps(monkeypatch):
     """Attention cancels where the student and the teacher read what they read without it: the difference of two counts
     is the difference of what is executed, but for the teacher's attention."""

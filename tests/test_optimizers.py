@@ -130,7 +130,8 @@ def test_bad_values_are_refused_by_name(name, override):
 
 @pytest.mark.trains
 @pytest.mark.usefixtures("short_prose")
-@pytest.mark.parametrize("name", everyday(sorted(OPTIONS, reverse=True)))
+@pytest.mark.slow  # an everyday test above has every optimizer go on from its state, and test_crash.py a run
+@pytest.mark.parametrize("name", OPTIONS)
 def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(name, runs_dir, monkeypatch):
     overrides = (f"optimizer={name}", "trainer.accumulate=2", "tokens=2048", "runtime.checkpoint_every=1")
     straight = train(small(runs_dir / "straight", *overrides))

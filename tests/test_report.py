@@ -70,10 +70,12 @@ def report(request):
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    """The folder and the pages of a study of one seed, in which a run failed and two are missing."""
+    """The folder and the pages of a study of one seed, in which a run failed and two are missing, and of which a model
+    wrote markup."""
     study, out = Study(), tmp_path_factory.mktemp("few")
-    point = study.point("table1_attention", "g")
-    study.own(point, 0.5)
+    for name in ("<script>alert(1)</script>", "g"):  # the rows of Table 1 are the paper's
+        point = study.point("table1_attention", name, label="a|b_$x$ & \\input{x}")
+        study.own(point, 0.5)
     study.drift(point, 0.1)
     study.point("table1_attention", "d", state="failed")
     for seed in (1, 2):
@@ -181,13 +183,19 @@ def test_every_artefact_and_claim_is_in_every_form_with_the_claims_first(report)
         assert "nan" not in re.findall(r"\b(?:nan|None|NaN|inf)\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
 
 
-def test_a_study_without_runs_says_so_everywhere_and_plots_nothing(tmp_path):
-    study = Study()
+@pytest.fixture(scope="module")
+def emptied(few, tmp_path_factory):
+    """As `few`, of a study without runs, whose report is rendered where that one was."""
+    study, out = Study(), Path(shutil.copytree(few[0], tmp_path_factory.mktemp("emptied") / "report"))
+    assert "<figure" in few[1][0] and len(list((out / "figures").glob("figure2e*"))) == 4
     study.point("table1_attention", "g", state="not trained")
-    for page in rendered(study, tmp_path):
+    return out, rendered(study, out)
+
+
+def test_a_study_without_runs_says_so_everywhere_and_plots_nothing(emptied):
+    for page in emptied[1]:
         assert page.count("No finished run") >= len(artefacts()) and "0 of 1 points" in page
         assert "<figure" not in page and "![" not in page and "\\includegraphics" not in page
-    assert list((tmp_path / "figures").iterdir()) == []
 
 
 def test_failed_and_missing_runs_are_named_with_what_they_said(few):
@@ -233,18 +241,12 @@ def test_what_was_not_measured_is_said_instead_of_an_empty_plot(tmp_path):
     assert said in html and said in text
 
 
-def test_a_new_report_leaves_nothing_of_an_earlier_one(few, tmp_path):
-    out = Path(shutil.copytree(few[0], tmp_path / "report"))
-    assert "<figure" in few[1][0] and len(list((out / "figures").glob("figure2e*"))) == 4
-    rendered(Study(), out)
-    assert list((out / "figures").iterdir()) == [] and "<figure" not in (out / "index.html").read_text()
+def test_a_new_report_leaves_nothing_of_an_earlier_one(emptied):
+    assert list((emptied[0] / "figures").iterdir()) == []
 
 
-def test_what_a_model_wrote_is_escaped(tmp_path):
-    study = Study()
-    for name in ("<script>alert(1)</script>", "g"):  # the rows of Table 1 are the paper's
-        study.own(study.point("table1_attention", name, label="a|b_$x$ & \\input{x}"), 0.5)
-    html, text, tex = rendered(study, tmp_path)
+def test_what_a_model_wrote_is_escaped(few):
+    html, text, tex = few[1]
     assert html.count("<script") == 1 and "&lt;script&gt;" in html and "<script" not in text
     assert "\\input{x}" not in tex and "\\\\input{x}" in text and "a|b" not in text
 

@@ -136,6 +136,7 @@ def test_a_bit_that_flips_in_a_json_file_is_found(step, tmp_path):
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_disk_that_runs_full_costs_nothing_but_time(disk, monkeypatch):
     folder, mount = disk
     monkeypatch.setattr(Run, "require_space", lambda *_: None)  # which would have said so before
