@@ -176,8 +176,8 @@ def of_steps(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            experiment.trainable.ready(experiment.parent.model)
             fit_into_memory(cfg, experiment, cfg.runtime.pieces)
+            experiment.trainable.ready(experiment.parent.model)
         yield Finding("good", "memory", said.getvalue().strip())
         seconds = seconds_of_micro_batch(cfg, experiment)
     except (ValueError, torch.OutOfMemoryError) as error:
@@ -235,13 +235,18 @@ def is_installed(package: str) -> bool:
 def planned(cfg: DictConfig) -> Iterator[Finding]:
     """The memory of a step on each of the devices of a config, and whether it fits into `runtime.memory_gb`."""
     require_options(cfg, "train", Keep, Train)
-    model = empty_model(OmegaConf.to_container(cfg.model, resolve=True))
-    trained = f"{sum(p.numel() for p in model.parameters()):,} parameters, all trained"
-    yield Finding("good", "model", f"{type(model).__name__} of {trained}, {str(model.dtype).removeprefix('torch.')}")
+    parent, trainable = empty_model(OmegaConf.to_container(cfg.model, resolve=True)), make(cfg.trainable)
+    with torch.device("meta"):
+        model = trainable.apply(parent, 0)
+    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
+    how_many = "all trained" if trained == total else f"{trained:,} trained"
+    dtype = str(model.dtype).removeprefix("torch.")
+    yield Finding("good", "model", f"{type(parent).__name__} of {total:,} parameters, {how_many}, {dtype}")
+    quantised = frozenset(map(id, trainable.quantised(model)))
     denoiser = Denoiser(model, make(cfg.attention), 0, cfg.token_shift, layer_types(model))
     device = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
     views, is_sharded = make_masking(cfg).views, cfg.runtime.strategy == SHARDED
-    step = memory.Step(cfg.data.length, views, cfg.trainer.precision, device, num_processes(cfg), is_sharded)
+    step = memory.Step(cfg.data.length, views, cfg.trainer.precision, device, num_processes(cfg), is_sharded, quantised)
     step = replace(step, images=planned_bytes(cfg, model, step.activations(model)))
     limit = math.inf if cfg.runtime.memory_gb is None else cfg.runtime.memory_gb * memory.GB
     which = "sharded layers" if is_sharded else "whole weights"

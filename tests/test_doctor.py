@@ -95,6 +95,10 @@ def test_a_step_of_eight_billion_parameters_is_planned_without_their_weights(mon
     cfg.runtime.strategy = "ddp"
     *_, memory = doctor.planned(cfg)
     assert memory.kind == "problem" and "whole weights: data.batch_size 1 does not fit" in memory.text
+    cfg = config("data.length=4096", "data.batch_size=1", *shape, "trainable=qlora")
+    model, memory = doctor.planned(cfg)
+    # 6,945,767,424 entries in 252 matrices of four bits, 43,646,976 of adapters, and embedding and head in float32
+    assert "of 8,234,382,336 parameters, 43,646,976 trained" in model.text and memory.kind == "good"
     seen = []
     monkeypatch.setattr(doctor, "planned", lambda cfg: seen.append(cfg) or [])
     monkeypatch.setattr("sys.argv", ["doctor", "--plan", *SMALL])

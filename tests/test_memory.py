@@ -18,6 +18,8 @@ from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model.checkpointing import checkpoint_activations
+from dlm.trainable.qlora import Qlora
+from dlm.trainable.quantised import packed_bytes
 from dlm.trainer import memory
 from dlm.trainer.fit import fit_into_memory
 from dlm.trainer.memory import Step, estimate, plan, traced
@@ -110,6 +112,28 @@ def test_parts_of_an_estimate_by_hand():
     mixed = estimate(scorer, Step(LENGTH, 1, "bf16-mixed", CPU), 2, checkpointing=False)
     assert (mixed.gradients, mixed.optimizer) == (4 * size, 8 * size)  # of the weights, not of their copies
     assert estimate(scorer, Step(LENGTH, 1, "bf16-true", CPU), 2, checkpointing=False).weights == 2 * size
+
+
+def test_matrices_in_four_bits_by_hand():
+    """An adapted matrix of 32 x 128 has 4,096 entries in 2,048 bytes, 64 scales of a byte and one of four."""
+    assert packed_bytes(4096) == 2048 + 64 + 4 + 4 * (16 + 256 + 1)
+    assert packed_bytes(64 * 256 * 10) / (64 * 256 * 10) == pytest.approx(4.127 / 8, abs=0.01)
+    llama = tiny("llama", torch.float32)
+    trainable = Qlora(rank=2, alpha=4, beside=[])
+    model = trainable.apply(llama, 0)
+    matrices = trainable.quantised(model)
+    assert len(matrices) == 7 * llama.config.num_hidden_layers
+    adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    outside = sum(p.numel() for p in model.parameters()) - adapters - sum(m.numel() for m in matrices)
+    packed, largest = sum(packed_bytes(m.numel()) for m in matrices), max(m.numel() for m in matrices)
+    step, scorer = replace(STEP, quantised=frozenset(map(id, matrices))), denoiser(model, "block", 4, False)
+    found = estimate(scorer, step, 2, checkpointing=False)
+    assert found.weights == 4 * (outside + adapters) + packed + 4 * largest
+    assert (found.gradients, found.optimizer) == (4 * adapters, 8 * adapters)
+    outside_matrices = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" in n or "lm_head" in n)
+    mixed = estimate(scorer, replace(step, precision="bf16-mixed"), 2, checkpointing=False)
+    copies = 2 * (adapters + outside_matrices)  # what autocast makes of all that is not in four bits
+    assert mixed.weights == 4 * (outside + adapters) + copies + packed + (4 + 2) * largest
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dlm.evaluation.drift import effective_weights
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run
 from dlm.train import train
-from dlm.trainable.quantised import dense, is_quantised
+from dlm.trainable.quantised import dense, is_quantised, packed_bytes
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
 TINY = "pkg://dlm/assets/tiny"
@@ -29,6 +29,13 @@ def ready():
     return experiment, before
 
 
+def bytes_of(weight):
+    """Of a matrix in four bits and all that its values are made from."""
+    state = weight.quant_state
+    parts = (weight, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
 @needs_bitsandbytes
 def test_every_adapted_matrix_takes_half_a_byte_an_entry_and_only_adapters_are_trained():
     experiment, before = ready()
@@ -36,6 +43,7 @@ def test_every_adapted_matrix_takes_half_a_byte_an_entry_and_only_adapters_are_t
     held = {name: p for name, p in model.named_parameters() if is_quantised(p)}
     assert len(held) == 7 * model.config.num_hidden_layers
     assert all(p.numel() * p.element_size() * 2 == dense(p).numel() and not p.requires_grad for p in held.values())
+    assert all(bytes_of(p) == packed_bytes(dense(p).numel()) for p in held.values())
     assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
     after = dict(effective_weights(model))
     for name, weight in before.items():
@@ -62,8 +70,9 @@ def test_a_checkpoint_has_the_adapters_and_the_rest_is_made_from_the_parent_agai
 
 
 @needs_bitsandbytes
-def test_a_run_writes_the_dequantised_weights_with_its_adapters_and_keeps_what_its_parent_is(runs_dir):
+def test_a_run_writes_the_dequantised_weights_with_its_adapters_and_keeps_what_its_parent_is(runs_dir, capsys):
     run = Run.load(train(small(runs_dir, "trainable=qlora"))["id"], runs_dir)
+    assert "a step needs at most about" in capsys.readouterr().out
     parent, saved = load_parent(TINY, check=False), load_parent(str(run.model_folder), check=False)
     assert run.record["parent"]["fingerprint"] == parent.fingerprint()
     expected = {name: weight.shape for name, weight in parent.model.state_dict().items()}

@@ -26,6 +26,10 @@ class Trainable(ABC):
         """The model, changed in place, with `requires_grad` on exactly the trained weights. Contract: before training,
         its outputs are bit for bit those of the unchanged model."""
 
+    def quantised(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """The weights that `ready` puts into four bits."""
+        return []
+
     def ready(self, model: PreTrainedModel) -> None:  # noqa: B027  (optional)
         """Called once before training, when the parent's weights are recorded. Raises `ValueError` if the model cannot
         be trained in this way."""

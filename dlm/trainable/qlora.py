@@ -19,6 +19,9 @@ class Qlora(Lora):
 
     quantises = True
 
+    def quantised(self, model):
+        return [layer.base_layer.weight for layer in adapted_layers(model)]
+
     def ready(self, model):
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("trainable=qlora needs bitsandbytes: pip install 'dlm[qlora]'")

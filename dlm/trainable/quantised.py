@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
+
+BLOCK, SUPERBLOCK = 64, 256  # entries that share a scale of 8 bits, and scales that share one of 32
+TABLES = 4 * (16 + 256 + 1)  # bytes beside each matrix: the values of four bits, those of a scale, and the mean scale
+
+
+def packed_bytes(entries: int) -> int:
+    """The bytes of a matrix in four bits with its scales: 4.127 bits an entry (QLoRA, section 3)."""
+    scales = math.ceil(entries / BLOCK)
+    return math.ceil(entries / 2) + scales + 4 * math.ceil(scales / SUPERBLOCK) + TABLES
 
 
 def is_quantised(weight: Tensor) -> bool:

@@ -65,7 +65,6 @@ def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = (
     if decoding and is_requested(cfg.get("evaluation")):
         require_decodable(experiment.denoiser, make(decoding))
     experiment.conversion.reference = save_parent_reference(cfg, run, experiment, resume is not None)
-    experiment.trainable.ready(experiment.parent.model)
     if not isinstance(run, Follower):
         record_budget(run, experiment)
     if experiment.parent.deferred:
@@ -74,6 +73,7 @@ def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = (
     experiment.conversion.train()
     experiment.conversion.pieces, experiment.data.workers = pieces, workers
     fit_into_memory(cfg, experiment, pieces)
+    experiment.trainable.ready(experiment.parent.model)
     if cfg.trainer.compile:
         compile_layers(experiment.denoiser, device_of(cfg))
     table, interruption = MetricTable(run.folder / "metrics.csv", runtime.log_every), Interruption()
@@ -189,8 +189,9 @@ def record_budget(run: Run, experiment: Experiment) -> None:
 def step_of(cfg: DictConfig, experiment: Experiment) -> memory.Step:
     """What the size of a training step depends on."""
     views, precision = experiment.conversion.masking.views, cfg.trainer.precision
-    is_sharded = cfg.runtime.strategy == SHARDED
-    return memory.Step(cfg.data.length, views, precision, device_of(cfg), num_processes(cfg), is_sharded)
+    is_sharded, model = cfg.runtime.strategy == SHARDED, experiment.parent.model
+    quantised = frozenset(map(id, experiment.trainable.quantised(model)))
+    return memory.Step(cfg.data.length, views, precision, device_of(cfg), num_processes(cfg), is_sharded, quantised)
 
 
 def space_of(experiment: Experiment, step: memory.Step) -> int:

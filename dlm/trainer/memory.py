@@ -30,6 +30,7 @@ from dlm.model.readout import chunk_bytes
 from dlm.model.sharding import sharded_layers
 from dlm.model.tower import vision_weights
 from dlm.model.vision import reads_images
+from dlm.trainable.quantised import packed_bytes
 from dlm.types import Batch, Noised, Rows
 
 GB = 1e9
@@ -67,8 +68,9 @@ class Estimate:
 @dataclass(frozen=True)
 class Step:
     """A training step on rows of `length` tokens with `views` noisy views each, on one of `processes` devices, over
-    which the layers are `sharded` or not. `precision` is the name that Lightning uses, such as `bf16-mixed`. `images`
-    are the bytes that autograd keeps of the images of a row, without and with activation checkpointing."""
+    which the layers are `sharded` or not. `precision` is the name that Lightning uses, such as `bf16-mixed`. The
+    parameters whose `id`s are `quantised` will be in four bits. `images` are the bytes that autograd keeps of the images
+    of a row, without and with activation checkpointing."""
 
     length: int
     views: int
@@ -76,6 +78,7 @@ class Step:
     device: torch.device
     processes: int = 1
     sharded: bool = False
+    quantised: frozenset[int] = frozenset()
     images: tuple[int, int] = (0, 0)
 
     def activations(self, model: PreTrainedModel) -> torch.dtype:
@@ -84,13 +87,22 @@ class Step:
 
     def stored(self, parameter: Tensor, activations: torch.dtype) -> int:
         """The bytes of a parameter, and so those of its gradient and of each of its moments. Under autocast it keeps
-        its type; otherwise the whole model is cast."""
+        its type; otherwise the whole model is cast, but for what is in four bits."""
+        if id(parameter) in self.quantised:
+            return packed_bytes(parameter.numel())
         return parameter.nbytes if self.is_mixed else parameter.numel() * activations.itemsize
 
     def copied(self, parameter: Tensor, activations: torch.dtype) -> int:
         """The bytes of the copy, in the type of the activations, that autocast makes of a matrix."""
-        has_copy = self.is_mixed and parameter.ndim > 1 and parameter.dtype != activations
+        is_read = self.is_mixed and id(parameter) not in self.quantised
+        has_copy = is_read and parameter.ndim > 1 and parameter.dtype != activations
         return has_copy * parameter.numel() * activations.itemsize
+
+    def dequantised(self, parameter: Tensor, activations: torch.dtype) -> int:
+        """The bytes that a matrix in four bits takes while it is multiplied: its values, and those that autocast makes
+        of them."""
+        sizes = {parameter.dtype.itemsize, activations.itemsize}
+        return sum(sizes) * parameter.numel() if id(parameter) in self.quantised else 0
 
     @property
     def is_mixed(self) -> bool:
@@ -146,7 +158,7 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
     """The bytes of a step on rows whose tokens are all masked, which is the most that a batch can need. With several
     pieces, accumulated gradients are held in addition; DDP buckets add another copy. Of sharded layers, two are whole
     at a time, one of them gathered ahead, and one with its gradients; their copies for autocast all live until the end
-    of the forward."""
+    of the forward. Of matrices in four bits, one has its values at a time."""
     model = denoiser.model
     dtype = step.activations(model)
     layers_of = sharded_layers(model) if step.sharded else []
@@ -158,6 +170,7 @@ def estimate(denoiser: Denoiser, step: Step, batch_size: int, checkpointing: boo
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = held(model.parameters()) + sum(step.copied(p, dtype) for p in model.parameters())
     trainable = held(trained)
+    weights += max((step.dequantised(p, dtype) for p in model.parameters()), default=0)
     if layers_of:
         largest = max(sum(step.stored(p, dtype) for p in layer.parameters()) for layer in layers_of)
         weights, gathered_gradients = weights + 2 * largest, largest
