@@ -69,8 +69,8 @@ class Estimate:
 class Step:
     """A training step on rows of `length` tokens with `views` noisy views each, on one of `processes` devices, over
     which the layers are `sharded` or not. `precision` is the name that Lightning uses, such as `bf16-mixed`. The
-    parameters whose `id`s are `quantised` will be in four bits. `images` are the bytes that autograd keeps of the images
-    of a row, without and with activation checkpointing."""
+    parameters whose `id`s are `quantised` will be in four bits. `images` are the bytes that autograd keeps of the
+    images of a row, without and with activation checkpointing."""
 
     length: int
     views: int
