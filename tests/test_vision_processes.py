@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import MASK_ID, config
 from test_processes import FSDP2, OVERRIDES, member, metrics, runs, trained_by_two, weights
-
 from visions import document, packed, vision
 
 from dlm.attention.block import Block
