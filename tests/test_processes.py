@@ -83,7 +83,7 @@ def stopped(runs_dir: Path, number: int, code: int, *arguments: str) -> Run:
     return run
 
 
-def trained_by_two(folder: Path, *overrides: str) -> Run:
+def trained_by_two(folder: Path, *overrides: str, member=member) -> Run:
     """A run that two processes trained. They are forked, which takes a third of the time of two commands."""
     processes = Processes()
     with socket.socket() as free:

@@ -1,5 +1,7 @@
 """Which weights of a vision-language parent move, and how fast."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import config, options, tiny
@@ -8,6 +10,7 @@ from visions import CONFIGS, vision
 from dlm.config.build import make
 from dlm.trainable.base import vision_parts
 from dlm.trainable.full import Full
+from dlm.trainer.strategy import SOME_UNREAD, strategy_of
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -70,3 +73,10 @@ def test_what_only_a_vision_language_parent_has_is_refused_for_one_of_text():
         Full(["eyes"])
     with pytest.raises(ValueError, match=r"optimizer.vision_lr 0.0 must be > 0"):
         make(config("optimizer.vision_lr=0.0").optimizer)
+
+
+def test_several_processes_expect_that_some_weights_of_a_tower_are_not_read():
+    for devices, model, expected in ((1, "llava", "auto"), (2, "llava", SOME_UNREAD), (2, "text", "auto")):
+        parent = SimpleNamespace(model=tiny("llama") if model == "text" else vision(model))
+        cfg = config(f"trainer.devices={devices}")
+        assert strategy_of(cfg, SimpleNamespace(parent=parent)) == expected

@@ -25,7 +25,7 @@ from dlm.masking.base import Masking
 from dlm.masking.uniform import Uniform
 from dlm.model.deferred import Deferred
 from dlm.model.denoiser import Denoiser
-from dlm.model.sharding import clip_grad_norm, gather, is_sharded, shard
+from dlm.model.sharding import average, clip_grad_norm, gather, is_sharded, shard
 from dlm.optimizer.base import WithCosine
 from dlm.rollout.base import Rollout
 from dlm.trainable.quantised import is_quantised, without_quantised
@@ -72,6 +72,7 @@ class Conversion(lightning.LightningModule):
         self.val_masking = Uniform(count="ceil", t_min=0.0)
         self.micro_batches, self.pieces = 0, 1
         self.deferred: Deferred | None = None  # the weights of layers that are empty
+        self.seldom_read: list[torch.nn.Parameter] = []  # those of a model with shards that some steps do not read
         self.reference: Path | None = None  # the file of the parent's weights, for callbacks that compare
         # Sees every micro-batch of training and the negative log-likelihoods of its scored tokens, for a callback.
         self.watch: Callable[[list[Prepared], Float[Tensor, " N"]], None] | None = None
@@ -160,9 +161,13 @@ class Conversion(lightning.LightningModule):
         (`ModelParallelStrategy`)."""
         mesh = getattr(self, "_device_mesh", None)
         if mesh is not None and not is_sharded(self.denoiser.model):
-            shard(self.denoiser.model, mesh["data_parallel"])
+            self.seldom_read = shard(self.denoiser.model, mesh["data_parallel"])
             if self.deferred:
                 self.deferred.fill(self.denoiser.model)
+
+    def on_after_backward(self) -> None:
+        if self.seldom_read:
+            average(self.seldom_read, self._device_mesh["data_parallel"])
 
     def on_fit_end(self) -> None:
         gather(self.denoiser.model, self.global_rank == 0)

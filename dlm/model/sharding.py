@@ -22,6 +22,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dlm.model.tower import vision_weights
+from dlm.model.vision import reads_images
+
 
 def sharded_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers to shard. Raises `ValueError` if the model has none that can be told apart."""
@@ -31,17 +34,34 @@ def sharded_layers(model: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Shard the layers of a model, in place, over the processes of a mesh of one dimension."""
+def shard(model: PreTrainedModel, mesh: DeviceMesh) -> list[nn.Parameter]:
+    """Shard the layers of a model, in place, over the processes of a mesh of one dimension. Returns the weights whose
+    gradients are still to be averaged after a backward (`average`): those that not every process reads in each."""
     layers = sharded_layers(model)
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     outside = {p for p in model.parameters() if not isinstance(p, DTensor)}
     # The decoder has no shards of its own, but it knows the order of its layers and gathers the next one ahead.
     fully_shard(model.get_decoder(), mesh=mesh, ignored_params=outside)
-    for parameter in outside:
+    seldom_read = [p for p in vision_weights(model) if p.requires_grad] if reads_images(model.config) else []
+    for parameter in outside - set(seldom_read):
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(averaged(mesh))
+    return seldom_read
+
+
+def average(parameters: list[nn.Parameter], mesh: DeviceMesh) -> None:
+    """Average the gradients of weights over the processes. Where a process has none for a weight, it counts as 0; where
+    none has, as of a part of a tower that no loss reads, there is none afterwards. All processes must call it."""
+    group, size = mesh.get_group(), mesh.size()
+    read = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
+    dist.all_reduce(read, dist.ReduceOp.MAX, group=group)
+    for parameter, is_read in zip(parameters, read.tolist(), strict=True):
+        if is_read:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad, group=group)
+            parameter.grad /= size
 
 
 def averaged(mesh: DeviceMesh):

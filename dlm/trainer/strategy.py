@@ -7,13 +7,18 @@ from omegaconf import DictConfig
 
 from dlm.config.build import Experiment, num_processes
 from dlm.model.sharding import sharded_layers
+from dlm.model.vision import reads_images
 
 SHARDED = "fsdp2"  # the strategy that shards the layers
+# Some weights of a vision tower are read by no loss, and none of them where a micro-batch has no images.
+SOME_UNREAD = "ddp_find_unused_parameters_true"
 
 
 def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
     """Lightning's strategy of a config. Raises `ValueError` for one that is unknown, and for what shards cannot do."""
     name = cfg.runtime.strategy
+    if name in ("auto", "ddp") and num_processes(cfg) > 1 and reads_images(experiment.parent.model.config):
+        return SOME_UNREAD
     if name == "auto" or name.startswith("ddp"):
         return name
     if name != SHARDED:
