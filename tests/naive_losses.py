@@ -39,21 +39,21 @@ def noisy_blocks(model, xt, shift, size):
     return one_stream(model, xt, shift, lambda i, j: j // size <= i // size)
 
 
-def by_block(model, x0, xt, shift, size, clean_causal=False, noisy_causal=False):
+def by_block(model, x0, xt, shift, size, clean_causal=False, noisy_causal=False, begin=0):
     """[L V]: for every block a forward of [the clean tokens before it ; the noisy block]. With the shift its first
-    token is scored by the last clean one."""
-    found = []
-    for start in range(0, len(x0), size):
-        end = min(start + size, len(x0))
+    token is scored by the last clean one. A block begins at `begin`, and every `size` tokens before and behind it."""
+    found, first = [], begin % size
+    for start in [0] * (first > 0) + [*range(first, len(x0), size)]:
+        end = min(first if start < first else start + size, len(x0))
 
         def sees(i, j, start=start):
             if i < start:
-                return j < start and (j <= i if clean_causal else j // size <= i // size)
+                return j < start and (j <= i if clean_causal else (j - begin) // size <= (i - begin) // size)
             return j <= i or not noisy_causal
 
         logits = plain(model, torch.cat([x0[:start], xt[start:end]]), pairs(end, sees)).logits
-        first = [torch.full_like(logits[:1], torch.nan)] * (shift and not start)
-        found += [*first, logits[max(start - shift, 0) : end - shift]]
+        unscored = [torch.full_like(logits[:1], torch.nan)] * (shift and not start)
+        found += [*unscored, logits[max(start - shift, 0) : end - shift]]
     return torch.cat(found)
 
 
@@ -83,7 +83,10 @@ def ar_nlls(model, batch) -> torch.Tensor:
     return torch.stack([nll(causal(model, x), x, m) for x, m in zip(batch.x0, batch.maskable, strict=True)])
 
 
-def level_of_token(batch, levels, size) -> torch.Tensor:
+def level_of_token(batch, levels, size, begin=0) -> torch.Tensor:
     """[B L]: the levels, drawn for every block with maskable tokens in turn, at its tokens; elsewhere anything."""
-    blocks = batch.maskable.unflatten(1, (-1, size)).any(2)
-    return torch.full(blocks.shape, 0.5).masked_scatter(blocks, levels).repeat_interleave(size, 1).double()
+    length, before = batch.maskable.shape[1], -begin % size
+    whole = torch.nn.functional.pad(batch.maskable, (before, -(before + length) % size))
+    blocks = whole.unflatten(1, (-1, size)).any(2)
+    of_block = torch.full(blocks.shape, 0.5).masked_scatter(blocks, levels)
+    return of_block.repeat_interleave(size, 1).double()[:, before : before + length]

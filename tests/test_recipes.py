@@ -293,10 +293,10 @@ def test_untrained_is_efficient_dlm_from_other_weights_of_the_same_shapes():
     assert OmegaConf.to_container(cfg) | {"model": None} == efficient | {"model": None}
 
 
-def per_answer(made, batch, noised, shift=0, **how):
+def per_answer(made, batch, noised, shift=0, begin=0, **how):
     """1/t of the masked tokens, over the maskable tokens of each row, and then over the rows."""
-    nlls = nlls_of(batch, noised, lambda x, xt: by_block(made.model, x, xt, shift, SIZE, **how))
-    return nlls / level_of_token(batch, made.levels, SIZE) / batch.maskable.sum(1, keepdim=True) / ROWS
+    nlls = nlls_of(batch, noised, lambda x, xt: by_block(made.model, x, xt, shift, SIZE, begin=begin, **how))
+    return nlls / level_of_token(batch, made.levels, SIZE, begin) / batch.maskable.sum(1, keepdim=True) / ROWS
 
 
 def test_diffusionvl_averages_1_over_t_over_the_tokens_of_each_answer(batch):
@@ -316,12 +316,12 @@ def test_diffusionvl_levels_do_not_grow_with_the_index_of_a_block():
     assert abs(torch.stack(order).mean()) < 0.1 and made.levels.unique().numel() == 32
 
 
-def test_bard_vl_halves_what_only_fills_a_block(batch):
-    made = recipe("bard_vl")
+def test_bard_vl_begins_its_blocks_with_the_answer_and_halves_what_only_fills_one(batch):
+    made, batch = recipe("bard_vl"), replace(batch, maskable=batch.position >= 3)
     fill = torch.zeros_like(batch.maskable)
     fill[:, -3:] = True
     batch, noised = made.draw(replace(batch, halved=fill))
-    weighed = per_answer(made, batch, noised)
+    weighed = per_answer(made, batch, noised, begin=3)
     expected = weighed.sum() - weighed[fill].sum() / 2
     torch.testing.assert_close(made.loss(batch, noised)[0], expected, **SINGLE)
     assert made.cfg.data.fill == "halved" and noised.masked[fill].any()

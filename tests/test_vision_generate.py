@@ -64,9 +64,10 @@ def test_the_prompt_of_a_picture_is_what_the_template_and_the_processor_make_of_
     assert speaker.encode_with("what?", [], 8) == (speaker.encode("what?", 8), None)
 
 
-def test_the_command_shows_the_name_of_the_picture_and_every_forward(run, folder, call):
+def test_the_command_shows_the_name_of_the_picture_and_every_forward(run, folder, call, monkeypatch):
+    monkeypatch.chdir(folder)
     options = [f"runs_dir={folder / 'runs'}", f"image={folder / 'one.png'}", "prompt=what?", "max_new_tokens=8"]
-    code, out, err = call(main, *map(literal, options), "live=true", "delay=0", f"html={folder / 'answer.html'}")
+    code, out, err = call(main, *map(literal, options), "live=true", "delay=0", "html=answer.html")
     assert code == 0, err
     text = (folder / "answer.html").read_text()
     (race,) = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
