@@ -91,6 +91,7 @@ def test_pictures_that_cannot_be_shown_are_refused_in_one_line(asked, message, s
     assert reply.status_code == 400 and message in said and "\n" not in said
 
 
+@pytest.mark.slow
 def test_a_model_of_text_refuses_pictures():
     with running({"diffusion": speakers()["diffusion"]}, body=BODY) as server:
         reply = server.post("/v1/chat/completions", **body(uri(SMALL)))
