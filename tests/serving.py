@@ -28,7 +28,7 @@ from dlm.types import generator
 from dlm.watch.speaker import Speaker
 
 LIMITS = {"default_tokens": 12, "new_tokens": 64, "prompt_tokens": 100, "batch": 4}
-LIMITS |= {"queue": 200, "kept_tokens": 300, "body": 5000}
+LIMITS |= {"queue": 200, "kept_tokens": 300, "body": 5000, "pictures": 2, "pixels": 4096}
 
 
 def speakers() -> dict[str, Speaker]:

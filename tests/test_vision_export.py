@@ -78,6 +78,7 @@ def test_the_exported_code_decodes_pictures_as_the_engine_does(family, pattern, 
         assert (out.sequences[0, len(text) :].tolist(), out.nfe.tolist()) == (expected.tokens, [expected.nfe])
 
 
+@pytest.mark.slow
 def test_padding_beside_pictures_changes_no_token(tmp_path):
     model, (texts, images) = exported("qwen2_5_vl", "block", False, tmp_path), prompts("qwen2_5_vl", SHAPES[:3])
     alone = [
@@ -155,6 +156,7 @@ def test_a_run_and_the_folder_that_was_exported_of_it_see_the_same(folder):
     assert not any("lora" in name for name in load_file(folder / "out" / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_command_reads_an_exported_folder_and_asks_nothing(folder, call, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run the code of the folder"))
     options = ("prompt=what?", f"image={folder / '0.png'}", "max_new_tokens=21", "device=cpu")

@@ -159,6 +159,8 @@ class Limits:
     queue: Count
     kept_tokens: Whole
     body: Count
+    pictures: Count
+    pixels: Count
 
 
 @dataclass

@@ -48,3 +48,16 @@ def processed(processor: ProcessorMixin, text: str, pictures: list[Any]) -> tupl
         inputs = processor(text=[text], images=[pictures], return_tensors="pt", add_special_tokens=False)
         ids = inputs["input_ids"][0].tolist()
     return ids, Images.of(inputs)
+
+
+def bare(messages: list[Message]) -> list[Message]:
+    """Messages whose images are places only, as a template takes them."""
+    return [
+        message | {"content": [{"type": "image"} if p["type"] == "image" else p for p in message["content"]]}
+        for message in messages
+    ]
+
+
+def place_of(processor: ProcessorMixin) -> str:
+    """What stands for a picture in a rendered conversation."""
+    return getattr(processor, "boi_token", None) or processor.image_token  # some have a token where an image begins

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from transformers import ProcessorMixin
 
 from dlm.data.picture_files import Unreadable, file_of, opened, parts_of, placed
-from dlm.data.pictures import processed, rendered
+from dlm.data.pictures import bare, place_of, processed, rendered
 from dlm.runs.digest import fingerprint
 from dlm.types import Images
 
@@ -65,19 +65,6 @@ class Question:
         return processed(processor, text, [opened(file) for file in self.pictures])
 
 
-def place_of(processor: ProcessorMixin) -> str:
-    """What stands for a picture in a rendered conversation."""
-    return getattr(processor, "boi_token", None) or processor.image_token  # some have a token where an image begins
-
-
 def turns(history: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """A conversation with the parts that the template of a processor takes."""
     return bare([{**message, "content": parts_of(message["content"])} for message in history])
-
-
-def bare(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages whose images are places only."""
-    return [
-        message | {"content": [{"type": "image"} if p["type"] == "image" else p for p in message["content"]]}
-        for message in messages
-    ]

@@ -19,7 +19,7 @@ from dlm.decoding.self_speculative import SelfSpeculative
 from dlm.watch.speaker import Speaker
 
 DIFFUSION = "diffusion"
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # its role and its content
 
 
 def modes(source: FinishedRun | ExportedFolder, decoding: dict[str, Any] | None, parent: bool) -> dict[str, Speaker]:
@@ -33,7 +33,7 @@ def modes(source: FinishedRun | ExportedFolder, decoding: dict[str, Any] | None,
     processor = source.converted.processor
     speakers = {name: Speaker(name, dlm, tokenizer, decoder, processor) for name, decoder in by_name.items()}
     if parent and isinstance(source, FinishedRun):
-        speakers["parent"] = Speaker("parent", source.ar, source.parent.tokenizer, Fixed(1))
+        speakers["parent"] = Speaker("parent", source.ar, source.parent.tokenizer, Fixed(1), source.parent.processor)
     return speakers
 
 

@@ -93,14 +93,35 @@ class TextPart(BaseModel):
     text: str
 
 
+class ImageUrl(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    url: str
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
     name: str | None = None
 
-    def plain(self) -> dict[str, str]:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def plain(self) -> dict[str, Any]:
+        """The role and the content: a text or, with pictures, parts as `dlm.serving.pictures` takes them."""
+        parts = [] if isinstance(self.content, str) else self.content
+        if any(isinstance(part, ImagePart) for part in parts):
+            content = [
+                {"type": "image", "image": part.image_url.url}
+                if isinstance(part, ImagePart)
+                else {"type": "text", "text": part.text}
+                for part in parts
+            ]
+            return {"role": self.role, "content": content}
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
         return {"role": self.role, "content": text}
 
 

@@ -9,15 +9,19 @@ from contextlib import suppress
 from typing import Any
 
 from dlm.config.settings import Limits
+from dlm.data.pictures import processed
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.stops import StopStrings
 from dlm.serving.answers import Answer
 from dlm.serving.batcher import Batcher, Done, Event, Job
 from dlm.serving.metrics import Metrics
 from dlm.serving.modes import DIFFUSION, Message, conversation, ids_of, rule_of, stops_of
+from dlm.serving.pictures import Shown, shown, shows_pictures
 from dlm.serving.protocol import Asked
-from dlm.types import generator
+from dlm.types import Images, generator
 from dlm.watch.speaker import Speaker
+
+Encoded = tuple[list[int], Images | None]  # the token ids of a prompt, and the images that they stand for
 
 
 class UnknownModel(LookupError):
@@ -25,10 +29,12 @@ class UnknownModel(LookupError):
 
 
 class Answering:
-    """The prompts of one request while they are answered. `seed` made the samples: that of choice i is `seed` + i."""
+    """The prompts of one request, each with its images, while they are answered. `seed` made the samples: that of
+    choice i is `seed` + i."""
 
-    def __init__(self, service: Service, speaker: Speaker, prompts: list[list[int]], stop: StopStrings, seed: int):
-        self.service, self.speaker, self.prompts, self.stop, self.seed = service, speaker, prompts, stop, seed
+    def __init__(self, service: Service, speaker: Speaker, prompts: list[Encoded], stop: StopStrings, seed: int):
+        self.service, self.speaker, self.stop, self.seed = service, speaker, stop, seed
+        self.prompts, self.images = [ids for ids, _ in prompts], [images for _, images in prompts]
         self.queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self.loop, self.jobs = asyncio.get_running_loop(), []
 
@@ -36,13 +42,14 @@ class Answering:
         """Hand the prompts to the worker. Raises `ValueError` for settings that the decoder cannot have, and `Busy`."""
         speaker, device = self.speaker, self.speaker.denoiser.model.device
         rule = rule_of(speaker.decoder, asked.temperature, asked.top_p, asked.threshold)
-        for index, prompt in enumerate(self.prompts):
+        for index, (prompt, images) in enumerate(zip(self.prompts, self.images, strict=True)):
             request = Request(
                 [prompt],
                 max_new_tokens,
                 speaker.ends,
                 generator=generator(self.seed + index, device=device),
                 stop=self.stop or None,
+                images=[images],
             )
             self.jobs.append(Job(speaker.name, request, rule, self.teller(index), traced))
         self.service.batcher.submit(*self.jobs)
@@ -109,7 +116,7 @@ class Service:
     def ask(
         self,
         asked: Asked,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[str | list[int] | Shown],
         max_new_tokens: int | None,
         stops: Sequence[str] = (),
         traced: bool = False,
@@ -119,24 +126,33 @@ class Service:
         speaker, new = self.speaker(asked.model, asked.mode), max_new_tokens or self.limits.default_tokens
         if new > self.limits.new_tokens:
             raise ValueError(f"max_tokens {new} exceeds this server's {self.limits.new_tokens}")
-        ids = [self.encoded(speaker, prompt, new) for prompt in prompts]
+        encoded = [self.encoded(speaker, prompt, new) for prompt in prompts]
         seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
         stop = StopStrings((*(asked.stop or ()), *stops), speaker.tokenizer)
-        answering = Answering(self, speaker, [prompt for prompt in ids for _ in range(asked.n)], stop, seed)
+        answering = Answering(self, speaker, [prompt for prompt in encoded for _ in range(asked.n)], stop, seed)
         answering.begin(asked, new, traced)
         return answering
 
-    def encoded(self, speaker: Speaker, prompt: str | list[int], max_new_tokens: int) -> list[int]:
-        ids = ids_of(speaker, prompt, max_new_tokens)
+    def encoded(self, speaker: Speaker, prompt: str | list[int] | Shown, max_new_tokens: int) -> Encoded:
+        images = None
+        if isinstance(prompt, Shown):
+            ids, images = processed(speaker.processor, prompt.text, prompt.pictures)
+            speaker.require_readable(ids, prompt.text, max_new_tokens)
+        else:
+            ids = ids_of(speaker, prompt, max_new_tokens)
         if len(ids) > self.limits.prompt_tokens:
             raise ValueError(f"a prompt of {len(ids)} tokens exceeds this server's {self.limits.prompt_tokens}")
-        self.batcher.lanes[speaker.name].session.check(Request([ids], max_new_tokens))
-        return ids
+        self.batcher.lanes[speaker.name].session.check(Request([ids], max_new_tokens, images=[images]))
+        return ids, images
 
-    def chat(self, speaker: Speaker, messages: Sequence[Message], template: str | None) -> tuple[str, tuple[str, ...]]:
+    def chat(
+        self, speaker: Speaker, messages: Sequence[Message], template: str | None
+    ) -> tuple[str | Shown, tuple[str, ...]]:
         """The prompt of a conversation and the texts that end its answer. Raises `ValueError` for messages or a
-        template that the tokenizer does not have."""
+        template that the tokenizer does not have, and for pictures as `shown` does."""
         template = template or self.template
+        if shows_pictures(messages):
+            return shown(speaker, messages, template, self.limits), ()
         text = conversation(speaker.tokenizer, messages, template)
         return text, stops_of(speaker.tokenizer, template)
 

@@ -1,0 +1,68 @@
+"""Conversations about pictures: data URIs within the server's limits. Nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from dlm.config.settings import Limits
+from dlm.data.pictures import bare, place_of, rendered, require_processor
+from dlm.errors import one_line
+from dlm.watch.speaker import Speaker
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # Pillow would run other programs for some of the others
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A conversation in the model's template, and the pictures in its places."""
+
+    text: str
+    pictures: list[Image.Image]
+
+
+def shows_pictures(messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether the content of a message has parts, as it has where there are pictures."""
+    return any(not isinstance(message["content"], str) for message in messages)
+
+
+def shown(speaker: Speaker, messages: Sequence[dict[str, Any]], template: str, limits: Limits) -> Shown:
+    """A conversation whose messages have texts or parts, of which images are data URIs. Raises `ValueError` for a model
+    of text, a template without places, what is no picture, and what the limits exclude."""
+    processor = require_processor(speaker.processor, "a conversation")
+    if template not in ("auto", "chat"):
+        raise ValueError(f"template={template} has no places for pictures: choose template=chat")
+    whole = [
+        message | {"content": [{"type": "text", "text": c}] if isinstance(c := message["content"], str) else c}
+        for message in messages
+    ]
+    parts = [part for message in whole for part in message["content"]]
+    if any(part["type"] == "text" and place_of(processor) in part["text"] for part in parts):
+        raise ValueError(f"a text holds {place_of(processor)!r}, which stands for a picture: leave it out")
+    uris = [part["image"] for part in parts if part["type"] == "image"]
+    if len(uris) > limits.pictures:
+        raise ValueError(f"{len(uris)} pictures exceed this server's {limits.pictures}")
+    pictures = [picture_of(uri, limits.pixels) for uri in uris]
+    try:
+        return Shown(rendered(processor, bare(whole)), pictures)
+    except Exception as error:  # a template raises errors of its own
+        raise ValueError(f"the chat template refuses these messages: {one_line(error)}") from error
+
+
+def picture_of(uri: str, max_pixels: int) -> Image.Image:
+    """The picture of a data URI, in colours. Raises `ValueError` for what is none, or one of more pixels."""
+    if not uri.startswith("data:"):
+        raise ValueError(f"image_url {uri[:40]!r} is no data URI, data:image/png;base64,…: this server fetches nothing")
+    try:
+        picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(";base64,")[2], validate=True)), "r", FORMATS)
+        size = picture.size
+        if size[0] * size[1] <= max_pixels:
+            return picture.convert("RGB")
+    except Exception as error:  # Pillow raises many types
+        raise ValueError(f"image_url holds no whole picture of the formats {', '.join(FORMATS)}") from error
+    raise ValueError(f"a picture of {size[0]} x {size[1]} pixels exceeds this server's {max_pixels}")
