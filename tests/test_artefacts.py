@@ -172,6 +172,7 @@ def test_a_primary_comparison_that_nobody_makes_is_refused():
         with_primary({"id": "some", "primary": {"effect": "a-b"}}, made)
 
 
+@pytest.mark.trains
 def test_causes_are_made_from_runs_where_a_claim_disagrees():
     """Dropping the shift costs 40 points at 1,000 tokens, and 10 at 4,000."""
     study = Study()
