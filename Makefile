@@ -25,7 +25,7 @@ train: $(BIN)/.installed ## convert the embedded parent and evaluate it: the mai
 	$(BIN)/python -m dlm.train $(ARGS)
 
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-test-fast: $(BIN)/.installed ## a case of every test that trains nothing: about a minute
+test-fast: $(BIN)/.installed ## a case of every test that trains nothing and is quick: a minute
 	$(PYTEST) -m "not trains and not more and not grid and not slow"
 
 test: $(BIN)/.installed ## the tests, without the slow ones, those that compile and the large grids

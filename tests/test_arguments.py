@@ -43,6 +43,7 @@ def test_a_command_is_called_with_its_paths_quoted(monkeypatch, tmp_path):
     assert seen == [f"{tmp_path}/a b"] and "runs_dir" in PATHS
 
 
+@pytest.mark.trains
 def test_an_option_that_hydra_does_not_know_is_answered_with_the_nearest_one(monkeypatch, capsys):
     wrong = {
         "data.lenght=3": "error: data.lenght is no option: did you mean length?\n",

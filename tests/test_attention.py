@@ -104,6 +104,7 @@ def test_flex_attention_equals_sdpa():
     assert done.stdout.split() == ["equal"] * 4, done.stderr
 
 
+@pytest.mark.trains
 def test_block_mask_of_4096_tokens_touches_1088_of_4096_tiles():
     pattern = pattern_of("block", 16)
     rows = rows_of(pattern, random_batch(1, 4096))

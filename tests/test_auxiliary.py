@@ -236,6 +236,7 @@ def test_consistency_of_views_that_share_no_token_is_refused(llama):
             Consistency(0.5).check(denoiser(llama, "block", 4, False).pattern, masking)
 
 
+@pytest.mark.trains
 def test_a_teacher_takes_its_share_of_the_memory_that_a_step_may_have(capsys):
     cfg = config("auxiliary=distill", "runtime.memory_gb=1.0", "data.batch_size=2", "tokens=4096")
     experiment = build(cfg)

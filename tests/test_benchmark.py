@@ -114,6 +114,7 @@ def test_arms_take_turns_and_warm_up_is_not_kept():
 # --- the command
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("option", options("bench"))
 def test_every_benchmark_yaml_composes_and_runs(option, benchmark_command, tmp_path):
     code, out, err = benchmark_command(
@@ -129,6 +130,7 @@ def test_every_benchmark_yaml_composes_and_runs(option, benchmark_command, tmp_p
     assert record["settings"]["repeats"] == 2 and record["model"]["source"] == "random qwen3"
 
 
+@pytest.mark.trains
 def test_the_record_of_a_training_step_holds_every_repetition(benchmark_command, tmp_path):
     out = tmp_path / "deep" / "record.json"
     code, printed, err = benchmark_command(
@@ -198,6 +200,7 @@ def test_a_row_longer_than_the_models_positions_is_refused(benchmark_command, ov
     assert code == 1 and message in err
 
 
+@pytest.mark.trains
 def test_the_help_explains_the_benchmarks(benchmark_command):
     code, out, _ = benchmark_command("--help")
     assert not code
@@ -208,6 +211,7 @@ def test_the_help_explains_the_benchmarks(benchmark_command):
 # --- the workbench
 
 
+@pytest.mark.trains
 def test_bfloat16_is_gated_in_float32_and_timed_as_it_is(tmp_path, monkeypatch):
     cfg = config("bench=decode", *SMALL["decode"], *FAST, "dtype=bfloat16", f"out={tmp_path}/r.json", name="benchmark")
     seen, point = [], decode.Decode.point
@@ -261,6 +265,7 @@ def test_the_time_of_a_forward_is_without_the_set_up_of_a_call_where_there_are_e
     assert watch.seconds() == pytest.approx(seconds)
 
 
+@pytest.mark.trains
 def test_the_packed_weights_of_the_gate_are_gone_when_times_are_taken(monkeypatch):
     """Else those of a large model do not fit twice, and it is timed without them."""
     alive = weakref.WeakSet()

@@ -34,6 +34,10 @@ def clone(folder, package=ROOT / "tests" / "fake_dllm"):
     return str(folder)
 
 
+# Their process takes ten seconds, and what it is asked changes with dllm only.
+of_a_peer = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory):
     with Dllm(clone(tmp_path_factory.mktemp("peer")), "cpu") as started:
@@ -52,6 +56,7 @@ def qwen():
 TRAIN, DECODE = train.Train(32, 2, 8, memory=False), decode.Decode(16, 16, [2], [8], [2])
 
 
+@of_a_peer
 def test_a_peers_training_step_is_ours_and_is_reported(peer, qwen):
     found = TRAIN.run(workbench(qwen, peer=peer, clock=time.process_time))
     assert found["gate"]["max_relative_error"] <= TOLERANCE[torch.float64]
@@ -63,6 +68,7 @@ def test_a_peers_training_step_is_ours_and_is_reported(peer, qwen):
     assert "ours, naive, dllm: the same" in shown(TRAIN, found)
 
 
+@of_a_peer
 def test_a_peers_tokens_are_ours_and_are_reported(peer, qwen):
     found = DECODE.run(workbench(qwen, peer=peer, clock=time.process_time, peak_bandwidth_gbs=1.0))
     (point,) = found["points"]
@@ -81,6 +87,7 @@ def shown(bench, found) -> str:
     return text
 
 
+@of_a_peer
 def test_the_gate_sees_a_peer_that_hides_other_tokens(peer, qwen, monkeypatch):
     right = Dllm.train_on
     monkeypatch.setattr(Dllm, "train_on", lambda self, x, masked, *args: right(self, x, masked.roll(1, 1), *args))
@@ -89,6 +96,7 @@ def test_the_gate_sees_a_peer_that_hides_other_tokens(peer, qwen, monkeypatch):
         TRAIN.run(workbench(qwen, peer=peer))
 
 
+@of_a_peer
 def test_the_gate_sees_a_peer_that_decodes_other_tokens(peer, qwen, monkeypatch):
     right = Dllm.decode_after
     monkeypatch.setattr(Dllm, "decode_after", lambda self, ids, *args: right(self, ids.roll(1, 1), *args))
@@ -97,12 +105,14 @@ def test_the_gate_sees_a_peer_that_decodes_other_tokens(peer, qwen, monkeypatch)
         DECODE.run(workbench(qwen, peer=peer))
 
 
+@of_a_peer
 def test_tokens_per_step_that_are_no_number_of_steps_are_refused(peer, qwen):
     bench = decode.Decode(16, 16, [2], [8], [3])
     with pytest.raises(ValueError, match="tokens_per_step 3 must divide block_size 8 .*: choose one of 1, 2, 4, 8"):
         bench.run(workbench(qwen, peer=peer))
 
 
+@of_a_peer
 def test_a_model_that_dllm_does_not_have_is_named(peer):
     """It is the end of the process: the tests above need it."""
     with pytest.raises(ValueError, match="at 'load' .* dllm has no model type a2d-llama: choose a model of a2d-qwen3"):

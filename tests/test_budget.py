@@ -28,6 +28,7 @@ def test_the_last_step_is_the_one_that_reaches_the_budget(unit, more):
     assert count(rows, range(len(rows)))[unit] >= amount > count(rows, range(len(rows) - step))[unit]
 
 
+@pytest.mark.trains
 def test_patterns_with_one_budget_of_examples_see_as_many_to_a_step():
     seen = []
     for pattern in ("block", "bidir", "ar"):

@@ -253,6 +253,7 @@ def test_the_oracle_gives_the_reference_in_the_forwards_of_a_naive_loop(llama, p
     assert any(g.tpf > 1 for g in made)
 
 
+@pytest.mark.trains
 def test_the_oracle_ends_with_the_eos_of_its_reference(model):
     scorer = denoiser(model, "block", 4, True)
     for sliding in (False, True):

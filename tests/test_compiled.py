@@ -48,6 +48,7 @@ def test_the_kernel_for_few_rows_is_not_taken_where_it_has_no_configuration():
         assert kernel_options(num_queries, heads) is None
 
 
+@pytest.mark.trains
 def test_attention_is_compiled_in_more_versions_than_torch_allows_by_itself():
     """Beyond its limit it would run uncompiled, on the whole matrix, without a word."""
     with torch._dynamo.config.patch(recompile_limit=8):

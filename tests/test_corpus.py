@@ -91,6 +91,7 @@ def test_a_second_job_tokenises_nothing_and_other_content_or_another_tokenizer_i
     assert len(encoded) == 3
 
 
+@pytest.mark.trains
 def test_several_that_need_the_same_corpus_share_one_preparation(tmp_path, tokenizer, encoded, capsys):
     origin, found = Origin(str(jsonl(tmp_path / "a.jsonl", texts(3 * BATCH)))), []
     ranks = [
@@ -322,6 +323,7 @@ def test_processes_that_are_started_tokenise_what_one_does(tmp_path, tokenizer):
     assert one.corpora["text"].record == two.corpora["text"].record
 
 
+@pytest.mark.trains
 def test_where_and_how_a_corpus_is_prepared_is_no_part_of_a_run():
     plain = run_id(resolved("data=text", "data.path=x.txt"))
     assert run_id(resolved("data=text", "data.path=x.txt", "data.cache=/scratch", "data.num_proc=8")) == plain

@@ -116,6 +116,7 @@ def prepared(tokenizer, *overrides, pattern=None, num_rows=64, seed=0):
     return data
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("group", everyday([16, 1]))
 def test_a_row_is_a_pure_function_of_seed_and_index(tokenizer, group):
     one, two = (prepared(tokenizer, f"+data.group={group}").train_rows for _ in range(2))
@@ -164,6 +165,7 @@ def documents(tokenizer, size: int, group: int) -> list[Document]:
     return [document for i in range(96) for document in rows.documents(i)]
 
 
+@pytest.mark.trains
 def test_rows_that_are_packed_together_hold_more(tokenizer):
     one_by_one, together = (sum(len(d.ids) for d in documents(tokenizer, 8, group)) for group in (1, 16))
     assert together > 1.05 * one_by_one

@@ -45,6 +45,7 @@ def test_the_summary_counts_documents_tokens_epochs_and_what_fits_no_row():
     assert "100% of the rows" in line and line.endswith("1 documents fit no row and are left out")
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("order", ["sequential", "packed"])
 def test_the_epochs_of_passes_are_those_that_are_made(order):
     data, _ = data_command.prepared(asked("data=text", "data.path=text.jsonl", f"data.order={order}"))

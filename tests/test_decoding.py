@@ -111,6 +111,7 @@ def naive(scorer, prompt, new):
     return x[0, len(prompt) : wanted].tolist(), nfe
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("token_shift", [False, True])
 @pytest.mark.parametrize("pattern", ["ar", "bidir", "block_noisy", "block"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])

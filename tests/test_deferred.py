@@ -64,6 +64,7 @@ def test_what_cannot_be_read_by_name_is_loaded_whole(tmp_path):
     assert parent.deferred is None and not any(p.is_meta for p in parent.model.parameters())
 
 
+@pytest.mark.trains
 def test_layers_are_not_deferred_where_their_weights_are_read_before_they_are_sharded(monkeypatch):
     class Loaded(Exception):
         pass

@@ -30,6 +30,7 @@ def row(text, first):
     return line.strip("| ").split(" | ")
 
 
+@pytest.mark.trains
 def test_the_committed_page_is_what_the_command_gives_now(made):
     assert made == PAGE.read_text(encoding="utf-8"), "make design-space"
 

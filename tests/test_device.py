@@ -74,6 +74,7 @@ def test_what_was_measured_on_one_device_is_not_measured_again_on_another(finish
     assert measured(Subject(finished_run), settings) == first
 
 
+@pytest.mark.trains
 def test_a_run_is_evaluated_on_the_device_that_it_was_trained_on(finished_run, monkeypatch):
     """Lightning takes a model back to the CPU when training ends."""
     asked = []

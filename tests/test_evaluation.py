@@ -95,6 +95,7 @@ def test_the_parents_cloze_scores_are_hugging_faces(parent):
         assert chosen == int(torch.stack(scores).argmin())
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("pattern", everyday([Block, BlockNoisy]))
 def test_the_likeliest_option_is_that_of_options_scored_one_by_one(parent, pattern):
     denoiser = Denoiser(parent.model, pattern(8), parent.mask_id, False, parent.layer_types)

@@ -57,6 +57,7 @@ def test_a_run_without_a_model_is_named_with_what_to_do(door, tmp_path):
         DOORS[door](run, tmp_path)
 
 
+@pytest.mark.trains
 def test_what_is_asked_of_a_finished_run_is_loaded_once_and_only_then(finished_run, monkeypatch):
     loaded = []
     monkeypatch.setattr("dlm.config.finished.load_parent", lambda *a, **k: loaded.append(a) or load_parent(*a, **k))

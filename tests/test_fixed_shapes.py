@@ -47,6 +47,7 @@ def like_a_gpu(monkeypatch, uncompiled):
     return recorded
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("token_shift", [False, True])
 @pytest.mark.parametrize("pattern", list(PATTERNS))
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])

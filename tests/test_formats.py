@@ -195,6 +195,7 @@ def ours(run, decoder, prompts):
     return [g.tokens for g in made], sum(g.nfe for g in made)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("tied", everyday([True, False]))
 def test_sdars_decoding_gives_our_tokens(tied, exported):
     run, folder = exported("sdar", tied)
@@ -205,6 +206,7 @@ def test_sdars_decoding_gives_our_tokens(tied, exported):
         assert (nfe < NEW * len(PROMPTS)) == (threshold < 1)  # some tokens were committed together
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("tied", everyday([True, False]))
 def test_fast_dllms_decoding_gives_our_tokens(tied, exported):
     run, folder = exported("fast_dllm", tied)

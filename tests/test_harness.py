@@ -155,6 +155,7 @@ def test_the_scores_and_costs_of_the_embedded_tasks_are_our_own(overrides, tmp_p
     assert len(items) >= 6 and scores["dlm"]["options"]["metrics"]["acc,none"] == right
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("block_size", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_answers_and_scores_are_the_same_in_batches_of_1_3_and_16(block_size, tmp_path, parent):
     found = opened(str(run_of(tmp_path, "attention=block", f"block_size={block_size}", "token_shift=true").folder), "")
@@ -271,6 +272,7 @@ def test_a_rolling_likelihood_is_that_of_the_parent_and_scores_every_token_once(
     assert short.costs["a"].tokens == len(ids) and len(short.answers.found) == -(-len(ids) // 39)
 
 
+@pytest.mark.trains
 def test_with_nelbo_a_rolling_likelihood_is_our_bound_up_to_the_draws(tmp_path, parent, short_prose):
     found = opened(str(run_of(tmp_path, "attention=block", "block_size=4", "token_shift=true").folder), "")
     rows, num_bytes = windows(list(prose.chapters("test")), parent.tokenizer, 64, 2)

@@ -85,6 +85,7 @@ def measured(monkeypatch):
     return seen
 
 
+@pytest.mark.trains
 def test_what_was_measured_of_a_parent_is_used_again_for_the_same_items_only(finished_run, measured, monkeypatch):
     cfg = config().evaluation
     first = suite.evaluate_run(finished_run, cfg)

@@ -114,6 +114,7 @@ def test_an_argument_is_refused_by_name_where_it_is_of_another_kind(group, optio
             node[key] = before
 
 
+@pytest.mark.trains
 def test_an_option_that_nothing_reads_is_refused_with_the_nearest_name():
     wrong = {
         "+nonsense=3": "^nonsense is no option: choose one of attention, ",

@@ -157,6 +157,7 @@ def test_results_of_the_verifiers_are_added_and_the_newer_run_counts(tmp_path):
     assert len(Results.load(tmp_path / "verified.json").points) == 2
 
 
+@pytest.mark.trains
 def test_the_page_names_rows_without_runs_and_the_verified_seed(tmp_path):
     study, verified = Study(), Study()
     for seed in range(3):

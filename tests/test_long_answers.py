@@ -139,6 +139,7 @@ def test_an_answer_is_graded_step_by_step():
         assert check(example, output) == (found.first_wrong is None)
 
 
+@pytest.mark.trains
 def test_their_parent_answers_them():
     parent, examples = load_parent("pkg://dlm/assets/long"), tasks.evaluation_set("test", 1, families=tasks.LONG)
     limit = config("evaluation=long").evaluation.max_new_tokens
@@ -186,6 +187,7 @@ def test_items_of_long_answers_have_a_version_of_their_own():
     assert len(versions) == 3 and items_version() in versions
 
 
+@pytest.mark.trains
 def test_an_evaluation_that_cuts_every_answer_is_refused_before_training(runs_dir, monkeypatch):
     monkeypatch.setattr(Conversion, "training_step", lambda *_: pytest.fail("compute was spent"))
     with pytest.raises(ValueError, match="max_new_tokens 32 cuts every answer.*set evaluation=long"):

@@ -43,6 +43,7 @@ def test_on_every_architecture_also_with_sliding_windows_of_attention(model):
     ]
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, batch_size):
     """Drafts of different lengths side by side give the tokens, forwards and rows of single prompts (I5)."""

@@ -141,6 +141,7 @@ def test_verify_names_a_file_of_which_one_bit_has_flipped(name, runs, tmp_path, 
     assert code == 1 and str(path) in text and "3 runs, 1 problems" in text
 
 
+@pytest.mark.trains
 def test_a_record_of_another_layout_is_refused_and_never_misread(runs, tmp_path, capsys):
     for layout in (LAYOUT - 1, LAYOUT + 1):
         runs[0].record_path.write_text(json.dumps({"layout": layout, "status": "finished"}))

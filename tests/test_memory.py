@@ -166,6 +166,7 @@ def test_layers_are_computed_again_only_where_memory_is_short():
     assert plan(scorer, STEP, 64, plenty, checkpointing=True).checkpointing
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("checkpointing", [None, False])
 def test_a_batch_that_cannot_fit_is_refused_naming_the_largest_that_does(checkpointing):
     scorer = denoiser(tiny("llama", torch.float32), "block", 4, False)

@@ -27,6 +27,7 @@ def mixed(tokenizer, sources: str, *overrides: str, num_rows: int = 400):
     return data
 
 
+@pytest.mark.trains
 def test_rows_are_of_one_source_each_in_the_shares_of_the_weights(tokenizer, sources):
     rows = mixed(tokenizer, sources).train_rows
     kinds = [{document.kind for document in rows.documents(i)} for i in range(400)]
@@ -34,6 +35,7 @@ def test_rows_are_of_one_source_each_in_the_shares_of_the_weights(tokenizer, sou
     assert sum(kind == {"answers"} for kind in kinds) / 400 == pytest.approx(0.75, abs=0.06)
 
 
+@pytest.mark.trains
 def test_the_rows_are_those_of_one_process_at_any_world_size_and_from_any_row_on(tokenizer, sources):
     rows, again = (mixed(tokenizer, sources).train_rows for _ in range(2))
     one = [x for number in range(8) for x in MicroBatches(rows, 4, 0, 1)[number].x0.tolist()]

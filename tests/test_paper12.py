@@ -82,6 +82,7 @@ def offline(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", made_up)
 
 
+@pytest.mark.trains
 def test_the_tasks_that_run_code_and_minerva_score_right_answers_as_right(offline):
     results, asked = evaluated(["mbpp", "mbpp_plus", "humaneval_plus", "minerva_math"])
     assert [results[name]["pass@1,program"] for name in ("mbpp", "mbpp_plus", "humaneval_plus")] == [1.0] * 3

@@ -51,6 +51,7 @@ def test_a_pass_has_every_token_of_every_document_once(order, pattern, tokenizer
         assert all(len(d.ids) % pattern.block_size == 0 for d in whole) and len(whole) == len(part)
 
 
+@pytest.mark.trains
 def test_sequential_is_the_order_of_the_source_and_others_are_shuffled_anew_in_each_pass(tokenizer):
     def firsts(order, epoch, seed=0):
         rows = text(tokenizer, order, seed=seed).train_rows

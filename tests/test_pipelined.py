@@ -61,6 +61,7 @@ def test_in_between_it_is_faster_and_gives_other_tokens(scorer):
     assert [g.tokens for g in pipelined] != [g.tokens for g in sequential]
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("settings", [SETTINGS, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("ends", [False, True])
 def test_it_equals_a_naive_loop_without_a_cache(scorer, ends, settings):

@@ -82,6 +82,7 @@ def test_a_trajectory_is_what_the_decoder_generates_after_the_prompt(llama, thre
     assert not (noised.masked & ~made.maskable).any() and not noised.masked[:, :3].any()
 
 
+@pytest.mark.trains
 def test_decoding_in_a_trajectory_leaves_the_versions_of_compiled_layers_to_training():
     """It has other shapes in every forward, and a function has eight versions."""
     torch._dynamo.reset()

@@ -61,6 +61,7 @@ HARMFUL = {
 }
 
 
+@pytest.mark.trains
 @pytest.mark.whole
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's filter is Linux's")
 @pytest.mark.parametrize("what", HARMFUL)
@@ -80,6 +81,7 @@ def test_threads_and_numpy_are_allowed_and_secrets_of_the_environment_are_not_th
     assert sandbox.run(text + "assert 'WANDB_API_KEY' not in os.environ and numpy.ones(2).sum() == 2").passed
 
 
+@pytest.mark.trains
 def test_a_program_that_sleeps_is_ended_by_the_clock(monkeypatch):
     monkeypatch.setattr(sandbox, "WALL", 1)
     assert sandbox.run("import time; time.sleep(1000)", seconds=1) == sandbox.Outcome(False, "timed out")
@@ -117,6 +119,7 @@ def test_pass_at_k_is_what_the_package_says_of_the_same_answers(tmp_path, monkey
     assert [score["pass@1"] for score in ours] == pytest.approx([1, 1 / 3, 0])
 
 
+@pytest.mark.trains
 def test_the_harness_gives_known_answers_to_humaneval_the_score_that_they_deserve():
     from lm_eval import simple_evaluate
     from lm_eval.api.model import LM

@@ -78,6 +78,7 @@ def test_a_block_size_that_does_not_divide_the_row_is_refused_before_the_parent_
         build(config("block_schedule=jump", "block_schedule.sizes=[6,16]", "model.path=nowhere"))
 
 
+@pytest.mark.trains
 def test_training_uses_the_scheduled_block_sizes_and_validation_the_last(tmp_path, monkeypatch):
     seen = {True: [], False: []}
     from dlm.conversion.module import Conversion

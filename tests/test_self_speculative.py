@@ -57,6 +57,7 @@ def test_ar_is_hugging_faces_greedy_generate_whatever_the_pattern(llama):
         assert made.rows == len(prompt) + NEW - 1  # the last token is never read
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("token_shift", [False, True])
 def test_a_ragged_batch_gives_what_single_prompts_give(llama, fused, token_shift):
@@ -175,6 +176,7 @@ def test_an_accepted_or_replaced_token_is_distributed_as_the_target_whatever_the
     assert chisquare(second[expected > 0], expected[expected > 0]).pvalue > 1e-3
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     "decoder",
     everyday(

@@ -113,6 +113,7 @@ def small(runs_dir):
     return lambda *overrides: config(*SMALL, f"runs_dir={runs_dir}", *overrides)
 
 
+@pytest.mark.trains
 def test_a_run_checks_itself_before_its_first_step_and_says_what_passed(small, monkeypatch, capsys):
     asked = []
     score = Denoiser.forward
@@ -132,6 +133,7 @@ def test_a_violation_ends_the_run_before_any_step(small, unchecked, monkeypatch)
         train(small())
 
 
+@pytest.mark.trains
 def test_a_damaged_reference_of_drift_is_named_before_training(small, runs_dir):
     train(small())
     (path,) = (runs_dir / ".parents").glob("*.safetensors")
@@ -142,6 +144,7 @@ def test_a_damaged_reference_of_drift_is_named_before_training(small, runs_dir):
         train(small("seed=1"))
 
 
+@pytest.mark.trains
 def test_a_run_does_not_go_on_with_another_parent(small, monkeypatch):
     cfg = small("runtime.checkpoint_every=1")
     train_and_interrupt(cfg, monkeypatch, 3)

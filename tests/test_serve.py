@@ -238,6 +238,7 @@ def test_a_full_queue_is_refused_and_what_waits_is_answered(by_mode, slow_forwar
         }
 
 
+@pytest.mark.trains
 def test_who_hangs_up_leaves_the_batch(by_mode, slow_forwards):
     with running(by_mode, batch=2) as lonely:
         batcher = lonely.service.batcher
@@ -318,6 +319,7 @@ def goes_right(server, by_mode, kind: str, body: dict) -> bool:
     return made == (expected.text, expected.finish_reason)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("number", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_under_load_every_answer_is_the_engines(server, by_mode, number):
     """All at once; some hang up, some send nonsense."""
@@ -327,6 +329,7 @@ def test_under_load_every_answer_is_the_engines(server, by_mode, number):
     until(lambda: not server.service.batcher.running and not server.service.batcher.waiting)
 
 
+@pytest.mark.trains
 def test_sixteen_at_once_take_few_more_forwards_than_the_longest_alone(by_mode):
     prompts = [f"reverse:{'ABCDEFGH'[: 2 + n % 6]}=" for n in range(16)]
     with running(by_mode, batch=16) as counted:

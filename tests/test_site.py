@@ -35,6 +35,7 @@ def slugs(page):
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in found}
 
 
+@pytest.mark.trains
 def test_the_committed_pages_and_pictures_are_what_the_command_gives_now():
     for path, text in made().items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: python -m analysis.site"

@@ -162,6 +162,7 @@ def test_revision_and_soft_embeddings_change_what_is_decoded(scorer):
     assert len({repr(result(d.generate(scorer, Request(PROMPTS, NEW, None)))) for d in settings}) == 3
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("token_shift", everyday([False, True]))
 @pytest.mark.parametrize("pattern", everyday(["block", "block_noisy"]))
 def test_a_block_that_has_settled_is_a_fixed_point(llama, pattern, token_shift):

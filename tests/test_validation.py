@@ -42,6 +42,7 @@ def validated(experiment, batch_size: int | None = None, pieces: int = 1) -> dic
     return conversion.val_metrics()
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("data", everyday(["embedded", "long"]))
 def test_every_pattern_block_size_shift_seed_and_fill_is_validated_on_the_same_tokens(tokenizer, data):
     length = 64 if data == "embedded" else 256
@@ -97,6 +98,7 @@ def test_an_untouched_parent_at_one_token_with_the_shift_has_its_own_likelihood(
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.trains
 def test_seed_batch_size_and_pieces_do_not_change_the_validation_of_the_same_weights():
     plain, *others = (build(config(*SMALL, "block_size=8", *more)) for more in ([], ["seed=1"], ["data.fill=scored"]))
     found = validated(plain)
