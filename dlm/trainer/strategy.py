@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from omegaconf import DictConfig
 
-from dlm.config.build import Experiment, num_processes
+from dlm.config.build import Experiment
+from dlm.config.settings import Train
 from dlm.model.sharding import sharded_layers
 
 SHARDED = "fsdp2"  # the strategy that shards the layers
 
 
-def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
-    """Lightning's strategy of a config. Raises `ValueError` for one that is unknown, and for what shards cannot do."""
-    name = cfg.runtime.strategy
+def strategy_of(settings: Train, experiment: Experiment) -> str | Strategy:
+    """Lightning's strategy. Raises `ValueError` for one that is unknown, and for what shards cannot do."""
+    name = settings.runtime.strategy
     if name == "auto" or name.startswith("ddp"):
         return name
     if name != SHARDED:
@@ -25,4 +25,4 @@ def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
         raise ValueError(f"runtime.strategy={SHARDED}: weights in four bits are not sharded: choose trainable=lora")
     if experiment.conversion.pieces > 1:
         raise ValueError(f"runtime.strategy={SHARDED}: pieces need gradients of whole weights: set runtime.pieces=1")
-    return ModelParallelStrategy(num_processes(cfg), 1, save_distributed_checkpoint=False)
+    return ModelParallelStrategy(settings.trainer.processes, 1, save_distributed_checkpoint=False)
