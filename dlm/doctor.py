@@ -30,10 +30,11 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoConfig, PreTrainedModel
 
-from dlm.config.build import Experiment, build, make, make_masking, num_processes
+from dlm.config.build import Experiment, build, first_rows, make, make_masking, num_processes
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_kinds, require_options
 from dlm.config.settings import Keep, Train
+from dlm.config.values import evaluation_of, train_settings
 from dlm.conversion.pieces import loss_of
 from dlm.data.external import summary_lines
 from dlm.data.packing import collate
@@ -43,11 +44,11 @@ from dlm.model.device import device_name
 from dlm.model.layers import layer_types
 from dlm.model.parent import DTYPES, resolve
 from dlm.model.positions import num_positions
-from dlm.model.vision import auto_class
+from dlm.model.vision import auto_class, reads_images
 from dlm.runs.run import environment
 from dlm.trainer import memory
 from dlm.trainer.fit import device_of, fit_into_memory, require_evaluation, space_of, step_of
-from dlm.trainer.picture_memory import planned_bytes
+from dlm.trainer.picture_memory import ROWS, planned_bytes
 from dlm.trainer.strategy import SHARDED
 
 MARKS = {"good": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
@@ -79,7 +80,7 @@ def findings(cfg: DictConfig) -> Iterator[Finding]:
         require_kinds(cfg, Train)
         with contextlib.redirect_stdout(io.StringIO()):
             experiment = build(cfg)
-            require_evaluation(cfg, experiment)
+            require_evaluation(evaluation_of(cfg.get("evaluation"), cfg.data), experiment)
     except (ValueError, OSError, ImportError) as error:
         yield Finding("problem", "run", " ".join(str(error).split()))
         return
@@ -89,7 +90,7 @@ def findings(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def of_machine(cfg: DictConfig) -> Iterator[Finding]:
-    device, machine = device_of(cfg), environment("")
+    device, machine = device_of(cfg.trainer.accelerator), environment("")
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     yield Finding("good", "versions", versions)
     ram = psutil.virtual_memory()
@@ -162,7 +163,7 @@ def of_data(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
     spent = experiment.budget.spent(data, experiment.conversion, experiment.num_steps)
     amounts = ", ".join(f"{value:,.4g} {unit}" for unit, value in spent.items() if value is not None)
     yield Finding("good", "budget", f"{experiment.num_steps:,} optimizer steps: {amounts.replace('_', ' ')}")
-    needed = space_of(experiment, step_of(cfg, experiment))
+    needed = space_of(experiment, step_of(train_settings(cfg), experiment))
     folder = next(path for path in Path(cfg.runs_dir).expanduser().absolute().parents if path.exists())
     free = shutil.disk_usage(folder).free
     kind = "good" if free > needed else "problem"
@@ -176,7 +177,7 @@ def of_steps(cfg: DictConfig, experiment: Experiment) -> Iterator[Finding]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            fit_into_memory(cfg, experiment, cfg.runtime.pieces)
+            fit_into_memory(train_settings(cfg), experiment, cfg.runtime.pieces)
             experiment.trainable.ready(experiment.parent.model)
         yield Finding("good", "memory", said.getvalue().strip())
         seconds = seconds_of_micro_batch(cfg, experiment)
@@ -194,7 +195,7 @@ def seconds_of_micro_batch(cfg: DictConfig, experiment: Experiment) -> float:
     """The median time of a forward and a backward of one micro-batch, after one to warm up."""
     if cfg.runtime.threads:
         torch.set_num_threads(cfg.runtime.threads)
-    device, conversion, data = device_of(cfg), experiment.conversion, experiment.data
+    device, conversion, data = device_of(cfg.trainer.accelerator), experiment.conversion, experiment.data
     conversion.pieces = cfg.runtime.pieces
     conversion.to(device).train()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=str(cfg.trainer.precision).startswith("bf16"))
@@ -247,7 +248,8 @@ def planned(cfg: DictConfig) -> Iterator[Finding]:
     device = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
     views, is_sharded = make_masking(cfg).views, cfg.runtime.strategy == SHARDED
     step = memory.Step(cfg.data.length, views, cfg.trainer.precision, device, num_processes(cfg), is_sharded, quantised)
-    step = replace(step, images=planned_bytes(cfg, model, step.activations(model)))
+    if reads_images(model.config) and "path" in cfg.model:  # without a path there is no processor
+        step = replace(step, images=planned_bytes(model, first_rows(cfg, ROWS), step.activations(model)))
     limit = math.inf if cfg.runtime.memory_gb is None else cfg.runtime.memory_gb * memory.GB
     which = "sharded layers" if is_sharded else "whole weights"
     how = f"{cfg.trainer.precision} on each of {step.processes} devices, {which}"

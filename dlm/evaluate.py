@@ -16,6 +16,7 @@ from dlm.config.finished import FinishedRun, opened
 from dlm.config.kinds import require_options
 from dlm.config.loggers import logging_again
 from dlm.config.settings import Evaluate, Harness
+from dlm.config.values import evaluation_of
 from dlm.evaluation.results import send_results
 from dlm.evaluation.suite import evaluate_again
 from dlm.evaluation.summary import show
@@ -28,7 +29,8 @@ def evaluate(cfg: DictConfig) -> None:
     """Measure a run again on our own tasks."""
     run = Run.load(str(cfg.run), cfg.runs_dir)
     with lease(run.folder):
-        evaluate_again(run, cfg.evaluation, requested_decoding(cfg, default_decoding(run.config)), cfg.device)
+        decoding = requested_decoding(cfg, default_decoding(run.config))
+        evaluate_again(run, evaluation_of(cfg.evaluation, run.config.data), decoding, cfg.device)
         with logging_again(run, cfg.get("logger")) as loggers:
             send_results(loggers, run)
     show(run)
@@ -38,10 +40,11 @@ def evaluate_benchmarks(cfg: DictConfig, tasks: list[str]) -> None:
     """Ask benchmarks of a run, whose record gets the scores, or of an exported folder."""
     settings = Harness(**OmegaConf.to_container(cfg.harness, resolve=True))
     source = opened(str(cfg.run), cfg.runs_dir, cfg.device)
+    decoding = requested_decoding(cfg, OmegaConf.create(source.decoding)) or source.decoding
     run = source.run if isinstance(source, FinishedRun) else None
     out = Path(settings.out) if settings.out else (run or source).folder / "benchmarks"
     with lease(run.folder) if run else nullcontext():
-        results = benchmark(source, cfg, tasks, settings, cfg.allow_code_execution, out)
+        results = benchmark(source, decoding, tasks, settings, cfg.allow_code_execution, out)
         if run:
             run.update(benchmarks=merged(run.record.get("benchmarks", {}), results))
             with logging_again(run, cfg.get("logger")) as loggers:

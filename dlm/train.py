@@ -23,6 +23,8 @@ from dlm.config.inputs import inputs_of, require_same
 from dlm.config.kinds import require_kinds, require_options
 from dlm.config.loggers import logged, loggers, logging_again, logging_to
 from dlm.config.settings import Keep, Train
+from dlm.config.training import Training
+from dlm.config.values import evaluation_of
 from dlm.console import is_sweep
 from dlm.evaluation.results import send_results
 from dlm.evaluation.suite import evaluate_again, evaluate_run, is_evaluated
@@ -42,7 +44,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     `Busy` if another process works on the run, and `ValueError` for a bad config or a run that failed before."""
     require_options(cfg, "train", Keep, Train)
     with sigterm_as_ctrl_c():  # not as a decorator, which parallel launchers cannot pickle
-        return follow(cfg) if is_follower(cfg) else lead(cfg)
+        return follow(cfg) if is_follower(num_processes(cfg)) else lead(cfg)
 
 
 def follow(cfg: DictConfig) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def follow(cfg: DictConfig) -> dict[str, Any]:
     if cfg.force or not run.model_folder.exists():
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(KeyboardInterrupt, ValueError):
             try:
-                fit(cfg, run, pieces, loggers(cfg.get("logger"), run))
+                fit(Training.of(cfg), run, pieces, loggers(cfg.get("logger"), run))
             except torch.OutOfMemoryError as error:
                 problem = str(error).partition("\n")[0]
     if problem:
@@ -67,13 +69,14 @@ def lead(cfg: DictConfig) -> dict[str, Any]:
     is_finished = run.status == "finished" and not cfg.force
     if not cfg.force and (is_finished or run.checkpoint.exists() or run.model_folder.exists()):
         require_same(run, cfg)
-    if is_finished and is_evaluated(run, cfg.evaluation, requested_decoding(cfg)):
+    if is_finished and is_evaluated(run, evaluation_of(cfg.evaluation, cfg.data), requested_decoding(cfg)):
         print(f"run {run.id} is finished already: {run.folder} (force=true trains it again)")
         return {"id": run.id, "status": "skipped", "record": run.record}
     with sigterm_as_ctrl_c(), lease(run.folder) as claim:
         if run.status == "finished" and not cfg.force:  # another process may have finished it meanwhile
-            if not is_evaluated(run, cfg.evaluation, decoding := requested_decoding(cfg)):
-                evaluate_again(run, cfg.evaluation, decoding, str(device_of(cfg)))
+            evaluation, decoding = evaluation_of(cfg.evaluation, cfg.data), requested_decoding(cfg)
+            if not is_evaluated(run, evaluation, decoding):
+                evaluate_again(run, evaluation, decoding, str(device_of(cfg.trainer.accelerator)))
                 with logging_again(run) as again:
                     send_results(again, run)
             return {"id": run.id, "status": "skipped", "record": run.record}
@@ -98,13 +101,14 @@ def finish(cfg: DictConfig, run: Run) -> None:
         for folder in (run.folder / "measurements", run.checkpoint.parent, run.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
         run.update(pieces=1)
-    device = device_of(cfg)
+    device = device_of(cfg.trainer.accelerator)
     machine = environment(device_name(device))
     run.update(status="running", error=None, started=time.time(), inputs=inputs_of(cfg), **logged(cfg, run), **machine)
     with logging_to(cfg.get("logger"), run) as opened:
         if not run.model_folder.exists():  # training writes it last
             fit_in_pieces(cfg, run, opened)
-        run.update(evaluation=evaluate_run(run, cfg.evaluation, requested_decoding(cfg), str(device)))
+        evaluation = evaluation_of(cfg.evaluation, cfg.data)
+        run.update(evaluation=evaluate_run(run, evaluation, requested_decoding(cfg), str(device)))
         run.seal()
         run.update(status="finished", ended=time.time())
         send_results(opened, run)
@@ -132,7 +136,7 @@ def fit_in_pieces(cfg: DictConfig, run: Run, opened: list[RunLogger]) -> None:
     while True:
         run.update(pieces=pieces)
         try:
-            return fit(cfg, run, pieces, opened)
+            return fit(Training.of(cfg), run, pieces, opened)
         except torch.OutOfMemoryError as error:
             problem = str(error).partition("\n")[0]
         pieces = more_pieces(cfg, pieces, problem)

@@ -18,6 +18,7 @@ from dlm.auxiliary.consistency import Consistency
 from dlm.auxiliary.distill import DIVERGENCES, Distill
 from dlm.auxiliary.teacher import Teacher
 from dlm.config.build import build, make_objective
+from dlm.config.values import train_settings
 from dlm.conversion.objective import Objective
 from dlm.conversion.prepare import corrupt, lay_out, prepare
 from dlm.loss.mean import Mean
@@ -242,9 +243,9 @@ def test_a_teacher_takes_its_share_of_the_memory_that_a_step_may_have(capsys):
     experiment = build(cfg)
     weights = sum(p.nbytes for p in experiment.parent.model.parameters())
     assert experiment.conversion.objective.nbytes == weights and make_objective(config()).nbytes == 0
-    fit_into_memory(cfg, experiment, pieces=1)
+    fit_into_memory(train_settings(cfg), experiment, pieces=1)
     left = 1 - weights / 1e9
     assert f"; {left:.2f} GB are available beside {weights / 1e9:.2f} GB of teachers" in capsys.readouterr().out
     cfg.runtime.memory_gb = weights / 1e9
     with pytest.raises(ValueError, match="0.00 GB are available"):
-        fit_into_memory(cfg, experiment, pieces=1)
+        fit_into_memory(train_settings(cfg), experiment, pieces=1)

@@ -9,6 +9,7 @@ from conftest import config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dlm.config.build import ar_denoiser
+from dlm.config.values import evaluation_of
 from dlm.data.example import Example
 from dlm.decoding.fixed import Fixed
 from dlm.evaluation.generation import run_tasks
@@ -63,6 +64,7 @@ def test_a_saved_model_keeps_them(folder, tmp_path):
 
 def test_what_was_measured_of_a_parent_with_one_end_does_not_serve_one_with_two():
     """And that of the embedded parent keeps the name it had."""
-    cfg = config("evaluation=full").evaluation
-    assert parent_settings(cfg, [0]) != parent_settings(cfg, [0, 5]) != parent_settings(cfg, [0, 6])
-    assert digest(parent_settings(cfg, [0]), FILE_DIGITS) == "5d2bc5f4"
+    cfg = config("evaluation=full", "data=embedded")
+    settings = evaluation_of(cfg.evaluation, cfg.data)
+    assert parent_settings(settings, [0]) != parent_settings(settings, [0, 5]) != parent_settings(settings, [0, 6])
+    assert digest(parent_settings(settings, [0]), FILE_DIGITS) == "5d2bc5f4"

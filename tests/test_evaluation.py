@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy
 from dlm.config.build import ar_denoiser
 from dlm.config.finished import FinishedRun
+from dlm.config.values import evaluation_of
 from dlm.data import prose, tasks
 from dlm.data.example import Example
 from dlm.decoding.fixed import Fixed
@@ -159,12 +161,12 @@ def test_thresholds_are_chosen_on_validation_items_to_come_nearest_to_the_target
         return pd.DataFrame({"tokens": [tpf[decoder.threshold]], "nfe": [1.0]})
 
     monkeypatch.setattr("dlm.evaluation.calibration.run_tasks", fake)
-    cfg = config("evaluation.thresholds=[0.9,0.5,0.2]", "evaluation.tpf_targets=[2.0,4.0]").evaluation
-    chosen = calibrate(ar_denoiser(parent), parent, cfg)
+    cfg = config("evaluation.thresholds=[0.9,0.5,0.2]", "evaluation.tpf_targets=[2.0,4.0]")
+    settings = evaluation_of(cfg.evaluation, cfg.data)
+    chosen = calibrate(ar_denoiser(parent), parent, settings)
     assert {name: decoder.threshold for name, decoder in chosen.items()} == {"TPF≈2": 0.5, "TPF≈4": 0.2}
     assert asked == ["val"]
-    cfg.tpf_targets = []
-    assert calibrate(ar_denoiser(parent), parent, cfg) == {}
+    assert calibrate(ar_denoiser(parent), parent, replace(settings, tpf_targets=[])) == {}
 
 
 def test_throughput_measures_contestants_in_turns():

@@ -10,6 +10,7 @@ from dlm.attention.ar import AR
 from dlm.auxiliary.teacher import Teacher
 from dlm.config.build import make
 from dlm.config.finished import FinishedRun
+from dlm.config.values import evaluation_of
 from dlm.evaluation.suite import evaluate_again
 from dlm.export import export
 from dlm.exported.embedded import install
@@ -21,7 +22,7 @@ from dlm.runs.run import Run
 
 # Everything that takes the model of a finished run: a function of the run and of an empty folder.
 DOORS = {
-    "evaluate": lambda run, to: evaluate_again(run, config().evaluation),
+    "evaluate": lambda run, to: evaluate_again(run, evaluation_of(config().evaluation, run.config.data)),
     "generate": lambda run, to: speakers(SimpleNamespace(parent=False, get=lambda _: None), FinishedRun(run)),
     "measure": lambda run, to: Subject(run),
     "policy": lambda run, to: learn(run, {"items_per_family": 1, "max_new_tokens": 4, "held_out": 0.5, "seed": 0}),

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from small_runs import SMALL
 
 from dlm.config import build as building
+from dlm.config import training
 from dlm.conversion.module import Conversion
 from dlm.replay import load, replay
 from dlm.runs.run import Run
 from dlm.train import train
-from dlm.trainer import fit as training
 from dlm.trainer.finite import FiniteGuard, NotFinite, norms_of
 from dlm.trainer.metrics import MetricTable
 from dlm.types import generator

@@ -144,7 +144,7 @@ def test_the_scores_and_costs_of_the_embedded_tasks_are_our_own(overrides, tmp_p
     write_tasks(tmp_path / "tasks", parent, examples, items)
     found = opened(str(run_of(tmp_path / "runs", *overrides).folder), "", "cpu")
     how = settings(include=str(tmp_path / "tasks"))
-    scores = benchmark(found, config("run=x", name="evaluate"), ["embedded", "options"], how, False, tmp_path / "out")
+    scores = benchmark(found, found.decoding, ["embedded", "options"], how, False, tmp_path / "out")
     ours = accuracy(run_tasks(found.dlm, parent.tokenizer, examples, found.decoder, 24, 16))
     theirs = scores["dlm"]["embedded"]
     assert (theirs["metrics"]["exact_match,none"], theirs["n"]) == (ours["accuracy"], ours["n"])
@@ -230,7 +230,7 @@ def test_with_a_chat_template_a_question_is_a_turn_and_has_one_bos(tmp_path, par
     found = opened(str(run_of(tmp_path / "runs", "attention=ar", "block_size=1", "token_shift=true").folder), "", "cpu")
     write_tasks(tmp_path / "tasks", parent, tasks.evaluation_set("test", 1)[:1], [])
     how = settings(include=str(tmp_path / "tasks"), chat_template=True, system="Be brief.", max_gen_toks=2)
-    ask = lambda: benchmark(found, config("run=x", name="evaluate"), ["embedded"], how, False, tmp_path / "out")  # noqa: E731
+    ask = lambda: benchmark(found, found.decoding, ["embedded"], how, False, tmp_path / "out")  # noqa: E731
     with pytest.raises(
         ValueError, match=r"the tokenizer of the dlm has no chat template: set harness\.chat_template=false"
     ):

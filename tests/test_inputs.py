@@ -10,6 +10,7 @@ from small_runs import small
 
 from dlm import measure
 from dlm.config.inputs import fingerprint, inputs_of
+from dlm.config.values import evaluation_of
 from dlm.conversion.module import Conversion
 from dlm.data.module import PackedData
 from dlm.evaluation.suite import evaluate_run
@@ -139,7 +140,7 @@ def test_the_parent_of_a_measurement_is_the_one_that_was_converted(outside, runs
 
 
 def measure_again(run):
-    return evaluate_run(run, config(*LIGHT_EVALUATION).evaluation)
+    return evaluate_run(run, evaluation_of(config(*LIGHT_EVALUATION).evaluation, run.config.data))
 
 
 def test_local_paths_are_found_from_another_working_directory(outside, runs_dir, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from conftest import config, one_in
 from omegaconf import OmegaConf
 
+from dlm.config.values import evaluation_of
 from dlm.data import prose, tasks
 from dlm.evaluation import cloze, items, suite
 from dlm.evaluation.items import items_version
@@ -74,7 +75,7 @@ def measured(monkeypatch):
     """What is measured instead of models: the dLM's and the parent's patterns, in the order in which they came."""
     seen = []
 
-    def measure_model(denoiser, parent, cfg, decoders):
+    def measure_model(denoiser, parent, settings, decoders):
         seen.append(type(denoiser.pattern).__name__)
         frame = pd.DataFrame({"setting": [suite.ONE_TOKEN], "step": [[]], "confidence": [[]]})
         return {"likelihood": len(seen)}, frame
@@ -87,29 +88,29 @@ def measured(monkeypatch):
 
 @pytest.mark.trains
 def test_what_was_measured_of_a_parent_is_used_again_for_the_same_items_only(finished_run, measured, monkeypatch):
-    cfg = config().evaluation
-    first = suite.evaluate_run(finished_run, cfg)
+    settings = evaluation_of(config().evaluation, finished_run.config.data)
+    first = suite.evaluate_run(finished_run, settings)
     assert measured == ["AR", "Block"] and first["items"] == items_version() and "items" not in first["parent"]
-    assert suite.evaluate_run(finished_run, cfg)["parent"] == first["parent"] and measured[2:] == ["Block"]
+    assert suite.evaluate_run(finished_run, settings)["parent"] == first["parent"] and measured[2:] == ["Block"]
     (cache,) = (finished_run.folder.parent / ".parents").iterdir()
     old = read_json(cache)
     old.pop("items")
     write_json(cache, old)  # as an earlier version has written it
     for expected in (["AR", "Block"], ["Block"]):
         measured.clear()
-        suite.evaluate_run(finished_run, cfg)
+        suite.evaluate_run(finished_run, settings)
         assert measured == expected
     monkeypatch.setattr(suite, "items_version", lambda: "others")
-    assert suite.evaluate_run(finished_run, cfg)["items"] == "others" and measured[1:] == ["AR", "Block"]
+    assert suite.evaluate_run(finished_run, settings)["items"] == "others" and measured[1:] == ["AR", "Block"]
     assert list(cache.parent.iterdir()) == [cache]
 
 
 def test_a_finished_run_counts_as_evaluated_unless_it_answered_other_items(finished_run):
-    cfg = config().evaluation
+    cfg, data = config().evaluation, finished_run.config.data
     found = {"settings": OmegaConf.to_container(cfg, resolve=True)}
     for items_of_record, counts in (({}, True), ({"items": items_version()}, True), ({"items": "others"}, False)):
         finished_run.update(evaluation=found | items_of_record)
-        assert suite.is_evaluated(finished_run, cfg) is counts
+        assert suite.is_evaluated(finished_run, evaluation_of(cfg, data)) is counts
     finished_run.update(evaluation=found)
-    assert not suite.is_evaluated(finished_run, config("evaluation.cloze_items=7").evaluation)
-    assert suite.is_evaluated(finished_run, config("evaluation=none").evaluation)
+    assert not suite.is_evaluated(finished_run, evaluation_of(config("evaluation.cloze_items=7").evaluation, data))
+    assert suite.is_evaluated(finished_run, evaluation_of(config("evaluation=none").evaluation, data))

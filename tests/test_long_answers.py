@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from small_runs import small
 
 from dlm.config.build import ar_denoiser, make
+from dlm.config.values import evaluation_of
 from dlm.conversion.module import Conversion
 from dlm.data import tasks
 from dlm.data.example import Example, check, grade
@@ -159,8 +160,8 @@ def test_both_kinds_of_families_can_be_trained_together(tokenizer):
 def test_the_data_of_a_run_decides_what_it_is_asked():
     short, long = (make(config(f"data={name}").data) for name in ("embedded", "long"))
     assert short.asked is None and long.asked == tuple(tasks.LONG)
-    settings = suite.with_families(config("evaluation=long").evaluation, long.asked)
-    assert suite.families_of(settings) == long.asked
+    of_long = evaluation_of(config("evaluation=long").evaluation, config("data=long").data)
+    assert of_long.families == long.asked and of_long.recorded["families"] == list(long.asked)
     assert {e.family for e in tasks.evaluation_set("test", 1, families=long.asked)} == tasks.LONG.keys()
 
 
@@ -168,7 +169,7 @@ def test_a_run_on_long_answers_is_asked_and_counts_as_evaluated_by_them_only(fin
     cfg, of_short = config("evaluation=long").evaluation, finished_run.config
     evaluations = {
         families: {
-            "settings": OmegaConf.to_container(suite.with_families(cfg, families), resolve=True),
+            "settings": OmegaConf.to_container(cfg, resolve=True) | ({"families": list(families)} if families else {}),
             "items": items_version() + added_version(families),
         }
         for families in (None, tuple(tasks.LONG))
@@ -179,7 +180,7 @@ def test_a_run_on_long_answers_is_asked_and_counts_as_evaluated_by_them_only(fin
         assert Subject(finished_run).asked == asked
         for families, evaluation in evaluations.items():
             finished_run.update(evaluation=evaluation)
-            assert suite.is_evaluated(finished_run, cfg) is (families == asked)
+            assert suite.is_evaluated(finished_run, evaluation_of(cfg, run_config.data)) is (families == asked)
 
 
 def test_items_of_long_answers_have_a_version_of_their_own():

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dlm.attention import block_sparse, masks
 from dlm.attention.block_sparse import loaded_as
 from dlm.config.build import build
+from dlm.config.values import train_settings
 from dlm.conversion.prepare import prepare
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
@@ -80,7 +81,7 @@ def test_a_run_whose_memory_cannot_be_known_is_tried(monkeypatch, capsys):
         raise NotImplementedError("no meta kernel")
 
     monkeypatch.setattr(experiment.denoiser.model.get_decoder(), "forward", fails)
-    fit_into_memory(cfg, experiment, pieces=1)
+    fit_into_memory(train_settings(cfg), experiment, pieces=1)
     assert (
         "not known (Qwen3ForCausalLM does not run without values: NotImplementedError: no meta kernel)"
         in capsys.readouterr().out
@@ -208,5 +209,5 @@ def test_a_run_plans_for_as_many_processes_as_train_it(devices, monkeypatch):
     steps, plan_of = [], memory.plan
     monkeypatch.setattr(memory, "plan", lambda scorer, step, *rest: steps.append(step) or plan_of(scorer, step, *rest))
     cfg = config(f"trainer.devices={devices}", "data.batch_size=2", "tokens=4096")
-    fit_into_memory(cfg, build(cfg), pieces=1)
+    fit_into_memory(train_settings(cfg), build(cfg), pieces=1)
     assert [step.processes for step in steps] == [devices]

@@ -19,6 +19,7 @@ from crash import Processes
 from safetensors.torch import load_file
 from small_runs import SMALL
 
+from dlm.config.build import num_processes
 from dlm.console import quiet
 from dlm.replay import replay
 from dlm.runs.lease import is_marked
@@ -273,7 +274,7 @@ def test_a_process_follows_where_it_is_not_the_first_of_its_training(variables, 
         monkeypatch.setenv(name, value)
     cfg = config()
     cfg.trainer.devices = devices
-    assert is_follower(cfg) is follows
+    assert is_follower(num_processes(cfg)) is follows
 
 
 @pytest.mark.parametrize(("name", "value"), [("devices", "auto"), ("devices", -1), ("num_nodes", 0)])

@@ -4,7 +4,7 @@ import pytest
 from conftest import CONF, config, option_yaml, options
 from omegaconf import OmegaConf
 
-from dlm.evaluation.suite import is_requested
+from dlm.config.values import evaluation_of
 
 pytestmark = pytest.mark.trains
 
@@ -27,12 +27,14 @@ def test_every_scale_composes_with_every_option_of_another_group(scale, number):
     cfg = config(f"scale={scale}", *choices)
     OmegaConf.to_container(cfg, resolve=True)
     own = next(choice.partition("=")[2] for choice in choices if choice.startswith("evaluation="))
-    assert is_requested(cfg.get("evaluation")) == (not option_yaml("evaluation", own).get("skip", False))
-    assert not is_requested(cfg.get("evaluation")) or set(cfg.evaluation) == SETTINGS
+    evaluation = evaluation_of(cfg.get("evaluation"), cfg.data)
+    assert (evaluation is None) == option_yaml("evaluation", own).get("skip", False)
+    assert evaluation is None or set(cfg.evaluation) == SETTINGS == set(evaluation.recorded) - {"families"}
 
 
 @pytest.mark.parametrize("scale", options("scale"))
 @pytest.mark.parametrize("off", ["evaluation=none", "~evaluation"])
 @pytest.mark.parametrize("others", [[], ["pretrain=embedded"]], ids=str)
 def test_no_scale_switches_an_evaluation_on_again(scale, off, others):
-    assert not is_requested(config(f"scale={scale}", off, *others).get("evaluation"))
+    cfg = config(f"scale={scale}", off, *others)
+    assert evaluation_of(cfg.get("evaluation"), cfg.data) is None

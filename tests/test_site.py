@@ -99,6 +99,19 @@ def test_the_product_imports_neither_its_benchmark_nor_the_study():
     assert {file for file in with_bench if "bench" not in file.parts} == {ROOT / "dlm" / "benchmark.py"}
 
 
+def test_a_config_is_known_to_its_own_room_to_commands_and_to_whom_the_page_names():
+    """So that what trains and what measures takes values."""
+    room, types = ROOT / "dlm" / "config", {"omegaconf", "omegaconf.DictConfig", "omegaconf.OmegaConf"}
+    page = architecture_picture.PAGE.read_text(encoding="utf-8")
+    (rule,) = re.findall(r"^- Objects receive values.*?(?=^- )", page, flags=re.M | re.S)
+    texts = {
+        file: file.read_text(encoding="utf-8") for file in (ROOT / "dlm").rglob("*.py") if room not in file.parents
+    }
+    outside = [file for file, text in texts.items() if "omegaconf" in text and "hydra_command(" not in text]
+    know = {file for file in outside if types & set(mentioned(file))}
+    assert {file.relative_to(ROOT).as_posix() for file in know} == set(re.findall(r"`(dlm/(?!config)\S+\.py)`", rule))
+
+
 def mentioned(file):
     """Every module that a file imports, of whatever package."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

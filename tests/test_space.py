@@ -6,6 +6,8 @@ import pytest
 from conftest import config, everyday
 
 from dlm.config.build import build
+from dlm.config.training import Training
+from dlm.config.values import train_settings
 from dlm.runs.run import Run
 from dlm.trainable import gate
 from dlm.trainer.fit import fit, save_parent_reference, space_of, step_of
@@ -35,7 +37,7 @@ def test_a_run_asks_for_the_room_that_it_takes_at_its_end(trainable, runs_dir, s
     monkeypatch.setattr(gate, "save_model", watched)
     monkeypatch.setattr(Run, "require_space", lambda self, num_bytes: asked.append(num_bytes))
     run = Run.create(cfg, {})
-    fit(cfg, run, 1)
+    fit(Training.of(cfg), run, 1)
     assert len([*run.checkpoint.parent.glob("*.ckpt")]) == 2
     assert 0.95 * asked[0] <= taken[0] <= 1.02 * asked[0]
 
@@ -43,11 +45,11 @@ def test_a_run_asks_for_the_room_that_it_takes_at_its_end(trainable, runs_dir, s
 def test_a_resumed_run_asks_only_for_what_is_not_written_yet(runs_dir, short_prose, monkeypatch):
     """It began with room for all of it, and has filled most of that room itself."""
     cfg, asked = config(*STEPS, f"runs_dir={runs_dir}"), []
-    run, experiment = Run.create(cfg, {}), build(cfg)
-    whole = space_of(experiment, step_of(cfg, experiment))
+    run, experiment, settings = Run.create(cfg, {}), build(cfg), train_settings(cfg)
+    whole = space_of(experiment, step_of(settings, experiment))
     monkeypatch.setattr(Run, "require_space", lambda self, num_bytes: asked.append(num_bytes))
-    reference = save_parent_reference(cfg, run, experiment, resumed=False)
+    reference = save_parent_reference(settings, run, experiment, resumed=False)
     run.checkpoint.parent.mkdir()
     run.checkpoint.write_bytes(b"x" * 1000)
-    save_parent_reference(cfg, run, experiment, resumed=True)
+    save_parent_reference(settings, run, experiment, resumed=True)
     assert asked == [whole, whole - size(reference) - 1000]

@@ -15,8 +15,7 @@ from analysis.plan.compose import compose_by_hydra, compose_config, resolve_conf
 from analysis.plan.progress import Progress
 from analysis.plan.sweep import FINISHED, load_sweep
 from analysis.study import Commands, Study, main, plan_points
-from dlm.config.build import make
-from dlm.evaluation.suite import with_families
+from dlm.config.values import evaluation_of
 from dlm.runs.run import Run
 
 pytestmark = pytest.mark.trains
@@ -61,10 +60,9 @@ def test_a_run_counts_as_finished_with_the_evaluation_that_its_command_makes(tmp
     run.update(evaluation={"settings": None})
     assert point.state(tmp_path) != FINISHED
     cfg = OmegaConf.create(point.config)
-    asked = make(cfg.data).asked
-    settings = OmegaConf.to_container(with_families(cfg.evaluation, asked), resolve=True)
-    run.update(evaluation={"settings": settings})
-    assert asked and point.state(tmp_path) == FINISHED
+    settings = evaluation_of(cfg.evaluation, cfg.data)
+    run.update(evaluation={"settings": settings.recorded})
+    assert settings.families and point.state(tmp_path) == FINISHED
 
 
 def test_a_point_may_choose_another_option_than_the_scale_or_the_sweep(tmp_path):

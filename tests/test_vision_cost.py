@@ -11,6 +11,7 @@ from dlm import doctor
 from dlm.attention.block import Block
 from dlm.config.budget import Budget, flops_of_step
 from dlm.config.build import build, make
+from dlm.config.values import train_settings
 from dlm.conversion import flops
 from dlm.conversion.flops import batch_flops, count_pairs
 from dlm.conversion.objective import Objective
@@ -167,7 +168,7 @@ def test_the_memory_of_a_step_has_the_row_with_the_most_images_of_the_data(made,
     step = Step(128, 1, "32-true", torch.device("cpu"))
     without, seeing_images = (estimate(made.denoiser, s, 2, False) for s in (step, replace(step, images=of_row)))
     assert seeing_images.activations == without.activations + 2 * of_row[False]
-    fit_into_memory(cfg, made, 1)
+    fit_into_memory(train_settings(cfg), made, 1)
     assert str(seeing_images) in capsys.readouterr().out
     _, planned = doctor.planned(cfg)
     assert str(estimate(made.denoiser, replace(step, images=of_row), 2, False)) in planned.text

@@ -99,7 +99,7 @@ def settings(folder, **values) -> Harness:
 def asked(folder, out, *names, **values):
     """What the harness finds of the run."""
     found = opened(str(Run.newest(folder / "runs").folder), "", "cpu")
-    return found, benchmark(found, config("run=x", name="evaluate"), names, settings(folder, **values), False, out)
+    return found, benchmark(found, found.decoding, names, settings(folder, **values), False, out)
 
 
 def test_the_score_and_the_forwards_of_a_task_about_pictures_are_our_own(folder, tmp_path):

@@ -27,7 +27,7 @@ def main(folder: str, settings: str, threads: str) -> int:
     torch.set_num_threads(int(threads))
     try:
         run = Run.load(folder, Path(folder).parent)
-        subject = Subject(run, str(device_of(run.config)))  # where the run itself was evaluated
+        subject = Subject(run, str(device_of(run.config.trainer.accelerator)))  # where the run itself was evaluated
         results = {}
         for measurement in json.loads(Path(settings).read_text(encoding="utf-8")):
             record = measure(subject, measurement)

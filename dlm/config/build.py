@@ -138,6 +138,14 @@ def make_processor(node: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Proc
     return load_processor(folder, tokenizer, of_hub) if reads_images(load_config(folder, of_hub)) else None
 
 
+def first_rows(cfg: DictConfig, num_rows: int) -> PackedData:
+    """The data of a config with so many of its first rows, made without the weights of the model."""
+    tokenizer, data = make_tokenizer(cfg.model), make(cfg.data)
+    data.processor = make_processor(cfg.model, tokenizer)
+    data.prepare(tokenizer, make(cfg.attention).tail, num_rows, cfg.seed)
+    return data
+
+
 def make_masking(cfg: DictConfig) -> Masking:
     """The forward process of a config. Configs without a noise level or a kernel get the defaults of `Masking`."""
     parts = {key: make(cfg[key]) for key in ("noise_level", "kernel") if key in cfg}

@@ -23,11 +23,6 @@ from dlm.model.parent import Parent, load_parent
 from dlm.runs.run import Run
 
 
-def asked_of(run: Run) -> tuple[str, ...] | None:
-    """The families of tasks that evaluations of a run ask; None means those of short answers."""
-    return make(run.config.data).asked
-
-
 class FinishedRun:
     """The dLM of a finished run and its AR parent, each loaded on first use, onto `device` (see `usable_device`).
     `folder` holds the converted model.
@@ -47,8 +42,8 @@ class FinishedRun:
 
     @cached_property
     def asked(self) -> tuple[str, ...] | None:
-        """The families of tasks that the run is asked (see `PackedData`)."""
-        return asked_of(self.run)
+        """The families of tasks that the run is asked (see `PackedData`); None means those of short answers."""
+        return make(self.config.data).asked
 
     @cached_property
     def converted(self) -> Parent:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,9 +17,8 @@ LIKELIHOODS = ("exact", "nelbo")
 Name = str | int  # YAML reads an id of digits as a number
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
-    skip: bool
     tasks_per_family: Whole
     max_new_tokens: Count
     thresholds: list[float]
@@ -31,7 +31,8 @@ class Evaluation:
     throughput_prompts: Whole
     throughput_repeats: Count
     batch_size: Count
-    benchmarks: list[str]
+    skip: bool = False
+    benchmarks: Sequence[str] = ()
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Harness:
             raise ValueError(f"harness.likelihood {self.likelihood!r} is unknown: choose {' or '.join(LIKELIHOODS)}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Runtime:
     strategy: str
     threads: Whole | None
@@ -72,7 +73,7 @@ class Runtime:
     sweeps: list[str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trainer:
     accelerator: str
     devices: Count
@@ -83,14 +84,19 @@ class Trainer:
     on_nonfinite: str
     compile: bool
 
+    @property
+    def processes(self) -> int:
+        """How many train a run together."""
+        return self.devices * self.num_nodes
 
-@dataclass
+
+@dataclass(frozen=True)
 class Budget:
     unit: str
     amount: Positive | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Train:
     """The options of `dlm.train` that determine how a run trains; the others are in `Keep`."""
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlm.config.build import make
-from dlm.config.finished import FinishedRun, asked_of
+from dlm.config.finished import FinishedRun
+from dlm.config.values import EvaluationSettings
 from dlm.data import prose, tasks
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.request import Request
@@ -39,37 +39,32 @@ from dlm.runs.storage import read_json, write_atomically, write_json
 ONE_TOKEN = "1 token/step"
 
 
-def is_requested(cfg: DictConfig | None) -> bool:
-    """Whether a config requests an evaluation. It does not with `evaluation=none` (which sets `skip`) or
-    `evaluation=null`, although a scale sets some evaluation values even then."""
-    return bool(cfg) and not cfg.get("skip", False) and "batch_size" in cfg and bool(cfg.tasks_per_family)
-
-
 def evaluate_run(
-    run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None, device: str = AUTO
+    run: Run, settings: EvaluationSettings | None, decoding: dict[str, Any] | None = None, device: str = AUTO
 ) -> dict[str, Any]:
-    """Evaluate a run and its parent on a device. Returns the evaluation for the record, {} if the config requests none.
+    """Evaluate a run and its parent on a device. Returns the evaluation for the record, {} without settings.
     `decoding`, the resolved config of a decoder, adds a row to the tasks."""
-    if not is_requested(cfg):
+    if settings is None:
         return {}
-    finished = FinishedRun(run, device)
-    cfg, families = with_families(cfg, finished.asked), finished.asked
+    finished, families = FinishedRun(run, device), settings.families
     dlm, converted = finished.dlm, finished.converted
-    require_evaluable(dlm, converted.reader, cfg.length, cfg.tasks_per_family, cfg.max_new_tokens, families)
+    require_evaluable(
+        dlm, converted.reader, settings.length, settings.tasks_per_family, settings.max_new_tokens, families
+    )
     ar, parent = finished.ar, finished.parent
     fingerprint = run.record["parent"]["fingerprint"]
-    key = digest(parent_settings(cfg, eos_ids(parent.model, parent.tokenizer)), FILE_DIGITS)
+    key = digest(parent_settings(settings, eos_ids(parent.model, parent.tokenizer)), FILE_DIGITS)
     cache = run.folder.parent / ".parents" / f"{fingerprint}-{key}.json"
     cache.parent.mkdir(exist_ok=True)  # the run may have been trained in another folder of runs
     version = items_version() + added_version(families)
     parent_metrics = cached_metrics(cache, version)
     if parent_metrics is None:
-        parent_metrics = measure_model(ar, parent, cfg, {ONE_TOKEN: Fixed(1)})[0]
+        parent_metrics = measure_model(ar, parent, settings, {ONE_TOKEN: Fixed(1)})[0]
         write_json(cache, parent_metrics | {"items": version})
-    decoders = calibrate(dlm, converted, cfg)
+    decoders = calibrate(dlm, converted, settings)
     if decoding:
         decoders[setting_name(decoding)] = make(decoding)
-    dlm_metrics, items = measure_model(dlm, converted, cfg, {ONE_TOKEN: Fixed(1)} | decoders)
+    dlm_metrics, items = measure_model(dlm, converted, settings, {ONE_TOKEN: Fixed(1)} | decoders)
     write_atomically(run.folder / "items.csv", items.drop(columns=["step", "confidence"]).to_csv(index=False))
     if decoding:
         dlm_metrics["generation"][-1]["decoding"] = decoding
@@ -78,57 +73,45 @@ def evaluate_run(
         run.folder / "trace.json", json.dumps(trace_summary(on_grid(one_token, dlm.pattern), dlm.pattern.block_size))
     )
     return {
-        "settings": OmegaConf.to_container(cfg, resolve=True),
+        "settings": settings.recorded,
         "items": version,
         "parent": parent_metrics,
         "dlm": dlm_metrics,
-        "throughput": measure_throughput(ar, dlm, parent, decoders, cfg),
+        "throughput": measure_throughput(ar, dlm, parent, decoders, settings),
         "device": device_name(finished.device),
     }
 
 
-def evaluate_again(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None, device: str = AUTO) -> None:
+def evaluate_again(
+    run: Run, settings: EvaluationSettings | None, decoding: dict[str, Any] | None = None, device: str = AUTO
+) -> None:
     """Replace the evaluation of a finished run, or only the row of `decoding` if the other rows have these settings."""
-    if decoding and is_evaluated(run, cfg) and is_requested(cfg):
-        run.update(evaluation=with_row(run, cfg, decoding, device))
+    if decoding and settings and is_evaluated(run, settings):
+        run.update(evaluation=with_row(run, settings, decoding, device))
     else:
-        run.update(evaluation=evaluate_run(run, cfg, decoding, device))
+        run.update(evaluation=evaluate_run(run, settings, decoding, device))
     run.seal("items.csv", "trace.json")
 
 
-def with_row(run: Run, cfg: DictConfig, decoding: dict[str, Any], device: str) -> dict[str, Any]:
+def with_row(run: Run, settings: EvaluationSettings, decoding: dict[str, Any], device: str) -> dict[str, Any]:
     """A run's evaluation with the row of a decoder, measured on a device, added or replaced."""
     finished = FinishedRun(run, device)
-    cfg = with_families(cfg, finished.asked)
     dlm, converted = finished.dlm, finished.converted
     name, evaluation = setting_name(decoding), run.record["evaluation"]
     decoder = make(decoding)
-    rows, items = decode_tasks(dlm, converted, cfg, {name: decoder})
+    rows, items = decode_tasks(dlm, converted, settings, {name: decoder})
     others = [row for row in evaluation["dlm"]["generation"] if row["name"] != name]
     evaluation["dlm"]["generation"] = others + [
         rows[0] | {"decoding": decoding, "device": device_name(finished.device)}
     ]
     evaluation["throughput"] |= interleaved(
-        {name: decoding_timer(dlm, converted, decoder, cfg)}, cfg.throughput_repeats, dlm.model.device
+        {name: decoding_timer(dlm, converted, decoder, settings)}, settings.throughput_repeats, dlm.model.device
     )
     path = run.folder / "items.csv"
     old_items = pd.read_csv(path, dtype=str, keep_default_na=False)
     new_items = items.drop(columns=["step", "confidence"])
     write_atomically(path, pd.concat([old_items[old_items["setting"] != name], new_items]).to_csv(index=False))
     return evaluation
-
-
-def with_families(cfg: DictConfig, families: tuple[str, ...] | None) -> DictConfig:
-    """The settings of an evaluation with the `families` that it asks, unless they are those of short answers."""
-    if families is None:
-        return cfg
-    with open_dict(cfg):
-        return OmegaConf.merge(cfg, {"families": list(families)})
-
-
-def families_of(cfg: DictConfig) -> tuple[str, ...] | None:
-    """The families that an evaluation with these settings asks; None means those of short answers."""
-    return tuple(cfg.families) if "families" in cfg else None
 
 
 def setting_name(decoding: dict[str, Any]) -> str:
@@ -150,15 +133,15 @@ def cached_metrics(path: Path, version: str) -> dict[str, Any] | None:
     return metrics if metrics.pop("items", None) == version else None
 
 
-def is_evaluated(run: Run, cfg: DictConfig, decoding: dict[str, Any] | None = None) -> bool:
+def is_evaluated(run: Run, settings: EvaluationSettings | None, decoding: dict[str, Any] | None = None) -> bool:
     """Whether a run's record already holds the result of `evaluate_run`. A record without a version of the items is
     accepted."""
-    if not is_requested(cfg):
+    if settings is None:
         return True
-    evaluation, families = run.record.get("evaluation") or {}, asked_of(run)
-    if evaluation.get("settings") != OmegaConf.to_container(with_families(cfg, families), resolve=True):
+    evaluation = run.record.get("evaluation") or {}
+    if evaluation.get("settings") != settings.recorded:
         return False
-    if "items" in evaluation and evaluation["items"] != items_version() + added_version(families):
+    if "items" in evaluation and evaluation["items"] != items_version() + added_version(settings.families):
         return False
     return decoding is None or any(row.get("decoding") == decoding for row in evaluation["dlm"]["generation"])
 
@@ -176,24 +159,24 @@ def require_decodable(denoiser: Denoiser, decoder: Decoder) -> None:
         denoiser.train(training)
 
 
-def parent_settings(cfg: DictConfig, ends: list[int]) -> dict[str, Any]:
+def parent_settings(settings: EvaluationSettings, ends: list[int]) -> dict[str, Any]:
     """The settings that the parent's metrics depend on, besides its weights. `ends` are its end-of-sequence tokens."""
-    settings = {k: cfg[k] for k in ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items")}
-    settings |= {"families": list(families_of(cfg))} if "families" in cfg else {}
-    return settings | ({"ends": ends} if len(ends) > 1 else {})  # a single one is the tokenizer's
+    names = ("tasks_per_family", "max_new_tokens", "likelihood_rows", "length", "cloze_items", "families")
+    values = {name: value for name, value in settings.recorded.items() if name in names}
+    return values | ({"ends": ends} if len(ends) > 1 else {})  # a single one is the tokenizer's
 
 
 def measure_model(
-    denoiser: Denoiser, parent: Parent, cfg: DictConfig, decoders: dict[str, Decoder]
+    denoiser: Denoiser, parent: Parent, settings: EvaluationSettings, decoders: dict[str, Decoder]
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Measure likelihood, multiple choice, and the tasks under each decoder, with the same items for all. Returns the
     metrics and a table of the decoded items."""
     texts = list(prose.chapters("test"))
-    rows, num_bytes = windows(texts, parent.tokenizer, cfg.length, cfg.likelihood_rows)
-    bound = likelihood(denoiser, rows, num_bytes, cfg.likelihood_samples, cfg.batch_size)
-    questions = cloze.items(texts, parent.tokenizer, cfg.cloze_items)
-    answers = cloze.answers(denoiser, questions, cfg.batch_size)
-    generation, items = decode_tasks(denoiser, parent, cfg, decoders)
+    rows, num_bytes = windows(texts, parent.tokenizer, settings.length, settings.likelihood_rows)
+    bound = likelihood(denoiser, rows, num_bytes, settings.likelihood_samples, settings.batch_size)
+    questions = cloze.items(texts, parent.tokenizer, settings.cloze_items)
+    answers = cloze.answers(denoiser, questions, settings.batch_size)
+    generation, items = decode_tasks(denoiser, parent, settings, decoders)
     metrics = {
         "likelihood": dataclasses.asdict(bound),
         "cloze": sum(a == q.answer for a, q in zip(answers, questions, strict=True)) / len(questions),
@@ -204,55 +187,57 @@ def measure_model(
 
 
 def decode_tasks(
-    denoiser: Denoiser, parent: Parent, cfg: DictConfig, decoders: dict[str, Decoder]
+    denoiser: Denoiser, parent: Parent, settings: EvaluationSettings, decoders: dict[str, Decoder]
 ) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """Decode the tasks with each decoder, the same items for all. Returns a row of metrics per decoder, and a table of
     all decoded items."""
-    examples = tasks.evaluation_set("test", cfg.tasks_per_family, families=families_of(cfg))
+    examples = tasks.evaluation_set("test", settings.tasks_per_family, families=settings.families)
     rows, items = [], []
     for name, decoder in decoders.items():
-        results = run_tasks(denoiser, parent.reader, examples, decoder, cfg.max_new_tokens, cfg.batch_size)
+        results = run_tasks(denoiser, parent.reader, examples, decoder, settings.max_new_tokens, settings.batch_size)
         rows.append({"name": name, "threshold": getattr(decoder, "threshold", None)} | accuracy(results))
         items.append(results.assign(setting=name))
     return rows, pd.concat(items, ignore_index=True)
 
 
-def calibrate(denoiser: Denoiser, parent: Parent, cfg: DictConfig) -> dict[str, Decoder]:
+def calibrate(denoiser: Denoiser, parent: Parent, settings: EvaluationSettings) -> dict[str, Decoder]:
     """For each target of tokens per forward, the decoder with the nearest threshold, named `TPF≈2`."""
     threshold_by_target = nearest_thresholds(
         denoiser,
         parent.reader,
         Threshold(1.0),
-        list(cfg.thresholds),
-        list(cfg.tpf_targets),
-        cfg.calibration_per_family,
-        cfg.max_new_tokens,
-        cfg.batch_size,
-        families_of(cfg),
+        settings.thresholds,
+        settings.tpf_targets,
+        settings.calibration_per_family,
+        settings.max_new_tokens,
+        settings.batch_size,
+        settings.families,
     )
     return {f"TPF≈{target:g}": Threshold(threshold) for target, threshold in threshold_by_target.items()}
 
 
 def measure_throughput(
-    ar: Denoiser, dlm: Denoiser, parent: Parent, decoders: dict[str, Decoder], cfg: DictConfig
+    ar: Denoiser, dlm: Denoiser, parent: Parent, decoders: dict[str, Decoder], settings: EvaluationSettings
 ) -> dict[str, float]:
     """Tokens per second at batch size 1 of the parent and of the dLM under each decoder, measured in turns."""
     timers = {
-        "parent": decoding_timer(ar, parent, Fixed(1), cfg),
-        ONE_TOKEN: decoding_timer(dlm, parent, Fixed(1), cfg),
+        "parent": decoding_timer(ar, parent, Fixed(1), settings),
+        ONE_TOKEN: decoding_timer(dlm, parent, Fixed(1), settings),
     }
-    timers |= {name: decoding_timer(dlm, parent, decoder, cfg) for name, decoder in decoders.items()}
-    return interleaved(timers, cfg.throughput_repeats, dlm.model.device)
+    timers |= {name: decoding_timer(dlm, parent, decoder, settings) for name, decoder in decoders.items()}
+    return interleaved(timers, settings.throughput_repeats, dlm.model.device)
 
 
-def decoding_timer(denoiser: Denoiser, parent: Parent, decoder: Decoder, cfg: DictConfig) -> Callable[[], int]:
+def decoding_timer(
+    denoiser: Denoiser, parent: Parent, decoder: Decoder, settings: EvaluationSettings
+) -> Callable[[], int]:
     """The function to time: it answers prompts at batch size 1 and returns the number of new tokens."""
-    families = families_of(cfg)
-    per_family = max(1, cfg.throughput_prompts // len(families or tasks.FAMILIES))
+    families = settings.families
+    per_family = max(1, settings.throughput_prompts // len(families or tasks.FAMILIES))
     examples = tasks.evaluation_set("test", per_family, families=families)
     prompts, images = zip(*prompts_of(parent.reader, examples), strict=True)
     ends = eos_ids(denoiser.model, parent.tokenizer)
-    request = Request(list(prompts), cfg.max_new_tokens, ends, batch_size=1, images=images)
+    request = Request(list(prompts), settings.max_new_tokens, ends, batch_size=1, images=images)
 
     def decode() -> int:
         return sum(len(g.tokens) for g in decoder.generate(denoiser, request))

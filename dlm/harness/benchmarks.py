@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dlm.config.build import make, requested_decoding
+from dlm.config.build import make
 from dlm.config.exported import ExportedFolder
 from dlm.config.finished import FinishedRun
 from dlm.config.settings import Harness
@@ -69,13 +68,11 @@ class Asked:
                     )
 
 
-def models(found: FinishedRun | ExportedFolder, cfg: DictConfig, parent: bool) -> Iterator[Asked]:
-    """The dLM and, with `parent`, its parent, loaded as they are needed. Raises `ValueError` for the parent of an
-    exported folder, which has none beside it."""
+def models(found: FinishedRun | ExportedFolder, decoding: dict[str, Any], parent: bool) -> Iterator[Asked]:
+    """The dLM, which decodes as the resolved config `decoding` says, and, with `parent`, its parent, loaded as they are
+    needed. Raises `ValueError` for the parent of an exported folder, which has none beside it."""
     if parent and isinstance(found, ExportedFolder):
         raise ValueError("harness.parent=true needs a run: an exported folder has no parent beside it")
-    own = found.decoding
-    decoding = requested_decoding(cfg, OmegaConf.create(own)) or own
     dlm = found.dlm
     how = {
         "attention": type(dlm.pattern).__name__,
@@ -97,7 +94,7 @@ def is_file(value: Any) -> bool:
 
 def benchmark(
     found: FinishedRun | ExportedFolder,
-    cfg: DictConfig,
+    decoding: dict[str, Any],
     tasks: list[str],
     settings: Harness,
     allow_code_execution: bool,
@@ -111,7 +108,7 @@ def benchmark(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{str(folder)!r} cannot be written ({one_line(error)}): set harness.out=FOLDER") from error
-    results = {asked.name: ask(asked, loaded, settings, folder) for asked in models(found, cfg, settings.parent)}
+    results = {asked.name: ask(asked, loaded, settings, folder) for asked in models(found, decoding, settings.parent)}
     path = folder / "results.json"
     write_json(path, merged(read_json(path) if path.exists() else {}, results))
     return results

@@ -23,6 +23,13 @@ class NotFinite(ValueError):
     """A loss, gradient or weight is not finite."""
 
 
+def skips_nonfinite(on_nonfinite: str) -> bool:
+    """Whether steps that are not finite are skipped; `ValueError` unless `on_nonfinite` is stop or skip."""
+    if on_nonfinite not in ("stop", "skip"):
+        raise ValueError(f"trainer.on_nonfinite {on_nonfinite!r} is unknown: choose stop or skip")
+    return on_nonfinite == "skip"
+
+
 class FiniteGuard(Callback):
     """Checks the loss and the gradients of every step, and the weights of every checkpoint and of the result. `skipped`
     lists the skipped steps. A batch that stops the run is written to `path`. Raises `NotFinite` unless `skip`."""

@@ -1,4 +1,4 @@
-"""The training of a run: from its config and its last checkpoint to the converted model in its folder."""
+"""The training of a run: from its settings and its last checkpoint to the converted model in its folder."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning import Callback
 from lightning.pytorch.callbacks import ProgressBar
-from omegaconf import DictConfig
 
-from dlm.config.build import Experiment, build, make, make_callbacks, num_processes, requested_decoding, rows_of_a_step
+from dlm.config.build import Experiment
 from dlm.config.inputs import require_fingerprint
+from dlm.config.settings import Train
+from dlm.config.training import Training
+from dlm.config.values import EvaluationSettings
 from dlm.data.external import summary_lines
 from dlm.data.loading import num_workers
 from dlm.data.validation import VERSION
 from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
-from dlm.evaluation.suite import is_requested, require_decodable
+from dlm.evaluation.suite import require_decodable
 from dlm.logger.base import RunLogger
 from dlm.model.checkpointing import checkpoint_activations
 from dlm.model.denoiser import Denoiser
@@ -33,7 +36,7 @@ from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_inta
 from dlm.trainer.compilation import CompilerWatch, compile_layers
 from dlm.trainer.drift_monitor import DriftMonitor
 from dlm.trainer.final_validation import FinalValidation
-from dlm.trainer.finite import FiniteGuard
+from dlm.trainer.finite import FiniteGuard, skips_nonfinite
 from dlm.trainer.interruption import Interruption
 from dlm.trainer.metrics import MetricTable
 from dlm.trainer.picture_memory import bytes_of_images
@@ -45,26 +48,26 @@ from dlm.trainer.telemetry import Telemetry, peak_memory
 RequiredCallbacks = tuple[SameStart, Interruption, FiniteGuard, MetricTable, FinalValidation]
 
 
-def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = ()) -> None:
+def fit(training: Training, run: Run, pieces: int, loggers: Sequence[RunLogger] = ()) -> None:
     """Train a run, each micro-batch in `pieces`, and write the converted model, the metrics and the drift to its
     folder, and what they show to the `loggers`. Raises `KeyboardInterrupt` if the run was asked to stop, after its last
     checkpoint."""
-    runtime = cfg.runtime
+    settings, runtime = training.settings, training.settings.runtime
+    device = device_of(settings.trainer.accelerator)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)  # only libraries draw from it (LoRA's A)
-    skip, workers = skips_nonfinite(cfg.trainer.on_nonfinite), num_workers(runtime.workers, device_of(cfg))
+    lightning.seed_everything(settings.seed, workers=True, verbose=False)  # only libraries draw from it (LoRA's A)
+    skip, workers = skips_nonfinite(settings.trainer.on_nonfinite), num_workers(runtime.workers, device)
     # Only the first process sets a damaged checkpoint aside. `SameStart` stops followers that began before it had.
     resume = if_exists(run.checkpoint) if isinstance(run, Follower) else newest_intact(run.checkpoint.parent)
     if resume:
         require_same_sharding(resume, runtime.strategy == SHARDED)
         print(f"resuming run {run.id} from {resume}")
-    experiment = build(cfg, for_shards=runtime.strategy == SHARDED)
-    require_evaluation(cfg, experiment)
-    decoding = requested_decoding(cfg)
-    if decoding and is_requested(cfg.get("evaluation")):
-        require_decodable(experiment.denoiser, make(decoding))
-    experiment.conversion.reference = save_parent_reference(cfg, run, experiment, resume is not None)
+    experiment = training.build(for_shards=runtime.strategy == SHARDED)
+    require_evaluation(training.evaluation, experiment)
+    if training.decoder and training.evaluation:
+        require_decodable(experiment.denoiser, training.decoder)
+    experiment.conversion.reference = save_parent_reference(settings, run, experiment, resume is not None)
     if not isinstance(run, Follower):
         record_budget(run, experiment)
     if experiment.parent.deferred:
@@ -72,13 +75,14 @@ def fit(cfg: DictConfig, run: Run, pieces: int, loggers: Sequence[RunLogger] = (
     note_half_weights(experiment.denoiser)
     experiment.conversion.train()
     experiment.conversion.pieces, experiment.data.workers = pieces, workers
-    fit_into_memory(cfg, experiment, pieces)
+    fit_into_memory(settings, experiment, pieces)
     experiment.trainable.ready(experiment.parent.model)
-    if cfg.trainer.compile:
-        compile_layers(experiment.denoiser, device_of(cfg))
+    if settings.trainer.compile:
+        compile_layers(experiment.denoiser, device)
     table, interruption = MetricTable(run.folder / "metrics.csv", runtime.log_every), Interruption()
     guard, final = FiniteGuard(skip, runtime.log_every, run.nonfinite), FinalValidation(table)
-    trainer = make_trainer(cfg, run, experiment, (SameStart(run, resume), interruption, guard, table, final), loggers)
+    required = (SameStart(run, resume), interruption, guard, table, final)
+    trainer = make_trainer(settings, run, experiment, required, training.callbacks, loggers)
     run_trainer(trainer, experiment, run, resume, interruption)
     if not isinstance(run, Follower):
         save_results(run, experiment, trainer, guard, final)
@@ -104,11 +108,11 @@ def run_trainer(
         run.update(train_seconds=earlier_seconds + time.perf_counter() - begin)
 
 
-def require_evaluation(cfg: DictConfig, experiment: Experiment) -> None:
+def require_evaluation(evaluation: EvaluationSettings | None, experiment: Experiment) -> None:
     """Raises `ValueError`, before training, if an evaluation needs rows longer than the model's positions."""
-    if is_requested(cfg.get("evaluation")):
-        sizes = (cfg.evaluation[name] for name in ("length", "tasks_per_family", "max_new_tokens"))
-        require_evaluable(experiment.denoiser, experiment.parent.reader, *sizes, experiment.data.asked)
+    if evaluation:
+        sizes = (evaluation.length, evaluation.tasks_per_family, evaluation.max_new_tokens)
+        require_evaluable(experiment.denoiser, experiment.parent.reader, *sizes, evaluation.families)
 
 
 def note_half_weights(denoiser: Denoiser) -> None:
@@ -152,7 +156,7 @@ def save_results(
         logger.log_model(run.model_folder)
 
 
-def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, resumed: bool) -> Path:
+def save_parent_reference(settings: Train, run: Run, experiment: Experiment, resumed: bool) -> Path:
     """Save the parent's weights, against which drift is measured, and return the file. Raises `ValueError` if a resumed
     run began with another parent or other data, or if the disk has no room for what this run will write."""
     parent = experiment.parent
@@ -161,9 +165,10 @@ def save_parent_reference(cfg: DictConfig, run: Run, experiment: Experiment, res
         began = f"run {run.id} began with"
         require_fingerprint(f"{began} a parent", run.record["parent"]["fingerprint"], parent.source, fingerprint)
         require_fingerprint(f"{began} data", run.record.get("data", {}).get("fingerprint"), "what is read", data)
-    reference = Path(cfg.runs_dir).expanduser() / ".parents" / f"{fingerprint}.safetensors"
+    reference = run.folder.parent / ".parents" / f"{fingerprint}.safetensors"
     written = [path for path in (reference, *run.checkpoint.parent.glob("*.ckpt")) if path.exists()]
-    run.require_space(space_of(experiment, step_of(cfg, experiment)) - sum(path.stat().st_size for path in written))
+    needed = space_of(experiment, step_of(settings, experiment))
+    run.require_space(needed - sum(path.stat().st_size for path in written))
     if not isinstance(run, Follower):
         save_reference(parent.model, reference, parent.deferred)
     run.update(
@@ -186,12 +191,12 @@ def record_budget(run: Run, experiment: Experiment) -> None:
         print(line)
 
 
-def step_of(cfg: DictConfig, experiment: Experiment) -> memory.Step:
+def step_of(settings: Train, experiment: Experiment) -> memory.Step:
     """What the size of a training step depends on."""
-    views, precision = experiment.conversion.masking.views, cfg.trainer.precision
-    is_sharded, model = cfg.runtime.strategy == SHARDED, experiment.parent.model
-    quantised = frozenset(map(id, experiment.trainable.quantised(model)))
-    return memory.Step(cfg.data.length, views, precision, device_of(cfg), num_processes(cfg), is_sharded, quantised)
+    length, views, trainer = experiment.data.length, experiment.conversion.masking.views, settings.trainer
+    device, is_sharded = device_of(trainer.accelerator), settings.runtime.strategy == SHARDED
+    quantised = frozenset(map(id, experiment.trainable.quantised(experiment.parent.model)))
+    return memory.Step(length, views, trainer.precision, device, trainer.processes, is_sharded, quantised)
 
 
 def space_of(experiment: Experiment, step: memory.Step) -> int:
@@ -205,22 +210,22 @@ def space_of(experiment: Experiment, step: memory.Step) -> int:
     return reference + 2 * (weights + 2 * trained) + weights
 
 
-def device_of(cfg: DictConfig) -> torch.device:
-    """The device on which a run trains, to which Lightning moves the model, and on which it is evaluated."""
-    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+def device_of(accelerator: str) -> torch.device:
+    """The device of Lightning's `accelerator`, on which a run trains and is evaluated."""
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> None:
+def fit_into_memory(settings: Train, experiment: Experiment, pieces: int) -> None:
     """Print the memory estimate of a step, and turn on activation checkpointing if the step needs it to fit. Raises
     `ValueError` if the step cannot fit."""
-    denoiser, runtime, step = experiment.denoiser, cfg.runtime, step_of(cfg, experiment)
+    denoiser, runtime, step = experiment.denoiser, settings.runtime, step_of(settings, experiment)
     step = replace(step, images=bytes_of_images(denoiser.model, experiment.data, step.activations(denoiser.model)))
     limit = memory.available(step.device) if runtime.memory_gb is None else int(runtime.memory_gb * memory.GB)
     teachers = experiment.conversion.objective.nbytes
     limit -= teachers
     try:
-        plan = memory.plan(denoiser, step, cfg.data.batch_size, limit, runtime.activation_checkpointing, pieces)
+        plan = memory.plan(denoiser, step, experiment.data.batch_size, limit, runtime.activation_checkpointing, pieces)
     except memory.Unknown as error:  # an estimate must not stop a run that would work
         print(f"what a step needs is not known ({error}): it is tried")
         if runtime.activation_checkpointing:
@@ -233,46 +238,36 @@ def fit_into_memory(cfg: DictConfig, experiment: Experiment, pieces: int) -> Non
         checkpoint_activations(denoiser.model)
 
 
-def skips_nonfinite(on_nonfinite: str) -> bool:
-    """Whether steps that are not finite are skipped; `ValueError` unless `on_nonfinite` is stop or skip."""
-    if on_nonfinite not in ("stop", "skip"):
-        raise ValueError(f"trainer.on_nonfinite {on_nonfinite!r} is unknown: choose stop or skip")
-    return on_nonfinite == "skip"
-
-
 def make_trainer(
-    cfg: DictConfig,
+    settings: Train,
     run: Run,
     experiment: Experiment,
     required: RequiredCallbacks,
+    callbacks: Sequence[Callback],
     loggers: Sequence[RunLogger],
 ) -> lightning.Trainer:
-    """The Lightning trainer of a run, with the callbacks that every run needs and those of the config."""
-    runtime = cfg.runtime
+    """The Lightning trainer of a run, with the callbacks that every run needs and its own."""
+    runtime, trainer = settings.runtime, settings.trainer
     val_every = min(runtime.val_every, experiment.num_steps)
     _, interruption, _, table, _ = required
-    optional = [
-        callback
-        for callback in make_callbacks(cfg.get("callbacks"))
-        if runtime.progress_bar or not isinstance(callback, ProgressBar)
-    ]
+    optional = [c for c in callbacks if runtime.progress_bar or not isinstance(c, ProgressBar)]
     optional.append(CompilerWatch())  # on a GPU attention is compiled, whether or not the layers are
     if loggers:
         optional.append(Telemetry(runtime.log_every))
     for logger in loggers:
-        logger.tokens_per_step = rows_of_a_step(cfg) * cfg.data.length
+        logger.tokens_per_step = experiment.budget.rows * experiment.data.length
     checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
     return lightning.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        precision=cfg.trainer.precision,
-        devices=cfg.trainer.devices,
-        num_nodes=cfg.trainer.num_nodes,
-        strategy=strategy_of(cfg, experiment),
-        accumulate_grad_batches=cfg.trainer.accumulate,
-        gradient_clip_val=cfg.trainer.clip,
+        accelerator=trainer.accelerator,
+        precision=trainer.precision,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        strategy=strategy_of(settings, experiment),
+        accumulate_grad_batches=trainer.accumulate,
+        gradient_clip_val=trainer.clip,
         max_steps=experiment.num_steps,
         max_epochs=1,
-        val_check_interval=val_every * cfg.trainer.accumulate,
+        val_check_interval=val_every * trainer.accumulate,
         check_val_every_n_epoch=None,
         log_every_n_steps=runtime.log_every,
         num_sanity_val_steps=0,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import torch
-from omegaconf import DictConfig
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from dlm.config.build import make, make_processor, make_tokenizer
 from dlm.data.module import PackedData
 from dlm.data.packing import collate
 from dlm.model.pictured import pictured
 from dlm.model.skeleton import skeleton_config
 from dlm.model.tower import image_bytes, vision_weights
-from dlm.model.vision import auto_class, reads_images
+from dlm.model.vision import auto_class
 from dlm.types import Batch
 
 ROWS = 64  # of which the one with the largest images stands for all
@@ -33,14 +31,9 @@ def bytes_of_images(model: PreTrainedModel, data: PackedData, activations: torch
     return without, again
 
 
-def planned_bytes(cfg: DictConfig, empty: PreTrainedModel, activations: torch.dtype) -> tuple[int, int]:
-    """`bytes_of_images` for the data of a config and an `empty` model, of whose tower weights without values are
-    allocated, which takes no memory. (0, 0) for a model without a path, which has no processor."""
-    if not reads_images(empty.config) or "path" not in cfg.model:
-        return 0, 0
-    tokenizer, data = make_tokenizer(cfg.model), make(cfg.data)
-    data.processor = make_processor(cfg.model, tokenizer)
-    data.prepare(tokenizer, make(cfg.attention).tail, ROWS, cfg.seed)
+def planned_bytes(empty: PreTrainedModel, data: PackedData, activations: torch.dtype) -> tuple[int, int]:
+    """`bytes_of_images` for an `empty` model, of whose tower weights without values are allocated, which takes no
+    memory."""
     with no_init_weights():
         model = auto_class(empty.config).from_config(skeleton_config(empty.config), dtype=empty.dtype)
     return bytes_of_images(model, data, activations)

@@ -14,9 +14,7 @@ import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from omegaconf import DictConfig
 
-from dlm.config.build import num_processes
 from dlm.console import is_sweep
 from dlm.runs.run import Run
 
@@ -24,9 +22,9 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # of 
 LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
-def is_follower(cfg: DictConfig) -> bool:
-    """Whether this process is one of several that train a run, and not the first."""
-    return num_processes(cfg) > 1 and any(int(os.environ.get(name) or 0) > 0 for name in RANKS)
+def is_follower(num_processes: int) -> bool:
+    """Whether this process is one of the several that train a run, and not the first."""
+    return num_processes > 1 and any(int(os.environ.get(name) or 0) > 0 for name in RANKS)
 
 
 class Follower(Run):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from omegaconf import DictConfig
 
-from dlm.config.build import Experiment, num_processes
+from dlm.config.build import Experiment
+from dlm.config.settings import Train
 from dlm.model.sharding import sharded_layers
 from dlm.model.vision import reads_images
 
@@ -14,10 +14,10 @@ SHARDED = "fsdp2"  # the strategy that shards the layers
 SOME_UNREAD = "ddp_find_unused_parameters_true"
 
 
-def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
-    """Lightning's strategy of a config. Raises `ValueError` for one that is unknown, and for what shards cannot do."""
-    name = cfg.runtime.strategy
-    if name in ("auto", "ddp") and num_processes(cfg) > 1 and reads_images(experiment.parent.model.config):
+def strategy_of(settings: Train, experiment: Experiment) -> str | Strategy:
+    """Lightning's strategy. Raises `ValueError` for one that is unknown, and for what shards cannot do."""
+    name = settings.runtime.strategy
+    if name in ("auto", "ddp") and settings.trainer.processes > 1 and reads_images(experiment.parent.model.config):
         return SOME_UNREAD
     if name == "auto" or name.startswith("ddp"):
         return name
@@ -30,4 +30,4 @@ def strategy_of(cfg: DictConfig, experiment: Experiment) -> str | Strategy:
         raise ValueError(f"runtime.strategy={SHARDED}: weights in four bits are not sharded: choose trainable=lora")
     if experiment.conversion.pieces > 1:
         raise ValueError(f"runtime.strategy={SHARDED}: pieces need gradients of whole weights: set runtime.pieces=1")
-    return ModelParallelStrategy(num_processes(cfg), 1, save_distributed_checkpoint=False)
+    return ModelParallelStrategy(settings.trainer.processes, 1, save_distributed_checkpoint=False)
