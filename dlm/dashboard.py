@@ -1,7 +1,8 @@
 """Make the W&B workspace and report of a project's runs: `python -m dlm.dashboard [project=NAME] [option=value ...]`.
 
 They are written to a folder as JSON, and saved to Weights & Biases where there is a key. `workspace=NAME` is another
-specification of `conf/workspace/`, in the package or in the working directory.
+specification of `conf/workspace/`, in the package or in the working directory. `draw=RUNS` draws its panels from what
+the runs of a folder logged offline.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dlm.config.settings import Dashboard
 from dlm.logger.wandb import mode, project_of
 from dlm.runs.storage import write_atomically
 from dlm.workspace.build import as_json, report, workspace
+from dlm.workspace.drawn import drawn, offline_runs
 
 
 @hydra_command("dashboard")
@@ -49,6 +51,11 @@ def make(cfg: DictConfig, online: bool) -> None:
         if online:
             view.save()
             print(f"{name}: {view.url}")
+    if cfg.draw:
+        for name, figure in drawn(specification["sections"], offline_runs(Path(cfg.draw).expanduser())):
+            picture = folder / f"{name.lower().replace(' ', '_')}.png"
+            figure.savefig(picture)
+            print(picture)
     if not online:
         print("not saved to Weights & Biases: offline, or no key (wandb login, or WANDB_API_KEY)")
 

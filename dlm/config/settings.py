@@ -259,6 +259,7 @@ class Dashboard:
     entity: str | None
     project: str | None
     to: str
+    draw: str | None
 
 
 @dataclass
