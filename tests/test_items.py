@@ -80,7 +80,7 @@ def measured(monkeypatch):
         frame = pd.DataFrame({"setting": [suite.ONE_TOKEN], "step": [[]], "confidence": [[]]})
         return {"likelihood": len(seen)}, frame
 
-    for name, fake in (("calibrate", {}), ("measure_throughput", {}), ("trace_summary", [])):
+    for name, fake in (("calibrate", {}), ("measure_throughput", {}), ("on_grid", None), ("trace_summary", [])):
         monkeypatch.setattr(suite, name, lambda *_, fake=fake: fake)
     monkeypatch.setattr(suite, "measure_model", measure_model)
     return seen
@@ -114,3 +114,11 @@ def test_a_finished_run_counts_as_evaluated_unless_it_answered_other_items(finis
     finished_run.update(evaluation=found)
     assert not suite.is_evaluated(finished_run, evaluation_of(config("evaluation.cloze_items=7").evaluation, data))
     assert suite.is_evaluated(finished_run, evaluation_of(config("evaluation=none").evaluation, data))
+
+
+def test_an_evaluation_keeps_what_it_is_given_and_is_refused_by_the_name_of_what_it_lacks(finished_run):
+    cfg, data = config("+evaluation.benchmarks=[gsm8k]").evaluation, finished_run.config.data
+    assert evaluation_of(cfg, data).recorded == OmegaConf.to_container(cfg, resolve=True)
+    without = OmegaConf.masked_copy(cfg, [name for name in cfg if name != "cloze_items"])
+    with pytest.raises(ValueError, match="^evaluation.cloze_items is missing: set evaluation.cloze_items=VALUE"):
+        evaluation_of(without, data)
