@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from dlm.attention.base import AttentionPattern, NoisePer
+from dlm.attention.base import AttentionPattern, BlockAnchor, NoisePer
 from dlm.config.build import Experiment, build
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_options
@@ -49,7 +49,7 @@ def replay(run: Run) -> dict[str, Any]:
 def load(path: Path) -> dict[str, Any]:
     """The batch saved by `dlm.trainer.finite`: tensors, dataclasses of tensors and an attention pattern. Only classes
     that are imported are accepted: the classes of auxiliary losses and patterns are, once the run is built."""
-    with torch.serialization.safe_globals([*subclasses(Movable), *subclasses(AttentionPattern), NoisePer]):
+    with torch.serialization.safe_globals([*subclasses(Movable), *subclasses(AttentionPattern), BlockAnchor, NoisePer]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -141,7 +141,7 @@ def has_a_finite_loss_or_is_refused(texts, length, pattern, count, seed):
         assert "every document is empty" in str(error) and not any(texts)
         return
     scorer = denoiser(LLAMA, pattern, 1 if pattern == "ar" else 4, pattern == "ar")
-    rows = PackedRows([source], [1.0], source, length, 4, 1, 0, lambda n, rng: 0, seed)
+    rows = PackedRows([source], [1.0], source, length, 4, 1, 0, lambda *_: 0, seed)
     batch = collate([rows[i] for i in range(4)])
     assert batch.x0.shape == (4, length) and not batch.maskable[batch.document < 0].any()
     prepared = prepare(scorer, Uniform(count=count), batch, generator(seed))

@@ -27,7 +27,7 @@ def test_every_scale_composes_with_every_option_of_another_group(scale, number):
     cfg = config(f"scale={scale}", *choices)
     OmegaConf.to_container(cfg, resolve=True)
     own = next(choice.partition("=")[2] for choice in choices if choice.startswith("evaluation="))
-    evaluation = evaluation_of(cfg.get("evaluation"), cfg.data)
+    evaluation = evaluation_of(cfg.get("evaluation"), config().data)  # not every option of data is whole without a path
     assert (evaluation is None) == option_yaml("evaluation", own).get("skip", False)
     assert evaluation is None or set(cfg.evaluation) == SETTINGS == set(evaluation.recorded) - {"families"}
 

@@ -8,6 +8,7 @@ from conftest import config, options, tiny
 from visions import CONFIGS, vision
 
 from dlm.config.build import make
+from dlm.config.values import train_settings
 from dlm.trainable.base import vision_parts
 from dlm.trainable.full import Full
 from dlm.trainer.strategy import SOME_UNREAD, strategy_of
@@ -78,5 +79,5 @@ def test_what_only_a_vision_language_parent_has_is_refused_for_one_of_text():
 def test_several_processes_expect_that_some_weights_of_a_tower_are_not_read():
     for devices, model, expected in ((1, "llava", "auto"), (2, "llava", SOME_UNREAD), (2, "text", "auto")):
         parent = SimpleNamespace(model=tiny("llama") if model == "text" else vision(model))
-        cfg = config(f"trainer.devices={devices}")
-        assert strategy_of(cfg, SimpleNamespace(parent=parent)) == expected
+        settings = train_settings(config(f"trainer.devices={devices}"))
+        assert strategy_of(settings, SimpleNamespace(parent=parent)) == expected
