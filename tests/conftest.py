@@ -109,7 +109,7 @@ def pytest_configure(config):
 
 
 def pytest_runtest_setup(item):
-    Sampling.test += 1
+    Sampling.test = item.nodeid.partition("[")[0]
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
-from conftest import EOS_ID, MASK_ID, ROOT, config, options, shared
+from conftest import EOS_ID, MASK_ID, ROOT, option_yaml, options, pattern_of, shared
 from omegaconf import OmegaConf
 
 from dlm.config.build import make
@@ -30,7 +30,7 @@ ONE_TOKEN = {"threshold": 1.0, "bound": 0.0, "tokens_per_step": 1}
 
 @cache
 def settings(name: str):
-    return config(f"decoding={name}").decoding
+    return option_yaml("decoding", name)
 
 
 @cache
@@ -42,7 +42,7 @@ def decoder(name: str, one_token: bool = False, temperature: float = 0.0):
 
 @cache
 def scorer(pattern: str) -> Denoiser:
-    made, model = make(config(f"attention={pattern}", f"block_size={SIZE}").attention), shared("llama")
+    made, model = pattern_of(pattern, SIZE), shared("llama")
     return Denoiser(model, made, MASK_ID, made.requires_token_shift, layer_types(model))
 
 

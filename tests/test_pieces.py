@@ -188,6 +188,7 @@ def assert_same_weights(found, expected, **tolerance):
         torch.testing.assert_close(found[name], weight, **tolerance)
 
 
+@pytest.mark.slow  # that it goes on row by row is tried every day
 @pytest.mark.parametrize(
     ("at", "resumed_from", "where"), everyday([(6, 4, "backward"), (6, 4, "forward"), (1, 0, "forward")])
 )

@@ -123,6 +123,7 @@ def sharded(tmp_path_factory) -> Run:
     return trained_by_two(tmp_path_factory.mktemp("sharded"), *FSDP2)
 
 
+@pytest.mark.slow  # the sharded ones are trained every day
 def test_two_processes_train_what_one_does_with_twice_what_one_does_with_twice_the_micro_batches(two, one):
     assert (two.record["tokens"], two.record["steps"]) == (one.record["tokens"], one.record["steps"])
     found, expected = weights(two), weights(one)

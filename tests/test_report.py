@@ -192,6 +192,7 @@ def emptied(few, tmp_path_factory):
     return out, rendered(study, out)
 
 
+@pytest.mark.slow
 def test_a_study_without_runs_says_so_everywhere_and_plots_nothing(emptied):
     for page in emptied[1]:
         assert page.count("No finished run") >= len(artefacts()) and "0 of 1 points" in page

@@ -114,6 +114,7 @@ def assert_same(steps, expected):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("architecture", "checkpointing"),
     everyday([("llama", True), ("llama", False), ("gemma3_text", False), ("gemma3_text", True)]),
