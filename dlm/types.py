@@ -6,7 +6,8 @@
 In decoding, B are sequences.
 
 A row may hold several packed documents. `document` numbers them within the row (-1 is padding) and `position` counts
-from 0 inside each, so a block is `position // block_size` of one document, in training exactly as in decoding.
+from 0 inside each. A block is one of the pattern's grid of a document (`AttentionPattern.grid`), in training exactly as
+in decoding.
 """
 
 from __future__ import annotations

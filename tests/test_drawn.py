@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from dlm.workspace.drawn import drawn, offline_runs
-from dlm.workspace.records import Logged
+from dlm.workspace.records import Logged, located
 
 
 def logged(name: str, attention: str, accuracy: float, tpf: float) -> Logged:
@@ -53,3 +53,11 @@ def test_what_nobody_has_logged_is_not_drawn():
 def test_a_folder_without_offline_runs_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no run that logged to W&B offline: name a folder of runs"):
         offline_runs(tmp_path)
+
+
+def test_a_picture_is_found_in_the_part_of_the_run_that_logged_it(tmp_path):
+    row = {"tokens": 1, "drift/heatmap": {"_type": "image-file", "path": "media/a.png"}}
+    assert located(row, tmp_path) == {
+        "tokens": 1,
+        "drift/heatmap": {"_type": "image-file", "path": str(tmp_path / "media/a.png")},
+    }

@@ -109,6 +109,12 @@ def test_image_tokens_without_images_are_refused(tmp_path):
         model.generate(torch.tensor([[5, IMAGE, END]]), max_new_tokens=2)
 
 
+def test_videos_are_refused(tmp_path):
+    model = exported("qwen2_5_vl", "block", False, tmp_path)
+    with pytest.raises(ValueError, match="pixel_values_videos: videos are not read: give images"):
+        model.generate(torch.tensor([[5, END]]), max_new_tokens=2, pixel_values_videos=torch.zeros(1))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run of a tiny vision-language model that was trained with LoRA, what was exported of it, and pictures."""

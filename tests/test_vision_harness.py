@@ -1,8 +1,10 @@
 """Benchmarks about pictures: a local task of rendered scenes is answered as our own evaluation answers them."""
 
+import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, config
@@ -14,6 +16,7 @@ from dlm import evaluate
 from dlm.config.finished import opened
 from dlm.config.settings import Harness
 from dlm.data import tasks
+from dlm.data.picture_files import file_of
 from dlm.data.scenes.rows import Scenes, picture_of
 from dlm.evaluation.generation import accuracy, run_tasks
 from dlm.export import export
@@ -174,3 +177,8 @@ def test_the_command_asks_a_run_and_the_folder_that_was_exported_of_it(folder, t
     again = json.loads((exported / "benchmarks" / "results.json").read_text())["dlm"]["scenes"]
     score = run.record["benchmarks"]["dlm"]["scenes"]
     assert code == 0 and (again["metrics"], again["nfe"]) == (score["metrics"], score["nfe"]), error
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "HSV", "RGBA"])
+def test_a_picture_of_pillow_is_read_whatever_its_mode(mode):
+    assert Image.open(io.BytesIO(file_of(Image.new(mode, (4, 4)), Path()))).size == (4, 4)

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 PLACE = "<image>"  # in the text of a message, as LLaVA writes it
+OF_PNG = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}  # the modes that a PNG has
 
 
 class Unreadable(Exception):
@@ -27,7 +28,7 @@ def file_of(value: Any, folder: Path) -> bytes:
     picture of Pillow. Raises `Unreadable` if there is none, or not a whole one."""
     if isinstance(value, Image.Image):
         buffer = io.BytesIO()
-        value.save(buffer, "PNG")
+        (value if value.mode in OF_PNG else value.convert("RGB")).save(buffer, "PNG")
         return buffer.getvalue()
     name = "a picture"
     if isinstance(value, dict):

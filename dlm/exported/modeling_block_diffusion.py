@@ -116,9 +116,12 @@ class BlockDiffusionForCausalLM(Parent):
         return output if options.get("return_dict_in_generate") else sequences
 
     def of_pictures(self, options: dict[str, Any]) -> dict[str, Tensor]:
-        """Take the arguments of the parent's forward that are about images out of the options of a call."""
+        """Take the arguments of the parent's forward that are about images out of the options of a call. Raises
+        `ValueError` for videos."""
         names = signature(self.base_model.forward).parameters.keys() - COMMON if self.reads_images else ()
         found = {name: options.pop(name) for name in [*options] if name in names}
+        if videos := [name for name, value in found.items() if "video" in name and value is not None]:
+            raise ValueError(f"{videos[0]}: videos are not read: give images")
         return {name: value for name, value in found.items() if value is not None}
 
     def pictures(

@@ -143,9 +143,7 @@ def bars(runs: Sequence[Logged], title: str, metrics: list[str], by: str) -> Any
 
 def pictures(runs: Sequence[Logged], keys: list[str], title: str | None = None) -> Any:
     """The last picture of the last run that has one."""
-    found = [
-        run.folder / "files" / points[-1][1]["path"] for run in runs for key in keys if (points := run.column(key))
-    ]
+    found = [points[-1][1]["path"] for run in runs for key in keys if (points := run.column(key))]
     if not found:
         return None
 

@@ -49,12 +49,20 @@ class Logged:
     def table(self, name: str) -> dict[str, Any]:
         """The last table of a name."""
         path = self.column(name)[-1][1]["path"]
-        return json.loads((self.folder / "files" / path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
 
     @property
     def names(self) -> set[str]:
         """Every name under which something was sent."""
         return {*self.summary}.union(*self.history)
+
+
+def located(row: dict[str, Any], files: Path) -> dict[str, Any]:
+    """A row of the history, with the files of its tables and pictures where they are below `files`."""
+    return {
+        name: value | {"path": str(files / value["path"])} if isinstance(value, dict) and "path" in value else value
+        for name, value in row.items()
+    }
 
 
 def items(updates: Any) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def read(folder: Path) -> Logged:
         elif kind == "config":
             logged.config |= items(record.config.update)
         elif kind == "history":
-            logged.history.append(items(record.history.item))
+            logged.history.append(located(items(record.history.item), folder / "files"))
         elif kind == "summary":
             logged.summary |= items(record.summary.update)
         elif kind == "metric":
