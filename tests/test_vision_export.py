@@ -113,6 +113,9 @@ def test_videos_are_refused(tmp_path):
     model = exported("qwen2_5_vl", "block", False, tmp_path)
     with pytest.raises(ValueError, match="pixel_values_videos: videos are not read: give images"):
         model.generate(torch.tensor([[5, END]]), max_new_tokens=2, pixel_values_videos=torch.zeros(1))
+    video = model.config.video_token_id
+    with pytest.raises(ValueError, match=rf"input_ids hold video tokens \(id {video}\): videos are not read"):
+        model.generate(torch.tensor([[5, video, END]]), max_new_tokens=2)
 
 
 @pytest.fixture(scope="module")

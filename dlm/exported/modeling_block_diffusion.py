@@ -128,11 +128,12 @@ class BlockDiffusionForCausalLM(Parent):
         self, prompts: list[Tensor], kept: Tensor, arguments: dict[str, Tensor]
     ) -> list[Pictures] | list[None]:
         """The pictures of every prompt, whose tokens are those of the call that are `kept` [B, P]; None if none has
-        any. Raises `ValueError` for image tokens without images."""
+        any. Raises `ValueError` for image tokens without images, and for video tokens."""
         if "pixel_values" not in arguments:
-            image_id = getattr(self.config, "image_token_id", None)
-            if any(image_id in prompt for prompt in prompts if image_id is not None):
-                raise ValueError(f"input_ids hold image tokens (id {image_id}): give the pixel_values of the processor")
+            for kind, remedy in (("image", "give the pixel_values of the processor"), ("video", "videos are not read")):
+                token = getattr(self.config, f"{kind}_token_id", None)
+                if self.reads_images and token is not None and any(token in prompt for prompt in prompts):
+                    raise ValueError(f"input_ids hold {kind} tokens (id {token}): {remedy}")
             return [None] * len(prompts)
         arguments = {name: value.to(self.device) for name, value in arguments.items()}
         arguments |= {
