@@ -8,7 +8,7 @@ A study can be restarted at any time: a finished run is never trained again, an 
 checkpoint, and no measurement is repeated. All points of the first seed come before those of the second. A run that
 another process works on is tried again later, so several studies may share a runs folder. `--with results.json` skips
 what a report's results already hold. With `hydra/launcher=slurm hydra.launcher.partition=gpu --jobs 64` every run is a
-job of SLURM, up to 64 at a time.
+job of SLURM, up to 64 at a time. On a machine with other work, `--threads 1` keeps a job to one core.
 """
 
 from __future__ import annotations
@@ -249,6 +249,7 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of a job (default: its share of the cores)")
     parser.add_argument(
         "--with", type=Path, dest="earlier", metavar="RESULTS", help="leave out what these results hold"
     )
@@ -259,6 +260,8 @@ def main() -> int:
     try:
         if arguments.jobs < 1:
             raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
+        if arguments.threads is not None and arguments.threads < 1:
+            raise ValueError(f"--threads {arguments.threads} must be at least 1")
         sweeps = [path for a in arguments.arguments if a.endswith(".yaml") for path in sweep_files(a)]
         if not sweeps:
             raise ValueError("no sweep is named: give a YAML in sweeps/, or all of them (sweeps/*.yaml)")
@@ -272,7 +275,8 @@ def main() -> int:
             show(points, arguments.runs)
             return 0
         cores = launcher["cpus_per_task"] if launcher else (os.cpu_count() or 1) // arguments.jobs
-        command = commands(arguments.runs, max(1, cores or 1), sweeps_of_runs(loaded), launcher)
+        threads = arguments.threads or max(1, cores or 1)
+        command = commands(arguments.runs, threads, sweeps_of_runs(loaded), launcher)
         failed = Study(points, arguments.runs, arguments.jobs, command).run()
     except ValueError as error:
         parser.error(str(error))
