@@ -131,9 +131,10 @@ generated: $(BIN)/.installed ## write the pages and pictures of docs/ that are m
 	$(BIN)/python -m analysis.site
 
 PEER ?=
-smoke: $(BIN)/.installed ## every sweep, every artefact and the report at scale=smoke, in build/smoke
+smoke: $(BIN)/.installed ## every sweep, every artefact and the report at scale=smoke, in build/smoke, and the committed report
 	$(BIN)/python -m analysis.study sweeps/*.yaml scale=smoke --runs build/smoke/runs --jobs $(JOBS)
 	$(BIN)/python -m analysis.report scale=smoke --runs build/smoke/runs --out build/smoke/report
+	$(PYTEST) -k the_committed_report tests/test_report.py
 
 bench: $(BIN)/.installed ## how fast training and decoding are on this CPU, beside the naive way (PEER=a clone of dllm)
 	$(BIN)/python -m dlm.benchmark bench=train peer.dllm=$(or $(PEER),null) $(ARGS)

@@ -35,6 +35,7 @@ def test_a_sweep_over_paths_stays_one_unless_it_is_the_name_of_a_file(tmp_path):
     assert with_path_quoted("+data.path=a b", swept=True) == "+data.path='a b'"
 
 
+@pytest.mark.trains
 def test_a_command_is_called_with_its_paths_quoted(monkeypatch, tmp_path):
     seen = []
     command = hydra_command("train")(lambda cfg: seen.append(cfg.runs_dir))

@@ -38,6 +38,7 @@ def kinds(section: dict) -> list[str]:
     return [VIEWS[kind] for entry in section["panels"] for kind in entry]
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("name", options("workspace"))
 def test_every_section_and_panel_of_a_specification_is_in_the_workspace(name):
     asked = specification(name)

@@ -13,6 +13,7 @@ from dlm.runs.run import Run
 from dlm.train import train
 
 
+@pytest.mark.trains
 def test_rows_begin_again_after_those_that_are_distinct():
     rows = build(config(*SMALL, "+data.distinct=3", "tokens=4096")).data.train_rows
     assert len({tuple(rows[index].x0.tolist()) for index in range(3)}) == 3

@@ -75,6 +75,7 @@ def test_orderings_are_compared_at_another_size_of_the_parent():
     assert [p.outcome for p in contests(study)["a parent of 4.2M parameters"].pairs] == [SAME]
 
 
+@pytest.mark.trains
 def test_the_order_of_the_rows_is_compared_with_the_papers():
     study = Study()
     for seed in range(3):

@@ -197,6 +197,7 @@ def test_the_headline_and_the_labels_of_a_record():
     assert label("dLM", setting) == "dLM, TPF≈2 (τ=0.8)" and label("parent", setting) == "parent"
 
 
+@pytest.mark.trains
 def test_the_parents_card_repeats_its_record(parent, tmp_path):
     run = Run(tmp_path / "abc")
     parent.model.save_pretrained(run.model_folder)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CLEAN, EOS_ID, MASK_ID, PATTERNS, config, denoiser, everyday, options, random_batch
+from conftest import CLEAN, EOS_ID, MASK_ID, PATTERNS, config, denoiser, everyday, option_yaml, options, random_batch
 from made_recipe import LENGTH, ROWS, recipe
+from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from dlm.attention.block import Block
@@ -132,7 +133,8 @@ def test_the_data_of_every_yaml_marks_the_eos_behind_a_documents_own(data):
 
 
 def test_recipes_whose_publications_score_the_fill_do_so():
-    scored = {name for name in options("recipe") if config(f"recipe={name}").data.fill == "scored"}
+    recipes = {name: option_yaml("recipe", name) for name in options("recipe")}
+    scored = {name for name, recipe in recipes.items() if OmegaConf.select(recipe, "data.fill") == "scored"}
     assert scored == {"d2f", "diffusionvl", "dmax", "mars"}
 
 

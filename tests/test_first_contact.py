@@ -81,6 +81,7 @@ def test_what_an_item_measured_before_its_time_was_over_is_kept(tmp_path, monkey
     assert line["error"] == "it took more than 60 s" and line["result"] == {"arms": {"ours": {"ms": 1.0}}}
 
 
+@pytest.mark.trains
 def test_every_item_of_several_parts_keeps_each_as_it_comes():
     kept = []
     contact_items.run("train 1.5B", "cpu", "tiny", PEAKS, lambda result: kept.append(len(json.dumps(result))))

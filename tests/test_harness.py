@@ -128,6 +128,7 @@ def model_of(denoiser, parent, folder, decoder=None, **options) -> DiffusionLM:
     )
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     "overrides",
     everyday(
@@ -226,6 +227,7 @@ def test_a_cut_prompt_keeps_its_bos(tmp_path, parent):
     assert model.shortened([7, 1, 2], 3) == ([7, 1, 2], 0)
 
 
+@pytest.mark.trains
 def test_with_a_chat_template_a_question_is_a_turn_and_has_one_bos(tmp_path, parent, monkeypatch):
     found = opened(str(run_of(tmp_path / "runs", "attention=ar", "block_size=1", "token_shift=true").folder), "", "cpu")
     write_tasks(tmp_path / "tasks", parent, tasks.evaluation_set("test", 1)[:1], [])

@@ -181,6 +181,7 @@ def test_a_batch_that_cannot_fit_is_refused_naming_the_largest_that_does(checkpo
         plan(scorer, STEP, 64, 1000)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_computing_layers_again_changes_no_gradient(architecture):
     """But for the order of sums: the last layer, when it is computed again, multiplies another number of rows."""

@@ -177,6 +177,7 @@ def test_a_link_out_of_the_pages_goes_to_the_repository_or_is_its_text(source, t
     assert links.resolved(text, source, repository) == expected
 
 
+@pytest.mark.trains
 def test_no_module_imports_itself_by_way_of_others():
     assert house.circles(house.module_imports(ROOT)) == []
 

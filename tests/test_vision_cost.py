@@ -88,6 +88,7 @@ def made():
     return build(config(*SCENES))
 
 
+@pytest.mark.trains
 def test_a_budget_of_flops_counts_images_and_a_frozen_tower_costs_less(made, monkeypatch):
     monkeypatch.setattr(flops, "BATCHES", 2)
 
@@ -158,6 +159,7 @@ def test_a_frozen_decoder_keeps_what_gradients_pass_through_on_their_way_to_the_
     assert 0.5 * found["full"] < found["connector"] <= found["full"]
 
 
+@pytest.mark.trains
 def test_the_memory_of_a_step_has_the_row_with_the_most_images_of_the_data(made, capsys):
     cfg = config(*SCENES)
     model, most = made.denoiser.model, max(size_of_images(collate([row])) for row in made.data.train_rows)

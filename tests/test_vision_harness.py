@@ -105,6 +105,7 @@ def asked(folder, out, *names, **values):
     return found, benchmark(found, found.decoding, names, settings(folder, **values), False, out)
 
 
+@pytest.mark.trains
 def test_the_score_and_the_forwards_of_a_task_about_pictures_are_our_own(folder, tmp_path):
     found, scores = asked(folder, tmp_path, "scenes")
     ours = accuracy(run_tasks(found.dlm, found.converted.reader, examples(), found.decoder, NEW, 16))
