@@ -17,6 +17,7 @@ def experiment(*overrides):
     return build(config(*SMALL, *overrides))
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("unit", ["examples", "answer_tokens"])
 @pytest.mark.parametrize(
     "more", everyday([["trainer.accumulate=2"], [], ["trainer.devices=2"], ["attention=bidir"]], 2), ids=str
@@ -61,6 +62,7 @@ def test_of_text_without_answers_every_document_and_token_counts(tmp_path):
     assert found == {"examples": int(row.document.max()) + 1, "answer_tokens": int(row.targets.sum())}
 
 
+@pytest.mark.trains
 def test_a_long_run_is_recorded_without_drawing_all_its_rows(monkeypatch):
     made = experiment("tokens=8192")
     whole = made.budget.spent(made.data, made.conversion, made.num_steps)

@@ -56,6 +56,7 @@ def test_the_sections_are_those_that_a_study_needs():
     assert {"parallel", "importance", "bars"} <= {k for p in specification()["sections"][0]["panels"] for k in p}
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("name", options("workspace"))
 def test_every_part_of_the_report_is_about_the_runs_of_a_sweep_that_there_is(name):
     asked = specification(name)["report"]

@@ -53,6 +53,7 @@ def test_the_epochs_of_passes_are_those_that_are_made(order):
     assert data.summary(3 * len(table))["text"]["epochs"] == pytest.approx(3, rel=1e-6)
 
 
+@pytest.mark.trains
 def test_rows_are_painted_by_what_is_given_hidden_and_scored(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     data_command.inspect(asked(*CHAT, "block_size=16", "rows=1", "noise_level=full"))

@@ -35,6 +35,7 @@ def test_the_committed_page_is_what_the_command_gives_now(made):
     assert made == PAGE.read_text(encoding="utf-8"), "make design-space"
 
 
+@pytest.mark.trains
 def test_the_page_has_every_option_and_every_recipe_once(made):
     for group in GROUPS:
         for path in options(group):
@@ -95,6 +96,7 @@ def test_evidence_names_its_source_or_says_that_there_is_none():
     assert len(found) > 30
 
 
+@pytest.mark.trains
 def test_a_recipes_row_is_its_composed_config(made):
     cells = row(made, "[dmax](../conf/recipe/dmax.yaml)")
     assert cells[1] == "[DMax](https://arxiv.org/abs/2604.08302)"

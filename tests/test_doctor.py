@@ -15,6 +15,7 @@ def problems(*overrides):
     return [(f.subject, f.text) for f in findings(config(*SMALL, *overrides)) if f.kind == "problem"]
 
 
+@pytest.mark.trains
 def test_a_run_that_can_be_trained_has_no_problem_and_all_is_said(tmp_path):
     found = [*findings(config(*SMALL, f"runs_dir={tmp_path}/runs"))]
     said = {finding.subject: finding.text for finding in found}
@@ -79,6 +80,7 @@ def test_a_time_is_said_in_words():
     assert [duration(s) for s in (12, 60, 3599, 7500)] == ["12 s", "1 min", "1 h 0 min", "2 h 5 min"]
 
 
+@pytest.mark.trains
 def test_a_step_of_a_parent_that_reads_images_is_planned():
     findings = [*doctor.planned(config("model=tiny_vlm", "data=scenes", "recipe=none"))]
     assert findings and all(finding.kind == "good" for finding in findings)

@@ -217,6 +217,7 @@ def test_fast_dllms_decoding_gives_our_tokens(tied, exported):
         assert (nfe < NEW * len(PROMPTS)) == (threshold < 1)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("tied", everyday([True, False]))
 def test_vllms_decoding_of_nemotron_gives_our_tokens_where_its_blocks_are_ours(tied, exported):
     run, folder = exported("nemotron", tied)

@@ -90,7 +90,7 @@ def server(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.url, server.refuses = f"http://127.0.0.1:{server.server_port}", False
     server.seen = {"files": {}, "put": {}, "tokens": set()}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     server.api = HfApi(endpoint=server.url, token=TOKEN)

@@ -128,6 +128,7 @@ def test_a_grid_that_is_no_list_and_no_glob_is_refused(pattern):
         options_matching("recipe", pattern)
 
 
+@pytest.mark.trains
 def test_rows_have_the_flops_of_the_scale_and_their_own_choices(tmp_path):
     path = tmp_path / "rows.yaml"
     text = ROWS.read_text().partition("evaluations:")[0]

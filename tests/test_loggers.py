@@ -140,6 +140,7 @@ READERS = {
 }
 
 
+@pytest.mark.trains
 def test_several_loggers_get_the_same(trained, monkeypatch):
     sent = {}
     monkeypatch.setattr("dlm.logger.wandb.Wandb.log_summary", lambda self, values: sent.setdefault("wandb", values))

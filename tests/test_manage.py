@@ -105,6 +105,7 @@ def test_rm_removes_what_is_named_and_no_run_that_is_worked_on(runs, tmp_path, c
     assert code == 0 and [run.folder.exists() for run in runs] == [True, False, True]
 
 
+@pytest.mark.trains
 def test_gc_removes_what_no_run_needs_and_nothing_else(runs, tmp_path, capsys):
     runs[1].update(status="interrupted")
     for run in runs:

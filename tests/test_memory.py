@@ -73,6 +73,7 @@ def test_a_mixture_of_experts_is_traced_in_every_type(name, dtype):
     assert 0.9 * real <= got <= 1.1 * real
 
 
+@pytest.mark.trains
 def test_a_run_whose_memory_cannot_be_known_is_tried(monkeypatch, capsys):
     cfg = config("data.batch_size=2", "tokens=4096", "runtime.activation_checkpointing=true")
     experiment = build(cfg)

@@ -37,6 +37,7 @@ def test_monotone_levels_grow_within_a_document_and_reach_half_way_on_average():
     assert alone.unique().numel() == 50  # a document of one unit has a level of its own
 
 
+@pytest.mark.trains
 def test_monotone_noise_hides_ever_more_of_later_blocks_of_one_document_only():
     batch = random_batch(3000, 16, documents=[8, 8])
     masked = noise(Uniform(count="bernoulli", t_min=0.2, t_max=0.7, noise_level=Monotone()), batch).masked

@@ -62,6 +62,7 @@ def test_tokens_are_no_part_of_a_run_whose_budget_is_counted_otherwise():
     assert run_id(resolved(*other[0])) != run_id(resolved(*other[0][:1], "budget.amount=200"))
 
 
+@pytest.mark.trains
 def test_the_id_changes_with_every_choice_that_can():
     ids = [run_id(resolved(*o)) for o in ([], *([m] for m in MATTERS))]
     assert len(set(ids)) == len(MATTERS) + 1

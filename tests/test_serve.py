@@ -130,6 +130,7 @@ def test_a_growing_text_holds_back_what_a_stop_or_a_character_may_begin_with(by_
     assert all("�" not in growing.more([token]) for token in bytes_of) and growing.shown == "aé"
 
 
+@pytest.mark.trains
 def test_a_trace_has_every_forward_of_the_engine(server, by_mode):
     speaker, new, steps = by_mode["diffusion"], 20, []
     told = events(server.post("/dlm/trace", prompt=PROMPT, max_tokens=new, threshold=0.2).text)

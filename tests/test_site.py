@@ -41,6 +41,7 @@ def test_the_committed_pages_and_pictures_are_what_the_command_gives_now():
         assert path.read_text(encoding="utf-8") == text, f"{path}: python -m analysis.site"
 
 
+@pytest.mark.trains
 def test_every_drawing_of_the_folder_is_generated():
     assert set((DOCS / "pictures").glob("*.svg")) == {path for path in made() if path.suffix == ".svg"}
 
@@ -155,6 +156,7 @@ def test_the_options_of_a_file_by_hand(tmp_path):
     assert configuration.description(path) == "What it is (A, arXiv 2501.00001)."
 
 
+@pytest.mark.trains
 def test_every_value_of_every_group_is_in_the_reference():
     page = configuration.page()
     for group in configuration.groups():

@@ -58,6 +58,7 @@ def test_claims_without_runs_say_so():
     assert {c.verdict for c in evaluate_claims(Study().results, vision.numbers(), MODULES)} == {NO_RUNS}
 
 
+@pytest.mark.trains
 def test_the_page_has_every_table_beside_the_papers_and_names_what_is_not_there(tmp_path):
     made = study((0,))
     made.point("vlm_recipes", "bard_vl", 0, state="not trained")
