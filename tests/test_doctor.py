@@ -86,7 +86,7 @@ def test_a_step_of_a_parent_that_reads_images_is_planned():
     assert findings and all(finding.kind == "good" for finding in findings)
 
 
-@pytest.mark.trains
+@pytest.mark.slow
 def test_a_step_of_eight_billion_parameters_is_planned_without_their_weights(monkeypatch, capsys):
     """On eight GPUs of 80 GB that this machine does not have: with shards it fits, without it does not."""
     shape = ["model=random_8b", "model.dtype=float32", "trainer=gpu", "trainer.devices=8", "runtime.memory_gb=80"]

@@ -137,7 +137,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(trainable, c
 
 
 @pytest.mark.parametrize(
-    "extra", everyday([(("trainer.precision=bf16-mixed", "trainable=lora", "trainable.dropout=0.5"),), ((),)])
+    "extra", everyday([((),), (("trainer.precision=bf16-mixed", "trainable=lora", "trainable.dropout=0.5"),)])
 )
 def test_the_result_is_validated_whenever_the_last_scheduled_validation_was(extra, runs_dir):
     """And neither its weights nor its metrics differ from those of a run whose schedule ends with a validation."""
@@ -163,7 +163,7 @@ def test_the_same_config_and_seed_give_the_same_numbers_and_another_seed_does_no
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
-@pytest.mark.parametrize("precision", everyday(["64-true", "bf16-mixed", "bf16-true"], 2))
+@pytest.mark.parametrize("precision", everyday(["bf16-true", "bf16-mixed", "64-true"]))
 def test_every_precision_trains_to_about_the_same(precision, small_run, runs_dir):
     """From the very parent: each self-check passes, drift zero among them."""
     found = train(small(runs_dir, f"trainer.precision={precision}"))["record"]["train"]["val/nelbo_final"]
