@@ -10,6 +10,8 @@ from dlm.config.budget import UNITS, count, endless
 from dlm.config.build import build
 from dlm.runs.identity import run_id
 
+pytestmark = pytest.mark.trains  # or takes half a second
+
 SMALL = ("data.length=64", "data.batch_size=4", "data.val_rows=1", "block_size=8")
 
 
@@ -17,7 +19,6 @@ def experiment(*overrides):
     return build(config(*SMALL, *overrides))
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize("unit", ["examples", "answer_tokens"])
 @pytest.mark.parametrize(
     "more", everyday([["trainer.accumulate=2"], [], ["trainer.devices=2"], ["attention=bidir"]], 2), ids=str
@@ -29,7 +30,6 @@ def test_the_last_step_is_the_one_that_reaches_the_budget(unit, more):
     assert count(rows, range(len(rows)))[unit] >= amount > count(rows, range(len(rows) - step))[unit]
 
 
-@pytest.mark.trains
 def test_patterns_with_one_budget_of_examples_see_as_many_to_a_step():
     seen = []
     for pattern in ("block", "bidir", "ar"):
@@ -62,7 +62,6 @@ def test_of_text_without_answers_every_document_and_token_counts(tmp_path):
     assert found == {"examples": int(row.document.max()) + 1, "answer_tokens": int(row.targets.sum())}
 
 
-@pytest.mark.trains
 def test_a_long_run_is_recorded_without_drawing_all_its_rows(monkeypatch):
     made = experiment("tokens=8192")
     whole = made.budget.spent(made.data, made.conversion, made.num_steps)
@@ -107,7 +106,6 @@ def test_examples_that_never_come_are_not_waited_for(monkeypatch):
         experiment("budget.unit=examples", "budget.amount=100", "data.mixture={tasks: 1e-9, prose: 1.0}")
 
 
-@pytest.mark.trains
 def test_a_record_says_what_was_spent_in_every_unit(trained):
     budget = trained.record["budget"]
     assert tuple(budget) == UNITS and budget["tokens"] == trained.record["tokens"] == 1024

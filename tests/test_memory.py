@@ -26,6 +26,8 @@ from dlm.trainer.fit import fit_into_memory
 from dlm.trainer.memory import Step, estimate, plan, traced
 from dlm.types import Noised, generator
 
+pytestmark = pytest.mark.trains  # or takes half a second
+
 # Which experts a token goes to is not known beforehand, but how many there are for each is.
 EXPERTS = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2},
@@ -73,7 +75,6 @@ def test_a_mixture_of_experts_is_traced_in_every_type(name, dtype):
     assert 0.9 * real <= got <= 1.1 * real
 
 
-@pytest.mark.trains
 def test_a_run_whose_memory_cannot_be_known_is_tried(monkeypatch, capsys):
     cfg = config("data.batch_size=2", "tokens=4096", "runtime.activation_checkpointing=true")
     experiment = build(cfg)
@@ -168,7 +169,6 @@ def test_layers_are_computed_again_only_where_memory_is_short():
     assert plan(scorer, STEP, 64, plenty, checkpointing=True).checkpointing
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize("checkpointing", [None, False])
 def test_a_batch_that_cannot_fit_is_refused_naming_the_largest_that_does(checkpointing):
     scorer = denoiser(tiny("llama", torch.float32), "block", 4, False)
@@ -182,7 +182,6 @@ def test_a_batch_that_cannot_fit_is_refused_naming_the_largest_that_does(checkpo
         plan(scorer, STEP, 64, 1000)
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_computing_layers_again_changes_no_gradient(architecture):
     """But for the order of sums: the last layer, when it is computed again, multiplies another number of rows."""

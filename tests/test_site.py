@@ -93,6 +93,7 @@ def test_imports_run_downward_and_nobody_imports_a_command(package):
     assert order[-1] == ["commands"] and not any("commands" in others for others in found.values())
 
 
+@pytest.mark.trains
 def test_the_product_imports_neither_its_benchmark_nor_the_study():
     names = {file: set(mentioned(file)) for file in (ROOT / "dlm").rglob("*.py")}
     assert not {file for file, found in names.items() if any(n.split(".")[0] == "analysis" for n in found)}
@@ -220,6 +221,7 @@ def private_names(file):
             yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
 
 
+@pytest.mark.trains
 def test_what_is_borrowed_from_the_private_parts_of_libraries_is_on_the_page_of_internals():
     page = (DOCS / "internals.md").read_text(encoding="utf-8")
     names = {n for p in ("dlm", "analysis") for file in (ROOT / p).rglob("*.py") for n in private_names(file)}
