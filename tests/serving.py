@@ -41,6 +41,14 @@ def speakers() -> dict[str, Speaker]:
     return made | {"parent": Speaker("parent", ar_denoiser(parent), parent.tokenizer, Fixed(1))}
 
 
+def seeing() -> Speaker:
+    """The embedded vision-language parent as a dLM, untrained; in float64, so that equality means equality."""
+    parent = load_parent("pkg://dlm/assets/vlm", check=False)
+    parent.model.double()
+    dlm = Denoiser(parent.model, Block(4), parent.mask_id, True, parent.layer_types, parent.span_ids)
+    return Speaker("diffusion", dlm, parent.tokenizer, Threshold(0.4), parent.processor)
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
     for _ in range(6000):

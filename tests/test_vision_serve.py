@@ -5,17 +5,11 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT
 from PIL import Image
-from serving import running, speakers
+from serving import running, seeing, speakers
 
-from dlm.attention.block import Block
 from dlm.data import tasks
 from dlm.data.scenes.rows import Scenes, picture_of
-from dlm.decoding.threshold import Threshold
-from dlm.model.denoiser import Denoiser
-from dlm.model.parent import load_parent
-from dlm.watch.speaker import Speaker
 
 pytest.importorskip("fastapi")
 
@@ -24,11 +18,7 @@ BODY, NEW = 200_000, 12
 
 @pytest.fixture(scope="module")
 def speaker():
-    """The embedded vision-language parent as a dLM, untrained; in float64, so that equality means equality."""
-    parent = load_parent(str(ROOT / "dlm" / "assets" / "vlm"), check=False)
-    parent.model.double()
-    dlm = Denoiser(parent.model, Block(4), parent.mask_id, True, parent.layer_types, parent.span_ids)
-    return Speaker("diffusion", dlm, parent.tokenizer, Threshold(0.4), parent.processor)
+    return seeing()
 
 
 @pytest.fixture(scope="module")
