@@ -83,6 +83,24 @@ def running(by_mode: dict[str, Speaker], key: str | None = None, **limits):
         thread.join()
 
 
+@contextmanager
+def visited(browser, by_mode, width=1200, scheme="light", **options):
+    """The page of a server, which is closed before the server ends."""
+    with running(by_mode, **options) as server:
+        # Playwright waits for a function by `eval`, which the page forbids.
+        window = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+        made, errors = browser.new_page(**window, bypass_csp=True), []
+        made.set_default_timeout(60_000)
+        made.on("pageerror", lambda error: errors.append(str(error)))
+        try:
+            made.goto(server.url)
+            made.wait_for_function("info !== null || !document.querySelector('#key').hidden")
+            yield made
+            assert errors == []
+        finally:
+            made.close()
+
+
 def by_engine(
     speaker: Speaker, prompt: str, max_tokens: int = LIMITS["default_tokens"], seed: int = 0, stop=(), **settings
 ) -> Answer:

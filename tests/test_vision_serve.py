@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -81,8 +82,34 @@ def test_pictures_that_cannot_be_shown_are_refused_in_one_line(asked, message, s
     assert reply.status_code == 400 and message in said and "\n" not in said
 
 
+def test_a_trace_of_a_chat_about_pictures_has_the_tokens_and_the_answer_of_the_chat(server, speaker):
+    asked = body(uri(picture_of(tasks.evaluation_set("test", 1, families=Scenes.asked)[0].image)))
+    told = dict(line.split("\n") for line in server.post("/dlm/trace", **asked).text.strip().split("\n\n")[:-1])
+    opening, closing = (json.loads(told[f"event: {name}"].removeprefix("data: ")) for name in ("opening", "closing"))
+    said = server.post("/v1/chat/completions", **asked).json()
+    assert closing["text"] == said["choices"][0]["message"]["content"] and closing["nfe"] == said["usage"]["nfe"]
+    assert opening["prompt_tokens"].count(speaker.processor.image_token_id) == 16
+    assert server.service.settings()["diffusion"]["pictures"]
+
+
+@pytest.mark.parametrize("more", [{}, {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}])
+def test_a_trace_is_of_a_prompt_or_of_messages(more, server):
+    reply = server.post("/dlm/trace", **more)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == "the body must have either a prompt or messages"
+
+
+def test_turns_without_pictures_are_laid_out_by_the_processor_as_those_with(server, speaker, monkeypatch):
+    """Also where the tokenizer has no template, or takes contents in another form."""
+    monkeypatch.setattr(speaker.tokenizer, "chat_template", None)
+    said = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "count:"}], max_tokens=NEW)
+    expected = speaker.answer(speaker.encode("count:", NEW), NEW, [], 0)
+    assert said.json()["choices"][0]["message"]["content"] == expected.text
+
+
 @pytest.mark.slow
 def test_a_model_of_text_refuses_pictures():
     with running({"diffusion": speakers()["diffusion"]}, body=BODY) as server:
+        assert not server.service.settings()["diffusion"]["pictures"]
         reply = server.post("/v1/chat/completions", **body(uri(SMALL)))
     assert reply.status_code == 400 and "the parent reads text only" in reply.json()["error"]["message"]

@@ -17,7 +17,7 @@ from dlm.decoding.base import Decoder
 from dlm.decoding.engine.rule import CommitRule
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.self_speculative import SelfSpeculative
-from dlm.serving.pictures import Shown, shown, shows_pictures
+from dlm.serving.pictures import Shown, places_pictures, shown, shows_pictures
 from dlm.types import Images
 from dlm.watch.speaker import Speaker
 
@@ -114,8 +114,7 @@ def prompt_of(speaker: Speaker, messages: Sequence[Message], template: str) -> t
     """The prompt of a conversation, whose contents are texts or parts with pictures, and the texts that end its answer
     besides EOS. A model that reads images lays out all its conversations by the template of its processor, so that
     turns before the first picture look as they do behind it. Raises `ValueError` as `conversation` and `shown`."""
-    sees = speaker.processor is not None and speaker.processor.chat_template and template in ("auto", "chat")
-    if sees or shows_pictures(messages):
+    if places_pictures(speaker, template) or shows_pictures(messages):
         return shown(speaker, messages, template), ()
     return conversation(speaker.tokenizer, messages, template), stops_of(speaker.tokenizer, template)
 

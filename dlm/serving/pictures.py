@@ -19,6 +19,7 @@ from dlm.errors import one_line
 from dlm.watch.speaker import Speaker
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # Pillow would run other programs for some of the others
+WITH_PLACES = ("auto", "chat")  # the templates that are the model's own
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,16 @@ def shows_pictures(messages: Sequence[dict[str, Any]]) -> bool:
     return any(not isinstance(message["content"], str) for message in messages)
 
 
+def places_pictures(speaker: Speaker, template: str) -> bool:
+    """Whether a model reads images, and a template has places for them."""
+    return bool(speaker.processor and speaker.processor.chat_template) and template in WITH_PLACES
+
+
 def require_places(speaker: Speaker, template: str) -> ProcessorMixin:
     """The processor that puts pictures in their places. Raises `ValueError` for a model of text, and for a template
     without places."""
     processor = require_processor(speaker.processor, "a conversation")
-    if template not in ("auto", "chat"):
+    if template not in WITH_PLACES:
         raise ValueError(f"template={template} has no places for pictures: choose template=chat")
     return processor
 

@@ -14,9 +14,9 @@ from dlm.decoding.engine.stops import StopStrings
 from dlm.serving.answers import Answer
 from dlm.serving.batcher import Batcher, Done, Event, Job
 from dlm.serving.metrics import Metrics
-from dlm.serving.modes import DIFFUSION, Encoded, Message, encoded, prompt_of, rule_of
-from dlm.serving.pictures import Shown, opened, require_places, shows_pictures
-from dlm.serving.protocol import Asked
+from dlm.serving.modes import DIFFUSION, Encoded, encoded, prompt_of, rule_of
+from dlm.serving.pictures import Shown, opened, places_pictures, require_places, shows_pictures
+from dlm.serving.protocol import Asked, ChatMessage
 from dlm.types import generator
 from dlm.watch.speaker import Speaker
 
@@ -138,22 +138,24 @@ class Service:
         return ids, images
 
     def chat(
-        self, speaker: Speaker, messages: Sequence[Message], template: str | None
+        self, asked: Asked, chat: Sequence[ChatMessage], template: str | None = None
     ) -> tuple[str | Shown, tuple[str, ...]]:
-        """The prompt of a conversation whose pictures are data URIs, and the texts that end its answer. Raises
-        `ValueError` as `prompt_of` and, for the pictures, `opened`."""
-        template = template or self.template
+        """The prompt of a client's chat, and the texts that end its answer. Raises `UnknownModel`, and `ValueError` as
+        `prompt_of` and, for the pictures, `opened`."""
+        speaker, template = self.speaker(asked.model, asked.mode), template or self.template
+        messages = [message.plain() for message in chat]
         if shows_pictures(messages):
             require_places(speaker, template)
             messages = opened(messages, self.limits)
         return prompt_of(speaker, messages, template)
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The numbers of every mode's decoder, and the block size."""
+        """The numbers of every mode's decoder, the block size, and whether it reads pictures."""
         return {
             mode: {
                 "decoder": type(speaker.decoder).__name__,
                 "block_size": speaker.denoiser.pattern.block_size,
+                "pictures": places_pictures(speaker, self.template),
                 **{name: n for name, n in vars(speaker.decoder.rule).items() if isinstance(n, int | float)},
             }
             for mode, speaker in self.speakers.items()
