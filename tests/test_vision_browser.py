@@ -149,7 +149,7 @@ def test_thumbnails_fit_the_window_have_names_and_are_reached_by_keys(width, sch
         assert sizes == [[48, f"Picture {name}"]] * 4 and page.evaluate("getComputedStyle(document.body).colorScheme")
         page.focus("#text")
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.ariaLabel") == f"Take back {name}"
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == f"Take back {name}"
         page.keyboard.press("Enter")
         attached(page, name)
         assert page.evaluate("document.activeElement.id") == "attach"

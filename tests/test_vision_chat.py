@@ -3,13 +3,11 @@
 import io
 
 import pytest
-from PIL import Image
 from rich.console import Console
 from serving import seeing, speakers
 
 from dlm.chat import Chatting
 from dlm.data import tasks
-from dlm.data.picture_files import read_pictures
 from dlm.data.pictures import processed
 from dlm.data.scenes.rows import Scenes, picture_of
 from dlm.serving.talk import Talk
@@ -109,10 +107,3 @@ def test_a_model_of_text_and_a_template_without_places_say_so_and_the_chat_goes_
     assert talk.attached == [] and len(talk.turns) == 2 and "tokens in" in rest[-1]
     said = said_to(Talk({"diffusion": speaker}, NEW, template="plain"), "/image one.png")
     assert said == ["error: template=plain has no places for pictures: choose template=chat"]
-
-
-def test_a_picture_stands_as_the_camera_was_held(tmp_path):
-    picture = Image.new("RGB", (4, 2))
-    picture.getexif()[0x0112] = 6  # turned by a quarter
-    picture.save(tmp_path / "turned.jpg", exif=picture.getexif())
-    assert read_pictures([str(tmp_path / "turned.jpg")])[0].size == (2, 4)

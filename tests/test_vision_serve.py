@@ -10,7 +10,9 @@ from PIL import Image
 from serving import running, seeing, speakers
 
 from dlm.data import tasks
+from dlm.data.picture_files import read_pictures
 from dlm.data.scenes.rows import Scenes, picture_of
+from dlm.serving.pictures import picture_of as opened_uri
 
 pytest.importorskip("fastapi")
 
@@ -54,6 +56,14 @@ def test_pictures_and_texts_are_answered_side_by_side_as_the_engine_answers_each
         assert said["choices"][0]["message"]["content"] == expected.text
         assert said["usage"]["prompt_tokens"] == len(ids)
     assert len({reply.json()["choices"][0]["message"]["content"] for reply in replies}) > 1
+
+
+def test_a_picture_stands_as_the_camera_was_held():
+    picture, file = Image.new("RGB", (4, 2)), io.BytesIO()
+    picture.getexif()[0x0112] = 6  # turned by a quarter
+    picture.save(file, "jpeg", exif=picture.getexif())
+    sent = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    assert opened_uri(sent, 4096).size == (2, 4) and read_pictures([sent])[0].size == (2, 4)
 
 
 SMALL, WIDE = Image.new("RGB", (8, 8)), Image.new("RGB", (128, 64))

@@ -47,8 +47,10 @@ async function pictureOf(file) {
 
 /** The attached pictures, each with a button that takes it back. */
 function thumbnails() {
+  $("said").textContent = `${plural(attached.length, "picture")} with the prompt`;
   $("attached").replaceChildren(...attached.map((one) => {
-    const back = make("button", { type: "button", textContent: "×", title: `Take back ${one.name}`, ariaLabel: `Take back ${one.name}` });
+    const back = make("button", { type: "button", textContent: "×", title: `Take back ${one.name}` });
+    back.setAttribute("aria-label", back.title);
     back.addEventListener("click", () => {
       attached = attached.filter((other) => other !== one);
       thumbnails();
