@@ -86,7 +86,7 @@ def test_lines_attach_list_and_take_back_pictures(speaker, folder):
     [
         ("/image none.png", "image 'none.png' is a missing picture: name a picture that Pillow can open"),
         ("/image one.png broken.png", "image 'broken.png' is a damaged picture"),
-        ("/image ~nobody/one.png", "image '~nobody/one.png' is a missing picture"),
+        ("/image ~no_such_user/one.png", "image '~no_such_user/one.png' is a missing picture"),
         ("/image https://example.org/one.png", "is the address of a picture, which is not downloaded"),
         ("/image 'one.png", "/image 'one.png cannot be read (No closing quotation): put quotes around a path"),
         ("/image " + "one.png " * 64, "show fewer or smaller pictures"),
