@@ -1,13 +1,17 @@
-"""Talk with a converted model in the terminal: `python -m dlm.chat run=ID`.
+"""Talk with a converted model in the terminal: `python -m dlm.chat run=ID`, of one that reads images also about
+pictures: `/image scene.png`.
 
 An answer appears block by block, as it is committed; the colour of a token is that of the forward that committed it.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -19,6 +23,7 @@ from dlm.config.command_line import hydra_command
 from dlm.config.finished import found
 from dlm.config.kinds import require_options
 from dlm.config.settings import Chat
+from dlm.data.picture_files import read_pictures
 from dlm.model.packed_linears import PackedLinears
 from dlm.serving.modes import DIFFUSION, modes, require_template
 from dlm.serving.talk import Said, Talk
@@ -31,7 +36,9 @@ HELP = {
     "ar": "answer with the same weights, one token per forward",
     "speculate": "answer as /ar would, in fewer forwards: the dLM drafts, AR verifies",
     "parent": "the AR parent's answer to the last question, which is not kept",
-    "reset": "forget the conversation",
+    "image": "PATH, or several: pictures for the next message; without a path it gets none",
+    "images": "list the pictures of the conversation and of the next message",
+    "reset": "forget the conversation and its pictures",
     "quit": "end",
 }
 
@@ -60,8 +67,12 @@ class Chatting:
 
     def command(self, name: str) -> None:
         if name == "reset":
-            self.talk.turns = []
+            self.talk.forget()
             self.note("the conversation is forgotten")
+        elif name.split(maxsplit=1)[:1] == ["image"]:
+            self.attach(name.removeprefix("image").strip())
+        elif name == "images":
+            self.note("\n".join(listed(self.talk)) or "there are no pictures: /image PATH attaches one")
         elif name == PARENT and PARENT in self.talk.speakers:
             self.answer(PARENT, None)
         elif name in self.talk.speakers and name != PARENT:
@@ -71,6 +82,14 @@ class Chatting:
             self.note("\n".join(f"/{name:10} {what}" for name, what in HELP.items()))
         else:
             self.note(f"/{name} is not known here: /help lists what is")
+
+    def attach(self, paths: str) -> None:
+        if not paths:
+            self.talk.attached = []
+            return self.note("the next message has no pictures")
+        named = paths_of(paths)
+        self.talk.attach(self.mode, [*zip(named, read_pictures(named), strict=True)])
+        self.note(", ".join(map(told, self.talk.attached)) + ": with the next message")
 
     def answer(self, mode: str, question: str | None) -> None:
         if question is None and not self.talk.turns:
@@ -85,6 +104,30 @@ class Chatting:
 
     def note(self, text: str) -> None:
         self.console.print(Text(printable(text), "dim"), soft_wrap=True)
+
+
+def paths_of(text: str) -> list[str]:
+    """The paths in a line: it as a whole, if that is a file, or else as a shell would read them, with quotes around
+    spaces. Raises `ValueError` for a quote that does not end."""
+    if os.path.isfile(os.path.expanduser(text)):
+        return [text]
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"/image {text} cannot be read ({error}): put quotes around a path with spaces") from error
+
+
+def told(part: dict[str, Any]) -> str:
+    """A picture in words."""
+    return "{} ({} x {} pixels)".format(os.path.basename(part["name"]), *part["image"].size)
+
+
+def listed(talk: Talk) -> Iterator[str]:
+    """A line for every picture, with the message of the user that has it."""
+    messages = [turn["content"] for turn in talk.turns if turn["role"] == "user"]
+    for number, content in enumerate(messages, 1):
+        yield from (f"message {number}: {told(p)}" for p in content if isinstance(p, dict) and p["type"] == "image")
+    yield from (f"the next message: {told(part)}" for part in talk.attached)
 
 
 def cost_of(mode: str, said: Said) -> str:

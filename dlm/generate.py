@@ -13,8 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from PIL.Image import Image
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
@@ -25,7 +24,7 @@ from dlm.config.exported import ExportedFolder
 from dlm.config.finished import FinishedRun, found
 from dlm.config.kinds import require_options
 from dlm.config.settings import Generate
-from dlm.data.picture_files import Unreadable, file_of, opened
+from dlm.data.picture_files import read_pictures
 from dlm.decoding.fixed import Fixed
 from dlm.errors import one_line
 from dlm.model.packed_linears import PackedLinears
@@ -45,14 +44,6 @@ def standard_input() -> str:
         return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is no text in UTF-8 ({error}): convert it, as iconv -t UTF-8 does") from error
-
-
-def pictures(value: str | ListConfig | None) -> list[Image]:
-    """The pictures of the files that an option names. Raises `ValueError` for one that is missing or damaged."""
-    try:
-        return [opened(file_of(path, Path.cwd())) for path in texts(value) if path]
-    except Unreadable as error:
-        raise ValueError(f"image {error.name!r} is {error.reason}: name a picture that Pillow can open") from error
 
 
 def check(cfg: DictConfig) -> None:
@@ -118,14 +109,15 @@ def main(cfg: DictConfig) -> None:
     check(cfg)
     model = found(cfg.run, cfg.runs_dir, cfg.device)
     prompts = [standard_input()] if cfg.prompt == "-" else texts(cfg.prompt)
-    shown = pictures(cfg.image)
+    paths = [path for path in texts(cfg.image) if path]
+    shown = read_pictures(paths)
     models = speakers(cfg, model)
     encoded = [[speaker.encode_with(prompt, shown, cfg.max_new_tokens) for speaker in models] for prompt in prompts]
     console = Console(force_terminal=True if cfg.live is True else None)
     delay = cfg.delay if cfg.live is True or (cfg.live == "auto" and console.is_terminal) else None
     options = {"max_new_tokens": cfg.max_new_tokens, "stops": texts(cfg.stop), "seed": cfg.seed}
     console.print(Text("run".ljust(INDENT)).append(model.name, "dim"))
-    names = [Path(path).name for path in texts(cfg.image) if path]
+    names = [Path(path).name for path in paths]
     if shown:
         console.print(Text("image".ljust(INDENT)).append(printable(", ".join(names)), "dim"), soft_wrap=True)
     in_page = [embedded_picture(*named) for named in zip(names, shown, strict=True)] if cfg.html else []

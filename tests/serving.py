@@ -41,6 +41,14 @@ def speakers() -> dict[str, Speaker]:
     return made | {"parent": Speaker("parent", ar_denoiser(parent), parent.tokenizer, Fixed(1))}
 
 
+def seeing() -> Speaker:
+    """The embedded vision-language parent as a dLM, untrained; in float64, so that equality means equality."""
+    parent = load_parent("pkg://dlm/assets/vlm", check=False)
+    parent.model.double()
+    dlm = Denoiser(parent.model, Block(4), parent.mask_id, True, parent.layer_types, parent.span_ids)
+    return Speaker("diffusion", dlm, parent.tokenizer, Threshold(0.4), parent.processor)
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
     for _ in range(6000):
@@ -73,6 +81,24 @@ def running(by_mode: dict[str, Speaker], key: str | None = None, **limits):
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def visited(browser, by_mode, width=1200, scheme="light", **options):
+    """The page of a server, which is closed before the server ends."""
+    with running(by_mode, **options) as server:
+        # Playwright waits for a function by `eval`, which the page forbids.
+        window = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+        made, errors = browser.new_page(**window, bypass_csp=True), []
+        made.set_default_timeout(60_000)
+        made.on("pageerror", lambda error: errors.append(str(error)))
+        try:
+            made.goto(server.url)
+            made.wait_for_function("info !== null || !document.querySelector('#key').hidden")
+            yield made
+            assert errors == []
+        finally:
+            made.close()
 
 
 def by_engine(

@@ -1,6 +1,7 @@
 """Conversations with pictures: their formats, their documents, what is left out, and the prepared corpus."""
 
 import base64
+import copy
 import io
 import json
 import pickle
@@ -9,6 +10,7 @@ import random
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from dlm.config.build import make
@@ -16,8 +18,8 @@ from dlm.data import scenes
 from dlm.data.image_chat import NAMED, ImageChatEncoder
 from dlm.data.origin import Batch
 from dlm.data.packing import collate
-from dlm.data.picture_files import parts_of
-from dlm.data.pictures import require_processor
+from dlm.data.picture_files import parts_of, read_pictures
+from dlm.data.pictures import processed, rendered, require_processor
 from dlm.model.compose import compose, new_tower
 from dlm.model.parent import load_parent, resolve
 
@@ -227,3 +229,19 @@ def test_an_image_without_an_address_is_a_place_for_the_rows_own_picture():
     """And no traceback: a row that has none is then left out and counted."""
     for part in ({"type": "image_url"}, {"type": "image_url", "image_url": {}}, {"type": "image"}):
         assert parts_of([part]) == [{"type": "image", "image": None}]
+
+
+@pytest.mark.parametrize("template", ["", "{{ bos_token }}"])
+def test_prompts_with_and_without_pictures_begin_with_one_bos_if_the_tokenizer_adds_it(template, processor, picture):
+    processor = copy.deepcopy(processor)
+    tokenizer = processor.tokenizer
+    assert processed(processor, "list:", [])[0] == tokenizer("list:", add_special_tokens=False)["input_ids"]
+    tokenizer.bos_token = tokenizer.eos_token
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    adds = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    tokenizer.backend_tokenizer.post_processor = adds
+    processor.chat_template = template + processor.chat_template
+    for pictures in ([], read_pictures([str(picture)])):
+        content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": "list:"}]
+        ids, _ = processed(processor, rendered(processor, [{"role": "user", "content": content}]), pictures)
+        assert ids[0] == bos[1] and ids.count(bos[1]) == 1

@@ -11,9 +11,10 @@ from visions import save_llava
 
 from dlm.attention.block import Block
 from dlm.config.build import ar_denoiser
+from dlm.data.picture_files import read_pictures
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
-from dlm.generate import Speaker, literal, main, pictures
+from dlm.generate import Speaker, literal, main
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import load_parent
 from dlm.runs.run import Run
@@ -56,7 +57,7 @@ def run(folder):
 
 
 def test_the_prompt_of_a_picture_is_what_the_template_and_the_processor_make_of_it(speaker, folder):
-    one, two = (pictures(str(folder / f"{name}.png")) for name in ("one", "two"))
+    one, two = (read_pictures([str(folder / f"{name}.png")]) for name in ("one", "two"))
     image_id = speaker.processor.image_token_id
     for shown in (one, [*one, *two]):
         ids, images = speaker.encode_with("what?", shown, 8)
@@ -97,7 +98,7 @@ def test_what_cannot_be_shown_is_named_in_one_line(option, message, run, folder,
 
 def test_models_and_processors_that_read_no_pictures_say_so(speaker, folder, monkeypatch):
     text = load_parent("pkg://dlm/assets/tiny", check=False)
-    shown = pictures(str(folder / "one.png"))
+    shown = read_pictures([str(folder / "one.png")])
     with pytest.raises(ValueError, match="the parent reads text only"):
         Speaker("AR", ar_denoiser(text), text.tokenizer, Fixed(1)).encode_with("what?", shown, 8)
     ids, images = speaker.encode_with("what?", shown, 8)

@@ -2,20 +2,17 @@
 
 import base64
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT
 from PIL import Image
-from serving import running, speakers
+from serving import running, seeing, speakers
 
-from dlm.attention.block import Block
 from dlm.data import tasks
+from dlm.data.picture_files import read_pictures
 from dlm.data.scenes.rows import Scenes, picture_of
-from dlm.decoding.threshold import Threshold
-from dlm.model.denoiser import Denoiser
-from dlm.model.parent import load_parent
-from dlm.watch.speaker import Speaker
+from dlm.serving.pictures import picture_of as opened_uri
 
 pytest.importorskip("fastapi")
 
@@ -24,11 +21,7 @@ BODY, NEW = 200_000, 12
 
 @pytest.fixture(scope="module")
 def speaker():
-    """The embedded vision-language parent as a dLM, untrained; in float64, so that equality means equality."""
-    parent = load_parent(str(ROOT / "dlm" / "assets" / "vlm"), check=False)
-    parent.model.double()
-    dlm = Denoiser(parent.model, Block(4), parent.mask_id, True, parent.layer_types, parent.span_ids)
-    return Speaker("diffusion", dlm, parent.tokenizer, Threshold(0.4), parent.processor)
+    return seeing()
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +58,14 @@ def test_pictures_and_texts_are_answered_side_by_side_as_the_engine_answers_each
     assert len({reply.json()["choices"][0]["message"]["content"] for reply in replies}) > 1
 
 
+def test_a_picture_stands_as_the_camera_was_held():
+    picture, file = Image.new("RGB", (4, 2)), io.BytesIO()
+    picture.getexif()[0x0112] = 6  # turned by a quarter
+    picture.save(file, "jpeg", exif=picture.getexif())
+    sent = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    assert opened_uri(sent, 4096).size == (2, 4) and read_pictures([sent])[0].size == (2, 4)
+
+
 SMALL, WIDE = Image.new("RGB", (8, 8)), Image.new("RGB", (128, 64))
 
 
@@ -91,8 +92,34 @@ def test_pictures_that_cannot_be_shown_are_refused_in_one_line(asked, message, s
     assert reply.status_code == 400 and message in said and "\n" not in said
 
 
+def test_a_trace_of_a_chat_about_pictures_has_the_tokens_and_the_answer_of_the_chat(server, speaker):
+    asked = body(uri(picture_of(tasks.evaluation_set("test", 1, families=Scenes.asked)[0].image)))
+    told = dict(line.split("\n") for line in server.post("/dlm/trace", **asked).text.strip().split("\n\n")[:-1])
+    opening, closing = (json.loads(told[f"event: {name}"].removeprefix("data: ")) for name in ("opening", "closing"))
+    said = server.post("/v1/chat/completions", **asked).json()
+    assert closing["text"] == said["choices"][0]["message"]["content"] and closing["nfe"] == said["usage"]["nfe"]
+    assert opening["prompt_tokens"].count(speaker.processor.image_token_id) == 16
+    assert server.service.settings()["diffusion"]["pictures"]
+
+
+@pytest.mark.parametrize("more", [{}, {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}])
+def test_a_trace_is_of_a_prompt_or_of_messages(more, server):
+    reply = server.post("/dlm/trace", **more)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == "the body must have either a prompt or messages"
+
+
+def test_turns_without_pictures_are_laid_out_by_the_processor_as_those_with(server, speaker, monkeypatch):
+    """Also where the tokenizer has no template, or takes contents in another form."""
+    monkeypatch.setattr(speaker.tokenizer, "chat_template", None)
+    said = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "count:"}], max_tokens=NEW)
+    expected = speaker.answer(speaker.encode("count:", NEW), NEW, [], 0)
+    assert said.json()["choices"][0]["message"]["content"] == expected.text
+
+
 @pytest.mark.slow
 def test_a_model_of_text_refuses_pictures():
     with running({"diffusion": speakers()["diffusion"]}, body=BODY) as server:
+        assert not server.service.settings()["diffusion"]["pictures"]
         reply = server.post("/v1/chat/completions", **body(uri(SMALL)))
     assert reply.status_code == 400 and "the parent reads text only" in reply.json()["error"]["message"]

@@ -5,10 +5,9 @@ Needs playwright (`pip install '.[browser]'`) and a Chromium."""
 import json
 import re
 import threading
-from contextlib import contextmanager
 
 import pytest
-from serving import by_engine, running, speakers
+from serving import by_engine, speakers, visited
 
 from dlm.decoding.engine.session import Session
 from dlm.watch.page import page
@@ -202,23 +201,6 @@ def metered(monkeypatch):
     monkeypatch.setattr(Session, "step", lambda self: (may.acquire(timeout=10), step(self)))
     yield may.release
     may.release(10_000)
-
-
-@contextmanager
-def visited(browser, by_mode, width=1200, **options):
-    """The page of a server, which is closed before the server ends."""
-    with running(by_mode, **options) as server:
-        # Playwright waits for a function by `eval`, which the page forbids.
-        made, errors = browser.new_page(viewport={"width": width, "height": 900}, bypass_csp=True), []
-        made.set_default_timeout(60_000)
-        made.on("pageerror", lambda error: errors.append(str(error)))
-        try:
-            made.goto(server.url)
-            made.wait_for_function("info !== null || !document.querySelector('#key').hidden")
-            yield made
-            assert errors == []
-        finally:
-            made.close()
 
 
 def test_a_typed_prompt_is_denoised_as_its_forwards_come_and_equals_the_engines_answer(browser, by_mode, metered):

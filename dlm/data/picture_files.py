@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 PLACE = "<image>"  # in the text of a message, as LLaVA writes it
 OF_PNG = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}  # the modes that a PNG has
@@ -56,13 +56,27 @@ def read(path: str, folder: Path) -> bytes:
         raise Unreadable("the address of a picture, which is not downloaded", path)
     try:
         return (folder / Path(path).expanduser()).read_bytes()
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:  # no file, no such home (~name), no path at all
         raise Unreadable("a missing picture", path) from error
 
 
 def opened(file: bytes) -> Image.Image:
-    """The picture of a file, in colours."""
-    return Image.open(io.BytesIO(file)).convert("RGB")
+    """The picture of a file, upright and in colours."""
+    return upright(Image.open(io.BytesIO(file)))
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture in colours, turned as its file says that the camera was held."""
+    return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def read_pictures(paths: Iterable[str]) -> list[Image.Image]:
+    """The pictures of files, of which relative paths begin at the working directory. Raises `ValueError` for one that
+    is missing or damaged."""
+    try:
+        return [opened(file_of(path, Path.cwd())) for path in paths]
+    except Unreadable as error:
+        raise ValueError(f"image {error.name!r} is {error.reason}: name a picture that Pillow can open") from error
 
 
 def parts_of(content: Any) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from dlm.data.packing import adds_bos
 from dlm.types import Images
 
 Message = dict[str, Any]
@@ -38,9 +39,12 @@ def rendered(processor: ProcessorMixin, messages: list[Message]) -> str:
 
 
 def processed(processor: ProcessorMixin, text: str, pictures: list[Any]) -> tuple[list[int], Images | None]:
-    """The token ids of a rendered prompt and its pictures' tensors; None if it has no pictures."""
+    """The token ids of a rendered prompt and its pictures' tensors; None if it has no pictures. With and without them
+    it begins with BOS, once, if the tokenizer adds it."""
     if not pictures:
-        return processor.tokenizer(text, add_special_tokens=False)["input_ids"], None
+        ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        bos = [processor.tokenizer.bos_token_id] if adds_bos(processor.tokenizer) else []
+        return ids if ids[:1] == bos else bos + ids, None
     inputs = processor(text=[text], images=[pictures], return_tensors="pt")
     ids = inputs["input_ids"][0].tolist()
     bos = processor.tokenizer.bos_token_id

@@ -167,8 +167,7 @@ def openai_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        speaker = service.speaker(body.model, body.mode)
-        prompt, stops = service.chat(speaker, [message.plain() for message in body.messages], body.template)
+        prompt, stops = service.chat(body, body.messages, body.template)
         answering = service.ask(body, [prompt], body.max_completion_tokens or body.max_tokens, stops)
         name = body.model or service.name
         return await respond(request, Reply(answering, body, name, "chat.completion", chat_choice, chat_chunk))
@@ -177,7 +176,11 @@ def openai_routes(app: FastAPI, service: Service) -> None:
 def own_routes(app: FastAPI, service: Service) -> None:
     @app.post("/dlm/trace")
     async def traced(body: TraceBody, request: Request) -> Response:
-        answering = service.ask(body, body.prompt, body.max_tokens, traced=True)
+        prompts, stops = body.prompt, ()
+        if body.messages is not None:
+            prompt, stops = service.chat(body, body.messages)
+            prompts = [prompt]
+        answering = service.ask(body, prompts, body.max_tokens, stops, traced=True)
         return streamed(request, answering, trace(answering))
 
     @app.get("/dlm/info")

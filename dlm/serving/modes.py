@@ -11,15 +11,19 @@ from dlm.config.build import make
 from dlm.config.exported import ExportedFolder
 from dlm.config.finished import FinishedRun
 from dlm.data.packing import adds_bos
+from dlm.data.pictures import processed
 from dlm.decoding.ar import AR
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.rule import CommitRule
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.self_speculative import SelfSpeculative
+from dlm.serving.pictures import Shown, places_pictures, shown, shows_pictures
+from dlm.types import Images
 from dlm.watch.speaker import Speaker
 
 DIFFUSION = "diffusion"
 Message = Mapping[str, Any]  # its role and its content
+Encoded = tuple[list[int], Images | None]  # the token ids of a prompt, and the images that they stand for
 
 
 def modes(source: FinishedRun | ExportedFolder, decoding: dict[str, Any] | None, parent: bool) -> dict[str, Speaker]:
@@ -106,11 +110,24 @@ def stops_of(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ..
     return (PLAIN_STOP,) if template == "plain" or (template == "auto" and not tokenizer.chat_template) else ()
 
 
-def ids_of(speaker: Speaker, prompt: str | list[int], max_new_tokens: int) -> list[int]:
-    """The token ids of a prompt, which may be ids already. Raises `ValueError` if the model cannot continue it."""
+def prompt_of(speaker: Speaker, messages: Sequence[Message], template: str) -> tuple[str | Shown, tuple[str, ...]]:
+    """The prompt of a conversation, whose contents are texts or parts with pictures, and the texts that end its answer
+    besides EOS. A model that reads images lays out all its conversations by the template of its processor, so that
+    turns before the first picture look as they do behind it. Raises `ValueError` as `conversation` and `shown`."""
+    if places_pictures(speaker, template) or shows_pictures(messages):
+        return shown(speaker, messages, template), ()
+    return conversation(speaker.tokenizer, messages, template), stops_of(speaker.tokenizer, template)
+
+
+def encoded(speaker: Speaker, prompt: str | list[int] | Shown, max_new_tokens: int) -> Encoded:
+    """What a model is given of a prompt, which may be ids already. Raises `ValueError` if it cannot continue it."""
+    if isinstance(prompt, Shown):
+        ids, images = processed(speaker.processor, prompt.text, prompt.pictures)
+        speaker.require_readable(ids, prompt.text, max_new_tokens)
+        return ids, images
     if isinstance(prompt, str):
-        return speaker.encode(prompt, max_new_tokens)
+        return speaker.encode(prompt, max_new_tokens), None
     size = len(speaker.tokenizer)
     if wrong := [token for token in prompt if not 0 <= token < size]:
         raise ValueError(f"token {wrong[0]} of a prompt is not in the vocabulary of {size} tokens")
-    return prompt
+    return prompt, None

@@ -1,4 +1,5 @@
-"""Conversations about pictures: data URIs within the server's limits. Nothing is fetched."""
+"""Conversations about pictures, as the model's chat template lays them out, and the data URIs of clients, within the
+server's limits. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -9,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from transformers import ProcessorMixin
 
 from dlm.config.settings import Limits
+from dlm.data.picture_files import upright
 from dlm.data.pictures import bare, place_of, rendered, require_processor
 from dlm.errors import one_line
 from dlm.watch.speaker import Speaker
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # Pillow would run other programs for some of the others
+WITH_PLACES = ("auto", "chat")  # the templates that are the model's own
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,24 @@ def shows_pictures(messages: Sequence[dict[str, Any]]) -> bool:
     return any(not isinstance(message["content"], str) for message in messages)
 
 
-def shown(speaker: Speaker, messages: Sequence[dict[str, Any]], template: str, limits: Limits) -> Shown:
-    """A conversation whose messages have texts or parts, of which images are data URIs. Raises `ValueError` for a model
-    of text, a template without places, what is no picture, and what the limits exclude."""
+def places_pictures(speaker: Speaker, template: str) -> bool:
+    """Whether a model reads images, and a template has places for them."""
+    return bool(speaker.processor and speaker.processor.chat_template) and template in WITH_PLACES
+
+
+def require_places(speaker: Speaker, template: str) -> ProcessorMixin:
+    """The processor that puts pictures in their places. Raises `ValueError` for a model of text, and for a template
+    without places."""
     processor = require_processor(speaker.processor, "a conversation")
-    if template not in ("auto", "chat"):
+    if template not in WITH_PLACES:
         raise ValueError(f"template={template} has no places for pictures: choose template=chat")
+    return processor
+
+
+def shown(speaker: Speaker, messages: Sequence[dict[str, Any]], template: str) -> Shown:
+    """A conversation whose messages have texts or parts, of which images have their pictures. Raises `ValueError` as
+    `require_places`, for a text that holds a place, and for messages that the template refuses."""
+    processor = require_places(speaker, template)
     whole = [
         message | {"content": [{"type": "text", "text": c}] if isinstance(c := message["content"], str) else c}
         for message in messages
@@ -44,14 +60,27 @@ def shown(speaker: Speaker, messages: Sequence[dict[str, Any]], template: str, l
     parts = [part for message in whole for part in message["content"]]
     if any(part["type"] == "text" and place_of(processor) in part["text"] for part in parts):
         raise ValueError(f"a text holds {place_of(processor)!r}, which stands for a picture: leave it out")
-    uris = [part["image"] for part in parts if part["type"] == "image"]
-    if len(uris) > limits.pictures:
-        raise ValueError(f"{len(uris)} pictures exceed this server's {limits.pictures}")
-    pictures = [picture_of(uri, limits.pixels) for uri in uris]
     try:
-        return Shown(rendered(processor, bare(whole)), pictures)
+        text = rendered(processor, bare(whole))
     except Exception as error:  # a template raises errors of its own
         raise ValueError(f"the chat template refuses these messages: {one_line(error)}") from error
+    return Shown(text, [part["image"] for part in parts if part["type"] == "image"])
+
+
+def opened(messages: Sequence[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
+    """The messages of a client with pictures in the places of their data URIs. Raises `ValueError` for what is no
+    picture, and for what the limits exclude."""
+    count = sum(part["type"] == "image" for m in messages if not isinstance(m["content"], str) for part in m["content"])
+    if count > limits.pictures:
+        raise ValueError(f"{count} pictures exceed this server's {limits.pictures}")
+
+    def open_part(part: dict[str, Any]) -> dict[str, Any]:
+        return part | {"image": picture_of(part["image"], limits.pixels)} if part["type"] == "image" else part
+
+    return [
+        message if isinstance(c := message["content"], str) else message | {"content": [*map(open_part, c)]}
+        for message in messages
+    ]
 
 
 def picture_of(uri: str, max_pixels: int) -> Image.Image:
@@ -62,7 +91,7 @@ def picture_of(uri: str, max_pixels: int) -> Image.Image:
         picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(";base64,")[2], validate=True)), "r", FORMATS)
         size = picture.size
         if size[0] * size[1] <= max_pixels:
-            return picture.convert("RGB")
+            return upright(picture)
     except Exception as error:  # Pillow raises many types
         raise ValueError(f"image_url holds no whole picture of the formats {', '.join(FORMATS)}") from error
     raise ValueError(f"a picture of {size[0]} x {size[1]} pixels exceeds this server's {max_pixels}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
 from dlm.serving.modes import DIFFUSION
 
@@ -140,8 +140,10 @@ class ChatBody(Asked):
 
 
 class TraceBody(CompletionBody):
-    """The body of /dlm/trace: one prompt, whose every forward is told."""
+    """The body of /dlm/trace: one prompt, or in its place the messages of a chat, whose every forward is told."""
 
+    prompt: Any = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     n: Literal[1] = 1
 
     @field_validator("prompt")
@@ -150,3 +152,9 @@ class TraceBody(CompletionBody):
         if len(value) != 1:
             raise ValueError(f"has {len(value)} prompts, but a trace is of one")
         return value
+
+    @model_validator(mode="after")
+    def either(self) -> TraceBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("must have either a prompt or messages")
+        return self

@@ -9,19 +9,16 @@ from contextlib import suppress
 from typing import Any
 
 from dlm.config.settings import Limits
-from dlm.data.pictures import processed
 from dlm.decoding.engine.request import Request
 from dlm.decoding.engine.stops import StopStrings
 from dlm.serving.answers import Answer
 from dlm.serving.batcher import Batcher, Done, Event, Job
 from dlm.serving.metrics import Metrics
-from dlm.serving.modes import DIFFUSION, Message, conversation, ids_of, rule_of, stops_of
-from dlm.serving.pictures import Shown, shown, shows_pictures
-from dlm.serving.protocol import Asked
-from dlm.types import Images, generator
+from dlm.serving.modes import DIFFUSION, Encoded, encoded, prompt_of, rule_of
+from dlm.serving.pictures import Shown, opened, places_pictures, require_places, shows_pictures
+from dlm.serving.protocol import Asked, ChatMessage
+from dlm.types import generator
 from dlm.watch.speaker import Speaker
-
-Encoded = tuple[list[int], Images | None]  # the token ids of a prompt, and the images that they stand for
 
 
 class UnknownModel(LookupError):
@@ -126,42 +123,39 @@ class Service:
         speaker, new = self.speaker(asked.model, asked.mode), max_new_tokens or self.limits.default_tokens
         if new > self.limits.new_tokens:
             raise ValueError(f"max_tokens {new} exceeds this server's {self.limits.new_tokens}")
-        encoded = [self.encoded(speaker, prompt, new) for prompt in prompts]
+        given = [self.encoded(speaker, prompt, new) for prompt in prompts]
         seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
         stop = StopStrings((*(asked.stop or ()), *stops), speaker.tokenizer)
-        answering = Answering(self, speaker, [prompt for prompt in encoded for _ in range(asked.n)], stop, seed)
+        answering = Answering(self, speaker, [prompt for prompt in given for _ in range(asked.n)], stop, seed)
         answering.begin(asked, new, traced)
         return answering
 
     def encoded(self, speaker: Speaker, prompt: str | list[int] | Shown, max_new_tokens: int) -> Encoded:
-        images = None
-        if isinstance(prompt, Shown):
-            ids, images = processed(speaker.processor, prompt.text, prompt.pictures)
-            speaker.require_readable(ids, prompt.text, max_new_tokens)
-        else:
-            ids = ids_of(speaker, prompt, max_new_tokens)
+        ids, images = encoded(speaker, prompt, max_new_tokens)
         if len(ids) > self.limits.prompt_tokens:
             raise ValueError(f"a prompt of {len(ids)} tokens exceeds this server's {self.limits.prompt_tokens}")
         self.batcher.lanes[speaker.name].session.check(Request([ids], max_new_tokens, images=[images]))
         return ids, images
 
     def chat(
-        self, speaker: Speaker, messages: Sequence[Message], template: str | None
+        self, asked: Asked, chat: Sequence[ChatMessage], template: str | None = None
     ) -> tuple[str | Shown, tuple[str, ...]]:
-        """The prompt of a conversation and the texts that end its answer. Raises `ValueError` for messages or a
-        template that the tokenizer does not have, and for pictures as `shown` does."""
-        template = template or self.template
+        """The prompt of a client's chat, and the texts that end its answer. Raises `UnknownModel`, and `ValueError` as
+        `prompt_of` and, for the pictures, `opened`."""
+        speaker, template = self.speaker(asked.model, asked.mode), template or self.template
+        messages = [message.plain() for message in chat]
         if shows_pictures(messages):
-            return shown(speaker, messages, template, self.limits), ()
-        text = conversation(speaker.tokenizer, messages, template)
-        return text, stops_of(speaker.tokenizer, template)
+            require_places(speaker, template)
+            messages = opened(messages, self.limits)
+        return prompt_of(speaker, messages, template)
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The numbers of every mode's decoder, and the block size."""
+        """The numbers of every mode's decoder, the block size, and whether it reads pictures."""
         return {
             mode: {
                 "decoder": type(speaker.decoder).__name__,
                 "block_size": speaker.denoiser.pattern.block_size,
+                "pictures": places_pictures(speaker, self.template),
                 **{name: n for name, n in vars(speaker.decoder.rule).items() if isinstance(n, int | float)},
             }
             for mode, speaker in self.speakers.items()

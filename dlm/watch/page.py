@@ -12,7 +12,7 @@ from pathlib import Path
 from dlm.watch.trace import Race
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("replay.js", "dom.js", "lane.js", "chart.js", "panels.js", "player.js", "live.js", "main.js")
+SCRIPTS = ("replay.js", "dom.js", "lane.js", "chart.js", "panels.js", "player.js", "live.js", "attach.js", "main.js")
 # Inside a script element only "<" can end the text; in JSON it stands in strings alone, where an escape means the same.
 ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
 

@@ -52,12 +52,15 @@ async function meet() {
   field("temperature").value = diffusion.temperature ?? 0;
   field("max_tokens").value = info.limits.default_tokens;
   field("max_tokens").max = info.limits.new_tokens;
+  $("attach").hidden = $("ways").hidden = !diffusion.pictures;
   settings({ run: info.model, decoding: diffusion.decoder.toLowerCase(), block_size: diffusion.block_size });
 }
 
-/** The numbers of the form, as /dlm/trace takes them; what is left empty is the server's. */
+/** What is asked, as /dlm/trace takes it: the text, or with pictures a chat; numbers that are left empty are the server's. */
 function asked() {
-  const body = { prompt: $("text").value, max_tokens: Number(field("max_tokens").value), seed: Number(field("seed").value) };
+  const text = $("text").value, parts = attached.map(({ source }) => ({ type: "image_url", image_url: { url: source } }));
+  const said = parts.length ? { messages: [{ role: "user", content: [...parts, { type: "text", text }] }] } : { prompt: text };
+  const body = { ...said, max_tokens: Number(field("max_tokens").value), seed: Number(field("seed").value) };
   if (field("temperature").value !== "") body.temperature = Number(field("temperature").value);
   if (field("stop").value) body.stop = [field("stop").value];
   return body;
@@ -79,13 +82,13 @@ async function decode(trace, mode, body, signal, changed) {
   if (!trace.closing) throw new Error("the server broke off");
 }
 
-/** A race that is to be decoded: its traces are empty. */
+/** A race about what is in the form that is to be decoded: its traces are empty. */
 function begun(body, modes) {
   const { block_size, decoder } = info.modes.diffusion;
-  const { prompt, max_tokens, ...others } = body;
+  const { prompt, messages, max_tokens, ...others } = body;
   const values = { run: info.model, decoding: decoder.toLowerCase(), block_size, threshold: field("threshold").value || null, max_new_tokens: max_tokens, ...others };
   const empty = (mode) => ({ opening: { name: NAMES[mode] ?? mode, prompt_tokens: [], prompt_texts: [], block_size: 1, to_grid: 0, ends: [] }, steps: [], closing: null, most: max_tokens });
-  return { prompt, settings: values, traces: modes.map(empty) };
+  return { prompt: $("text").value, settings: values, traces: modes.map(empty), pictures: attached };
 }
 
 async function denoise() {
@@ -95,6 +98,7 @@ async function denoise() {
   trouble();
   try {
     await meet();
+    await attaching;
     const body = asked(), modes = ["diffusion", field("rival").value].filter(Boolean);
     race = begun(body, modes);
     races.push(race);
@@ -137,6 +141,7 @@ async function save() {
 /** Show the form, and get to know the server. */
 function live() {
   ask.hidden = $("intro").hidden = false;
+  listen();
   ask.addEventListener("submit", (event) => { event.preventDefault(); denoise(); });
   $("text").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask.requestSubmit(); }

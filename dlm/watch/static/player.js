@@ -34,7 +34,7 @@ class Player {
     Object.assign(this, { race, follows, chosen: null });
     $("prompt").querySelector("p").textContent = race.prompt || "(empty)";
     $("pictures").replaceChildren(...(race.pictures ?? []).map(picture));
-    $("prompt").hidden = !$("ask").hidden && $("text").value === race.prompt;
+    $("prompt").hidden = !$("ask").hidden && !race.pictures?.length && $("text").value === race.prompt;
     $("intro").hidden = true;
     $("race").hidden = $("transport").hidden = false;
     this.lay();
