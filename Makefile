@@ -70,7 +70,7 @@ long-parent: $(BIN)/.installed ## pretrain that parent further on tasks with lon
 	$(BIN)/python -m dlm.train pretrain=long logger=csv
 	$(BIN)/python -m dlm.exported.embedded pretraining=long to=dlm/assets/long
 
-vlm-parent: $(BIN)/.installed ## give the parent of long answers a vision tower, pretrain it on rendered scenes, and install it (an hour of one core)
+vlm-parent: $(BIN)/.installed ## give the parent of long answers a vision tower, pretrain it on rendered scenes, and install it (half an hour of one core)
 	test -d build/vlm || $(BIN)/python -m dlm.compose to=build/vlm image_mean=0.08 image_std=0.3
 	$(BIN)/python -m dlm.train pretrain=scenes model.path=build/vlm logger=csv
 	$(BIN)/python -m dlm.exported.embedded pretraining=scenes to=dlm/assets/vlm

@@ -49,6 +49,14 @@ def test_an_orthogonal_change_of_equal_size():
     assert got == {"mean_abs": 1.0, "relative": pytest.approx(math.sqrt(2)), "one_minus_cos": pytest.approx(1.0)}
 
 
+def test_a_tensor_that_began_as_zeros_has_no_relative_drift_and_leaves_that_of_its_kind_alone():
+    of_zeros = difference(torch.zeros(2).double(), torch.tensor([0.0, 3.0]).double())
+    assert of_zeros["mean_abs"] == 1.5 and math.isnan(of_zeros["relative"]) and math.isnan(of_zeros["one_minus_cos"])
+    other = difference(torch.tensor([1.0, 0.0]).double(), torch.tensor([0.0, 1.0]).double())
+    drift = pd.DataFrame([of_zeros, other]).assign(tensor=["a", "b"], layer=0, kind="ffn", numel=2)
+    assert by_layer(drift).loc[0, ["mean_abs", "relative"]].tolist() == [1.25, other["relative"]]
+
+
 def test_aggregates_weigh_tensors_by_their_size():
     drift = pd.DataFrame(
         {"tensor": ["a", "b"], "layer": [0, 0], "kind": ["ffn", "ffn"], "numel": [1, 3]}

@@ -8,6 +8,7 @@ plots an "average difference" per layer without defining it. Three definitions a
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -81,14 +82,18 @@ def measure(model: PreTrainedModel, reference: Path) -> pd.DataFrame:
 
 
 def difference(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
-    """The three measures for one tensor, in float64."""
+    """The three measures for one tensor, in float64. One that began as zeros, such as the bias of a new layer, has no
+    length or direction to compare with: two of them are NaN."""
     delta, norm = after - before, before.norm()
     if not delta.any():
         return dict.fromkeys(MEASURES, 0.0)
+    mean_abs = delta.abs().mean().item()
+    if norm == 0:
+        return {"mean_abs": mean_abs, "relative": math.nan, "one_minus_cos": math.nan}
     cosine = (before * after).sum() / (norm * after.norm()).clamp_min(1e-300)
     return {
-        "mean_abs": delta.abs().mean().item(),
-        "relative": (delta.norm() / norm.clamp_min(1e-300)).item(),
+        "mean_abs": mean_abs,
+        "relative": (delta.norm() / norm).item(),
         "one_minus_cos": (1 - cosine).clamp_min(0).item(),
     }
 
@@ -114,18 +119,18 @@ def kind_of(name: str, model: PreTrainedModel) -> str:
 
 
 def by_layer(drift: pd.DataFrame) -> pd.DataFrame:
-    """One row per layer and kind: every measure averaged over the tensors, weighted by their size."""
-    weighted = (
-        drift[list(MEASURES)]
-        .mul(drift["numel"], axis=0)
-        .assign(layer=drift["layer"], kind=drift["kind"], numel=drift["numel"])
+    """One row per layer and kind: every measure averaged over the tensors that have it, weighted by their size."""
+    measures = drift[list(MEASURES)]
+    place = drift[["layer", "kind", "numel"]]
+    weighted, weights = (
+        place.join(values.mul(drift["numel"], axis=0)).groupby(["layer", "kind"], as_index=False).sum()
+        for values in (measures, measures.notna())
     )
-    total = weighted.groupby(["layer", "kind"], as_index=False).sum()
-    total[list(MEASURES)] = total[list(MEASURES)].div(total["numel"], axis=0)
-    return total
+    weighted[list(MEASURES)] = weighted[list(MEASURES)].div(weights[list(MEASURES)])
+    return weighted[["layer", "kind", *MEASURES, "numel"]]
 
 
 def summary(drift: pd.DataFrame) -> dict[str, float]:
-    """Each kind's measures over all layers, weighted by size: `attention/relative`, `ffn/mean_abs`, …"""
-    total = by_layer(drift.assign(layer=0))
-    return {f"{row.kind}/{m}": getattr(row, m) for row in total.itertuples() for m in MEASURES}
+    """Each kind's measures over all layers, as far as it has them, weighted by size: `attention/relative`, …"""
+    total = by_layer(drift.assign(layer=0)).set_index("kind")[list(MEASURES)].stack().dropna()
+    return {f"{kind}/{measure}": value for (kind, measure), value in total.items()}

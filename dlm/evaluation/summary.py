@@ -71,8 +71,8 @@ def drift_table(drift: dict[str, float]) -> Table:
     for column in ("", "mean |ΔW|", "‖ΔW‖ / ‖W‖", "1 − cos"):
         table.add_column(column)
     for kind in sorted({name.split("/")[0] for name in drift}):
-        values = (drift[f"{kind}/{m}"] for m in ("mean_abs", "relative", "one_minus_cos"))
-        table.add_row(kind, *(f"{v:.3g}" for v in values))
+        values = (drift.get(f"{kind}/{m}") for m in ("mean_abs", "relative", "one_minus_cos"))
+        table.add_row(kind, *("—" if v is None else f"{v:.3g}" for v in values))
     return table
 
 
