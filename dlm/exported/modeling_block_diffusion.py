@@ -1,9 +1,10 @@
 """A language model that decodes by block diffusion. It depends on torch and transformers only.
 
 The weights and the layers are those of the parent class; only `generate` differs. Blocks of `config.block_size` tokens
-begin with the text or behind its prompt (`config.block_anchor`) and are finished from left to right. Every forward predicts all masked tokens of the current block and commits the confident
-ones, at least one. The same forward writes the previously finished tokens to the key-value cache, so the number of
-forwards (NFE) is the number of denoising steps. The images of a prompt are read once, before the first.
+begin with the text, or behind its prompt (`config.block_anchor`), and are finished from left to right. Every forward
+predicts all masked tokens of the current block and commits the confident ones, at least one. The same forward writes
+the previously finished tokens to the key-value cache, so the number of forwards (NFE) is the number of denoising steps.
+The images of a prompt are read once, before the first.
 """
 
 from __future__ import annotations

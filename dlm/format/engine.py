@@ -47,7 +47,7 @@ class Engine(Format):
     reference: type[AttentionPattern]
     fixed_mask_id: int | None = None  # an id that the engines do not read from the config
     token_shift: bool = False
-    anchor: BlockAnchor | None = BlockAnchor.ABSOLUTE  # where their grid of blocks begins; None: the model does not see it
+    anchor: BlockAnchor | None = BlockAnchor.ABSOLUTE  # where their blocks begin; None: either is taken
     prefix, head = "model.", HEAD  # how the names of the tensors begin, and the name of the head
     qkv_bias = qk_norm = False
 
