@@ -15,7 +15,6 @@ from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from dlm.attention.base import BlockAnchor
 from dlm.config.build import default_decoding, make, requested_decoding
 from dlm.config.command_line import hydra_command
 from dlm.config.kinds import require_options
@@ -98,11 +97,6 @@ def converted(run: Run, folder: Path, rule: dict[str, Any]) -> Converted:
     """What is exported of a run, whose weights are in `folder`, with the settings of its commit rule."""
     config, model = run.config, empty_model(folder)
     pattern = make(config.attention)
-    if pattern.block_anchor is not BlockAnchor.ABSOLUTE:
-        raise ValueError(
-            f"attention.block_anchor={pattern.block_anchor.value} cannot be exported: every layout decodes blocks that "
-            "begin with the text; train with attention.block_anchor=absolute for that"
-        )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ends = eos_ids(model, tokenizer)
     settings = {

@@ -12,14 +12,18 @@ from dlm.attention.compilation import VERSIONS
 @pytest.mark.compiles
 def test_a_compiled_step_gives_the_same_and_one_version_serves_every_layer_and_every_number_of_a_rule():
     """Three graphs of a step: a layer, what comes before the network and what comes after it, and one of the masks. A
-    second of each for the last sequence, and one of what comes after for another class of rules. A layer in training is
-    one graph whatever the masks. Nothing breaks a graph."""
+    second of each for the last sequence, and one of what comes after for another class of rules. With images they are
+    as many, and with windows in some layers two more. A layer in training is one graph whatever the masks. Nothing
+    breaks a graph."""
     found = said_by("compiled.py", "ordinary")
     assert found["training_layer"] == {"graphs": 1, "breaks": 0}
     assert found["tokens"]["breaks"] == 0
     threshold, other_threshold, one, two, four = found["tokens"]["graphs"]
     assert threshold == other_threshold <= 2 * 4
     assert one == two == four <= threshold + 2
+    seen = found["pictures"]
+    assert 0 < seen["qwen3_vl"]["graphs"] <= 2 * 4 and 0 < seen["gemma3"]["graphs"] <= 2 * 6
+    assert not any(family["breaks"] for family in seen.values())
 
 
 @pytest.mark.slow

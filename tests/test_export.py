@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
 from transformers.generation.streamers import BaseStreamer
 
+import dlm
+from dlm.attention.base import BlockAnchor
 from dlm.attention.block import Block
-from dlm.config.build import converted_denoiser, requested_decoding
+from dlm.config.build import converted_denoiser, make, requested_decoding
+from dlm.config.exported import ExportedFolder
 from dlm.decoding import threshold
 from dlm.decoding.base import Decoder
 from dlm.decoding.engine.loop import Blocks
@@ -46,9 +49,13 @@ ARCHITECTURES = {
     "llama": SHAPE | {"model_type": "llama"},
     "gemma3": SHAPE | {"model_type": "gemma3_text", "sliding_window": 8, "layer_types": LAYERS},
 }
+BEHIND = "attention.block_anchor=prompt"
 CASES = {
     "block": ("tiny", "attention=block", "token_shift=false"),
     "block_shift": ("tiny", "attention=block", "token_shift=true"),
+    "behind": ("tiny", "attention=block", BEHIND, "token_shift=false"),
+    "behind_shift": ("tiny", "attention=block", BEHIND, "token_shift=true"),
+    "behind_noisy": ("tiny", "attention=block_noisy", BEHIND, "token_shift=true"),
     "bidir": ("tiny", "attention=bidir", "token_shift=false"),
     "bidir_block": ("tiny", "attention=bidir", "attention.canvas=block", "token_shift=true"),
     "bidir_shift": ("tiny", "attention=bidir", "token_shift=true"),
@@ -56,6 +63,7 @@ CASES = {
     "ar": ("tiny", "attention=ar", "token_shift=true"),
     "llama": ("llama", "attention=block", "token_shift=false"),
     "gemma3": ("gemma3", "attention=block", "token_shift=true"),
+    "gemma3_behind": ("gemma3", "attention=block", BEHIND, "token_shift=true"),
     "gemma3_bidir": ("gemma3", "attention=bidir", "token_shift=false"),
 }
 # Random models rarely say EOS, so a fifth of the vocabulary counts as EOS in some settings.
@@ -187,6 +195,16 @@ def test_the_exported_weights_and_tokenizer_are_the_runs_own(runs, tmp_path):
     again = load_parent(str(folder), check=False, trust_remote_code=True)
     assert all(torch.equal(weight, before.get(n, weight)) for n, weight in again.model.state_dict().items())
     assert again.mask_id == json.loads((folder / "config.json").read_text())["mask_token_id"]
+
+
+def test_an_exported_folder_is_loaded_with_the_grid_of_its_run(runs, tmp_path):
+    """One of an earlier version has no word about it."""
+    folder = export(runs["behind"], tmp_path / "out")
+    file, values = folder / "config.json", json.loads((folder / "config.json").read_text())
+    assert dlm.load(str(folder)).denoiser.pattern == make(runs["behind"].config.attention)
+    assert values.pop("block_anchor") == "prompt" and "| block anchor | prompt |" in (folder / "README.md").read_text()
+    file.write_text(json.dumps(values))
+    assert ExportedFolder(folder).pattern.block_anchor is BlockAnchor.ABSOLUTE
 
 
 def test_an_exported_folder_is_no_autoregressive_model(runs, tmp_path):

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import EOS_ID, PATTERNS, Rows, denoiser, everyday, pattern_of
+from visions import IMAGE, prompts, seeing
 
+from dlm.attention.block import Block
 from dlm.attention.masks import block_mask, dense_mask
 from dlm.decoding.engine import session
 from dlm.decoding.engine.cache import SlotCache
@@ -27,9 +29,14 @@ class Recording:
         self.step, self.canvas, self.pending = step, canvas, canvas.max_pending
 
     def replay(self):
-        now, self.canvas.max_pending = self.canvas.max_pending, self.pending
+        pictures, now = self.canvas.pictures, self.canvas.max_pending
+        self.canvas.max_pending = self.pending
+        if pictures is not None:
+            rereads, pictures.rereads = pictures.rereads, False  # what reads tokens of images waits for the device
         self.step(self.canvas)
         self.canvas.max_pending = now
+        if pictures is not None:
+            pictures.rereads = rereads
 
 
 @pytest.fixture
@@ -60,6 +67,20 @@ def test_fixed_shapes_and_replays_give_the_same_tokens_and_the_same_nfe(
     recorded = list(like_a_gpu)
     assert made == Threshold(0.3).generate(scorer, request)
     assert len(recorded) == len(set(recorded)) > 0  # none twice for a batch size, with or without pending rows
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", pytest.param("llava", marks=pytest.mark.slow)])
+def test_a_step_that_reads_tokens_of_an_image_is_not_replayed_and_those_behind_it_are(family, like_a_gpu):
+    """An image that reaches into the block of its answer comes to a place whose steps were recorded."""
+    scorer = seeing(family, Block(4), True)
+    texts, images = prompts(family, [(5, 2, 0), (1, 1, 1), (4 if family == "llava" else 6, 1, 1)])
+    assert IMAGE in texts[-1][len(texts[-1]) // 4 * 4 :]
+    rereads = []
+    request = Request(texts, 16, 2, batch_size=2, images=images)
+    watched = replace(request, compile=True, on_step=lambda canvas: rereads.append(canvas.pictures.rereads))
+    made = Fixed(2).generate(scorer, watched)
+    assert [(g.tokens, g.nfe) for g in made] == [(g.tokens, g.nfe) for g in Fixed(2).generate(scorer, request)]
+    assert like_a_gpu and True in rereads and not rereads[0] and not rereads[-1]
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 3])

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dlm.decoding.threshold import Threshold
 from dlm.export import export, main
 from dlm.format.base import Converted
+from dlm.format.nemotron import Nemotron
 from dlm.format.sdar import SDAR
 
 RULE = {"threshold": 0.9, "tokens_per_step": None}
@@ -80,6 +81,17 @@ def test_a_parent_of_another_family_is_refused(name):
     other = made("nemotron" if name == "sdar" else "sdar")
     family = other.model.config.model_type
     assert f"its parent is a {family}, and {RECIPES[name][3].architecture} has the layers of" in refused(name, other)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_blocks_that_begin_behind_the_prompt_are_refused_for_engines_whose_blocks_begin_with_the_text(name):
+    subject = made(name)
+    behind = type(subject.pattern)(8, block_anchor="prompt")
+    if name == "nemotron":
+        return Nemotron().require(replace(subject, pattern=behind))
+    message = refused(name, replace(subject, pattern=behind))
+    assert "attention.block_anchor=prompt, and its engines begin the grid of blocks with the text" in message
+    assert "train with attention.block_anchor=absolute, or use format=hf" in message
 
 
 @pytest.mark.parametrize(("name", "mask_id"), [("sdar", 151_669), ("fast_dllm", 151_665)])

@@ -229,6 +229,14 @@ def test_vllms_decoding_of_nemotron_gives_our_tokens_where_its_blocks_are_ours(t
     assert [as_vllm(model, p, NEW, BLOCK, None, 1030, 2) for p in whole] == expected
 
 
+@pytest.mark.trains
+def test_vllms_decoding_of_nemotron_gives_our_tokens_of_every_prompt_where_our_blocks_begin_behind_it(tmp_path):
+    run = a_run(tmp_path / "run", "nemotron", False, "attention.block_anchor=prompt")
+    model = engine_model("nemotron", export(run, tmp_path / "out", 0.3, None, Nemotron("float32")))
+    expected, _ = ours(run, Threshold(0.3), PROMPTS)
+    assert [as_vllm(model, p, NEW, BLOCK, 0.3, 1030) for p in PROMPTS] == expected
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_mask_token_is_never_the_most_probable_in_an_exported_head(name, exported):
     """Engines do not exclude it, and tied heads have trained its row as an input."""

@@ -14,6 +14,8 @@ from transformers import AutoModelForImageTextToText
 from visions import END, FAMILIES, IMAGE, prompts, save_llava, seeing, vision
 
 import dlm
+from dlm.attention.block import Block
+from dlm.attention.block_noisy import BlockNoisy
 from dlm.data.pictures import processed, rendered
 from dlm.decoding.engine.request import Request
 from dlm.decoding.threshold import Threshold
@@ -40,13 +42,14 @@ TEMPLATE = f"{{% for m in messages %}}{{% for part in m.content %}}{PART}{{% end
 QUESTIONS = ["what?", "how many discs are there?"]
 
 
-def exported(family: str, name: str, shift: bool, folder):
+def exported(family: str, attention: str, shift: bool, folder):
     """The exported folder of a tiny random model, under a pattern, as plain transformers load it."""
-    model, pattern = vision(family), pattern_of(name, SIZE)
+    model, pattern = vision(family), ATTENTION[attention]
     model.save_pretrained(folder / "weights")
     settings = {
         "attention_windows": layer_types(model),
         "block_size": SIZE,
+        "block_anchor": pattern.block_anchor.value,
         "cacheable": pattern.cacheable,
         "whole_canvas": pattern.whole_canvas,
         "clean_context": pattern.clean_stream,
@@ -61,17 +64,20 @@ def exported(family: str, name: str, shift: bool, folder):
     return AutoModelForImageTextToText.from_pretrained(folder / "out", trust_remote_code=True, dtype=torch.float64)
 
 
-CASES = [("llava", "block", False), ("qwen2_5_vl", "block", True), ("gemma3", "block", False)]
-CASES += [("llava", "bidir", True), ("llava", "block_noisy", False)]
+ATTENTION = {"block": Block(SIZE), "noisy": BlockNoisy(SIZE), "bidir": pattern_of("bidir", SIZE)}
+ATTENTION |= {"behind": Block(SIZE, block_anchor="prompt"), "noisy_behind": BlockNoisy(SIZE, block_anchor="prompt")}
+CASES = [("llava", "block", False), ("qwen2_5_vl", "block", True), ("qwen3_vl", "behind", True)]
+CASES += [("gemma3", "block", False), ("gemma3", "behind", False), ("llava", "noisy_behind", False)]
+CASES += [("llava", "bidir", True), ("llava", "noisy", False)]
 CASES += [(family, "block", True) for family in FAMILIES if family != "qwen2_5_vl"]
 
 
-@pytest.mark.parametrize(("family", "pattern", "shift"), everyday(CASES, 2))
+@pytest.mark.parametrize(("family", "pattern", "shift"), everyday(CASES, 3))
 def test_the_exported_code_decodes_pictures_as_the_engine_does(family, pattern, shift, tmp_path):
     model = exported(family, pattern, shift, tmp_path)
     texts, images = prompts(family, SHAPES)
     request = Request(texts, NEW, 2, images=images)
-    made = Threshold(0.2).generate(seeing(family, pattern_of(pattern, SIZE), shift), request)
+    made = Threshold(0.2).generate(seeing(family, ATTENTION[pattern], shift), request)
     for text, seen, expected in zip(texts, images, made, strict=True):
         given = {"input_ids": torch.tensor([text])} if seen is None else joined([torch.tensor(text)], [seen])
         out = model.generate(**given, max_new_tokens=NEW, return_dict_in_generate=True)
@@ -79,8 +85,9 @@ def test_the_exported_code_decodes_pictures_as_the_engine_does(family, pattern, 
 
 
 @pytest.mark.slow
-def test_padding_beside_pictures_changes_no_token(tmp_path):
-    model, (texts, images) = exported("qwen2_5_vl", "block", False, tmp_path), prompts("qwen2_5_vl", SHAPES[:3])
+@pytest.mark.parametrize("attention", ["block", "behind"])
+def test_padding_beside_pictures_changes_no_token(attention, tmp_path):
+    model, (texts, images) = exported("qwen2_5_vl", attention, False, tmp_path), prompts("qwen2_5_vl", SHAPES[:3])
     alone = [
         model.generate(**joined([torch.tensor(t)], [i]), max_new_tokens=NEW) for t, i in zip(texts, images, strict=True)
     ]

@@ -108,6 +108,8 @@ class ExportedFolder:
         node = OmegaConf.load(file)
         if "canvas" in node:
             node.canvas = "whole" if config["whole_canvas"] else "block"
+        if "block_anchor" in node:
+            node.block_anchor = config.get("block_anchor", node.block_anchor)
         return make(OmegaConf.create({"block_size": config["block_size"], "attention": node}).attention)
 
     @cached_property

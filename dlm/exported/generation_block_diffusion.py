@@ -1,5 +1,5 @@
 """What `generate` of an exported model is asked for: its options, prompts without padding, the rule that commits
-tokens, and where a text ends. It depends on torch and transformers only."""
+tokens, the canvas that a text is written on, and where it ends. It depends on torch and transformers only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.streamers import BaseStreamer
+
+from .pictures_block_diffusion import Pictures
 
 # Options that this decoding supports.
 SUPPORTED = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "eos_token_id"}
@@ -130,18 +139,6 @@ def supported_options(options: dict[str, Any], configs: tuple[GenerationConfig |
     return supported | {"temperature": 0.0 if greedy and temperature >= 0 else temperature}
 
 
-def ending(
-    new: Tensor, max_new_tokens: int, block_done: bool, eos_ids: Tensor, stop: StopStrings
-) -> tuple[Tensor, bool]:
-    """The new tokens [N] up to EOS or a stop string, and whether the text has ended."""
-    is_eos = torch.isin(new, eos_ids)
-    ended = bool(is_eos.any()) or len(new) == max_new_tokens
-    if is_eos.any():
-        new = new[: int(is_eos.int().argmax()) + 1]
-    until = stop(new) if ended or block_done else None
-    return new[:until], ended or until is not None
-
-
 def without_padding(input_ids: Tensor, attention_mask: Tensor | None, pad: int | None, eos_ids: list[int]) -> Tensor:
     """Which of the `input_ids` [B, P] are no padding [B, P]. Without an `attention_mask` [B, P], runs of the token
     `pad` at the ends of a row are. Raises `ValueError` for a mask of another shape or with holes, and where `pad` also
@@ -174,3 +171,77 @@ def require_one_row(streamer: BaseStreamer | None, num_rows: int) -> None:
     """Raises `ValueError` for a streamer of several rows."""
     if streamer is not None and num_rows > 1:
         raise ValueError(f"a streamer shows one text, and there are {num_rows}: give one prompt, to continue once")
+
+
+def to_grid(given: int, config: PreTrainedConfig) -> int:
+    """How far the places of a text with a prompt of `given` tokens are moved so that blocks begin at multiples of their
+    size: blocks begin with the text, or (`block_anchor` "prompt") behind its prompt. A first token alone is none."""
+    return -given * (config.block_anchor == "prompt" and given > 1) % config.block_size
+
+
+def whole_blocks(given: int, new: int, config: PreTrainedConfig) -> int:
+    """The places of a prompt of `given` tokens and of `new` ones, up to the end of a block, as in training."""
+    moved = to_grid(given, config)
+    return -(-(given + new + moved) // config.block_size) * config.block_size - moved
+
+
+class Canvas:
+    """A text that is being written, with K places in a block: the tokens `x` [L] of all places, and which of them are
+    `masked` [L + 1], where the last entry is a sentinel. The current block begins at `start`; the places before
+    `written` are in the `cache`. `token` and `confidence` [K] are the last predictions in the current block, and `nfe`
+    counts forwards. `span` [L] numbers the runs of image tokens that see one another both ways, and is -1 elsewhere;
+    None: there are none."""
+
+    def __init__(self, prompt: Tensor, max_new_tokens: int, config: PreTrainedConfig, pictures: Pictures | None):
+        self.given, self.size, self.pictures = len(prompt), config.block_size, pictures
+        self.to_grid = to_grid(self.given, config)
+        self.length = whole_blocks(self.given, max_new_tokens, config)
+        self.x = torch.full((self.length,), config.mask_token_id, device=prompt.device)
+        self.x[: self.given] = prompt
+        self.masked = torch.arange(self.length + 1, device=prompt.device) >= self.given
+        self.start, self.written, self.nfe = self.block_of(self.given) * self.size - self.to_grid, 0, 0
+        self.token = torch.zeros(self.size, dtype=torch.long, device=prompt.device)
+        self.confidence = torch.zeros(self.size, device=prompt.device)
+        self.cache = DynamicCache() if config.cacheable else None
+        both_ways = pictures is not None and config.clean_context
+        self.span = pictures.spans(self.start, self.length) if both_ways else None
+
+    def block_of(self, place: int | Tensor) -> int | Tensor:
+        """The block of a place."""
+        return (place + self.to_grid) // self.size
+
+    @property
+    def block(self) -> slice:
+        """The places of the current block."""
+        return slice(self.start, self.start + self.size)
+
+    @property
+    def block_done(self) -> bool:
+        """Whether no place of the current block is masked."""
+        return not self.masked[self.block].any()
+
+    @property
+    def new(self) -> Tensor:
+        """The tokens [N] behind the prompt, before the first masked place."""
+        return self.x[self.given : int(self.masked.int().argmax())]
+
+
+@dataclass
+class Task:
+    """How texts are to be continued: by at most `max_new_tokens`, which a `rule` commits, up to a `stop`. A `streamer`
+    is shown the tokens."""
+
+    max_new_tokens: int
+    rule: CommitRule
+    stop: StopStrings
+    streamer: BaseStreamer | None
+
+    def ending(self, text: Canvas) -> tuple[Tensor, bool]:
+        """The new tokens [N] of a text up to EOS or a stop string, and whether it has ended."""
+        new = text.new[: self.max_new_tokens]
+        is_eos = torch.isin(new, self.rule.eos_ids)
+        ended = bool(is_eos.any()) or len(new) == self.max_new_tokens
+        if is_eos.any():
+            new = new[: int(is_eos.int().argmax()) + 1]
+        until = self.stop(new) if ended or text.block_done else None
+        return new[:until], ended or until is not None

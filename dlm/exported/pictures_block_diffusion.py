@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -88,6 +89,49 @@ class Pictures:
                 reads[name] = (value[source] * given.view(-1, *[1] * (value.ndim - 1)))[None]
             reads |= {name: [value[source[given]] for value in values] for name, values in self.of_given.items()}
         return reads
+
+    def spans(self, start: int, length: int) -> Tensor | None:
+        """The number of the run of tokens in a span, for every place [length] of a text; -1 where there is none. None:
+        no token is in one. A run ends with the finished blocks, that is at `start`: what is behind is not in the cache
+        when they are written into it."""
+        if not self.in_span.any():
+            return None
+        found = runs(self.in_span[:start])
+        return torch.cat([found, found.new_full((length - start,), -1)])
+
+
+def reads_images(model: PreTrainedModel) -> bool:
+    return hasattr(model.config, "vision_config")
+
+
+def image_arguments(model: PreTrainedModel, options: dict[str, Any]) -> dict[str, Tensor]:
+    """Take the arguments of the model's forward that are about images out of the options of a call. Raises `ValueError`
+    for videos."""
+    names = signature(model.base_model.forward).parameters.keys() - COMMON if reads_images(model) else ()
+    found = {name: options.pop(name) for name in [*options] if name in names}
+    if videos := [name for name, value in found.items() if "video" in name and value is not None]:
+        raise ValueError(f"{videos[0]}: videos are not read: give images")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def pictures_of_prompts(
+    model: PreTrainedModel, prompts: list[Tensor], kept: Tensor, arguments: dict[str, Tensor]
+) -> list[Pictures] | list[None]:
+    """The pictures of every prompt, whose tokens are those of the call that are `kept` [B, P]; None if none has any.
+    Raises `ValueError` for image tokens without images, and for video tokens."""
+    if "pixel_values" not in arguments:
+        for kind, remedy in (("image", "give the pixel_values of the processor"), ("video", "videos are not read")):
+            token = getattr(model.config, f"{kind}_token_id", None)
+            if reads_images(model) and token is not None and any(token in prompt for prompt in prompts):
+                raise ValueError(f"input_ids hold {kind} tokens (id {token}): {remedy}")
+        return [None] * len(prompts)
+    arguments = {name: value.to(model.device) for name, value in arguments.items()}
+    arguments |= {
+        name: pad_sequence([row[keep] for row, keep in zip(value, kept, strict=True)], True)
+        for name, value in arguments.items()
+        if value.shape == kept.shape
+    }
+    return pictures_of(model, prompts, arguments)
 
 
 def pictures_of(model: PreTrainedModel, prompts: Sequence[Tensor], arguments: dict[str, Tensor]) -> list[Pictures]:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from dlm.attention.base import AttentionPattern
+from dlm.attention.base import AttentionPattern, BlockAnchor
 from dlm.format.base import Converted, Format
 from dlm.format.hf import NO_LIMIT, write_configs
 from dlm.format.masks import first_difference
@@ -47,6 +47,7 @@ class Engine(Format):
     reference: type[AttentionPattern]
     fixed_mask_id: int | None = None  # an id that the engines do not read from the config
     token_shift: bool = False
+    anchor: BlockAnchor | None = BlockAnchor.ABSOLUTE  # where their blocks begin; None: either is taken
     prefix, head = "model.", HEAD  # how the names of the tensors begin, and the name of the head
     qkv_bias = qk_norm = False
 
@@ -86,6 +87,11 @@ class Engine(Format):
                     f"{pair[0]} sees position {pair[1]}, or does not: train with "
                     f"attention={module_of(self.reference)}, {use}"
                 )
+        if self.anchor not in (None, made.pattern.block_anchor):
+            yield (
+                f"attention.block_anchor={made.pattern.block_anchor.value}, and its engines begin the grid of blocks "
+                f"with the text: train with attention.block_anchor={self.anchor.value}, {use}"
+            )
         if self.fixed_mask_id not in (None, made.mask_id):
             yield (
                 f"its mask token has id {made.mask_id}, and the engines hide tokens by id {self.fixed_mask_id}: use a "

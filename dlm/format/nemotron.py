@@ -43,7 +43,7 @@ class Nemotron(Engine):
 
     architecture, model_type = "NemotronLabsDiffusionModel", "nemotron_labs_diffusion"
     families, reference = ("llama", "mistral"), BlockTokenCausal
-    prefix, head = "encoder.", "diffusion_head.weight"
+    prefix, head, anchor = "encoder.", "diffusion_head.weight", None
 
     def __init__(self, dtype: str = "bfloat16", code: str = "nvidia/Nemotron-Labs-Diffusion-8B"):
         super().__init__(dtype)

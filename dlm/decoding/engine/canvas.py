@@ -142,6 +142,11 @@ class Canvas:
         span = None if self.pictures is None else self.pictures.span
         return None if span is None else span.gather(1, slots.clamp(0, span.shape[1] - 1))
 
+    @property
+    def rereads_images(self) -> bool:
+        """Whether the next forward may read tokens of images."""
+        return self.pictures is not None and self.pictures.rereads
+
     def shows_images(self, row: int) -> bool:
         """Whether the prompt of a sequence has images."""
         return self.pictures is not None and bool(self.pictures.context.given[row].any())

@@ -54,7 +54,8 @@ def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 class Replay:
     """`step(canvas)`, recorded as a CUDA graph after `WARM_UP` calls and replayed from then on, if it `can_record`.
-    Steps with and without pending rows are two graphs.
+    Steps with and without pending rows are two graphs. One that may read tokens of images is neither recorded nor
+    replayed: the host asks how many there are.
 
     A recording is valid as long as the canvas's tensors stay where they are; a step changes them in place.
     """
@@ -67,7 +68,7 @@ class Replay:
         self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, canvas: Canvas) -> None:
-        if not self.can_record:
+        if not self.can_record or canvas.rereads_images:
             return self.step(canvas)
         if self.placement is not canvas.placement:  # the tensors have moved
             self.placement, self.calls, self.graphs = canvas.placement, {}, {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,8 +23,8 @@ from dlm.types import moved
 @dataclass
 class Pictures:
     """The `context` of every slot, [B W], and its `span` (see `Rows`; None: images are read causally). A forward may
-    read tokens of images if it is the first, or if some are in a current block or the pattern caches nothing
-    (`rereads`)."""
+    read tokens of images if it is the first, or if some are not in the cache (`rereads`): those in a current block, or
+    all if the pattern caches nothing."""
 
     context: Context
     span: Int[Tensor, "B W"] | None
@@ -67,6 +67,13 @@ class Pictures:
         text = embedded(model, ids) if embeds is None else embeds
         has_given, self.first = self.first or self.rereads, False
         return flat.at(source, text, slots, has_given)
+
+    def settle(self, written: Int[Tensor, " B"], finished: Bool[Tensor, " B"]) -> None:
+        """Note whether later forwards may read tokens of images, given the slots that are in the cache and which
+        sequences are finished. The host waits for the answer, so it asks no more once that is no."""
+        if self.rereads:
+            ahead = torch.arange(self.context.given.shape[1], device=written.device) >= written[:, None]
+            self.rereads = bool((self.context.given & ahead & ~finished[:, None]).any())
 
     def keep(self, sequences: Int[Tensor, " M"]) -> None:
         """Remove all sequences but these."""

@@ -166,6 +166,8 @@ class BlockSession(Session):
             return self.receive()
         canvas, members = self.canvas, list(self.members.values())
         one_step = self.one_step(members)
+        if canvas.pictures is not None:
+            canvas.pictures.settle(canvas.written, canvas.finished)
         for _ in range(POLL if self.fixed_shapes else 1):
             canvas.make_room_for_pending(self.fixed_shapes and has_costly_padding(self.denoiser, canvas))
             self.forward(canvas, partial(one_step, canvas), members)
