@@ -13,7 +13,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from dlm.data.chat import COLUMNS, SHAREGPT, TURNS
+from dlm.data.chat import COLUMNS, TURNS, from_sharegpt
 from dlm.data.corpus import Corpus, Part
 from dlm.data.encoding import refuse_mask
 from dlm.data.external import External, Spec, WholeDocuments
@@ -77,10 +77,7 @@ class ImageChatEncoder:
         if get["messages"] is not None:
             messages = [{"role": turn.get("role"), "content": turn.get("content")} for turn in get["messages"]]
         elif get["conversations"] is not None:
-            messages = [
-                {"role": SHAREGPT.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
-                for turn in get["conversations"]
-            ]
+            messages = from_sharegpt(get["conversations"])
         elif get["prompt"] is not None and get["completion"] is not None:
             pair = (("user", get["prompt"]), ("assistant", get["completion"]))
             messages = [{"role": role, "content": content} for role, content in pair]

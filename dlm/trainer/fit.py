@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from dlm.config.build import Experiment
 from dlm.config.inputs import require_fingerprint
-from dlm.config.settings import Train
+from dlm.config.settings import Runtime, Train
 from dlm.config.training import Training
 from dlm.config.values import EvaluationSettings
 from dlm.data.external import summary_lines
@@ -250,10 +250,7 @@ def make_trainer(
     runtime, trainer = settings.runtime, settings.trainer
     val_every = min(runtime.val_every, experiment.num_steps)
     _, interruption, _, table, _ = required
-    optional = [c for c in callbacks if runtime.progress_bar or not isinstance(c, ProgressBar)]
-    optional.append(CompilerWatch())  # on a GPU attention is compiled, whether or not the layers are
-    if loggers:
-        optional.append(Telemetry(runtime.log_every))
+    optional = optional_callbacks(runtime, callbacks, loggers)
     for logger in loggers:
         logger.tokens_per_step = experiment.budget.rows * experiment.data.length
     checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
@@ -279,6 +276,13 @@ def make_trainer(
         logger=list(loggers),
         default_root_dir=run.folder,
     )
+
+
+def optional_callbacks(runtime: Runtime, callbacks: Sequence[Callback], loggers: Sequence[RunLogger]) -> list[Callback]:
+    """A run's own callbacks, and those that depend on where and how it runs."""
+    optional = [c for c in callbacks if runtime.progress_bar or not isinstance(c, ProgressBar)]
+    optional.append(CompilerWatch())  # on a GPU attention is compiled, whether or not the layers are
+    return [*optional, Telemetry(runtime.log_every)] if loggers else optional
 
 
 def save_model(experiment: Experiment, run: Run) -> None:
