@@ -13,8 +13,9 @@ from study_sweeps import ONE, by_name, finish
 
 from analysis.plan.compose import compose_by_hydra, compose_config, resolve_config
 from analysis.plan.progress import Progress
+from analysis.plan.study import Commands, Study
 from analysis.plan.sweep import FINISHED, load_sweep
-from analysis.study import Commands, Study, main, plan_points
+from analysis.study import main, plan_points
 from dlm.config.values import evaluation_of
 from dlm.runs.run import Run
 

@@ -33,7 +33,8 @@ from dlm.trainable.gate import gate_of, restore_gated, save_model
 from dlm.trainable.gated_lora import GatedLora
 from dlm.trainable.lora import Lora
 from dlm.trainer.fit import note_half_weights
-from dlm.trainer.memory import Step, traced
+from dlm.trainer.step import Step
+from dlm.trainer.traced import traced
 from dlm.types import Noised, generator
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("short_prose")]
