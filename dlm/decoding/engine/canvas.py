@@ -111,7 +111,7 @@ class Canvas:
         self.pictures = Pictures.of(denoiser, request, index, self.start, self.x) if request.images else None
 
     def init_progress(self) -> None:
-        """The tensors that forwards write, as they are before the first one."""
+        """Before the first forward nothing is cached, counted, committed or predicted."""
         sequences, slots, block = len(self.x), self.x.shape[1], self.block_size
         device = self.x.device
         self.written = torch.zeros_like(self.start)
