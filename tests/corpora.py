@@ -26,3 +26,9 @@ def data_of(tokenizer, path, **options):
 
 def text_of(corpus: Corpus, tokenizer) -> list[str]:
     return [tokenizer.decode(corpus.ids(n)[:-1]) for n in range(len(corpus))]
+
+
+def text_file(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(f"This is paragraph {i} of a text that is short." for i in range(60)))
+    return file

@@ -10,6 +10,7 @@ import pytest
 import test_golden_losses
 import torch
 from conftest import LIGHT_EVALUATION, config, everyday, options, text_options
+from corpora import text_file
 from hydra.utils import get_method
 from safetensors.torch import load_file
 from small_runs import metrics, small, train_and_interrupt, weights
@@ -41,12 +42,6 @@ NEEDS = {
     ("pretrain", "long"): ["data.length=256", "data.batch_size=1", "tokens=1024"],
     ("data", "long"): ["data.length=256", "data.batch_size=1", "tokens=1024"],
 }
-
-
-def text_file(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text("\n\n".join(f"This is paragraph {i} of a text that is short." for i in range(60)))
-    return file
 
 
 def chat_file(tmp_path):
