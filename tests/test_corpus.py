@@ -13,11 +13,12 @@ from corpora import data_of, jsonl, texts
 from transformers import AutoTokenizer
 
 from dlm.config.inputs import inputs_of
-from dlm.data import prepared as preparing
+from dlm.data import encoder as encoders
+from dlm.data.encoder import encoding
 from dlm.data.encoding import encode
 from dlm.data.origin import BATCH, Batch, Origin
 from dlm.data.packing import Windows
-from dlm.data.prepared import encoding, prepared
+from dlm.data.prepared import prepared
 from dlm.data.text import TextEncoder
 from dlm.model.parent import resolve
 from dlm.runs import digest
@@ -128,7 +129,7 @@ def test_the_memory_of_a_preparation_does_not_grow_with_the_corpus(tmp_path, tok
 
     monkeypatch.setattr(TextEncoder, "__call__", counting)
     data_of(tokenizer, jsonl(tmp_path / "a.jsonl", texts(16 * BATCH)))
-    assert most <= preparing.AHEAD + 2
+    assert most <= encoders.AHEAD + 2
 
 
 def test_rows_are_read_while_others_are_tokenised(tmp_path, tokenizer):
@@ -186,18 +187,18 @@ def test_another_process_opens_the_corpus_and_gets_none_of_its_tokens(tmp_path, 
 def test_processes_tokenise_what_one_does(tmp_path, tokenizer, monkeypatch):
     """Batches are encoded some ahead, and written in order."""
 
-    class Pool(preparing.Executor):
+    class Pool(encoders.Executor):
         def __init__(self, workers, context, begin, arguments):
             begin(*arguments)
             self.waiting = 0
 
         def submit(self, function, batch):
-            future = preparing.Future()
+            future = encoders.Future()
             future.set_result(function(batch))
             return future
 
         def shutdown(self, cancel_futures):
-            preparing.OWN.clear()
+            encoders.OWN.clear()
 
     path = jsonl(tmp_path / "a.jsonl", texts(12 * BATCH))
     one = data_of(tokenizer, path, cache=str(tmp_path / "one"))

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dlm.data.corpus import Part
+from dlm.data.encoder import Encoded
 from dlm.data.encoding import refuse_mask
 from dlm.data.external import External, Spec, WholeDocuments
 from dlm.data.origin import Batch, Origin, Row
 from dlm.data.packing import Document, Source
-from dlm.data.prepared import Encoded
 from dlm.data.text import key_of
 from dlm.errors import one_line
 
