@@ -87,7 +87,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was_kept_and_makes_the_same
     paths = [str(jsonl(tmp_path / f"{i}.jsonl", texts(2 * BATCH, i))) for i in range(2)]
     origin, encoder = Origin(paths), TextEncoder(tokenizer, "text")
     whole = prepared(origin, encoder, str(tmp_path / "whole"))
-    monkeypatch.setattr(preparing, "CHUNK", 1)  # every batch is kept
+    monkeypatch.setattr("dlm.data.prepared.CHUNK", 1)  # every batch is kept
     encoded.clear()
 
     class Breaks(TextEncoder):
@@ -202,7 +202,7 @@ def test_processes_tokenise_what_one_does(tmp_path, tokenizer, monkeypatch):
 
     path = jsonl(tmp_path / "a.jsonl", texts(12 * BATCH))
     one = data_of(tokenizer, path, cache=str(tmp_path / "one"))
-    monkeypatch.setattr(preparing, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(encoders, "ProcessPoolExecutor", Pool)
     two = data_of(tokenizer, path, cache=str(tmp_path / "two"), num_proc=2)
     assert one.corpora["text"].record == two.corpora["text"].record
 
