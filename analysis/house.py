@@ -24,6 +24,7 @@ from analysis.site.yamls import ROOT
 from dlm.markdown import table
 
 ALIKE = 6  # so many equal lines of code in two places are a pair of duplicates
+FILE_LINES, FUNCTION_LINES = 300, 40  # at most, of a file and of a function
 PACKAGES = ("dlm", "analysis")
 
 Graph = dict[str, set[str]]  # what each module, or each room, imports
@@ -123,7 +124,7 @@ def plan(root: Path) -> dict[str, str]:
         f"pairs of places with {ALIKE} equal lines": str(duplicates(files)),
         "longest file": f"{length[longest]} ({longest.name})",
         "longest function": f"{most} ({function})",
-        "functions of more than 40 lines": str(sum(n > 40 for n, _ in lengths)),
+        f"functions of more than {FUNCTION_LINES} lines": str(sum(n > FUNCTION_LINES for n, _ in lengths)),
         "functions": f"{len(lengths):,}",
         "files": str(len(files)),
         "lines": f"{sum(length.values()):,}",

@@ -47,8 +47,10 @@ from dlm.model.positions import num_positions
 from dlm.model.vision import auto_class, reads_images
 from dlm.runs.run import environment
 from dlm.trainer import memory
-from dlm.trainer.fit import device_of, fit_into_memory, require_evaluation, space_of, step_of
+from dlm.trainer.fit import require_evaluation
 from dlm.trainer.picture_memory import ROWS, planned_bytes
+from dlm.trainer.resources import device_of, fit_into_memory, space_of, step_of
+from dlm.trainer.step import Step
 from dlm.trainer.strategy import SHARDED
 
 MARKS = {"good": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
@@ -247,7 +249,7 @@ def planned(cfg: DictConfig) -> Iterator[Finding]:
     denoiser = Denoiser(model, make(cfg.attention), 0, cfg.token_shift, layer_types(model))
     device = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
     views, is_sharded = make_masking(cfg).views, cfg.runtime.strategy == SHARDED
-    step = memory.Step(cfg.data.length, views, cfg.trainer.precision, device, num_processes(cfg), is_sharded, quantised)
+    step = Step(cfg.data.length, views, cfg.trainer.precision, device, num_processes(cfg), is_sharded, quantised)
     if reads_images(model.config) and "path" in cfg.model:  # without a path there is no processor
         step = replace(step, images=planned_bytes(model, first_rows(cfg, ROWS), step.activations(model)))
     limit = math.inf if cfg.runtime.memory_gb is None else cfg.runtime.memory_gb * memory.GB

@@ -50,14 +50,7 @@ def export(
     that the layout cannot reproduce.
     """
     layout = layout or HF()
-    source, target = run.trained_model(), Path(to).expanduser().resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"to {str(to)!r} exists and is not an empty folder: name a new one, nothing is overwritten")
-    if has_gated(source):
-        raise ValueError(
-            f"run {run.id} was trained with gated adapters, which act only at mask tokens: a plain Hugging Face folder "
-            "cannot express that. Use it with python -m dlm.generate, or train with trainable=lora"
-        )
+    source, target = plain_weights(run), new_folder(to)
     made = converted(run, source, commit_rule(run, threshold, decoding))
     layout.require(made)
     temporary = target.with_name(f".{target.name}.tmp")
@@ -74,6 +67,25 @@ def export(
         raise ValueError(f"to {str(to)!r} cannot be written ({one_line(error)}): name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def plain_weights(run: Run) -> Path:
+    """The folder of a run's model. Raises `ValueError` if there is none, or if it holds more than weights."""
+    folder = run.trained_model()
+    if has_gated(folder):
+        raise ValueError(
+            f"run {run.id} was trained with gated adapters, which act only at mask tokens: a plain Hugging Face folder "
+            "cannot express that. Use it with python -m dlm.generate, or train with trainable=lora"
+        )
+    return folder
+
+
+def new_folder(to: str | Path) -> Path:
+    """The folder to write to. Raises `ValueError` if there is something already."""
+    target = Path(to).expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"to {str(to)!r} exists and is not an empty folder: name a new one, nothing is overwritten")
     return target
 
 

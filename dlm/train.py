@@ -34,9 +34,10 @@ from dlm.model.device import device_name
 from dlm.runs.lease import BUSY, Busy, lease
 from dlm.runs.run import Run, environment
 from dlm.runs.storage import disk_is_full
-from dlm.trainer.fit import device_of, fit
+from dlm.trainer.fit import fit
 from dlm.trainer.interruption import sigterm_as_ctrl_c
 from dlm.trainer.processes import Follower, is_follower
+from dlm.trainer.resources import device_of
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

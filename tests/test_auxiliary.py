@@ -25,7 +25,7 @@ from dlm.loss.mean import Mean
 from dlm.loss.nelbo import Nelbo
 from dlm.masking.uniform import Uniform
 from dlm.model import readout
-from dlm.trainer.fit import fit_into_memory
+from dlm.trainer.resources import fit_into_memory
 from dlm.types import Scored, generator
 
 

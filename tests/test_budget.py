@@ -3,8 +3,8 @@
 import pytest
 import torch
 from conftest import config, everyday
+from corpora import text_file
 from omegaconf import OmegaConf
-from test_train import text_file
 
 from dlm.config.budget import UNITS, count, endless
 from dlm.config.build import build

@@ -1,19 +1,13 @@
-"""What each commit rule keeps, by hand and against naive searches; revision; the oracle; what forwards have read."""
+"""What each commit rule keeps, by hand and against naive searches; revision; what forwards have read."""
 
 import itertools
 
 import pytest
-import tokenizers
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, random_batch
-from transformers import PreTrainedTokenizerFast
+from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say
 
 from dlm.config.build import make
-from dlm.data.example import Example
-from dlm.decoding.base import Decoder
-from dlm.decoding.engine.canvas import Generation
 from dlm.decoding.engine.commit import select_commits
-from dlm.decoding.engine.loop import Loop
 from dlm.decoding.engine.request import Request
 from dlm.decoding.entropy import Entropy
 from dlm.decoding.fixed import Fixed
@@ -23,12 +17,15 @@ from dlm.decoding.prefix import Prefix
 from dlm.decoding.remask import Remask
 from dlm.decoding.sub_block import SubBlock
 from dlm.decoding.threshold import Threshold
-from dlm.evaluation.generation import accuracy, loops, run_tasks
 from dlm.measurement.trace import Trace, decode_recording
-from dlm.types import Batch, Noised, generator
+from dlm.types import generator
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31, 32, 33], [40, 41]]
+
+
 NEW = 14
+
+
 RULES = [Prefix(0.1, sliding=False), Entropy(5.0), Margin(0.03), Remask(0.15, 0.5)]
 
 
@@ -213,57 +210,6 @@ def test_revision_ends_keeps_the_prompt_and_at_zero_is_the_threshold_rule(llama,
     assert sum(revised) > 0 and [g.tokens for g in made] != [g.tokens for g in plain]
 
 
-def naive_oracle(scorer, prompt, tokens):
-    """Without a cache: the whole canvas through the training forward, and what agrees with the tokens is filled in."""
-    size, wanted = scorer.pattern.block_size, len(prompt) + len(tokens)
-    total = -(-wanted // size) * size
-    truth = torch.tensor([*prompt, *tokens])
-    x = torch.full((1, total), MASK_ID)
-    x[0, : len(prompt)] = torch.tensor(prompt)
-    layout, nfe, given = random_batch(1, total), 0, 0
-    for start in range(len(prompt) // size * size, total, size):
-        end = start + size if scorer.pattern.cacheable else total
-        while (x[0, start : min(start + size, wanted)] == MASK_ID).any():
-            masked = torch.zeros_like(layout.maskable)
-            masked[0, start : start + size] = x[0, start : start + size] == MASK_ID
-            seen = Batch(x[:, :end], layout.maskable[:, :end], layout.document[:, :end], layout.position[:, :end])
-            inputs, _ = scorer.inputs(seen, Noised(x[:, :end], masked[:, :end], masked[:, :end].float()))
-            probability, token = scorer(inputs).softmax(-1).max(-1)
-            where = masked[0].nonzero()[:, 0]
-            nfe += 1
-            known = where < wanted
-            right = known & (token == truth[where.clamp_max(wanted - 1)])
-            if not right.any():
-                right[probability.masked_fill(~known, -1).argmax()] = True
-                given += 1
-            x[0, where[right]] = truth[where[right]]
-    return nfe, given
-
-
-@pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("pattern", ["block_noisy", "block"])
-def test_the_oracle_gives_the_reference_in_the_forwards_of_a_naive_loop(llama, pattern, token_shift):
-    scorer = denoiser(llama, pattern, 4, token_shift)
-    expected = decode(scorer, Fixed(1), eos=None)
-    made = decode(scorer, Oracle(), eos=None)
-    assert [g.tokens for g in made] == [g.tokens for g in expected]
-    for prompt, got, reference in zip(PROMPTS, made, expected, strict=True):
-        assert got.nfe <= reference.nfe
-        assert (got.nfe, got.confidence.count(0.0)) == naive_oracle(scorer, prompt, reference.tokens)
-    assert any(g.tpf > 1 for g in made)
-
-
-@pytest.mark.trains
-def test_the_oracle_ends_with_the_eos_of_its_reference(model):
-    scorer = denoiser(model, "block", 4, True)
-    for sliding in (False, True):
-        expected = decode(scorer, Fixed(1, sliding=sliding), new=40)
-        made = decode(scorer, Oracle(sliding=sliding), new=40)
-        assert [g.tokens for g in made] == [g.tokens for g in expected]
-        # Keys and values of a sliding block depend on what was committed together, so there each pass is of its own.
-        assert all(g.nfe <= (len(e.tokens) if sliding else e.nfe) for g, e in zip(made, expected, strict=True))
-
-
 def test_the_recorder_decides_as_the_decoder_that_it_watches(llama):
     scorer = denoiser(llama, "block", 4, False)
     for decoder in RULES:
@@ -272,49 +218,6 @@ def test_the_recorder_decides_as_the_decoder_that_it_watches(llama):
         assert len(seen) == made.nfe
     with pytest.raises(ValueError, match="set decoding.sliding=false"):
         Trace(Prefix(0.9), "val", 1, 8, 1)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [
-        ([7] * 16, True),
-        ([7] * 15, False),  # too short to tell from an answer
-        ([1, 2, 3, *[4, 5] * 8], True),
-        ([*[4, 5] * 8, 3], False),  # it has found out of it
-        (list(range(20)) * 4, True),  # a long piece, four times
-        (list(range(20)) * 3, False),
-        ([9, *[1, 2, 3] * 5], False),  # 15 tokens
-        ([3, 1, 2, 3, *[1, 2, 3] * 5], True),
-        ([], False),
-    ],
-)
-def test_loops_by_hand(tokens, expected):
-    assert loops(tokens) is expected
-
-
-def test_degenerate_outputs_are_shares_beside_the_accuracy(llama):
-    outputs = {"abc": [5, 6, EOS_ID], "empty": [EOS_ID], "endless": list(range(2, 20)), "loop": [8] * 20}
-
-    class Given(Loop):
-        session = None  # none is begun
-
-        def generate(self, *args):
-            return [
-                Generation(tokens, len(tokens), 3 * len(tokens), [1] * len(tokens), [1.0] * len(tokens))
-                for tokens in outputs.values()
-            ]
-
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(30)}, unk_token="1"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="0")
-    examples = [Example("reverse", "reverse:A=", "A")] * 4
-    results = run_tasks(denoiser(llama, "block", 4, False), tokenizer, examples, Decoder(Given(), Fixed(1).rule), 20, 4)
-    assert results["repetitive"].tolist() == [False, False, False, True]
-    assert results["empty"].tolist() == [False, True, False, False]
-    assert results["endless"].tolist() == [False, False, True, True]
-    found = accuracy(results)
-    assert (found["repetitive"], found["empty"], found["endless"]) == (0.25, 0.25, 0.5)
-    assert found["tokens_per_row"] == pytest.approx(1 / 3) and found["families"]["reverse"]["endless"] == 0.5
-    assert found["tpf"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,30 @@
 """A corpus on the disk: prepared once, by whoever comes first, from wherever it was interrupted; drawn from in
 O(log n); the rows that it gives are those of texts in memory."""
 
-import gzip
-import json
-import lzma
 import pickle
 import random
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
 from conftest import config, resolved
+from corpora import data_of, jsonl, texts
 from transformers import AutoTokenizer
 
-from dlm.attention.block import Block
 from dlm.config.inputs import inputs_of
-from dlm.data import prepared as preparing
-from dlm.data.corpus import Corpus
+from dlm.data import encoder as encoders
+from dlm.data.encoder import encoding
 from dlm.data.encoding import encode
 from dlm.data.origin import BATCH, Batch, Origin
 from dlm.data.packing import Windows
-from dlm.data.prepared import encoding, prepared
-from dlm.data.text import Text, TextEncoder
+from dlm.data.prepared import prepared
+from dlm.data.text import TextEncoder
 from dlm.model.parent import resolve
 from dlm.runs import digest
 from dlm.runs.identity import run_id
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-def texts(number: int, begin: int = 0) -> list[str]:
-    return [f"document {i} " + "of some words" * (i % 7) for i in range(begin, begin + number)]
-
-
-def jsonl(path: Path, documents: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return path
 
 
 @pytest.fixture
@@ -47,17 +33,6 @@ def encoded(monkeypatch):
     seen, call = [], TextEncoder.__call__
     monkeypatch.setattr(TextEncoder, "__call__", lambda self, batch: seen.append(batch.first) or call(self, batch))
     return seen
-
-
-def data_of(tokenizer, path, **options):
-    path = path if isinstance(path, list) else str(path)
-    data = Text(path=path, length=32, batch_size=4, val_rows=2, **options)
-    data.prepare(tokenizer, Block(8).tail, 64, 0)
-    return data
-
-
-def text_of(corpus: Corpus, tokenizer) -> list[str]:
-    return [tokenizer.decode(corpus.ids(n)[:-1]) for n in range(len(corpus))]
 
 
 def test_rows_from_the_disk_are_those_of_texts_in_memory(tmp_path, tokenizer):
@@ -112,7 +87,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was_kept_and_makes_the_same
     paths = [str(jsonl(tmp_path / f"{i}.jsonl", texts(2 * BATCH, i))) for i in range(2)]
     origin, encoder = Origin(paths), TextEncoder(tokenizer, "text")
     whole = prepared(origin, encoder, str(tmp_path / "whole"))
-    monkeypatch.setattr(preparing, "CHUNK", 1)  # every batch is kept
+    monkeypatch.setattr("dlm.data.prepared.CHUNK", 1)  # every batch is kept
     encoded.clear()
 
     class Breaks(TextEncoder):
@@ -154,7 +129,7 @@ def test_the_memory_of_a_preparation_does_not_grow_with_the_corpus(tmp_path, tok
 
     monkeypatch.setattr(TextEncoder, "__call__", counting)
     data_of(tokenizer, jsonl(tmp_path / "a.jsonl", texts(16 * BATCH)))
-    assert most <= preparing.AHEAD + 2
+    assert most <= encoders.AHEAD + 2
 
 
 def test_rows_are_read_while_others_are_tokenised(tmp_path, tokenizer):
@@ -202,86 +177,6 @@ def test_a_draw_of_a_million_documents_asks_for_twice_as_much_as_one_of_a_thousa
     assert asked[10**3] <= 100 * 13 and asked[10**6] <= 100 * 23
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".tsv", ".parquet", ".json"])
-def test_every_format_and_compression_is_read(suffix, tmp_path, tokenizer):
-    path, documents = tmp_path / f"a{suffix}", texts(5)
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in documents).encode()
-    if suffix.startswith(".jsonl"):
-        compress = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[path.suffix]
-        path.write_bytes(compress(lines))
-    elif suffix == ".parquet":
-        from datasets import Dataset
-
-        Dataset.from_dict({"text": documents}).to_parquet(path)
-    else:
-        tsv = "n\ttext\n" + "".join(f"{n}\t{text}\n" for n, text in enumerate(documents))
-        path.write_text(tsv if suffix == ".tsv" else json.dumps([{"text": text} for text in documents]))
-    assert text_of(data_of(tokenizer, path).corpora["text"], tokenizer) == documents
-
-
-def test_folders_globs_lists_and_saved_datasets_are_read_in_order(tmp_path, tokenizer):
-    from datasets import Dataset, DatasetDict
-
-    folder = tmp_path / "shards" / "inner"
-    folder.mkdir(parents=True)
-    first, second = jsonl(tmp_path / "shards" / "a.jsonl", texts(3)), jsonl(folder / "b.jsonl", texts(2, 3))
-    (folder / "README.md").write_text("no data")
-    DatasetDict({"held": Dataset.from_dict({"text": texts(5)})}).save_to_disk(tmp_path / "saved")
-    Dataset.from_dict({"text": texts(5)}).save_to_disk(tmp_path / "one")
-    cases = [(tmp_path / "shards", {}), (f"{tmp_path}/shards/**/*.jsonl", {}), ([str(first), str(second)], {})]
-    cases += [(tmp_path / "saved", {"split": "held"}), (tmp_path / "one", {})]
-    for path, options in cases:
-        data = data_of(tokenizer, path, **options)
-        assert text_of(data.corpora["text"], tokenizer) == texts(5), path
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("nothing/*.jsonl", "nothing/\\*.jsonl' matches no file"),
-        ("empty", "empty' is a folder without any .txt"),
-        (["a.jsonl", "absent.jsonl"], "absent.jsonl' does not exist"),
-        (["a.jsonl", "b.jsonl"], "document 2 of|in document 2, but nothing"),
-        ("saved", "has no split 'train': choose one of .*held"),
-        ("???", "data.path is not set: give data.path=VALUE"),
-        ([], r"data.path \[\] is empty"),
-    ],
-)
-def test_what_cannot_be_read_is_named(path, message, tmp_path, tokenizer, monkeypatch):
-    from datasets import Dataset, DatasetDict
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    jsonl(tmp_path / "a.jsonl", texts(3))
-    (tmp_path / "b.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
-    DatasetDict({"held": Dataset.from_dict({"text": texts(5)})}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=message):
-        data_of(tokenizer, path)
-    assert not [*(tmp_path / "cache").glob("corpora/*.partial")]
-
-
-def test_a_hub_dataset_is_streamed_by_its_names_and_offline_read_from_what_was_downloaded(
-    tmp_path, tokenizer, monkeypatch
-):
-    import datasets
-
-    asked = []
-
-    def load_dataset(*args, streaming, **kwargs):
-        asked.append((args, kwargs, streaming))
-        made = datasets.Dataset.from_dict({"body": texts(5)})
-        return made.to_iterable_dataset() if streaming else made
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    names = {"name": "sample", "split": "test", "revision": "abc", "field": "body"}
-    for offline in ("0", "1"):
-        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-        data_of(tokenizer, "someone/corpus", **names, cache=str(tmp_path / offline))
-        args, kwargs, streaming = asked[-1]
-        assert args == ("someone/corpus", "sample") and kwargs == {"split": "test", "revision": "abc"}
-        assert streaming is (offline == "0")
-
-
 def test_another_process_opens_the_corpus_and_gets_none_of_its_tokens(tmp_path, tokenizer):
     data = data_of(tokenizer, jsonl(tmp_path / "a.jsonl", texts(400)))
     sent = pickle.dumps(data.train_rows)
@@ -292,22 +187,22 @@ def test_another_process_opens_the_corpus_and_gets_none_of_its_tokens(tmp_path, 
 def test_processes_tokenise_what_one_does(tmp_path, tokenizer, monkeypatch):
     """Batches are encoded some ahead, and written in order."""
 
-    class Pool(preparing.Executor):
+    class Pool(encoders.Executor):
         def __init__(self, workers, context, begin, arguments):
             begin(*arguments)
             self.waiting = 0
 
         def submit(self, function, batch):
-            future = preparing.Future()
+            future = encoders.Future()
             future.set_result(function(batch))
             return future
 
         def shutdown(self, cancel_futures):
-            preparing.OWN.clear()
+            encoders.OWN.clear()
 
     path = jsonl(tmp_path / "a.jsonl", texts(12 * BATCH))
     one = data_of(tokenizer, path, cache=str(tmp_path / "one"))
-    monkeypatch.setattr(preparing, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(encoders, "ProcessPoolExecutor", Pool)
     two = data_of(tokenizer, path, cache=str(tmp_path / "two"), num_proc=2)
     assert one.corpora["text"].record == two.corpora["text"].record
 

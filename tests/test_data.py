@@ -1,119 +1,17 @@
-"""Data: disjoint splits, right answers, rows that are a pure function of (seed, index), and packing."""
+"""Rows of data: a pure function of (seed, index), and packed from whole documents."""
 
-import json
 import random
 
 import pytest
 import torch
-from conftest import config, everyday
-from transformers import AutoTokenizer, ByT5Tokenizer
+from conftest import everyday
+from prepared_data import prepared
 
 from dlm.attention.bidir import Bidir
 from dlm.attention.block import Block
-from dlm.config.build import make
-from dlm.data import prose, tasks
-from dlm.data.encoding import encode
-from dlm.data.example import Example, check, split_of
-from dlm.data.packing import MIN_ROOM, Document, PackedRows, TaskSource, Windows, collate, pack
+from dlm.data import prose
+from dlm.data.packing import MIN_ROOM, Document, PackedRows, Windows, collate, pack
 from dlm.evaluation.likelihood import windows
-from dlm.model.parent import resolve
-
-
-@pytest.mark.parametrize("family", tasks.FAMILIES)
-def test_splits_share_no_prompt_and_sampling_stays_in_its_split(family):
-    rng = random.Random(0)
-    prompts = {s: {tasks.sample(family, s, rng).prompt for _ in range(200)} for s in ("train", "val", "test")}
-    assert not prompts["train"] & prompts["test"]
-    assert not prompts["train"] & prompts["val"]
-    assert not prompts["val"] & prompts["test"]
-
-
-def test_prose_splits_are_disjoint_and_hold_at_least_3_mb():
-    splits = {s: set(prose.chapters(s)) for s in ("train", "val", "test")}
-    assert not splits["train"] & splits["test"] and not splits["train"] & splits["val"]
-    assert sum(len(c.encode()) for s in splits.values() for c in s) > 3_000_000
-
-
-def test_prose_is_encoded_as_the_tokenizer_does_and_once_for_equal_tokenizers():
-    def plainly(tokenizer):
-        return tokenizer(list(prose.chapters("val")), add_special_tokens=False)["input_ids"]
-
-    tokenizer, again = (AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny")) for _ in range(2))
-    again("cut short, then padded", truncation=True, max_length=2, padding="max_length")  # which a tokenizer remembers
-    encoded = prose.encoded("val", again)
-    assert encoded == plainly(tokenizer) and encoded is prose.encoded("val", tokenizer)
-    again.add_tokens(["the"])  # another tokenizer, which gives other tokens
-    assert prose.encoded("val", again) == plainly(again) != plainly(tokenizer)
-
-
-def test_prose_is_encoded_by_a_tokenizer_in_python():
-    encoded = prose.encoded("val", ByT5Tokenizer())  # bytes, after three special tokens
-    assert bytes(i - 3 for i in encoded[0]).decode() == prose.chapters("val")[0]
-
-
-KNOWN = {
-    "add": ("37+485=", "522"),
-    "running_sum": ("sum:4,9,3=", "4,13,16"),
-    "brackets": ("close:([]{=", "})"),
-    "reverse": ("reverse:ABC=", "CBA"),
-    "sort": ("sort:CAB=", "ABC"),
-    "count": ("count A:BAACA=", "3"),
-    "list_eval": (">>>[7,2,9,4][1:3]\n", "[2,9]"),
-    "str_eval": (">>>'AB'*2\n", "'ABAB'"),
-    "word_problem": ("Ruth has 12 figs and buys 7 more. How many figs?", "12+7=19"),
-}
-
-
-@pytest.mark.parametrize("family", tasks.FAMILIES)
-def test_the_checker_takes_the_right_answer_and_no_other(family):
-    prompt, answer = KNOWN[family]
-    example = Example(family, prompt, answer)
-    assert check(example, f" {answer}\n")
-    assert not check(example, answer + "0") and not check(example, "")
-
-
-@pytest.mark.parametrize("family", ["add", "running_sum", "reverse", "sort", "count", "brackets"])
-def test_generated_answers_are_right(family):
-    """Recomputed from the prompt by other means."""
-    independent = {
-        "add": lambda p: str(sum(map(int, p[:-1].split("+")))),
-        "running_sum": lambda p: ",".join(
-            str(sum(map(int, p[4:-1].split(",")[: i + 1]))) for i in range(p.count(",") + 1)
-        ),
-        "reverse": lambda p: "".join(reversed(p[8:-1])),
-        "sort": lambda p: "".join(sorted(p[5:-1])),
-        "count": lambda p: str(sum(c == p[6] for c in p[8:-1])),
-    }
-    rng = random.Random(1)
-    for _ in range(200):
-        example = tasks.sample(family, "train", rng)
-        if family == "brackets":
-            text = example.prompt[6:-1] + example.answer
-            while (shorter := text.replace("()", "").replace("[]", "").replace("{}", "")) != text:
-                text = shorter
-            assert text == ""
-        else:
-            assert example.answer == independent[family](example.prompt)
-
-
-def test_evaluation_items_are_distinct_and_always_the_same():
-    once, again = tasks.evaluation_set("test", 20), tasks.evaluation_set("test", 20)
-    assert once == again
-    assert len({e.prompt for e in once}) == 20 * len(tasks.FAMILIES)
-    assert all(split_of(e.prompt) == "test" for e in once)
-
-
-def test_the_tokenizer_gives_back_any_text_and_one_token_per_digit_and_capital(tokenizer):
-    text = prose.chapters("test")[0] + " héllo 漢字 🙂\t12+345=357 ([{}])"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    for piece in ("1234567890", "ABCXYZ", "([{}])"):
-        assert len(tokenizer(piece)["input_ids"]) == len(piece)
-
-
-def prepared(tokenizer, *overrides, pattern=None, num_rows=64, seed=0):
-    data = make(config(*overrides).data)
-    data.prepare(tokenizer, (pattern or Block(16)).tail, num_rows, seed)
-    return data
 
 
 @pytest.mark.trains
@@ -245,82 +143,6 @@ def test_likelihood_windows_score_the_bytes_they_say(tokenizer):
     rows, num_bytes = windows([prose.chapters("test")[0]], tokenizer, 64, 2)
     scored = "".join(tokenizer.decode(row.x0[row.maskable]) for row in rows)
     assert num_bytes == len(scored.encode()) and sum(int(r.maskable.sum()) for r in rows) == 2 * 63
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
-def test_text_files_are_read_split_and_tokenised(tmp_path, tokenizer, suffix):
-    documents = [f"document number {i} is long enough to fill some of a row" for i in range(40)]
-    path = tmp_path / f"corpus{suffix}"
-    lines = {
-        ".txt": "\n\n".join(documents),
-        ".jsonl": "\n".join(f'{{"text": "{d}"}}' for d in documents),
-        ".csv": "text\n" + "\n".join(documents),
-    }
-    path.write_text(lines[suffix])
-    data = prepared(tokenizer, "data=text", f"data.path={path}", "data.length=32")
-    text = tokenizer.decode(data.train_rows[0].x0)
-    assert "document number" in text or "long enough" in text
-    assert len(data.sources("val", tokenizer)["text"].texts) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("empty.txt", "", "is empty: name a file that holds text"),
-        ("blank.jsonl", '{"text": " "}\n{"text": ""}', "holds 0 non-empty documents"),
-        ("other.jsonl", '{"body": "x"}\n{"body": "y"}', "'text' is not a column"),
-        ("numbers.jsonl", '{"text": 1}\n{"text": 2}', "does not hold text in document 1, but 1:"),
-        ("null.jsonl", '{"text": "a"}\n{"text": null}\n{"text": "c"}', "does not hold text in document 2, but nothing"),
-        ("lacking.jsonl", '{"text": "a", "n": 1}\n{"n": 2}', "does not hold text in document 2, but nothing"),
-        ("one.txt", "one\nline after the other", "blank lines part the documents of a .txt file"),
-        ("picture.png", "x", "is not text: '.png' is not one of"),
-        ("broken.jsonl", '{"text": ', "broken.jsonl' could not be read: "),
-        ("absent.jsonl", None, "absent.jsonl' does not exist: name a file that does, or a hub id"),
-    ],
-)
-def test_an_empty_or_non_text_dataset_is_refused(tmp_path, tokenizer, name, content, message):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
-        prepared(tokenizer, "data=text", f"data.path={tmp_path / name}")
-
-
-def test_a_text_of_the_word_NA_is_text(tmp_path, tokenizer):
-    (tmp_path / "words.csv").write_text("text\nNA\nnull\n\nNaN\n")
-    data = prepared(tokenizer, "data=text", f"data.path={tmp_path / 'words.csv'}")
-    corpus = data.corpora["text"]
-    assert [tokenizer.decode(corpus.ids(n)[:-1]) for n in range(len(corpus))] == ["NA", "null", "NaN"]
-
-
-def test_characters_never_become_a_special_token(tmp_path, tokenizer):
-    """A document may spell any of them; the only special tokens are the ends of documents."""
-    spelt = "before <mask> and <eos> and <pad> after"
-    (tmp_path / "corpus.jsonl").write_text("\n".join([json.dumps({"text": spelt})] * 4))
-    data = prepared(tokenizer, "data=text", f"data.path={tmp_path / 'corpus.jsonl'}", "data.length=32")
-    for source in (data.sources(split, tokenizer)["text"] for split in ("train", "val")):
-        for *ids, end in source.texts:
-            assert not set(ids) & set(tokenizer.all_special_ids) and end == tokenizer.eos_token_id
-            assert tokenizer.decode(ids) == spelt
-    assert encode(ByT5Tokenizer(), ["a</s>"]) == [[100, *(ord(c) + 3 for c in "</s>"), 1]]  # one in Python
-
-
-def test_text_without_special_tokens_is_encoded_as_ever(tokenizer):
-    texts = [*prose.chapters("test")[:3], *(e.prompt for e in tasks.evaluation_set("test", 3))]
-    assert encode(tokenizer, texts) == tokenizer(texts)["input_ids"] and encode(tokenizer, []) == []
-
-
-def test_a_mask_that_is_an_ordinary_token_is_refused_with_the_document_that_holds_it(tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(resolve("pkg://dlm/assets/tiny"))
-    tokenizer.mask_token = "Q"
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text}) for text in ("a", "", "b", "Quite", "d")))
-    with pytest.raises(ValueError, match=r"document 4 of data.path '.*' holds the mask token 'Q' .* model.mask_token"):
-        prepared(tokenizer, "data=text", f"data.path={path}")
-    with pytest.raises(ValueError, match="the task 'reverse:.*Q.* holds the mask token 'Q'"):
-        [TaskSource("train", tokenizer, ["reverse"]).draw(random.Random(i), 64) for i in range(100)]
-    tokenizer.mask_token = "."
-    with pytest.raises(ValueError, match="chapter 1 of the train prose holds the mask token '.'"):
-        prepared(tokenizer)
 
 
 def test_windows_draw_what_lengths_as_weights_would_draw(tokenizer):

@@ -16,8 +16,9 @@ from conftest import ROOT
 from analysis.plan import slurm
 from analysis.plan.progress import Progress
 from analysis.plan.slurm import launcher_options, run_on_slurm, split_overrides
+from analysis.plan.study import BUSY_SECONDS, Commands, Held, Study, commands
 from analysis.plan.sweep import FINISHED, load_sweep
-from analysis.study import BUSY_SECONDS, Commands, Held, Study, commands, plan_points
+from analysis.study import plan_points
 from dlm.runs.lease import NAME
 from dlm.runs.run import Run
 
@@ -132,10 +133,11 @@ def test_no_more_jobs_run_side_by_side_than_asked(table1, tmp_path):
 
 DRIVER = """
 import sys, analysis.plan.jobs, analysis.study as s
+from analysis.plan.study import Commands
 sys.path.append("tests")
 import study_jobs
 analysis.plan.jobs.FORKS.set_forkserver_preload([])  # these jobs need nothing
-s.commands = lambda runs, threads: s.Commands(lambda point: study_jobs.last, None)
+s.commands = lambda *_: Commands(lambda point: study_jobs.last, None)
 sys.argv = ["study", {sweep!r}, "--runs", {runs!r}, "--jobs", "2", "tokens=4096", "seed=0"]
 raise SystemExit(s.main())
 """

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from small_runs import small
 from wandb_records import read_all
 
+from analysis.plan.study import commands
 from analysis.plan.sweep import load_sweep
-from analysis.study import commands, sweeps_of_runs
+from analysis.study import sweeps_of_runs
 from dlm.config.loggers import loggers, logging_again, sent_config
 from dlm.config.multirun import sweep_name
 from dlm.evaluation.results import key_of, of_evaluation, results, send_results

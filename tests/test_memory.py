@@ -22,8 +22,10 @@ from dlm.model.checkpointing import checkpoint_activations
 from dlm.trainable.qlora import Qlora
 from dlm.trainable.quantised import packed_bytes
 from dlm.trainer import memory
-from dlm.trainer.fit import fit_into_memory
-from dlm.trainer.memory import Step, estimate, plan, traced
+from dlm.trainer.memory import estimate, plan
+from dlm.trainer.resources import fit_into_memory
+from dlm.trainer.step import Step
+from dlm.trainer.traced import traced
 from dlm.types import Noised, generator
 
 pytestmark = pytest.mark.trains  # or takes half a second

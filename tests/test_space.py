@@ -10,7 +10,8 @@ from dlm.config.training import Training
 from dlm.config.values import train_settings
 from dlm.runs.run import Run
 from dlm.trainable import gate
-from dlm.trainer.fit import fit, save_parent_reference, space_of, step_of
+from dlm.trainer.fit import fit, save_parent_reference
+from dlm.trainer.resources import space_of, step_of
 
 STEPS = ("data.batch_size=2", "tokens=1536", "evaluation=none", "logger=csv", "runtime.checkpoint_every=1")
 

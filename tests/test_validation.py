@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import MASK_ID, PATTERNS, WITH_SHIFT, config, everyday, pattern_of
-from test_train import text_file
+from corpora import text_file
 from torch.nn.functional import cross_entropy
 
 from analysis.tables.collect import of_one_validation

@@ -24,9 +24,11 @@ from dlm.model.layout import Layout
 from dlm.model.pictured import pictured
 from dlm.model.tower import heard_of, image_bytes, image_flops
 from dlm.trainable.full import Full
-from dlm.trainer.fit import fit_into_memory
-from dlm.trainer.memory import Step, estimate, traced
+from dlm.trainer.memory import estimate
 from dlm.trainer.picture_memory import bytes_of_images, size_of_images
+from dlm.trainer.resources import fit_into_memory
+from dlm.trainer.step import Step
+from dlm.trainer.traced import traced
 from dlm.types import Noised, generator
 
 SCENES = ("recipe=diffusionvl", "model=tiny_vlm", "data=scenes", "data.length=128", "data.batch_size=2", "tokens=1024")

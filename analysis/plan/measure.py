@@ -19,7 +19,7 @@ from dlm.evaluation.results import send_measurements
 from dlm.measurement.base import Subject
 from dlm.measurement.store import measure
 from dlm.runs.run import Run, measurement_file
-from dlm.trainer.fit import device_of
+from dlm.trainer.resources import device_of
 
 
 def main(folder: str, settings: str, threads: str) -> int:

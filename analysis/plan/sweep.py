@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis.plan.compose import resolve_config
-from analysis.plan.variants import variants
+from analysis.plan.variants import Variant, variants
 from dlm.runs.identity import run_id
 from dlm.runs.run import Run, measurement_file
 
@@ -147,9 +147,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         for name, section in raw.get("evaluations", {}).items()
         for evaluation in make_evaluations(name, section, study["measure"])
     ]
-    points, candidates = [], list(variants(raw.get("points", {}), raw.get("grid", {})))
-    refuse_unknown_points(path, raw, {variant.name for variant in candidates})
-    for variant in candidates if raw.get("only") is None else (v for v in candidates if v.name in raw["only"]):
+    points = []
+    for variant in included(path, raw):
         evals = tuple(e for names, e in evaluations if names is None or variant.name in names)
         merged = [*raw.get("base", study["shared"]), *parent, *raw.get("shared", []), *variant.overrides]
         unseeded = with_budget(last_of_each_key(merged), **budget)
@@ -175,6 +174,13 @@ def read(path: Path, study: dict[str, Any]) -> dict[str, Any]:
     if unknown := set(raw) - KEYS:
         raise ValueError(f"sweep {str(path)!r} has {', '.join(sorted(unknown))}: choose of {', '.join(sorted(KEYS))}")
     return raw
+
+
+def included(path: Path, raw: dict[str, Any]) -> list[Variant]:
+    """The points of a sweep's YAML at this scale, without seeds. Raises `ValueError` if it names one that it lacks."""
+    candidates = list(variants(raw.get("points", {}), raw.get("grid", {})))
+    refuse_unknown_points(path, raw, {variant.name for variant in candidates})
+    return candidates if raw.get("only") is None else [v for v in candidates if v.name in raw["only"]]
 
 
 def make_evaluations(name: str, section: dict[str, Any], shared: list[str]) -> Iterator[Evaluation]:

@@ -51,45 +51,78 @@ def check_pattern(pattern: AttentionPattern) -> None:
     """Raises `ValueError`, naming a pair of rows for which the predicate breaks a promise of the pattern's class."""
     if not (pattern.noisy_stream or pattern.clean_stream):
         raise pattern_error(pattern, "it has neither a noisy nor a clean stream", "set noisy_stream or clean_stream")
-    rows = grid(pattern)
-    q, k = rows[:, None], rows[None]
-    seen, reached = (evaluate(pattern, name, q, k) for name in ("allowed", "envelope"))
-    q_block, k_block = q.position // pattern.block_size, k.position // pattern.block_size
-    noisy_q, noisy_k, both = ~q.clean, ~k.clean, pattern.noisy_stream and pattern.clean_stream
+    pairs = Pairs(pattern, grid(pattern))
+    alone = torch.eye(len(pairs.rows.position), dtype=torch.bool) & ~pairs.seen
+    pairs.never(alone, "does not see itself,", pairs.mend)
+    if pairs.both:
+        check_streams(pairs)
+    check_order(pairs)
+    check_envelope(pairs)
+    check_context(pairs)
 
-    def never(pairs: Bool[Tensor, "S S"], what: str, remedy: str) -> None:
+
+class Pairs:
+    """All pairs of rows: which of them [S S] the predicate allows (`seen`) and its envelope holds (`reached`), and the
+    blocks of their rows [S 1] and columns [1 S]. `both` says whether the pattern has both streams, and `mend` what to
+    mend."""
+
+    def __init__(self, pattern: AttentionPattern, rows: Rows):
+        self.pattern, self.rows, self.q, self.k = pattern, rows, rows[:, None], rows[None]
+        self.seen, self.reached = (evaluate(pattern, name, self.q, self.k) for name in ("allowed", "envelope"))
+        self.q_block, self.k_block = self.q.position // pattern.block_size, self.k.position // pattern.block_size
+        self.both = pattern.noisy_stream and pattern.clean_stream
+        self.mend = f"mend {type(pattern).__name__}.allowed"
+
+    def never(self, pairs: Bool[Tensor, "S S"], what: str, remedy: str) -> None:
+        """Raises `ValueError`, with the first of these pairs, if there is one."""
         if pairs.any():
             row, column = pairs.nonzero()[0].tolist()
-            raise pattern_error(pattern, f"{label(rows, row)} {what} {label(rows, column)}", remedy)
+            said = f"{label(self.rows, row)} {what} {label(self.rows, column)}"
+            raise pattern_error(self.pattern, said, remedy)
 
-    mend = f"mend {type(pattern).__name__}.allowed"
-    never(torch.eye(len(rows.position), dtype=torch.bool) & ~seen, "does not see itself,", mend)
-    if both:
-        copies = seen & noisy_q & k.clean & (k_block >= q_block)
-        never(copies, "leaks: it is to predict its block, and sees", f"{mend}: only clean columns of earlier blocks")
-        never(seen & q.clean & noisy_k, "sees, unlike in decoding,", f"{mend}: clean rows see clean columns only")
-        earlier = seen & noisy_q & noisy_k & (k_block < q_block)
-        never(earlier, "sees, unlike in decoding,", f"{mend}: earlier blocks are seen in the clean stream")
-    if both or pattern.cacheable:
-        remedy = mend if both else f"{mend}, or set cacheable = False"
-        never(seen & (k_block > q_block), "sees the later block of", remedy)
+
+def check_streams(pairs: Pairs) -> None:
+    """Between the streams, rows see what they see in decoding."""
+    q, k, seen, mend = pairs.q, pairs.k, pairs.seen, pairs.mend
+    copies = seen & ~q.clean & k.clean & (pairs.k_block >= pairs.q_block)
+    pairs.never(copies, "leaks: it is to predict its block, and sees", f"{mend}: only clean columns of earlier blocks")
+    pairs.never(seen & q.clean & ~k.clean, "sees, unlike in decoding,", f"{mend}: clean rows see clean columns only")
+    earlier = seen & ~q.clean & ~k.clean & (pairs.k_block < pairs.q_block)
+    pairs.never(earlier, "sees, unlike in decoding,", f"{mend}: earlier blocks are seen in the clean stream")
+
+
+def check_order(pairs: Pairs) -> None:
+    """No row sees a later block, and no causal row a later token."""
+    pattern, q, k, mend = pairs.pattern, pairs.q, pairs.k, pairs.mend
+    if pairs.both or pattern.cacheable:
+        remedy = mend if pairs.both else f"{mend}, or set cacheable = False"
+        pairs.never(pairs.seen & (pairs.k_block > pairs.q_block), "sees the later block of", remedy)
     if pattern.clean_causal or not pattern.noisy_stream:
         remedy = f"{mend}, or set clean_causal = False" if pattern.noisy_stream else f"{mend}: it predicts that token"
-        never(seen & q.clean & k.clean & (k.position > q.position), "sees the later token of", remedy)
-    never(
-        seen & ~reached, "is outside the envelope but allowed to see", f"let {type(pattern).__name__}.envelope cover it"
-    )
+        later = pairs.seen & q.clean & k.clean & (k.position > q.position)
+        pairs.never(later, "sees the later token of", remedy)
+
+
+def check_envelope(pairs: Pairs) -> None:
+    """The envelope holds what is allowed and, if it is blockwise, whole blocks."""
+    pattern, reached = pairs.pattern, pairs.reached
+    cover = f"let {type(pattern).__name__}.envelope cover it"
+    pairs.never(pairs.seen & ~reached, "is outside the envelope but allowed to see", cover)
     if pattern.blockwise:
-        first = first_of_block(rows, pattern.block_size)
-        never(
+        first = first_of_block(pairs.rows, pattern.block_size)
+        pairs.never(
             reached != reached[first][:, first],
             "has, by its envelope, another answer than the first row of its block for",
             "set blockwise = False, or give an envelope that looks at positions only through self.block",
         )
-    has_context = (seen & (k_block < q_block)).any(1) | (q_block[:, 0] == 0)
-    if not both and not has_context.all():
-        remedy = f"{mend}, or set clean_stream = True if it speaks of clean columns"
-        raise pattern_error(pattern, "there are rows that see nothing of an earlier block", remedy)
+
+
+def check_context(pairs: Pairs) -> None:
+    """Of a single stream, every row behind the first block sees something of an earlier one."""
+    has_context = (pairs.seen & (pairs.k_block < pairs.q_block)).any(1) | (pairs.q_block[:, 0] == 0)
+    if not pairs.both and not has_context.all():
+        remedy = f"{pairs.mend}, or set clean_stream = True if it speaks of clean columns"
+        raise pattern_error(pairs.pattern, "there are rows that see nothing of an earlier block", remedy)
 
 
 def evaluate(pattern: AttentionPattern, name: str, q: Rows, k: Rows) -> Bool[Tensor, "S S"]:

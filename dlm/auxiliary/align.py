@@ -7,29 +7,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dlm.auxiliary.base import Auxiliary, Forward
-from dlm.auxiliary.teacher import Teacher
+from dlm.auxiliary.base import Forward
+from dlm.auxiliary.teacher import Taught
 
 
-class Align(Auxiliary):
+class Align(Taught):
     """1 - cos between the student's and the teacher's hidden states, averaged over the layers, at the rows that score
     tokens. The student reads the corrupted text, the teacher the clean one."""
 
     reads_states = True
-
-    def __init__(self, weight: float, teacher: Teacher):
-        super().__init__(weight)
-        self.teacher = teacher
-
-    def bind(self, parent):
-        self.teacher.bind(parent)
-
-    @property
-    def nbytes(self):
-        return self.teacher.nbytes
-
-    def needs(self, layout, batch, noised, scored):
-        return None, self.teacher.lesson(batch, noised, scored)
 
     def forwards(self, denoiser, needs):
         return [Forward(self.teacher.denoiser, needs.inputs, 0)]

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dlm.auxiliary.base import Auxiliary, Forward
+from dlm.auxiliary.base import Forward
 from dlm.auxiliary.confidence import finite
-from dlm.auxiliary.teacher import Teacher
+from dlm.auxiliary.teacher import Taught, Teacher
 
 LogP = Float[Tensor, "M V"]
 
 
-class Distill(Auxiliary):
+class Distill(Taught):
     """The divergence between the teacher's and the student's distribution of every scored token, in nats. Each token
     has weight 1, or its likelihood weight if `by_weight` (D2F divides by t).
 
@@ -25,22 +25,12 @@ class Distill(Auxiliary):
     """
 
     def __init__(self, weight: float, teacher: Teacher, divergence: str = "forward", by_weight: bool = False):
-        super().__init__(weight)
+        super().__init__(weight, teacher)
         if divergence not in DIVERGENCES:
             raise ValueError(
                 f"auxiliary.distill.divergence {divergence!r} is unknown: choose one of {', '.join(DIVERGENCES)}"
             )
-        self.teacher, self.divergence, self.by_weight = teacher, divergence, by_weight
-
-    def bind(self, parent):
-        self.teacher.bind(parent)
-
-    @property
-    def nbytes(self):
-        return self.teacher.nbytes
-
-    def needs(self, layout, batch, noised, scored):
-        return None, self.teacher.lesson(batch, noised, scored)
+        self.divergence, self.by_weight = divergence, by_weight
 
     def forwards(self, denoiser, needs):
         return [Forward(self.teacher.denoiser, needs.inputs, len(needs.valid))]

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dlm.attention.base import AttentionPattern
+from dlm.auxiliary.base import Auxiliary
 from dlm.model.denoiser import Denoiser
 from dlm.model.parent import Parent, load_run
 from dlm.model.trim import trim
@@ -78,3 +79,21 @@ class Teacher:
     def logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """Logits of some of these hidden states."""
         return self.denoiser.logits(hidden)
+
+
+class Taught(Auxiliary):
+    """A term that compares the student with a teacher at the tokens that the student scores."""
+
+    def __init__(self, weight: float, teacher: Teacher):
+        super().__init__(weight)
+        self.teacher = teacher
+
+    def bind(self, parent):
+        self.teacher.bind(parent)
+
+    @property
+    def nbytes(self):
+        return self.teacher.nbytes
+
+    def needs(self, layout, batch, noised, scored):
+        return None, self.teacher.lesson(batch, noised, scored)

@@ -19,11 +19,11 @@ from dlm.config.kinds import require_kinds
 from dlm.config.settings import Data
 from dlm.conversion.preparation import TRAIN_STREAM
 from dlm.conversion.prepare import corrupt
+from dlm.data.encoder import Encoded, Encoder
 from dlm.data.external import External, summary_lines
 from dlm.data.image_chat import ImageChat
 from dlm.data.origin import Batch as SourceBatch
 from dlm.data.packing import collate
-from dlm.data.prepared import Encoded, Encoder
 from dlm.model.layout import Layout
 from dlm.types import Batch, generator
 

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dlm.data.corpus import Part
+from dlm.data.encoder import Encoded
 from dlm.data.encoding import refuse_mask
 from dlm.data.external import External, Spec, WholeDocuments
 from dlm.data.origin import Batch, Origin, Row
 from dlm.data.packing import Document, Source
-from dlm.data.prepared import Encoded
 from dlm.data.text import key_of
 from dlm.errors import one_line
 
@@ -67,10 +67,7 @@ class ChatEncoder:
         if get["messages"] is not None:
             messages = get["messages"]
         elif get["conversations"] is not None:
-            messages = [
-                {"role": SHAREGPT.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
-                for turn in get["conversations"]
-            ]
+            messages = from_sharegpt(get["conversations"])
         elif get["prompt"] is not None and get["completion"] is not None:
             pair = (("user", get["prompt"]), ("assistant", get["completion"]))
             messages = [
@@ -151,6 +148,11 @@ def split_at(text: str, content: str) -> list[tuple[str, bool]]:
     """The pieces of a text, and whether each of them is the content."""
     pieces = [(part, False) for part in text.split(content)]
     return [piece for n, piece in enumerate(pieces) for piece in ([(content, True)] if n else []) + [piece] if piece[0]]
+
+
+def from_sharegpt(turns: list[dict[str, Any]]) -> list[Message]:
+    """The messages of a ShareGPT conversation."""
+    return [{"role": SHAREGPT.get(turn.get("from"), turn.get("from")), "content": turn.get("value")} for turn in turns]
 
 
 def is_text(value: Any) -> bool:

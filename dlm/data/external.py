@@ -12,11 +12,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.corpus import SPLITS, Corpus, Part
+from dlm.data.encoder import Encoder
 from dlm.data.module import PackedData
 from dlm.data.origin import Origin
 from dlm.data.packing import Document, Source, Windows
 from dlm.data.passes import ORDERS, PassRows, PassTable
-from dlm.data.prepared import Encoder, prepared
+from dlm.data.prepared import prepared
 from dlm.runs.digest import Buffer
 
 SAMPLE = 64  # rows

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from dlm.data.chat import COLUMNS, SHAREGPT, TURNS
+from dlm.data.chat import COLUMNS, TURNS, from_sharegpt
 from dlm.data.corpus import Corpus, Part
+from dlm.data.encoder import Encoded
 from dlm.data.encoding import refuse_mask
 from dlm.data.external import External, Spec, WholeDocuments
 from dlm.data.origin import Batch, Origin, Row
@@ -22,7 +23,6 @@ from dlm.data.packing import Document, Source
 from dlm.data.picture_corpus import COUNTED, FILES, PictureCorpus, Pictured
 from dlm.data.picture_files import Unreadable, file_of, opened, parts_of, placed
 from dlm.data.pictures import Message, processed, rendered, require_processor
-from dlm.data.prepared import Encoded
 from dlm.data.text import key_of
 from dlm.errors import one_line
 from dlm.runs.digest import fingerprint
@@ -77,10 +77,7 @@ class ImageChatEncoder:
         if get["messages"] is not None:
             messages = [{"role": turn.get("role"), "content": turn.get("content")} for turn in get["messages"]]
         elif get["conversations"] is not None:
-            messages = [
-                {"role": SHAREGPT.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
-                for turn in get["conversations"]
-            ]
+            messages = from_sharegpt(get["conversations"])
         elif get["prompt"] is not None and get["completion"] is not None:
             pair = (("user", get["prompt"]), ("assistant", get["completion"]))
             messages = [{"role": role, "content": content} for role, content in pair]

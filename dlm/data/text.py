@@ -8,11 +8,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.corpus import Part
+from dlm.data.encoder import Encoded
 from dlm.data.encoding import encode, refuse_mask
 from dlm.data.external import CorpusWindows, External, Spec
 from dlm.data.origin import Batch, Origin
 from dlm.data.packing import Document, Source
-from dlm.data.prepared import Encoded
 
 
 class TextEncoder:

@@ -5,8 +5,10 @@ Accuracy alone can hide how a model fails: a dLM whose blocks are too large for 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dlm.attention.base import AttentionPattern
 from dlm.data.example import Example, check, grade
@@ -15,6 +17,7 @@ from dlm.data.pictures import Reader, require_processor, tokenizer_of
 from dlm.data.scenes import Scene
 from dlm.data.scenes.rows import prompt_of
 from dlm.decoding.base import Decoder
+from dlm.decoding.engine.canvas import Generation
 from dlm.decoding.engine.request import Request
 from dlm.evaluation.interval import wilson
 from dlm.model.denoiser import Denoiser
@@ -62,32 +65,35 @@ def run_tasks(
     prompts, images = zip(*prompts_of(reader, examples), strict=True)
     request = Request(list(prompts), max_new_tokens, ends, batch_size, images=images)
     generations = decoder.generate(denoiser, request)
-    rows = []
-    for example, prompt, generation in zip(examples, prompts, generations, strict=True):
-        output = tokenizer.decode(generation.tokens, skip_special_tokens=True)
-        ended = not set(ends).isdisjoint(generation.tokens[-1:])
-        text = generation.tokens[:-1] if ended else generation.tokens
-        steps = grade(example, output)
-        rows.append(
-            {
-                "family": example.family,
-                "correct": check(example, output),
-                "right_steps": steps.right,
-                "first_wrong": steps.first_wrong,
-                "answer_tokens": len(tokenizer(example.answer, add_special_tokens=False)["input_ids"]),
-                "tokens": len(generation.tokens),
-                "nfe": generation.nfe,
-                "rows": generation.rows,
-                "repetitive": loops(text),
-                "empty": not text,
-                "endless": not ended,
-                "prompt_tokens": len(prompt),
-                "step": generation.step,
-                "confidence": generation.confidence,
-                "output": output,
-            }
-        )
-    return pd.DataFrame(rows)
+    answered = zip(examples, prompts, generations, strict=True)
+    return pd.DataFrame([graded(tokenizer, ends, *answer) for answer in answered])
+
+
+def graded(
+    tokenizer: PreTrainedTokenizerBase, ends: list[int], example: Example, prompt: list[int], generation: Generation
+) -> dict[str, Any]:
+    """The row of one example in the table of `run_tasks`. `ends` are the end-of-sequence tokens."""
+    output = tokenizer.decode(generation.tokens, skip_special_tokens=True)
+    ended = not set(ends).isdisjoint(generation.tokens[-1:])
+    text = generation.tokens[:-1] if ended else generation.tokens
+    steps = grade(example, output)
+    return {
+        "family": example.family,
+        "correct": check(example, output),
+        "right_steps": steps.right,
+        "first_wrong": steps.first_wrong,
+        "answer_tokens": len(tokenizer(example.answer, add_special_tokens=False)["input_ids"]),
+        "tokens": len(generation.tokens),
+        "nfe": generation.nfe,
+        "rows": generation.rows,
+        "repetitive": loops(text),
+        "empty": not text,
+        "endless": not ended,
+        "prompt_tokens": len(prompt),
+        "step": generation.step,
+        "confidence": generation.confidence,
+        "output": output,
+    }
 
 
 def loops(tokens: list[int]) -> bool:

@@ -51,16 +51,8 @@ def evaluate_run(
     require_evaluable(
         dlm, converted.reader, settings.length, settings.tasks_per_family, settings.max_new_tokens, families
     )
-    ar, parent = finished.ar, finished.parent
-    fingerprint = run.record["parent"]["fingerprint"]
-    key = digest(parent_settings(settings, eos_ids(parent.model, parent.tokenizer)), FILE_DIGITS)
-    cache = run.folder.parent / ".parents" / f"{fingerprint}-{key}.json"
-    cache.parent.mkdir(exist_ok=True)  # the run may have been trained in another folder of runs
     version = items_version() + added_version(families)
-    parent_metrics = cached_metrics(cache, version)
-    if parent_metrics is None:
-        parent_metrics = measure_model(ar, parent, settings, {ONE_TOKEN: Fixed(1)})[0]
-        write_json(cache, parent_metrics | {"items": version})
+    parent_metrics = metrics_of_parent(finished, settings, version)
     decoders = calibrate(dlm, converted, settings)
     if decoding:
         decoders[setting_name(decoding)] = make(decoding)
@@ -77,9 +69,23 @@ def evaluate_run(
         "items": version,
         "parent": parent_metrics,
         "dlm": dlm_metrics,
-        "throughput": measure_throughput(ar, dlm, parent, decoders, settings),
+        "throughput": measure_throughput(finished.ar, dlm, finished.parent, decoders, settings),
         "device": device_name(finished.device),
     }
+
+
+def metrics_of_parent(finished: FinishedRun, settings: EvaluationSettings, version: str) -> dict[str, Any]:
+    """The metrics of a run's parent on the items of a `version`, measured once for all runs of a folder."""
+    ar, parent = finished.ar, finished.parent
+    fingerprint = finished.run.record["parent"]["fingerprint"]
+    key = digest(parent_settings(settings, eos_ids(parent.model, parent.tokenizer)), FILE_DIGITS)
+    cache = finished.run.folder.parent / ".parents" / f"{fingerprint}-{key}.json"
+    cache.parent.mkdir(exist_ok=True)  # the run may have been trained in another folder of runs
+    metrics = cached_metrics(cache, version)
+    if metrics is None:
+        metrics = measure_model(ar, parent, settings, {ONE_TOKEN: Fixed(1)})[0]
+        write_json(cache, metrics | {"items": version})
+    return metrics
 
 
 def evaluate_again(

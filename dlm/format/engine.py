@@ -74,24 +74,7 @@ class Engine(Format):
                 f"token_shift={str(not self.token_shift).lower()}, and its engines take position {row} as the score "
                 f"of token i: train with token_shift={str(self.token_shift).lower()}, {use}"
             )
-        if not (made.pattern.clean_stream and made.pattern.noisy_stream):
-            yield (
-                f"it was trained on noisy context, and its engines show it clean blocks: train with "
-                f"attention={module_of(self.reference)}, {use}"
-            )
-        else:
-            expected = self.reference(made.block_size).visible
-            if pair := first_difference(made.pattern, expected, num_positions(made.model.config) or NO_LIMIT):
-                yield (
-                    f"attention={module_of(type(made.pattern))}, and its engines compute another mask, where position "
-                    f"{pair[0]} sees position {pair[1]}, or does not: train with "
-                    f"attention={module_of(self.reference)}, {use}"
-                )
-        if self.anchor not in (None, made.pattern.block_anchor):
-            yield (
-                f"attention.block_anchor={made.pattern.block_anchor.value}, and its engines begin the grid of blocks "
-                f"with the text: train with attention.block_anchor={self.anchor.value}, {use}"
-            )
+        yield from self.mask_refusals(made, use)
         if self.fixed_mask_id not in (None, made.mask_id):
             yield (
                 f"its mask token has id {made.mask_id}, and the engines hide tokens by id {self.fixed_mask_id}: use a "
@@ -103,6 +86,24 @@ class Engine(Format):
             yield (
                 f"decoding.tokens_per_step {number} does not divide the block size {made.block_size}, and the engines "
                 "are given a number of steps: choose a divisor, or decoding=threshold"
+            )
+
+    def mask_refusals(self, made: Converted, use: str) -> Iterator[str]:
+        """Why the mask that the engines compute is not that of the training."""
+        train = f"train with attention={module_of(self.reference)}, {use}"
+        if self.anchor not in (None, made.pattern.block_anchor):
+            yield (
+                f"attention.block_anchor={made.pattern.block_anchor.value}, and its engines begin the grid of blocks "
+                f"with the text: train with attention.block_anchor={self.anchor.value}, {use}"
+            )
+        if not (made.pattern.clean_stream and made.pattern.noisy_stream):
+            yield f"it was trained on noisy context, and its engines show it clean blocks: {train}"
+            return
+        expected = self.reference(made.block_size).visible
+        if pair := first_difference(made.pattern, expected, num_positions(made.model.config) or NO_LIMIT):
+            yield (
+                f"attention={module_of(type(made.pattern))}, and its engines compute another mask, where position "
+                f"{pair[0]} sees position {pair[1]}, or does not: {train}"
             )
 
     @abstractmethod

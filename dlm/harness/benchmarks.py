@@ -156,7 +156,13 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
         )
     for task, items in found["samples"].items():
         write_items(folder / f"items-{asked.name}-{task}.jsonl", items)
-    about = {
+    about = recorded_settings(asked, settings, samples)
+    return {task: scores_of(task, found, model.costs) | {"settings": about} for task in found["results"]}
+
+
+def recorded_settings(asked: Asked, settings: Harness, samples: int | None) -> dict[str, Any]:
+    """What the scores of a model were made with. `samples` are the draws of a likelihood; None: it is exact."""
+    return {
         **asked.how,
         "likelihood": settings.likelihood if samples is None else f"{settings.likelihood}, {samples} draws",
         "limit": settings.limit,
@@ -166,7 +172,6 @@ def ask(asked: Asked, tasks: Tasks, settings: Harness, folder: Path) -> dict[str
         "lm_eval": version("lm_eval"),
         "device": device_name(asked.denoiser.model.device),
     }
-    return {task: scores_of(task, found, model.costs) | {"settings": about} for task in found["results"]}
 
 
 def scores_of(task: str, found: dict[str, Any], costs: dict[str, Cost]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the attention mask and the positions that it is given, and on nothing else (`dlm
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -115,24 +116,13 @@ def load_parent(
     """
     require_loadable(dtype, attn_implementation)
     folder = resolve(path)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-
-    def load(implementation: str) -> tuple[PreTrainedModel, dict[str, Any]]:
-        return kind.from_pretrained(
-            folder,
-            attn_implementation=implementation,
-            dtype=DTYPES[dtype],
-            use_safetensors=None if gguf_file else True,
-            output_loading_info=True,
-            **options,
-        )
-
+    options = reading_options(gguf_file, revision, trust_remote_code)
     try:
         kind = auto_class(load_config(folder, options))
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        (model, loading_info), attn_implementation = supported(load, attn_implementation)
+        (model, loading_info), attn_implementation = supported(
+            partial(load_model, kind, folder, DTYPES[dtype], options), attn_implementation
+        )
     except Exception as error:  # transformers raises many types; all mean that the parent cannot be loaded
         raise ValueError(
             f"model.path {path!r} could not be loaded as a causal LM: {one_line(error)}. It must be a Hugging Face hub "
@@ -156,9 +146,7 @@ def load_tokenizer(
     **_: Any,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that `load_parent` gives a parent, without the weights. Raises `ValueError` if there is none."""
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
+    options = reading_options(gguf_file, revision, trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(path), **options)
     except Exception as error:  # transformers raises many types
@@ -177,6 +165,26 @@ def require_loadable(dtype: str, attn_implementation: str) -> None:
             f"model.attn_implementation {attn_implementation!r} does not take an arbitrary mask: choose one of "
             f"{', '.join(IMPLEMENTATIONS)}"
         )
+
+
+def reading_options(gguf_file: str | None, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """The arguments with which transformers reads all that is in a parent's folder."""
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return options if gguf_file is None else options | {"gguf_file": gguf_file}
+
+
+def load_model(
+    kind: type, folder: str, dtype: torch.dtype, options: dict[str, Any], implementation: str
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model of a folder, of the class `kind` of transformers, and what transformers says of its loading."""
+    return kind.from_pretrained(
+        folder,
+        attn_implementation=implementation,
+        dtype=dtype,
+        use_safetensors=None if "gguf_file" in options else True,
+        output_loading_info=True,
+        **options,
+    )
 
 
 def hint(error: Exception) -> str:

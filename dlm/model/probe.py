@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +37,27 @@ def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> N
         raise ValueError(refuse + "its forward takes no position_ids (ALiBi, recurrent or fixed positions)")
     if model.get_output_embeddings() is None:
         raise ValueError(refuse + "it has no output embedding, the layer that scores tokens")
+    logits = probe_logits(model, types, refuse)
+    if fault := next(disobedience(logits, model.dtype), None):
+        raise ValueError(refuse + fault)
+
+
+@dataclass(frozen=True)
+class ProbeLogits:
+    """The logits of a few tokens: `plain` without a mask, under an explicit `causal` mask, also with the columns
+    `reversed`, and `both_ways`, under a bidirectional mask of two documents. For two of these the last token is also
+    `changed`."""
+
+    plain: Float[Tensor, "S V"]
+    plain_changed: Float[Tensor, "S V"]
+    causal: Float[Tensor, "S V"]
+    reversed: Float[Tensor, "S V"]
+    both_ways: Float[Tensor, "S V"]
+    both_ways_changed: Float[Tensor, "S V"]
+
+
+def probe_logits(model: PreTrainedModel, types: dict[str, int | None], refuse: str) -> ProbeLogits:
+    """The logits of the six forwards. Raises `ValueError`, whose message begins with `refuse`, if one does not run."""
     ids = torch.arange(5, 5 + PROBE_TOKENS, device=model.device)[None]
     changed = ids.clone()
     changed[0, -1] += 1
@@ -43,30 +65,34 @@ def check_convertible(model: PreTrainedModel, types: dict[str, int | None]) -> N
     one, two = torch.zeros_like(order), order * 2 // PROBE_TOKENS
     with narrow_windows(model, types) as narrow:
         try:
-            plain, plain_changed = (
-                model(input_ids=x, use_cache=False).logits[0, :, 1:].float() for x in (ids, changed)
-            )
+            plain = [model(input_ids=x, use_cache=False).logits[0, :, 1:].float() for x in (ids, changed)]
         except Exception as error:  # a foreign forward may raise anything
             raise ValueError(refuse + f"its forward does not run on token ids alone ({one_line(error)})") from error
         try:
-            causal, reverse = (probe(model, AR(), narrow, ids, one, o) for o in (order, order.flip(0)))
-            both_ways, both_ways_changed = (probe(model, Bidir(1), narrow, x, two, order) for x in (ids, changed))
+            causal = [probe(model, AR(), narrow, ids, one, o) for o in (order, order.flip(0))]
+            both_ways = [probe(model, Bidir(1), narrow, x, two, order) for x in (ids, changed)]
         except Exception as error:  # as above; the only difference is the mask and the positions
             raise ValueError(refuse + f"its forward does not take a 4-D attention mask ({one_line(error)})") from error
-    if differ(plain[:-1], plain_changed[:-1], model.dtype):
-        raise ValueError(refuse + "it is not autoregressive: its positions see later ones")
-    if differ(plain, causal, model.dtype):
-        raise ValueError(refuse + "an explicit causal mask does not give its own logits, so it ignores the mask")
+    return ProbeLogits(*plain, *causal, *both_ways)
+
+
+def disobedience(logits: ProbeLogits, dtype: torch.dtype) -> Iterator[str]:
+    """What the logits of a model that computes in `dtype` show of mask and positions that it does not obey. The first
+    is a reason, the others may follow from it."""
+    if differ(logits.plain[:-1], logits.plain_changed[:-1], dtype):
+        yield "it is not autoregressive: its positions see later ones"
+    if differ(logits.plain, logits.causal, dtype):
+        yield "an explicit causal mask does not give its own logits, so it ignores the mask"
     half = PROBE_TOKENS // 2
-    if torch.equal(both_ways[half], both_ways_changed[half]):
-        raise ValueError(refuse + "under a bidirectional mask no position sees a later one")
-    if differ(causal, reverse, model.dtype):
-        raise ValueError(
-            refuse + "its logits depend on the order of the columns, not on mask and positions alone (ALiBi, "
+    if torch.equal(logits.both_ways[half], logits.both_ways_changed[half]):
+        yield "under a bidirectional mask no position sees a later one"
+    if differ(logits.causal, logits.reversed, dtype):
+        yield (
+            "its logits depend on the order of the columns, not on mask and positions alone (ALiBi, "
             "convolutional, recurrent or linear layers)"
         )
-    if differ(both_ways[:half], both_ways_changed[:half], model.dtype):
-        raise ValueError(refuse + "a masked position still leaks into others")
+    if differ(logits.both_ways[:half], logits.both_ways_changed[:half], dtype):
+        yield "a masked position still leaks into others"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from dlm.config.build import Experiment
 from dlm.config.inputs import require_fingerprint
-from dlm.config.settings import Train
+from dlm.config.settings import Runtime, Train
 from dlm.config.training import Training
 from dlm.config.values import EvaluationSettings
 from dlm.data.external import summary_lines
@@ -26,12 +25,10 @@ from dlm.evaluation.drift import measure, save_reference, summary
 from dlm.evaluation.longest import require_evaluable
 from dlm.evaluation.suite import require_decodable
 from dlm.logger.base import RunLogger
-from dlm.model.checkpointing import checkpoint_activations
 from dlm.model.denoiser import Denoiser
 from dlm.runs.run import Run
 from dlm.runs.storage import digests
 from dlm.trainable import gate
-from dlm.trainer import memory
 from dlm.trainer.checkpoints import AtomicCheckpointIO, Checkpoints, newest_intact, require_same_sharding
 from dlm.trainer.compilation import CompilerWatch, compile_layers
 from dlm.trainer.drift_monitor import DriftMonitor
@@ -39,8 +36,8 @@ from dlm.trainer.final_validation import FinalValidation
 from dlm.trainer.finite import FiniteGuard, skips_nonfinite
 from dlm.trainer.interruption import Interruption
 from dlm.trainer.metrics import MetricTable
-from dlm.trainer.picture_memory import bytes_of_images
 from dlm.trainer.processes import Follower, SameStart, cluster, launching
+from dlm.trainer.resources import device_of, fit_into_memory, space_of, step_of
 from dlm.trainer.selfcheck import SelfCheck
 from dlm.trainer.strategy import SHARDED, strategy_of
 from dlm.trainer.telemetry import Telemetry, peak_memory
@@ -191,53 +188,6 @@ def record_budget(run: Run, experiment: Experiment) -> None:
         print(line)
 
 
-def step_of(settings: Train, experiment: Experiment) -> memory.Step:
-    """What the size of a training step depends on."""
-    length, views, trainer = experiment.data.length, experiment.conversion.masking.views, settings.trainer
-    device, is_sharded = device_of(trainer.accelerator), settings.runtime.strategy == SHARDED
-    quantised = frozenset(map(id, experiment.trainable.quantised(experiment.parent.model)))
-    return memory.Step(length, views, trainer.precision, device, trainer.processes, is_sharded, quantised)
-
-
-def space_of(experiment: Experiment, step: memory.Step) -> int:
-    """The bytes that a run has on the disk at most: the reference of drift, two checkpoints, each with both moments of
-    AdamW for what is trained, and the result."""
-    parameters = [*experiment.parent.model.parameters()]
-    dtype = step.activations(experiment.parent.model)
-    reference = sum(p.nbytes for p in parameters)
-    weights = sum(step.stored(p, dtype) for p in parameters)
-    trained = sum(step.stored(p, dtype) for p in parameters if p.requires_grad)
-    return reference + 2 * (weights + 2 * trained) + weights
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The device of Lightning's `accelerator`, on which a run trains and is evaluated."""
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if on_gpu else "cpu")
-
-
-def fit_into_memory(settings: Train, experiment: Experiment, pieces: int) -> None:
-    """Print the memory estimate of a step, and turn on activation checkpointing if the step needs it to fit. Raises
-    `ValueError` if the step cannot fit."""
-    denoiser, runtime, step = experiment.denoiser, settings.runtime, step_of(settings, experiment)
-    step = replace(step, images=bytes_of_images(denoiser.model, experiment.data, step.activations(denoiser.model)))
-    limit = memory.available(step.device) if runtime.memory_gb is None else int(runtime.memory_gb * memory.GB)
-    teachers = experiment.conversion.objective.nbytes
-    limit -= teachers
-    try:
-        plan = memory.plan(denoiser, step, experiment.data.batch_size, limit, runtime.activation_checkpointing, pieces)
-    except memory.Unknown as error:  # an estimate must not stop a run that would work
-        print(f"what a step needs is not known ({error}): it is tried")
-        if runtime.activation_checkpointing:
-            checkpoint_activations(denoiser.model)
-        return
-    how = ", layers computed again in the backward" if plan.checkpointing else ""
-    beside = f" beside {teachers / memory.GB:.2f} GB of teachers" if teachers else ""
-    print(f"a step needs at most about {plan.estimate}{how}; {limit / memory.GB:.2f} GB are available{beside}")
-    if plan.checkpointing:
-        checkpoint_activations(denoiser.model)
-
-
 def make_trainer(
     settings: Train,
     run: Run,
@@ -250,10 +200,7 @@ def make_trainer(
     runtime, trainer = settings.runtime, settings.trainer
     val_every = min(runtime.val_every, experiment.num_steps)
     _, interruption, _, table, _ = required
-    optional = [c for c in callbacks if runtime.progress_bar or not isinstance(c, ProgressBar)]
-    optional.append(CompilerWatch())  # on a GPU attention is compiled, whether or not the layers are
-    if loggers:
-        optional.append(Telemetry(runtime.log_every))
+    optional = optional_callbacks(runtime, callbacks, loggers)
     for logger in loggers:
         logger.tokens_per_step = experiment.budget.rows * experiment.data.length
     checkpoints = Checkpoints(run.checkpoint, runtime.checkpoint_every, val_every, table, interruption)
@@ -279,6 +226,13 @@ def make_trainer(
         logger=list(loggers),
         default_root_dir=run.folder,
     )
+
+
+def optional_callbacks(runtime: Runtime, callbacks: Sequence[Callback], loggers: Sequence[RunLogger]) -> list[Callback]:
+    """A run's own callbacks, and those that depend on where and how it runs."""
+    optional = [c for c in callbacks if runtime.progress_bar or not isinstance(c, ProgressBar)]
+    optional.append(CompilerWatch())  # on a GPU attention is compiled, whether or not the layers are
+    return [*optional, Telemetry(runtime.log_every)] if loggers else optional
 
 
 def save_model(experiment: Experiment, run: Run) -> None:

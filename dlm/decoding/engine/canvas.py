@@ -96,8 +96,7 @@ class Canvas:
         # The host knows how many tokens the first forward reads; after that at most a block is pending.
         to_grid = [denoiser.pattern.to_grid(n) for n in lengths]
         self.max_pending = max((n + d) // self.grid * self.grid - d for n, d in zip(lengths, to_grid, strict=True))
-        shape = (len(prompts), num_slots + 1)
-        self.x = torch.full(shape, self.mask_id)
+        self.x = torch.full((len(prompts), num_slots + 1), self.mask_id)
         for row, prompt in zip(self.x, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
         self.x = self.x.to(device)
@@ -108,15 +107,21 @@ class Canvas:
         self.length = tokens + self.block_size - 1 if sliding else self.block_end(tokens)
         self.masked = torch.arange(num_slots + 1, device=device) >= self.prompt_length[:, None]
         self.start = self.block_begin(self.prompt_length)
+        self.init_progress()
+        self.pictures = Pictures.of(denoiser, request, index, self.start, self.x) if request.images else None
+
+    def init_progress(self) -> None:
+        """Before the first forward nothing is cached, counted, committed or predicted."""
+        sequences, slots, block = len(self.x), self.x.shape[1], self.block_size
+        device = self.x.device
         self.written = torch.zeros_like(self.start)
         self.nfe, self.rows = torch.zeros_like(self.start), torch.zeros_like(self.start)
-        self.step = torch.zeros(shape, dtype=torch.long, device=device)
-        self.confidence = torch.zeros(shape, device=device)
-        self.finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        self.token = torch.zeros(len(prompts), self.block_size, dtype=torch.long, device=device)
-        self.certainty = torch.zeros(len(prompts), self.block_size, device=device)
-        self.predicted = torch.zeros(len(prompts), self.block_size, dtype=torch.bool, device=device)
-        self.pictures = Pictures.of(denoiser, request, index, self.start, self.x) if request.images else None
+        self.step = torch.zeros(sequences, slots, dtype=torch.long, device=device)
+        self.confidence = torch.zeros(sequences, slots, device=device)
+        self.finished = torch.zeros(sequences, dtype=torch.bool, device=device)
+        self.token = torch.zeros(sequences, block, dtype=torch.long, device=device)
+        self.certainty = torch.zeros(sequences, block, device=device)
+        self.predicted = torch.zeros(sequences, block, dtype=torch.bool, device=device)
 
     def __len__(self) -> int:
         return len(self.x)
