@@ -3,12 +3,14 @@
 from functools import cache
 
 import pytest
-from conftest import ROOT, everyday
+from conftest import ROOT, everyday, one_in
 from shown import MODULES, PAPER, shown, whole_results
 
 from analysis.pages.exhibits import Plot, Table
 from analysis.pages.sections import is_empty
 from analysis.tables.results import Results
+
+pytestmark = pytest.mark.trains  # takes seconds
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_every_setting_of_the_paper_is_of_an_artefact():
     assert {name for name, m in MODULES.items() if not m.TITLE.startswith("Beyond")} == set(PAPER["settings"])
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", one_in(2, MODULES))
 def test_an_artefact_with_all_its_runs_shows_all_it_has(name, exhibits):
     made = exhibits(name)
     assert made and not any(is_empty(e) for e in made)

@@ -14,6 +14,8 @@ from analysis.evidence.effect import CANNOT_DECIDE, EXPECTATIONS, NO_DIFFERENCE,
 from analysis.pages.claims import count_text, evaluate_claims, with_primary
 from analysis.tables.results import DLM, Results, columns
 
+pytestmark = pytest.mark.trains  # takes seconds
+
 CLAIMS = {claim["id"]: claim["from"] for claim in PAPER["claims"]}
 
 

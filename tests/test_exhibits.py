@@ -16,6 +16,8 @@ from analysis.pages.plots import lines
 from analysis.pages.sections import is_empty
 from analysis.tables.results import DLM, columns
 
+pytestmark = pytest.mark.trains  # takes seconds
+
 
 @pytest.fixture
 def results():
