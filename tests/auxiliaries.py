@@ -1,6 +1,6 @@
 """Auxiliary losses as options, for tests of what uses them."""
 
-from conftest import MASK_ID, config
+from common import MASK_ID, config
 
 from dlm.config.build import make_objective
 from dlm.masking.uniform import Uniform

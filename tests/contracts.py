@@ -4,7 +4,7 @@ glob, and of patterns that are made up to break them."""
 from dataclasses import replace
 
 import torch
-from conftest import MASK_ID, random_batch
+from common import MASK_ID, random_batch
 from transformers import DynamicCache
 
 from dlm.loss.nelbo import Nelbo

@@ -1,7 +1,7 @@
 """Random models of every architecture that can be converted."""
 
 import torch
-from conftest import SHAPE
+from common import SHAPE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.attention import block_sparse

@@ -16,7 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import LIGHT_EVALUATION, ROOT, config
+from common import LIGHT_EVALUATION, ROOT, config
 
 import dlm
 from dlm.data import prose

@@ -1,7 +1,7 @@
 """What autograd keeps of a real forward."""
 
 import torch
-from conftest import random_batch
+from common import random_batch
 
 from dlm.types import Noised
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from conftest import MASK_ID, config, tiny
+from common import MASK_ID, config, tiny
 from omegaconf import DictConfig
 
 from dlm.config.build import make, make_masking, make_objective

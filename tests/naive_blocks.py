@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from conftest import MASK_ID
+from common import MASK_ID
 
 
 def scores(scorer, x, start, embeds=None):

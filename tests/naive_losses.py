@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from conftest import MASK_ID
+from common import MASK_ID
 from torch.nn.functional import cross_entropy
 
 

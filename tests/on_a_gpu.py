@@ -5,7 +5,7 @@ import json
 import sys
 
 import torch
-from conftest import EOS_ID, MASK_ID, config, options, pattern_of, random_batch, rows_of, tiny
+from common import EOS_ID, MASK_ID, config, options, pattern_of, random_batch, rows_of, tiny
 from pretend_gpu import GPU, OnGpu, PretendGpu
 
 from dlm.attention.masks import block_mask

@@ -1,6 +1,6 @@
 """Data in tests."""
 
-from conftest import config
+from common import config
 
 from dlm.attention.block import Block
 from dlm.config.build import make

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import config
+from common import config
 from safetensors.torch import load_file
 
 from dlm.conversion.module import Conversion

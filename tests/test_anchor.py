@@ -8,7 +8,7 @@ from functools import cache
 import pandas as pd
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, attention_yaml, config, everyday, options, random_batch, shared
+from common import MASK_ID, PATTERNS, attention_yaml, config, everyday, options, random_batch, shared
 from contracts import trimmed_is_whole
 from omegaconf import OmegaConf
 from test_decoding_contract import PROMPTS, REQUEST, decoder

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, config, denoiser
+from common import EOS_ID, config, denoiser
 
 from dlm.config.build import make
 from dlm.decoding.approximate import DualCache, PrefixCache

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from conftest import config
+from common import config
 from omegaconf import OmegaConf
 
 from dlm.config.arguments import PATHS, with_path_quoted

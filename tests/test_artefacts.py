@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from conftest import ROOT, everyday, one_in
+from common import ROOT, everyday, one_in
 from shown import MODULES, PAPER, shown, whole_results
 
 from analysis.pages.exhibits import Plot, Table

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PATTERNS, ROOT, WITH_SHIFT, denoiser, pattern_of, random_batch, rows_of
+from common import PATTERNS, ROOT, WITH_SHIFT, denoiser, pattern_of, random_batch, rows_of
 from contracts import nothing_leaks
 from torch.nn.attention.flex_attention import create_mask
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from auxiliaries import EXACT, USES, gradients, objective_of, parent_of
-from conftest import MASK_ID, VOCAB, config, denoiser, options, random_batch, tiny
+from common import MASK_ID, VOCAB, config, denoiser, options, random_batch, tiny
 from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cosine_similarity, cross_entropy
 

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 import torch
-from conftest import MASK_ID, config, one_in, options, tiny
+from common import MASK_ID, config, one_in, options, tiny
 from rich.console import Console
 from workbenches import FAST, SMALL, losses_of, workbench
 

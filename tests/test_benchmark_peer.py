@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, tiny
+from common import ROOT, tiny
 from rich.console import Console
 from workbenches import SMALL, workbench
 

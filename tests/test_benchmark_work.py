@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, MASK_ID, denoiser, random_batch, tiny
+from common import ARCHITECTURES, MASK_ID, denoiser, random_batch, tiny
 from workbenches import losses_of, workbench
 
 from dlm.bench import decode, engines, naive, train

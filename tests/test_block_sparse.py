@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MASK_ID, SHAPE, config, denoiser, options, pattern_of, random_batch, rows_of, tiny
+from common import MASK_ID, SHAPE, config, denoiser, options, pattern_of, random_batch, rows_of, tiny
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM

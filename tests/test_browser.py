@@ -6,7 +6,7 @@ Needs playwright (`pip install '.[browser]'`) and a Chromium: `chromium`, `googl
 import re
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.trains]
 

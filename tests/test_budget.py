@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import config, everyday
+from common import config, everyday
 from corpora import text_file
 from omegaconf import OmegaConf
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from conftest import config
+from common import config
 from omegaconf import OmegaConf
 from small_runs import metrics, small, weights
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from common import ROOT
 from shown import MODULES, PAPER, whole_results
 from study_tables import Study, correct
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny
+from common import tiny
 from convertible import CONVERTIBLE, random_model
 
 from dlm.model import probe

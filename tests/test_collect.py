@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import ROOT, config, options
+from common import ROOT, config, options
 from fabricated_runs import SWEEP, TWO, N, fabricate, found, write_sweep
 from omegaconf import OmegaConf
 from study_tables import correct

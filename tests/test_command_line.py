@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import config
+from common import config
 from omegaconf import OmegaConf
 
 from analysis.plan.compose import resolve_config

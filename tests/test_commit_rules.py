@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say
+from common import EOS_ID, MASK_ID, config, denoiser, let_it_say
 
 from dlm.config.build import make
 from dlm.decoding.engine.commit import select_commits

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import said_by
+from common import said_by
 
 from dlm.attention.block_sparse import compiled_flex_attention, kernel_options
 from dlm.attention.compilation import VERSIONS

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import exit_code
+from common import exit_code
 from convertible import random_model
 from transformers import (
     AutoConfig,

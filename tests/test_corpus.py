@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from conftest import config, resolved
+from common import config, resolved
 from corpora import data_of, jsonl, texts
 from transformers import AutoTokenizer
 

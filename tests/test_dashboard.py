@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, config, options
+from common import ROOT, config, options
 from omegaconf import OmegaConf
 from wandb_server import serving
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from conftest import everyday
+from common import everyday
 from prepared_data import prepared
 
 from dlm.attention.bidir import Bidir

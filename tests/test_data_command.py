@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import config, exit_code
+from common import config, exit_code
 
 from dlm.config.build import make_tokenizer
 from dlm.data import __main__ as data_command

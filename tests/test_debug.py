@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import BASE, config
+from common import BASE, config
 from hydra import compose, initialize_config_dir
 from small_runs import SMALL
 

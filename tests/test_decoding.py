@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import (
+from common import (
     EOS_ID,
     MASK_ID,
     PATTERNS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
-from conftest import EOS_ID, MASK_ID, ROOT, option_yaml, options, pattern_of, shared
+from common import EOS_ID, MASK_ID, ROOT, option_yaml, options, pattern_of, shared
 from omegaconf import OmegaConf
 
 from dlm.config.build import make

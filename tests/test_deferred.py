@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ARCHITECTURES, ROOT, SHAPE, config
+from common import ARCHITECTURES, ROOT, SHAPE, config
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

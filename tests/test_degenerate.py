@@ -2,7 +2,7 @@
 
 import pytest
 import tokenizers
-from conftest import EOS_ID, denoiser
+from common import EOS_ID, denoiser
 from transformers import PreTrainedTokenizerFast
 
 from dlm.data.example import Example

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CACHEABLE, CLEAN, MASK_ID, config, denoiser, options, random_batch, tiny
+from common import CACHEABLE, CLEAN, MASK_ID, config, denoiser, options, random_batch, tiny
 from contracts import training_is_decoding
 from torch.nn.functional import cross_entropy
 

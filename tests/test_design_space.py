@@ -4,7 +4,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from conftest import CONF, ROOT
+from common import CONF, ROOT
 
 from analysis.site import design_space
 from analysis.site.design_space import GROUPS, PAGE, page, with_options

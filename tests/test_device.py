@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import CONF, config, exit_code
+from common import CONF, config, exit_code
 from hydra.core.hydra_config import HydraConfig
 from transformers import PreTrainedTokenizerBase
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 from safetensors.torch import save_file
 
 from dlm.model.parent import load_parent

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import config
+from common import config
 
 from dlm import doctor
 from dlm.doctor import duration, findings

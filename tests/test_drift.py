@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import MASK_ID, tiny
+from common import MASK_ID, tiny
 
 from dlm.evaluation.drift import by_layer, difference, measure, save_reference, summary
 from dlm.trainable.lora import Lora

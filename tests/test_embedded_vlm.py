@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 from safetensors.torch import load_file
 from small_runs import small, weights
 from transformers.modeling_outputs import BaseModelOutputWithPooling

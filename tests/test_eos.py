@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import config
+from common import config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dlm.config.build import ar_denoiser

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import config, everyday
+from common import config, everyday
 
 from dlm.attention.block import Block
 from dlm.attention.block_noisy import BlockNoisy

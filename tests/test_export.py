@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import EOS_ID, config, everyday, logits_in_bfloat16, pattern_of
+from common import EOS_ID, config, everyday, logits_in_bfloat16, pattern_of
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, pipeline

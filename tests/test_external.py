@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import ROOT
+from common import ROOT
 from study_tables import Study, whole_study
 
 from analysis.artefacts import external

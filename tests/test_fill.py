@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CLEAN, EOS_ID, MASK_ID, PATTERNS, config, denoiser, everyday, option_yaml, options, random_batch
+from common import CLEAN, EOS_ID, MASK_ID, PATTERNS, config, denoiser, everyday, option_yaml, options, random_batch
 from made_recipe import LENGTH, ROWS, recipe
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer

@@ -4,7 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, config
+from common import ROOT, config
 
 from dlm.attention.ar import AR
 from dlm.auxiliary.teacher import Teacher

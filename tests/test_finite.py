@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import config, everyday
+from common import config, everyday
 from safetensors.torch import load_file
 from small_runs import SMALL
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOS_ID, PATTERNS, Rows, denoiser, everyday, pattern_of
+from common import EOS_ID, PATTERNS, Rows, denoiser, everyday, pattern_of
 from visions import IMAGE, prompts, seeing
 
 from dlm.attention.block import Block

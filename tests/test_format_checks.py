@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import pattern_of
+from common import pattern_of
 from safetensors.torch import load_file, save_file
 from test_formats import PROMPTS, RECIPES, SHAPE, a_run, ours
 from transformers import AutoConfig, AutoModelForCausalLM

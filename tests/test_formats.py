@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import everyday
+from common import everyday
 from safetensors.torch import load_file
 from test_export import TINY, make_run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

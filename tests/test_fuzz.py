@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, config, denoiser, options, tiny
+from common import MASK_ID, PATTERNS, config, denoiser, options, tiny
 from fabricated_runs import SWEEP, TWO, fabricate, found
 
 pytest.importorskip("hypothesis")  # in the test extra

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MASK_ID
+from common import MASK_ID
 from workbenches import losses_of, workbench
 
 from dlm.bench import decode, naive, train

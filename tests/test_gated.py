@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from adapters import disturb
-from conftest import ARCHITECTURES, MASK_ID, denoiser, random_batch, tiny
+from common import ARCHITECTURES, MASK_ID, denoiser, random_batch, tiny
 from kept_tensors import kept_by_autograd
 from safetensors.torch import load_file, save_file
 from small_runs import small

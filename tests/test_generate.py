@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from conftest import config, one_in
+from common import config, one_in
 from hydra.errors import MissingConfigException
 from speakers import answer, ar, dlm
 

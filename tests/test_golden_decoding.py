@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import EOS_ID, PATTERNS, denoiser, option_yaml, options, shared
+from common import EOS_ID, PATTERNS, denoiser, option_yaml, options, shared
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.build import make

@@ -17,7 +17,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from conftest import as_before, config, options
+from common import as_before, config, options
 
 from dlm.config.build import build
 from dlm.conversion.pieces import loss_of

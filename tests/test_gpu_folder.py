@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 ABSENT = ("hydra", "omegaconf", "antlr4", "beartype", "hypothesis", "xdist", "datasets", "wandb")
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, config, everyday
+from common import ROOT, config, everyday
 from omegaconf import OmegaConf
 
 from dlm import evaluate

@@ -1,7 +1,7 @@
 """The plan of the code: no file and no function outgrows what can be read at once."""
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 from analysis import house
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import EOS_ID, MASK_ID, PATTERNS, ROOT, denoiser
+from common import EOS_ID, MASK_ID, PATTERNS, ROOT, denoiser
 
 from dlm.attention.block import Block
 from dlm.decoding.engine.request import Request

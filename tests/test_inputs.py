@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from conftest import LIGHT_EVALUATION, ROOT, config, everyday, resolved
+from common import LIGHT_EVALUATION, ROOT, config, everyday, resolved
 from safetensors.torch import load_file, save_file
 from small_runs import small
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import config, one_in
+from common import config, one_in
 from omegaconf import OmegaConf
 
 from dlm.config.values import evaluation_of

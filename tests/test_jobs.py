@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import study_jobs
-from conftest import ROOT
+from common import ROOT
 
 from analysis.plan import slurm
 from analysis.plan.progress import Progress

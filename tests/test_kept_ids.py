@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import as_before, config, one_in, options
+from common import as_before, config, one_in, options
 from omegaconf import OmegaConf
 
 from dlm.runs.identity import NEUTRAL, run_id

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
-from conftest import CONF, config, one_in, option_yaml, options
+from common import CONF, config, one_in, option_yaml, options
 from omegaconf import OmegaConf, open_dict
 
 from dlm.config import kinds, settings

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MASK_ID, denoiser, random_batch, tiny
+from common import MASK_ID, denoiser, random_batch, tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import CONF, ROOT
+from common import CONF, ROOT
 from omegaconf import OmegaConf
 from study_tables import ANSWER, ITEMS, Study, correct
 

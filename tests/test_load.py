@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, config, everyday
+from common import ROOT, config, everyday
 
 import dlm
 from dlm.config.build import make

@@ -8,7 +8,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import LIGHT_EVALUATION, ROOT, config, options, shorten_prose
+from common import LIGHT_EVALUATION, ROOT, config, options, shorten_prose
 from omegaconf import OmegaConf
 from small_runs import small, train_and_interrupt
 from wandb_records import read_all

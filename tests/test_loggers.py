@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, config, options
+from common import ROOT, config, options
 from omegaconf import OmegaConf
 from small_runs import small
 from wandb_records import read_all

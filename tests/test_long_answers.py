@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 from statistics import mean
 
 import pytest
-from conftest import config
+from common import config
 from omegaconf import OmegaConf
 from small_runs import small
 

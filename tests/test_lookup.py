@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, PATTERNS, VOCAB, denoiser
+from common import EOS_ID, PATTERNS, VOCAB, denoiser
 
 from dlm.decoding.ar import AR
 from dlm.decoding.engine.request import Request

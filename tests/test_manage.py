@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, config
+from common import ROOT, config
 from crash import OVERRIDES
 
 from dlm.runs.__main__ import main

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, config, options, pattern_of, random_batch
+from common import MASK_ID, PATTERNS, config, options, pattern_of, random_batch
 
 from dlm.config.build import make
 from dlm.masking.learned import Learned

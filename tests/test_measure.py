@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import EOS_ID, config, denoiser, options
+from common import EOS_ID, config, denoiser, options
 from omegaconf import OmegaConf
 
 from dlm.config.build import make

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, CONF, VOCAB, config, denoiser, random_batch, tiny
+from common import ARCHITECTURES, CONF, VOCAB, config, denoiser, random_batch, tiny
 from convertible import random_model
 from kept_tensors import kept_by_autograd
 from omegaconf import OmegaConf

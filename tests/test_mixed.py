@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import config
+from common import config
 
 from dlm.attention.block import Block
 from dlm.config.build import make

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, config, options, pattern_of, random_batch
+from common import MASK_ID, PATTERNS, config, options, pattern_of, random_batch
 
 from dlm.config.build import make, make_masking
 from dlm.masking.uniform import Uniform

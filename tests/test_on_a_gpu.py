@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from conftest import config, options, said_by
+from common import config, options, said_by
 
 from dlm.config.build import make
 from dlm.decoding.engine.loop import Blocks

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import config, everyday, options, tiny
+from common import config, everyday, options, tiny
 from small_runs import metrics, small, train_and_interrupt, weights
 from test_finite import spoil_gradient
 

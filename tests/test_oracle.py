@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, denoiser, random_batch
+from common import EOS_ID, MASK_ID, denoiser, random_batch
 
 from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import CONF, ROOT
+from common import CONF, ROOT
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement

@@ -5,7 +5,7 @@ import warnings
 import psutil
 import pytest
 import torch
-from conftest import EOS_ID, denoiser, tiny
+from common import EOS_ID, denoiser, tiny
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 import datasets
 import pytest
-from conftest import config
+from common import config
 from datasets import Dataset
 
 pytest.importorskip("lm_eval")

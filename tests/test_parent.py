@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, random_batch, tiny
+from common import EOS_ID, MASK_ID, config, denoiser, random_batch, tiny
 from convertible import CONVERTIBLE, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer

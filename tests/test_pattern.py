@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, pattern_of, random_batch, rows_of, shared
+from common import MASK_ID, PATTERNS, pattern_of, random_batch, rows_of, shared
 from contracts import nothing_leaks, training_is_decoding, trimmed_is_whole
 from faulty_patterns import (
     FAULTS,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from auxiliaries import EXACT, USES, gradients, objective_of
-from conftest import config, denoiser, everyday, options, random_batch, tiny
+from common import config, denoiser, everyday, options, random_batch, tiny
 from small_runs import SMALL, metrics, weights
 
 from dlm.auxiliary.ar import AR

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, let_it_say, tiny
+from common import EOS_ID, MASK_ID, config, denoiser, let_it_say, tiny
 from naive_blocks import scores
 
 from dlm.config.build import make

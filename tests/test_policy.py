@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import MASK_ID, config, denoiser, logits_in_bfloat16, random_batch
+from common import MASK_ID, config, denoiser, logits_in_bfloat16, random_batch
 from small_runs import small
 
 from dlm import policy

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SHAPE, config, denoiser, random_batch
+from common import SHAPE, config, denoiser, random_batch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dlm.config.build import build, make

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import BASE, config
+from common import BASE, config
 from crash import Processes
 from safetensors.torch import load_file
 from small_runs import SMALL

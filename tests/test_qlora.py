@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import config
+from common import config
 from small_runs import SMALL, small
 
 from dlm.config.build import build

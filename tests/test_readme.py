@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 from omegaconf import OmegaConf
 
 from dlm import __main__ as overview

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCAB, denoiser, random_batch, tiny
+from common import ARCHITECTURES, VOCAB, denoiser, random_batch, tiny
 from torch import nn
 
 from dlm.conversion.objective import Objective

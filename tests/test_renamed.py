@@ -1,7 +1,7 @@
 """Names in configs may change; what earlier runs are called may not."""
 
 import pytest
-from conftest import config
+from common import config
 from omegaconf import OmegaConf
 
 from dlm.config.build import make

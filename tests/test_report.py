@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
-from conftest import ROOT
+from common import ROOT
 from study_tables import Study, correct, whole_study
 
 from analysis.artefacts import artefacts

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, options, random_batch, tiny
+from common import EOS_ID, MASK_ID, config, denoiser, options, random_batch, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dlm.config.build import make

@@ -4,7 +4,7 @@ import functools
 import json
 
 import pytest
-from conftest import config, resolved
+from common import config, resolved
 from omegaconf import OmegaConf
 
 from dlm.runs import identity

@@ -1,7 +1,7 @@
 """A scale goes with every option of every other group, and switches nothing on that was switched off."""
 
 import pytest
-from conftest import CONF, config, one_in, option_yaml, options
+from common import CONF, config, one_in, option_yaml, options
 from omegaconf import OmegaConf
 
 from dlm.config.values import evaluation_of

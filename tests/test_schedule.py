@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import config, options
+from common import config, options
 
 from dlm.auxiliary.ar import AR
 from dlm.block_schedule.random import Random

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CACHEABLE, MASK_ID, WITH_SHIFT, denoiser, everyday, pattern_of, shared
+from common import CACHEABLE, MASK_ID, WITH_SHIFT, denoiser, everyday, pattern_of, shared
 from torch.nn.functional import log_softmax
 
 from dlm.attention.block import Block

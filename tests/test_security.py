@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import CONF, config
+from common import CONF, config
 from omegaconf import OmegaConf
 
 from dlm.config.build import make

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, SHAPE, denoiser, everyday, pattern_of
+from common import EOS_ID, MASK_ID, PATTERNS, SHAPE, denoiser, everyday, pattern_of
 from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 

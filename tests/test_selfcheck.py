@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MASK_ID, WITH_SHIFT, config, denoiser, random_batch
+from common import MASK_ID, WITH_SHIFT, config, denoiser, random_batch
 from faulty_patterns import LooksAhead, SeesItself, SeesItselfFromBlock2, SinkOfAnyBlock
 from small_runs import SMALL, train_and_interrupt
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import httpx
 import openai
 import pytest
-from conftest import everyday
+from common import everyday
 from serving import by_engine, running, speakers, until
 
 from dlm.decoding.engine.request import Request

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from conftest import EOS_ID, denoiser, everyday
+from common import EOS_ID, denoiser, everyday
 
 from dlm.decoding.ar import AR
 from dlm.decoding.engine.request import Request

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from common import ROOT
 
 from analysis import house
 from analysis.site import architecture_picture, configuration, links, mask_pictures

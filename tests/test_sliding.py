@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, denoiser, let_it_say
+from common import EOS_ID, MASK_ID, PATTERNS, denoiser, let_it_say
 
 from dlm.attention.block import Block
 from dlm.attention.block_causal import BlockCausal

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 from small_runs import SMALL
 
 from dlm.runs.run import Run

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, everyday, let_it_say
+from common import EOS_ID, MASK_ID, config, denoiser, everyday, let_it_say
 from naive_blocks import scores
 
 from dlm.config.build import make

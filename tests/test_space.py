@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import config, everyday
+from common import config, everyday
 
 from dlm.config.build import build
 from dlm.config.training import Training

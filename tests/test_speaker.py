@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import EOS_ID
+from common import EOS_ID
 from speakers import NEW_TOKENS, PROMPT, answer, ar, dlm
 
 from dlm.decoding.fixed import Fixed

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import denoiser, everyday, random_batch, tiny
+from common import denoiser, everyday, random_batch, tiny
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM

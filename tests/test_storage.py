@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import config, everyday
+from common import config, everyday
 from small_runs import SMALL, metrics, weights
 
 from dlm.conversion.module import Conversion

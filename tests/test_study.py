@@ -6,7 +6,7 @@ import sys
 from functools import cache
 
 import pytest
-from conftest import ROOT, exit_code
+from common import ROOT, exit_code
 from omegaconf import OmegaConf
 from study_sweeps import by_name, finish
 

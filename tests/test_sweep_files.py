@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 from study_sweeps import ONE, by_name
 
 from analysis.plan.sweep import load_sweep

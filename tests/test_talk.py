@@ -4,7 +4,7 @@ import io
 import sys
 
 import pytest
-from conftest import everyday
+from common import everyday
 from serving import by_engine, speakers
 
 from dlm.chat import main

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import options, pattern_of, random_batch, tiny
+from common import options, pattern_of, random_batch, tiny
 
 from dlm.conversion.prepare import prepare
 from dlm.masking.uniform import Uniform

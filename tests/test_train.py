@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import test_golden_losses
 import torch
-from conftest import LIGHT_EVALUATION, config, everyday, options, text_options
+from common import LIGHT_EVALUATION, config, everyday, options, text_options
 from corpora import text_file
 from hydra.utils import get_method
 from safetensors.torch import load_file

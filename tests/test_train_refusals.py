@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import LIGHT_EVALUATION, config, one_in, options
+from common import LIGHT_EVALUATION, config, one_in, options
 from hydra.errors import HydraException
 from small_runs import small
 

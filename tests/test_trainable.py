@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from adapters import disturb
-from conftest import ARCHITECTURES, MASK_ID, as_before, config, denoiser, random_batch, text_options, tiny
+from common import ARCHITECTURES, MASK_ID, as_before, config, denoiser, random_batch, text_options, tiny
 from omegaconf import OmegaConf
 from small_runs import small
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, config, denoiser, everyday, let_it_say, random_batch, tiny
+from common import EOS_ID, MASK_ID, config, denoiser, everyday, let_it_say, random_batch, tiny
 from made_recipe import LENGTH, ROWS, recipe
 from naive_losses import ar_nlls, pairs, plain
 

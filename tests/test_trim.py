@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, WITH_SHIFT, denoiser, random_batch
+from common import MASK_ID, PATTERNS, WITH_SHIFT, denoiser, random_batch
 from contracts import LENGTH, gradients, prompts_first, trimmed_is_whole
 
 from dlm.masking.uniform import Uniform

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MASK_ID, PATTERNS, WITH_SHIFT, config, everyday, pattern_of
+from common import MASK_ID, PATTERNS, WITH_SHIFT, config, everyday, pattern_of
 from corpora import text_file
 from torch.nn.functional import cross_entropy
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import MASK_ID
+from common import MASK_ID
 from visions import FAMILIES, arguments, blind, document, packed, save_llava, seeing
 
 from dlm.attention.block import Block

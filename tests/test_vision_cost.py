@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MASK_ID, config, everyday
+from common import MASK_ID, config, everyday
 from visions import FAMILIES, IMAGE, document, packed, seeing, vision
 
 from dlm import doctor

@@ -4,7 +4,7 @@ from itertools import repeat
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID, PATTERNS, everyday, option_yaml, options, pattern_of
+from common import EOS_ID, MASK_ID, PATTERNS, everyday, option_yaml, options, pattern_of
 from omegaconf import OmegaConf
 from test_vision import prepared
 from visions import FAMILIES, IMAGE, arguments, document, packed, prompts, seeing

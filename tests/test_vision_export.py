@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import MASK_ID, ROOT, config, everyday, pattern_of
+from common import MASK_ID, ROOT, config, everyday, pattern_of
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText

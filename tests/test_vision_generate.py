@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import config
+from common import config
 from PIL import Image
 from visions import save_llava
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, config
+from common import ROOT, config
 from omegaconf import OmegaConf
 from PIL import Image
 from transformers import AutoProcessor

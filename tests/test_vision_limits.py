@@ -4,7 +4,7 @@ forward, and that noise does not grow with the block are in test_vision_decoding
 
 import pytest
 import torch
-from conftest import MASK_ID, everyday
+from common import MASK_ID, everyday
 from visions import FAMILIES, arguments, document, packed, seeing
 
 from dlm.attention.bidir import Bidir

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MASK_ID, config
+from common import MASK_ID, config
 from test_processes import FSDP2, OVERRIDES, member, metrics, runs, trained_by_two, weights
 from visions import document, packed, vision
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import config, everyday
+from common import config, everyday
 from PIL import Image
 from visions import save_llava
 

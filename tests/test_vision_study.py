@@ -1,7 +1,7 @@
 """The study of vision-language parents: its sweeps compose, and its page says what its results give."""
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 from study_tables import Study, correct
 
 from analysis import vision

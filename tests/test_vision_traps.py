@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOS_ID, MASK_ID
+from common import EOS_ID, MASK_ID
 from transformers import AutoConfig, AutoModelForImageTextToText
 from visions import CLIP, FAMILIES, IMAGE, PATCHED, TEXT, blind, document, packed, seeing
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import config, options, tiny
+from common import config, options, tiny
 from visions import CONFIGS, vision
 
 from dlm.config.build import make

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
-from conftest import EOS_ID
+from common import EOS_ID
 from test_decoding_contract import NEW, ONE_EACH, PROMPTS, REQUEST, decoder, scorer
 
 from dlm.attention.block import Block

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, config
+from common import ROOT, config
 from crash import AtCall, Processes, outcome
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from torch import Tensor, nn

@@ -11,7 +11,7 @@ import sys
 import time
 
 import torch
-from conftest import MASK_ID
+from common import MASK_ID
 from test_vision_traps import on_one_axis
 from transformers import AutoConfig, AutoModelForImageTextToText
 from visions import BEGIN, END, IMAGE, MARKS, PATCHED, PATCHES, arguments, blind, packed, vision

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from conftest import MASK_ID, ROOT, VOCAB
+from common import MASK_ID, ROOT, VOCAB
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 

@@ -1,7 +1,7 @@
 """Benchmarks of tiny models."""
 
 import torch
-from conftest import MASK_ID
+from common import MASK_ID
 
 from dlm.bench import train
 from dlm.bench.base import Workbench
