@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from harness_tasks import FAMILIES, GENERATION, ITEMS
 from serving import running, speakers
-from test_harness import FAMILIES, GENERATION, ITEMS, model_of
+from test_harness import model_of
 
 from dlm.data import tasks
 from dlm.decoding.threshold import Threshold
