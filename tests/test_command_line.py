@@ -54,6 +54,7 @@ def test_a_study_takes_the_earlier_names_too():
     assert resolve_config("train", "point", ["trainer.volatile.threads=3"])["runtime"]["threads"] == 3
 
 
+@pytest.mark.trains
 def test_a_config_of_an_earlier_version_has_the_id_of_the_present_one():
     present_one = OmegaConf.to_container(config(), resolve=True)
     earlier = json.loads(json.dumps(present_one))

@@ -87,6 +87,7 @@ def test_a_pretrained_tower_keeps_its_weights_and_a_picture_its_patches(model_ty
     assert composed(**inputs).logits.isfinite().all()
 
 
+@pytest.mark.trains
 def test_the_command_writes_a_checkpoint_that_sees_and_never_overwrites(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compose", f"to={tmp_path / 'vlm'}", "image_mean=0.1"])
     command.main()

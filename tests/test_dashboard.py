@@ -75,6 +75,7 @@ def test_the_setting_of_decoding_that_is_compared_is_one_value():
     assert {"eval/tpf2_8/accuracy", "eval/tpf2_8/tpf"} <= names and not [n for n in names if "tpf4" in n]
 
 
+@pytest.mark.trains
 def test_the_specification_that_the_page_shows_makes_a_workspace_and_a_report():
     page = (ROOT / "docs" / "how_to" / "dashboard.md").read_text(encoding="utf-8")
     shown = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[1])

@@ -25,6 +25,7 @@ def test_a_row_is_a_pure_function_of_seed_and_index(tokenizer, group):
     assert not torch.equal(one[41].x0, prepared(tokenizer, f"+data.group={group}", seed=1).train_rows[41].x0)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("pattern", [Block(16), Bidir(16), Block(1)])
 def test_rows_hold_whole_documents_of_whole_blocks(tokenizer, pattern):
     rows = prepared(tokenizer, "data.mixture.prose=0", pattern=pattern).train_rows

@@ -52,6 +52,7 @@ def test_a_difference_below_a_point_in_the_paper_is_a_tie():
     assert [Order.printed(x).sign for x in (0.9, -0.9, 1.1, -1.1)] == [0, 0, 1, -1]
 
 
+@pytest.mark.trains
 def test_orderings_are_compared_at_four_times_the_budget():
     shift, plain, noisy = {"token_shift": True}, {}, {"attention_name": "block_noisy"}
     found = contests(budgets((shift, 0.8, 0.7), (plain, 0.5, 0.9), (noisy, 0.2, 0.3)))["4 times the budget"]

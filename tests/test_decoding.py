@@ -73,6 +73,7 @@ def test_cached_decoding_equals_recomputing_everything(model, pattern, token_shi
         assert (got.tokens, got.nfe) == naive(scorer, prompt, 8)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("token_shift", [False, True])
 def test_a_canvas_that_ends_with_the_block_is_read_up_to_there(llama, token_shift):
     """By single sequences and by batches of which each is at another block."""

@@ -83,6 +83,7 @@ def test_a_step_that_reads_tokens_of_an_image_is_not_replayed_and_those_behind_i
     assert like_a_gpu and True in rereads and not rereads[0] and not rereads[-1]
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("tokens_per_step", [1, 3])
 @pytest.mark.parametrize("free_rows", everyday([32, 0, 64]))
 def test_a_batch_that_shrinks_misses_no_pending_tokens(llama, like_a_gpu, monkeypatch, free_rows, tokens_per_step):

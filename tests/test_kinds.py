@@ -134,6 +134,7 @@ def test_an_option_that_nothing_reads_is_refused_with_the_nearest_name():
             require_options(config("+runs_dri=x", *needed, name=name), name, *of)
 
 
+@pytest.mark.trains
 def test_an_argument_that_a_target_does_not_take_is_refused_by_name():
     wrong = {
         "+data.lenght=64": ("data", "^data.lenght is no option: did you mean length?"),

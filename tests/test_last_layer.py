@@ -96,6 +96,7 @@ def test_a_layer_that_is_computed_again_in_the_backward_has_all_rows():
     assert scorer.last_layer.rows(made.inputs) is not None
 
 
+@pytest.mark.trains
 def test_layers_that_are_compiled_for_few_shapes_have_all_rows():
     model = tiny("llama")
     scorer = denoiser(model, "block", 4, False)

@@ -40,6 +40,7 @@ def run_of(case: str, folder) -> Run:
     return run
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("case", everyday(CASES))
 def test_a_run_and_the_folder_that_was_exported_of_it_decode_the_same(case, tmp_path):
     run = run_of(case, tmp_path / "runs")

@@ -185,6 +185,7 @@ def test_a_number_that_was_not_measured_is_not_sent():
     assert dict(of_evaluation(record["evaluation"]))["eval/dlm/cloze"] == 0.5
 
 
+@pytest.mark.trains
 def test_no_module_imports_what_only_one_logger_needs_before_it_is_used():
     for file in (ROOT / "dlm").rglob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -193,6 +194,7 @@ def test_no_module_imports_what_only_one_logger_needs_before_it_is_used():
             assert not {n.split(".")[0] for n in names} & {"wandb", "mlflow", "trackio", "tensorboard"}, file
 
 
+@pytest.mark.trains
 def test_a_study_logs_where_it_is_told_to_and_its_runs_stay_the_same(tmp_path):
     path = ROOT / "sweeps" / "table7_lr.yaml"
     plain, logged = (load_sweep(path, ["scale=smoke", f"logger={name}"]) for name in ("csv", "wandb"))

@@ -22,6 +22,7 @@ def test_its_config_gives_the_id_that_it_was_written_under(run):
     assert run_id(OmegaConf.to_container(run.config, resolve=True)) == run_id(run.record["config"]) == run.record["id"]
 
 
+@pytest.mark.trains
 def test_whatever_its_config_names_is_found_and_what_trains_is_built(run):
     require_known(with_targets(run.record["config"], PRESENT))
     experiment = build(run.config)

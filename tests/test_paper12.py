@@ -107,6 +107,7 @@ def test_the_twelve_are_asked_with_the_papers_examples_and_lengths(offline):
     assert sum("mmlu_" in name for name in results) > 57
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     ("answer", "right"),
     [

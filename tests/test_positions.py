@@ -89,6 +89,7 @@ def small(parent, *overrides):
     return config(*rows, f"model.path={parent}", f"runs_dir={parent.parent}/runs", *overrides)
 
 
+@pytest.mark.trains
 def test_training_rows_beyond_the_positions_are_refused_by_the_options_name(parent):
     assert build(small(parent, "data.length=64")).num_steps == 4
     with pytest.raises(ValueError, match=r"data.length 128 exceeds the model's 64 positions: choose at most 64"):

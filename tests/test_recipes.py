@@ -45,6 +45,7 @@ def test_every_recipe_has_a_limit_case(name):
     assert any(test.startswith(f"test_{name}_") for test in globals()), f"write a test_{name}_... in this file"
 
 
+@pytest.mark.trains
 def test_none_changes_no_option():
     chosen, groups = config("recipe=none"), ("attention", "masking", "noise_level", "kernel", "loss", "optimizer")
     defaults = OmegaConf.load(CONF / "train.yaml").defaults
@@ -316,6 +317,7 @@ def test_diffusionvl_levels_do_not_grow_with_the_index_of_a_block():
     assert abs(torch.stack(order).mean()) < 0.1 and made.levels.unique().numel() == 32
 
 
+@pytest.mark.trains
 def test_bard_vl_begins_its_blocks_with_the_answer_and_halves_what_only_fills_one(batch):
     made, batch = recipe("bard_vl"), replace(batch, maskable=batch.position >= 3)
     fill = torch.zeros_like(batch.maskable)

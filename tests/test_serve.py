@@ -98,6 +98,7 @@ def test_a_chat_template_that_leaves_the_question_out_is_refused(by_mode):
         conversation(tokenizer, [{"role": "user", "content": "What is it?"}], "auto")
 
 
+@pytest.mark.trains
 def test_several_prompts_and_choices_are_answers_of_their_own_seeds(client, by_mode):
     drawn, prompts = {"temperature": 1.0, "threshold": 0.2}, [PROMPT, "copy:XY="]
     made = client.completions.create(model="tiny", prompt=prompts, n=2, seed=7, extra_body=drawn)
@@ -224,6 +225,7 @@ def test_without_its_key_a_server_says_nothing_of_its_model(by_mode):
             openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong").models.list()
 
 
+@pytest.mark.trains
 def test_a_full_queue_is_refused_and_what_waits_is_answered(by_mode, slow_forwards):
     with running(by_mode, batch=1, queue=2) as busy, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(busy.post, "/v1/completions", prompt=PROMPT) for _ in range(3)]

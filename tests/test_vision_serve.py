@@ -41,6 +41,7 @@ def body(*uris: str, text: str = "count:", **more) -> dict:
     return {"messages": [{"role": "user", "content": content}], "max_tokens": NEW, "temperature": 0} | more
 
 
+@pytest.mark.trains
 def test_pictures_and_texts_are_answered_side_by_side_as_the_engine_answers_each(server, speaker):
     scenes = tasks.evaluation_set("test", 1, families=Scenes.asked)[:3]
     asked = [body(uri(picture_of(scene.image)), text=scene.prompt) for scene in scenes]
