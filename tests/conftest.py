@@ -1,6 +1,7 @@
 """Loads what the tests share. The process that only hands them out to workers does without: it would import for six
 seconds while nothing else goes on."""
 
+import gc
 import signal
 
 collect_ignore = ["gpu"]  # a project of its own: tests/gpu/pytest.ini
@@ -15,5 +16,11 @@ def pytest_configure(config):
         import common_fixtures
         import selection
 
+        gc.set_threshold(100_000, 20, 20)  # a collection visits all that torch imported: of the time, a twelfth
         config.pluginmanager.register(common_fixtures)
         config.pluginmanager.register(selection)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # the modules and the tests stay
