@@ -95,6 +95,7 @@ LIGHT_EVALUATION = (
     "evaluation.likelihood_rows=4",
     "evaluation.length=64",
     "evaluation.cloze_items=2",
+    "evaluation.throughput_prompts=1",
     "evaluation.throughput_repeats=1",
 )
 ARCHITECTURES = {

@@ -24,7 +24,7 @@ from dlm.evaluation.generation import accuracy, run_tasks, trace_summary
 from dlm.evaluation.interval import wilson
 from dlm.evaluation.likelihood import likelihood, windows
 from dlm.evaluation.scores import scores
-from dlm.evaluation.suite import calibrate
+from dlm.evaluation.suite import calibrate, decoding_timer
 from dlm.evaluation.summary import label
 from dlm.evaluation.throughput import interleaved
 from dlm.exported.embedded import card
@@ -167,6 +167,15 @@ def test_thresholds_are_chosen_on_validation_items_to_come_nearest_to_the_target
     assert {name: decoder.threshold for name, decoder in chosen.items()} == {"TPF≈2": 0.5, "TPF≈4": 0.2}
     assert asked == ["val"]
     assert calibrate(ar_denoiser(parent), parent, replace(settings, tpf_targets=[])) == {}
+
+
+@pytest.mark.parametrize(("asked", "timed"), [(1, 1), (9, 9), (20, 18)])
+def test_no_more_prompts_are_timed_than_are_asked_for_and_as_many_of_each_family(parent, monkeypatch, asked, timed):
+    requests = []
+    monkeypatch.setattr(Fixed, "generate", lambda self, denoiser, request: requests.append(request) or [])
+    cfg = config(f"evaluation.throughput_prompts={asked}")
+    assert decoding_timer(ar_denoiser(parent), parent, Fixed(1), evaluation_of(cfg.evaluation, cfg.data))() == 0
+    assert [len(request.prompts) for request in requests] == [timed]
 
 
 def test_throughput_measures_contestants_in_turns():

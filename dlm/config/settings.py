@@ -28,7 +28,7 @@ class Evaluation:
     likelihood_samples: Count
     length: Count
     cloze_items: Count
-    throughput_prompts: Whole
+    throughput_prompts: Count
     throughput_repeats: Count
     batch_size: Count
     skip: bool = False

@@ -240,7 +240,7 @@ def decoding_timer(
     """The function to time: it answers prompts at batch size 1 and returns the number of new tokens."""
     families = settings.families
     per_family = max(1, settings.throughput_prompts // len(families or tasks.FAMILIES))
-    examples = tasks.evaluation_set("test", per_family, families=families)
+    examples = tasks.evaluation_set("test", per_family, families=families)[: settings.throughput_prompts]
     prompts, images = zip(*prompts_of(parent.reader, examples), strict=True)
     ends = eos_ids(denoiser.model, parent.tokenizer)
     request = Request(list(prompts), settings.max_new_tokens, ends, batch_size=1, images=images)
