@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test-fast test test-compiled test-all test-lowest lint format sweep study parent long-parent vlm-parent train-vlm vlm-study parents ablation-report design-space docs generated smoke
+.PHONY: help install train test-fast test test-compiled test-processes test-all test-lowest lint format sweep study parent long-parent vlm-parent train-vlm vlm-study parents ablation-report design-space docs generated smoke
 .PHONY: dashboard wandb-sync leaderboard
 .PHONY: bench bench-gpu bench-gpu-8b bench-gpu-decode clean
 
@@ -28,11 +28,14 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -
 test-fast: $(BIN)/.installed ## a case of every test that trains nothing and is quick: a minute
 	$(PYTEST) -m "not trains and not more and not grid and not slow"
 
-test: $(BIN)/.installed ## the tests, without the slow ones, those that compile and the large grids
-	$(PYTEST) -m "not grid and not slow and not compiles"
+test: $(BIN)/.installed ## the tests, without the slow ones, those that compile or start processes, and the large grids
+	$(PYTEST) -m "not grid and not slow and not compiles and not processes"
 
 test-compiled: $(BIN)/.installed ## the tests that compile, of what only a GPU runs otherwise: a minute
 	$(PYTEST) -m "compiles and not slow"
+
+test-processes: $(BIN)/.installed ## the tests of killed runs and of several processes: half a minute
+	$(PYTEST) -m "processes and not slow and not grid"
 
 test-all: $(BIN)/.installed ## every test that this machine can run
 	$(PYTEST)

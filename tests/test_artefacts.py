@@ -64,12 +64,12 @@ def test_an_artefact_whose_runs_were_not_measured_shows_nothing_of_its_own(name,
         assert is_empty(made) or papers
 
 
-@pytest.mark.parametrize("name", everyday(MODULES, 9))
+@pytest.mark.parametrize("name", everyday(MODULES, 5))
 def test_an_artefact_takes_one_seed(name, of_one_seed):
     assert all(not is_empty(e) for e in shown(of_one_seed, name))
 
 
-@pytest.mark.parametrize("name", everyday(sorted({n for n in MODULES if n != "figure7_masking"}), 9))
+@pytest.mark.parametrize("name", everyday(sorted({n for n in MODULES if n != "figure7_masking"}), 5))
 def test_accuracy_is_never_shown_without_forwards(name, exhibits):
     for table in (exhibit for exhibit in exhibits(name) if isinstance(exhibit, Table)):
         columns = set(table.frame.columns)

@@ -209,7 +209,7 @@ OF_A_STEP = [
     *PLAIN.values(),
     *([f"{group}={n}", *BESIDE.get(n, [])] for group in ("auxiliary", "rollout") for n in options(group)),
 ]
-EVERYDAY = ("block", "distill", "confidence", "trajectory")  # a forward, with a teacher, a head, and generation
+EVERYDAY = ("block", "confidence")  # a forward, and one with a head
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from crash import AtCall, AtWrite, InWrite, Processes, elapsed, outcome
 
 from dlm.runs.run import Run
 
-pytestmark = pytest.mark.trains
+pytestmark = [pytest.mark.trains, pytest.mark.processes]
 
 KILLED = -signal.SIGKILL
 SLOW = pytest.mark.slow

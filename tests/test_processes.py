@@ -28,7 +28,7 @@ from dlm.train import train
 from dlm.trainer.checkpoints import Checkpoints
 from dlm.trainer.processes import cluster, is_follower
 
-pytestmark = pytest.mark.trains
+pytestmark = [pytest.mark.trains, pytest.mark.processes]
 
 # Nothing is drawn: everything is hidden, so that what two processes train on can be had from one.
 OVERRIDES = [*SMALL, "model.dtype=float64", "trainer.precision=64-true", "noise_level=full", "masking=uniform"]
