@@ -179,6 +179,7 @@ def ours(run: Run, setting: dict) -> list[tuple[list[int], int]]:
     return [(g.tokens[:end], g.nfe) for g, end in zip(made, ends, strict=True)]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("case", everyday(sorted(CASES, key=lambda case: case != "block_shift")))
 def test_an_exported_folder_decodes_as_the_engine_does(case, runs, stranger):
     for setting, (theirs, nfe) in zip(SETTINGS, stranger[case], strict=True):

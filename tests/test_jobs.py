@@ -62,6 +62,7 @@ def test_what_is_missing_is_trained_then_measured_and_what_needs_it_waits(linked
     assert begun(capsys.readouterr().out) == [("measure", need.run)] and measured.exists()
 
 
+@pytest.mark.processes
 def test_a_failing_job_stops_what_needs_it_and_nothing_else(linked_sweeps, tmp_path, capsys):
     points = plan_points([load_sweep(linked_sweeps / f"{name}.yaml", ["seed=0"]) for name in ("two", "one")])
     failed = Study(points, tmp_path, 2, pretend(tmp_path, failing={"old"})).run()

@@ -73,6 +73,7 @@ def test_who_loses_a_lease_is_interrupted(tmp_path):
         lose()
 
 
+@pytest.mark.processes
 def test_a_run_that_is_worked_on_is_left_alone_and_that_of_a_dead_process_is_taken_over(processes, tmp_path):
     runs_dir = tmp_path / "runs"
     stuck = processes.start(runs_dir, *LIGHT, fault=AtCall("dlm.train:fit", 1, signal.SIGSTOP))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import test_golden_losses
 import torch
-from common import LIGHT_EVALUATION, config, everyday, options, text_options
+from common import LIGHT_EVALUATION, config, everyday, one_in, options, text_options
 from corpora import text_file
 from hydra.utils import get_method
 from safetensors.torch import load_file
@@ -84,7 +84,7 @@ def test_every_option_of_every_group_trains(group, option, runs_dir, tmp_path):
     assert not (runs_dir / result["id"] / "checkpoint").exists()
 
 
-@pytest.mark.parametrize("option", options("model"))
+@pytest.mark.parametrize("option", one_in(3, options("model")))
 def test_every_model_yaml_names_arguments_that_its_loader_takes(option):
     node = dict(config(f"model={option}").model)
     loader = get_method(node.pop("_target_"))

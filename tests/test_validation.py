@@ -48,12 +48,12 @@ def test_every_pattern_block_size_shift_seed_and_fill_is_validated_on_the_same_t
     length = 64 if data == "embedded" else 256
     choice, found = (f"data={data}", f"data.length={length}", "data.val_rows=3"), []
     for name, shift in WITH_SHIFT:
-        for size in (1, 2, 8, 32, length):
+        for size in (1, 8, length):
             pattern, fill = pattern_of(name, size), f"data.fill={'scored' if shift else 'unscored'}"
             rows = data_for(pattern, tokenizer, *choice, fill, seed=size).validation_rows
             batch = Layout(pattern, MASK_ID, shift, None, False).scorable(collate(list(rows)))
             found.append((torch.where(batch.targets, batch.x0, -1), rows.num_bytes))
-    assert len(found) == 5 * len(WITH_SHIFT) and (found[0][0] >= 0).any()
+    assert len(found) == 3 * len(WITH_SHIFT) and (found[0][0] >= 0).any()
     assert all(torch.equal(tokens, found[0][0]) and size == found[0][1] for tokens, size in found)
 
 
