@@ -14,7 +14,7 @@ KILLED = -signal.SIGKILL
 SLOW = pytest.mark.slow
 FAULTS = {
     "amid an accumulation": AtCall("dlm.conversion.module:Conversion.training_step", 6),
-    "in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 4),
+    "in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 2),
     "in the writing of a checkpoint": InWrite(3),
     "between the renames of a checkpoint": AtWrite(".last.ckpt.tmp", 6),
     "in the final evaluation": AtCall("dlm.evaluation.suite:calibrate", 1),
@@ -47,7 +47,7 @@ def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(fault, proce
 SIGNALS = {
     "SIGTERM in training": AtCall("dlm.conversion.module:Conversion.training_step", 6, signal.SIGTERM),
     "SLURM's warning in a step": AtCall("dlm.conversion.module:Conversion.training_step", 6, signal.SIGUSR1),
-    "Ctrl-C in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 4, signal.SIGINT),
+    "Ctrl-C in a validation": AtCall("dlm.conversion.module:Conversion.validation_step", 2, signal.SIGINT),
     "SIGTERM in the final evaluation": AtCall("dlm.evaluation.suite:calibrate", 1, signal.SIGTERM),
 }
 
