@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "runuser")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason=f"needs {', '.join(NEEDED)}"),
+    pytest.mark.skipif(not find_spec("submitit"), reason="needs pip install '.[slurm]'"),
     pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="only root can start a SLURM"),
 ]
 
