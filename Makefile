@@ -78,7 +78,7 @@ vlm-parent: $(BIN)/.installed ## give the parent of long answers a vision tower,
 	$(BIN)/python -m dlm.train pretrain=scenes model.path=build/vlm logger=csv
 	$(BIN)/python -m dlm.exported.embedded pretraining=scenes to=dlm/assets/vlm
 
-SEEN = model=tiny_vlm block_size=8 data=scenes evaluation=scenes recipe=diffusionvl optimizer=muon lr=1e-3 optimizer.vision_lr=2e-4
+SEEN = model=tiny_vlm block_size=8 data=scenes evaluation=scenes recipe=small_budget optimizer=muon lr=1e-3 optimizer.vision_lr=2e-4
 train-vlm: $(BIN)/.installed ## convert the embedded vision-language parent and evaluate it (ARGS='option=value ...')
 	$(BIN)/python -m dlm.train $(SEEN) tokens=600_000 $(ARGS)
 
