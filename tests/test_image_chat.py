@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import random
+import struct
 
 import pytest
 import torch
@@ -245,3 +246,12 @@ def test_prompts_with_and_without_pictures_begin_with_one_bos_if_the_tokenizer_a
         content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": "list:"}]
         ids, _ = processed(processor, rendered(processor, [{"role": "user", "content": content}]), pictures)
         assert ids[0] == bos[1] and ids.count(bos[1]) == 1
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0", b"Exif\0\0MM\0*\0\0"], ids=["no header", "cut off"])
+def test_a_whole_picture_with_a_damaged_exif_is_read_as_it_is(exif, tmp_path):
+    Image.new("RGB", (6, 4), "red").save(tmp_path / "one.png", exif=exif)
+    with pytest.raises((SyntaxError, struct.error)):
+        Image.open(tmp_path / "one.png").getexif()
+    (picture,) = read_pictures([str(tmp_path / "one.png")])
+    assert (picture.size, picture.getcolors()) == ((6, 4), [(24, (255, 0, 0))])

@@ -66,8 +66,14 @@ def opened(file: bytes) -> Image.Image:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """A picture in colours, turned as its file says that the camera was held."""
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    """A picture in colours, turned as its file says that the camera was held; as it is if the file's Exif is damaged.
+    Raises what Pillow raises for a damaged picture."""
+    picture.load()
+    try:
+        turned = ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow raises many types for bytes that are no Exif, and the picture is whole
+        turned = picture
+    return turned.convert("RGB")
 
 
 def read_pictures(paths: Iterable[str]) -> list[Image.Image]:
