@@ -12,7 +12,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_configure(config):
     hands_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
-    if not hands_out:
+    if not hands_out or config.option.collectonly:  # nobody but this process would collect
         import common_fixtures
         import selection
 
