@@ -82,7 +82,7 @@ def finished_run(whole_run, tmp_path) -> Run:
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory) -> Run:
     """A small run that was trained, without evaluation. Not to be changed."""
-    from small_runs import small  # imports this module
+    from small_runs import small  # here: few tests need what it imports
 
     from dlm.train import train
 
@@ -154,7 +154,7 @@ def call(monkeypatch, capsys):
 def benchmark_command(tmp_path, call):
     """`dlm.benchmark` in this process: (exit code, stdout, stderr)."""
 
-    import workbenches  # imports this module
+    import workbenches  # here: few tests need what it imports
 
     from dlm import benchmark
 
