@@ -63,7 +63,10 @@ def vision_parts(model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
         if id(parameter) not in text:
             parts[CONNECTOR if any(part in name for part in CONNECTORS) else TOWER].append(parameter)
     if not all(parts.values()):
-        raise ValueError(f"{model.config.model_type} has no vision tower with a connector: it reads text only")
+        raise ValueError(
+            f"{model.config.model_type} has no vision tower with a connector: it reads text only. trainable=connector, "
+            "trainable.frozen and optimizer.vision_lr need a parent that reads images: python -m dlm.compose makes one"
+        )
     return parts
 
 
