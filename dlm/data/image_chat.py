@@ -46,7 +46,8 @@ class ImageChatEncoder:
     def settings(self) -> dict[str, Any]:
         made_of = {"template": self.processor.chat_template, "columns": self.columns, "turns": self.turns}
         made_of |= {"processor": json.loads(json.dumps(self.processor.to_dict(), default=str, sort_keys=True))}
-        return {"kind": "image_chat", "mask": self.tokenizer.mask_token_id, "folder": str(self.folder)} | made_of
+        made_of |= {"mask": self.tokenizer.mask_token_id, "folder": str(self.folder)}
+        return {"kind": "image_chat", "version": 2} | made_of  # 2: pictures are upright, and BOS is there without any
 
     def __call__(self, batch: Batch) -> Encoded:
         documents: list[tuple[Document, int]] = []
