@@ -11,8 +11,11 @@ from common import ROOT
 ABSENT = ("hydra", "omegaconf", "antlr4", "beartype", "hypothesis", "xdist", "datasets", "wandb")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chosen", ["not compiled", "compiled"])
+@pytest.mark.trains
+@pytest.mark.parametrize(
+    "chosen",
+    [pytest.param("not compiled", marks=pytest.mark.processes), pytest.param("compiled", marks=pytest.mark.slow)],
+)
 def test_the_gpu_tests_run_on_a_cpu_without_the_packages_of_the_other_tests(chosen, tmp_path):
     # In a process of its own: torch cannot trace through the shape checks of these tests.
     for name in ABSENT:

@@ -30,7 +30,8 @@ class Steps(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return AdamWCosine(3e-3, 0.1, 0.0, (0.9, 0.95), 0.1, fused=True).build(self.denoiser.model, STEPS)
+        schedule = {"lr": 3e-3, "min_lr_ratio": 0.1, "warmup": 0.0, "weight_decay": 0.1}
+        return AdamWCosine(betas=(0.9, 0.95), fused=True, **schedule).build(self.denoiser.model, STEPS)
 
 
 @pytest.mark.parametrize(
