@@ -11,6 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from transformers import AutoTokenizer
 
 from analysis.plan.sweep import load_sweep
+from dlm.data import tasks
+from dlm.data.scenes.rows import Scenes, picture_of
 from dlm.runs.run import Run
 
 
@@ -97,6 +99,36 @@ def small_run(tmp_path_factory) -> Run:
 def trained(small_run, runs_dir) -> Run:
     """A copy of it, in `runs_dir`."""
     return Run(shutil.copytree(small_run.folder, runs_dir / small_run.id))
+
+
+@pytest.fixture
+def results():
+    """Those of a whole study, made by hand."""
+    from shown import whole_results  # here, as above
+
+    return whole_results()
+
+
+@pytest.fixture
+def of_one_seed():
+    """The first seed of that study."""
+    from shown import whole_results
+
+    return whole_results((0,))
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    """The embedded parent that reads images, as a dLM."""
+    from serving import seeing
+
+    return seeing()
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Two pictures of the test split."""
+    return [picture_of(scene.image) for scene in tasks.evaluation_set("test", 1, families=Scenes.asked)[:2]]
 
 
 @pytest.fixture

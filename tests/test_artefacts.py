@@ -13,16 +13,6 @@ from analysis.tables.results import Results
 pytestmark = pytest.mark.trains  # takes seconds
 
 
-@pytest.fixture
-def results():
-    return whole_results()
-
-
-@pytest.fixture
-def of_one_seed():
-    return whole_results((0,))
-
-
 @pytest.fixture(scope="module")
 def exhibits():
     """What an artefact shows of a whole study: made once, however many tests look at it."""

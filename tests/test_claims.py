@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from common import ROOT
-from shown import MODULES, PAPER, whole_results
+from shown import MODULES, PAPER
 from study_tables import Study, correct
 
 from analysis.artefacts.table2_masking import parallel
@@ -17,16 +17,6 @@ from analysis.tables.results import DLM, Results, columns
 pytestmark = pytest.mark.trains  # takes seconds
 
 CLAIMS = {claim["id"]: claim["from"] for claim in PAPER["claims"]}
-
-
-@pytest.fixture
-def results():
-    return whole_results()
-
-
-@pytest.fixture
-def of_one_seed():
-    return whole_results((0,))
 
 
 def test_the_papers_claims_are_all_there_each_with_the_function_that_decides_it():

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from shown import MODULES, PAPER, plots, shown, tables, whole_results
+from shown import MODULES, PAPER, plots, shown, tables
 from study_tables import ITEMS, Study, correct
 
 from analysis.artefacts.figure12_position_loss import periodic_share
@@ -17,11 +17,6 @@ from analysis.pages.sections import is_empty
 from analysis.tables.results import DLM, columns
 
 pytestmark = pytest.mark.trains  # takes seconds
-
-
-@pytest.fixture
-def results():
-    return whole_results()
 
 
 def test_a_table_has_no_column_of_tasks_that_were_not_asked():

@@ -10,10 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from serving import LIMITS, by_engine, seeing, speakers, visited
-
-from dlm.data import tasks
-from dlm.data.scenes.rows import Scenes, picture_of
+from serving import LIMITS, by_engine, speakers, visited
 
 pytestmark = [pytest.mark.slow, pytest.mark.trains]
 
@@ -30,16 +27,6 @@ BRING = """([kind, files, text]) => {
   return made.defaultPrevented;
 }"""
 SEEN = "[...document.querySelectorAll('#attached figcaption')].map(e => e.textContent)"
-
-
-@pytest.fixture(scope="module")
-def speaker():
-    return seeing()
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    return [picture_of(scene.image) for scene in tasks.evaluation_set("test", 1, families=Scenes.asked)[:2]]
 
 
 def file(picture: Image.Image, kind: str = "png") -> bytes:

@@ -4,12 +4,10 @@ import io
 
 import pytest
 from rich.console import Console
-from serving import seeing, speakers
+from serving import speakers
 
 from dlm.chat import Chatting
-from dlm.data import tasks
 from dlm.data.pictures import processed
-from dlm.data.scenes.rows import Scenes, picture_of
 from dlm.serving.talk import Talk
 
 pytestmark = pytest.mark.trains
@@ -19,16 +17,6 @@ CONTENT = "{% for part in m.content %}{{ '<image>' if part.type == 'image' else 
 MARKED = (
     "{% for m in messages %}[{{ m.role }}]" + CONTENT + "{% endfor %}{% if add_generation_prompt %}[said]{% endif %}"
 )
-
-
-@pytest.fixture(scope="module")
-def speaker():
-    return seeing()
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    return [picture_of(scene.image) for scene in tasks.evaluation_set("test", 1, families=Scenes.asked)[:2]]
 
 
 @pytest.fixture

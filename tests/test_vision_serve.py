@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
-from serving import running, seeing, speakers
+from serving import running, speakers
 
 from dlm.data import tasks
 from dlm.data.picture_files import read_pictures
@@ -17,11 +17,6 @@ from dlm.serving.pictures import picture_of as opened_uri
 pytest.importorskip("fastapi")
 
 BODY, NEW = 200_000, 12
-
-
-@pytest.fixture(scope="module")
-def speaker():
-    return seeing()
 
 
 @pytest.fixture(scope="module")
