@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from common import ROOT, exit_code
@@ -157,14 +158,33 @@ def test_a_run_counts_as_finished_only_where_it_was_evaluated_as_the_others(tabl
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--dry-run"], ["no=sweep"], ["sweeps/nowhere.yaml"], [str(TABLE1), "--jobs", "0"]]
+    "arguments",
+    [
+        ["--dry-run"],
+        ["no=sweep"],
+        ["sweeps/nowhere.yaml"],
+        [str(TABLE1), "--jobs", "0"],
+        [str(TABLE1), "--threads", "0"],
+    ],
 )
-def test_a_study_without_a_sweep_says_what_to_give(arguments, monkeypatch, capsys):
+def test_what_is_no_study_is_refused_in_a_line(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["study", *arguments])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert exit_code(main) == 2
     said = capsys.readouterr().err
     assert "error:" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("given", "threads"), [([], 2), (["--threads", "1"], 1)])
+def test_a_job_has_its_share_of_the_cores_or_the_threads_that_are_given(given, threads, linked_sweeps, monkeypatch):
+    """In training and in measuring: both are made by `commands`."""
+    asked = []
+    monkeypatch.setattr(sys, "argv", ["study", str(linked_sweeps / "one.yaml"), "seed=0", "--jobs", "2", *given])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("analysis.study.commands", lambda runs, threads, *_: asked.append(threads))
+    monkeypatch.setattr("analysis.study.Study", lambda *_: SimpleNamespace(run=lambda: []))
+    assert main() == 0 and asked == [threads]
 
 
 def test_make_does_the_sweeps_that_it_is_given_and_else_all():
