@@ -16,7 +16,8 @@ MODULES = artefacts("vlm")
 
 
 def study(seeds=(0, 1, 2)) -> Study:
-    """Levels per block are better by 20 points, blocks by 10 for each halving; the start makes no difference."""
+    """Levels per block are better by 20 points, three axes by 40, blocks by 10 for each halving; the start makes no
+    difference."""
     made = Study()
     for seed in seeds:
         for name, accuracy in (("diffusionvl", 0.9), ("small_budget", 0.9), ("vlm_control", 0.9)):
@@ -33,6 +34,8 @@ def study(seeds=(0, 1, 2)) -> Study:
             made.own(made.point("vlm_table6_noise", name, seed), accuracy + 0.01 * seed)
         for name in ("prompt", "absolute"):
             made.own(made.point("vlm_anchor", name, seed, label=name), 0.8 + 0.01 * seed)
+        for name, accuracy in (("three", 0.9), ("one", 0.5), ("three_shift", 0.9), ("one_shift", 0.6)):
+            made.own(made.point("vlm_positions", name, seed, label=name), accuracy + 0.01 * seed)
         for name in ("from_vlm", "from_lm"):  # whose FLOPs are not known, as those of every run with images
             made.own(made.point("vlm_table3_start", name, seed, train_flops=None), 0.8 + 0.01 * seed)
     return made
@@ -49,6 +52,7 @@ def test_every_artefact_reads_sweeps_that_exist_and_every_claim_has_its_function
 def test_claims_find_what_was_planted():
     found = {c.id: c.verdict for c in evaluate_claims(study().results, vision.numbers(), MODULES)}
     assert found["block_level_noise_is_best"] == found["small_blocks_are_better"] == AGREES
+    assert found["positions_are_worth_keeping"] == AGREES
     assert found["conversion_keeps_accuracy"] in (AGREES, NO_DIFFERENCE)
     assert found["a_language_model_is_a_start"] == NO_DIFFERENCE
     assert found["a_prompt_need_not_share_a_block"] in (AGREES, NO_DIFFERENCE)

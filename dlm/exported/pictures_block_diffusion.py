@@ -142,7 +142,7 @@ def pictures_of(model: PreTrainedModel, prompts: Sequence[Tensor], arguments: di
         model.base_model(input_ids=ids, use_cache=False, **arguments)
     embeds, axes = heard["inputs_embeds"], heard.get("position_ids")
     given = (embedded(model, ids) != embeds).any(-1)
-    if axes is None:
+    if axes is None or getattr(model.config, "images_on_one_axis", False):
         axes = torch.arange(ids.shape[1], device=ids.device)[None]
     axes = axes[-3:] if axes.ndim == 3 else axes[None]  # some put the place in the sequence before the three axes
     axes = axes.expand(-1, *ids.shape)

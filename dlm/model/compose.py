@@ -35,16 +35,6 @@ from dlm.model.parent import Parent, as_parent, load_parent, resolve
 from dlm.model.vocabulary import add_rows
 
 IMAGE_TOKEN = "<image>"
-# Turns the parts of a message into text, for a chat template that knows no images.
-FLATTEN = (
-    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}{%- set said = namespace(text='') -%}"
-    "{%- if message.content is string -%}{%- set said.text = message.content -%}{%- else -%}"
-    "{%- for part in message.content -%}"
-    "{%- set said.text = said.text + ('" + IMAGE_TOKEN + "' if part.type == 'image' else part.text) -%}"
-    "{%- endfor -%}{%- endif -%}"
-    "{%- set flat.messages = flat.messages + [dict(message, content=said.text)] -%}{%- endfor -%}"
-    "{%- set messages = flat.messages -%}"
-)
 # What is said as it stands, for a parent without a template.
 PLAIN = (
     "{%- for message in messages -%}{{ message.content }}"
@@ -53,6 +43,25 @@ PLAIN = (
 PROBE = 64  # tokens of a text for which both models must give the same logits
 # What a head does beside its matrix, by the setting that says so.
 BESIDE = {"logits_scaling": "scales", "logit_scale": "scales", "final_logit_softcapping": "soft-caps"}
+
+
+def flatten(place: str) -> str:
+    """A template's beginning that turns the parts of a message into text, for one that knows no images: `place` stands
+    for an image."""
+    return (
+        "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}{%- set said = namespace(text='') -%}"
+        "{%- if message.content is string -%}{%- set said.text = message.content -%}{%- else -%}"
+        "{%- for part in message.content -%}"
+        "{%- set said.text = said.text + ('" + place + "' if part.type == 'image' else part.text) -%}"
+        "{%- endfor -%}{%- endif -%}"
+        "{%- set flat.messages = flat.messages + [dict(message, content=said.text)] -%}{%- endfor -%}"
+        "{%- set messages = flat.messages -%}"
+    )
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, place: str) -> str:
+    """The chat template of a composed model: its tokenizer's, to which `place` stands for an image."""
+    return flatten(place) + (tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN)
 
 
 @dataclass(frozen=True)
@@ -87,13 +96,8 @@ class Tower:
 def new_tower(size: Mapping[str, int], mean: float, std: float, seed: int) -> Tower:
     """A random SigLIP. `size` are sizes of its config; `mean` and `std`, in [0, 1], normalise the channels of its
     pixels. Raises `ValueError` for sizes that do not go together."""
-    side, heads = size["image_size"], size["num_attention_heads"]
-    if side % size["patch_size"]:
-        raise ValueError(f"size.image_size {side} must be a multiple of size.patch_size {size['patch_size']}")
-    if size["hidden_size"] % (4 * heads):
-        raise ValueError(
-            f"size.hidden_size {size['hidden_size']} must be a multiple of 4 x size.num_attention_heads, {4 * heads}"
-        )
+    side = size["image_size"]
+    require_sizes(size)
     config = SiglipVisionConfig(**size, intermediate_size=4 * size["hidden_size"], vision_use_head=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -103,11 +107,23 @@ def new_tower(size: Mapping[str, int], mean: float, std: float, seed: int) -> To
     return Tower(model.eval(), SiglipImageProcessorPil(size={"height": side, "width": side}, **scale))
 
 
+def require_sizes(size: Mapping[str, int]) -> None:
+    """Raises `ValueError` for sizes of a new tower that do not go together."""
+    side, heads = size["image_size"], size["num_attention_heads"]
+    if side % size["patch_size"]:
+        raise ValueError(f"size.image_size {side} must be a multiple of size.patch_size {size['patch_size']}")
+    if size["hidden_size"] % (4 * heads):
+        raise ValueError(
+            f"size.hidden_size {size['hidden_size']} must be a multiple of 4 x size.num_attention_heads, {4 * heads}"
+        )
+
+
 @torch.no_grad()
 def init_positions(tower: PreTrainedModel) -> None:
     """Positions of a new tower as sines and cosines of row and column, of the size of its patches. Those of its class
     begin at a tenth of that, and a small model then learns late where something is."""
-    table = tower.get_parameter(next(name for name, _ in tower.named_parameters() if "position_embedding" in name))
+    names = (name for name, _ in tower.named_parameters() if "position_embedding" in name or "pos_embed" in name)
+    table = tower.get_parameter(next(names))
     side, quarter = round(table.shape[0] ** 0.5), table.shape[1] // 4
     angle = torch.arange(side)[:, None] * 100 ** (-torch.arange(quarter) / quarter)
     wave = torch.cat([angle.sin(), angle.cos()], 1)
@@ -166,7 +182,7 @@ def compose(
         patch_size=vision.patch_size,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=others,
-        chat_template=FLATTEN + (tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN),
+        chat_template=template_of(tokenizer, IMAGE_TOKEN),
     )
     return model, processor
 
@@ -196,7 +212,7 @@ def require_same_logits(model: PreTrainedModel, parent: PreTrainedModel) -> None
         return
     reasons = [f"{what} them ({key}={value})" for key, what in BESIDE.items() if (value := getattr(text, key, None))]
     why = f", as its head {' and '.join(reasons)}" if reasons else ""
-    raise ValueError(f"{text.model_type} cannot be composed: the LLaVA class does not give its logits{why}")
+    raise ValueError(f"{text.model_type} cannot be composed: {type(model).__name__} does not give its logits{why}")
 
 
 def load_composed(

@@ -13,3 +13,9 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     configured = None if config is None else config.eos_token_id
     others = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *others) if i is not None))
+
+
+def require_eos(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Raises `ValueError` for a tokenizer without EOS."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {source!r} has no eos_token, so no answer could end: set one in its folder")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, resources
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -28,9 +29,11 @@ from dlm.attention import block_sparse
 from dlm.errors import one_line
 from dlm.model.deferred import Deferred
 from dlm.model.device import usable_device
+from dlm.model.eos import require_eos
 from dlm.model.image_probe import check_images
 from dlm.model.implementation import IMPLEMENTATIONS, supported, with_attention
 from dlm.model.layers import layer_types
+from dlm.model.one_axis import apply_one_axis, mark_of, mark_one_axis
 from dlm.model.probe import check_convertible
 from dlm.model.vision import auto_class, example_document, load_config, load_processor
 from dlm.model.vocabulary import add_mask_token, choose_mask_token, fit_vocabulary
@@ -81,11 +84,9 @@ class Parent:
         weights, adapters = base_weights(self.model), adapter_weights(self.model)
         if any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name):
             weights |= adapters
-        return fingerprint(
-            part
-            for name, tensor in sorted(weights.items())
-            for part in (name.encode(), self.weight(name, tensor).contiguous().view(torch.uint8).numpy().data)
-        )
+        bits = ((n.encode(), self.weight(n, t).contiguous().view(torch.uint8)) for n, t in sorted(weights.items()))
+        parts = (part for name, tensor in bits for part in (name, tensor.numpy().data))
+        return fingerprint(chain(mark_of(self.model), parts))
 
 
 class Loading(TypedDict, total=False):
@@ -95,6 +96,7 @@ class Loading(TypedDict, total=False):
     attn_implementation: str
     dtype: str
     check: bool
+    one_axis: bool
 
 
 def load_parent(
@@ -106,13 +108,14 @@ def load_parent(
     revision: str | None = None,
     trust_remote_code: bool = False,
     check: bool = True,
+    one_axis: bool = False,
 ) -> Parent:
     """A parent from a hub id, a folder, or `pkg://package/folder` inside an installed package.
 
     `mask_token` names the mask token; the default is the tokenizer's mask token, else a new one. Only safetensors (or,
     with `gguf_file`, GGUF through transformers) are read, and code that comes with a model runs only with
-    `trust_remote_code`. With `check`, forwards test whether the model can be converted. Raises `ValueError` if the
-    model cannot be found or converted.
+    `trust_remote_code`. With `check`, forwards test whether the model can be converted. `one_axis`: see
+    `dlm.model.one_axis`. Raises `ValueError` if the model cannot be found or converted.
     """
     require_loadable(dtype, attn_implementation)
     folder = resolve(path)
@@ -132,6 +135,8 @@ def load_parent(
     require_finite(model, path, dtype)
     model = with_attention(model, attn_implementation)
     processor = None if kind is AutoModelForCausalLM else load_processor(folder, tokenizer, options)
+    if one_axis:
+        mark_one_axis(model, processor and example_document(processor))
     parent = as_parent(model, tokenizer, path, mask_token, check, processor)
     restore_gated(model, parent.mask_id, Path(folder))
     return parent
@@ -267,6 +272,7 @@ def as_parent(
     """Check that the model can be converted, and give it a mask token. Raises `ValueError` if it cannot."""
     require_eos(tokenizer, source)
     model.config.use_cache = False
+    apply_one_axis(model)
     types = layer_types(model)
     if check:
         check_convertible(model, types)
@@ -274,11 +280,6 @@ def as_parent(
     fit_vocabulary(model, tokenizer, source)
     mask_id = add_mask_token(model, tokenizer, mask_token)
     return Parent(model, tokenizer, mask_id, types, source, processor, spans)
-
-
-def require_eos(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {source!r} has no eos_token, so no answer could end: set one in its folder")
 
 
 def resolve(path: str) -> str:

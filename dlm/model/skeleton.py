@@ -37,14 +37,15 @@ def load_for_shards(
     revision: str | None = None,
     trust_remote_code: bool = False,
     check: bool = True,
+    one_axis: bool = False,
 ) -> Parent:
     """The parent of `load_parent` with empty layers, where its files allow that; else as `load_parent` loads it. It has
     the arguments and errors of that."""
-    arguments = mask_token, attn_implementation, dtype, gguf_file, revision, trust_remote_code, check
+    arguments = mask_token, attn_implementation, dtype, gguf_file, revision, trust_remote_code, check, one_axis
     require_loadable(dtype, attn_implementation)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     folder = resolve(path)
-    if gguf_file is not None or has_gated(Path(folder)):
+    if gguf_file is not None or one_axis or has_gated(Path(folder)):
         return load_parent(path, *arguments)
     try:
         if auto_class(load_config(folder, options)) is not AutoModelForCausalLM:

@@ -33,6 +33,7 @@ NEUTRAL: dict[str, Any] = {
     "masking.score": "masked",
     "noise_level._target_": "dlm.noise_level.uniform.Uniform",
     "kernel._target_": "dlm.kernel.absorb.Absorb",
+    "model.one_axis": False,
     "attention.noise_per": "block",
     "attention.block_anchor": "absolute",
     "attention.canvas": "whole",
