@@ -44,6 +44,8 @@ def compose_qwen3_vl(
     `new_tower`: `patch_size` pixels of a side become one token. The tokenizer gets the tokens of images. Raises
     `ValueError` for sizes that do not go together and for another parent than a Qwen3."""
     require_sizes(size)
+    if size["patch_size"] % MERGED:
+        raise ValueError(f"size.patch_size {size['patch_size']} must be even: 2 x 2 patches become one token")
     tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, "image_token"]  # the processor asks
     tokenizer.add_special_tokens({"image_token": IMAGE, "extra_special_tokens": [BEGIN, END]})
     model = filled(qwen3_vl_config(parent, tokenizer, size), parent, seed)
