@@ -57,10 +57,17 @@ def control_change(results: Results, tokens: float) -> dict[str, float]:
 
 
 def drift_effect(
-    results: Results, sweep: str, pairs: Sequence[tuple[str, str]], kinds: Sequence[str], id: str, what: str
+    results: Results,
+    sweep: str,
+    pairs: Sequence[tuple[str, str]],
+    kinds: Sequence[str],
+    id: str,
+    what: str,
+    has_control: bool = True,
 ) -> Effect:
     """How much further the first point of each pair drifts than the second, averaged over the pairs and kinds of
-    weights, in percent of the AR control's change; without a control, of the second point's."""
+    weights, in percent of the AR control's change; without a control, of the second point's. `has_control`: the control
+    was trained as these points were."""
     drift = results.of("drift", sweep)
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     sides = {name: drift[drift["point"] == name] if len(drift) else drift for name in names}
@@ -68,7 +75,7 @@ def drift_effect(
     facts = {"id": id, "sweep": sweep, "in_paper": "further"}
     if missing:
         return Effect(what, missing=(missing,), unit="%", **facts)
-    control = control_change(results, float(sides[names[0]]["tokens"].iloc[0]))
+    control = control_change(results, float(sides[names[0]]["tokens"].iloc[0])) if has_control else {}
     differences = []
     for (more, less), kind in product(pairs, kinds):
         first, second = (mean_change(sides[name], kind) for name in (more, less))
