@@ -19,6 +19,7 @@ FAULTS = {
     "between the renames of a checkpoint": AtWrite(".last.ckpt.tmp", 6),
     "in the final evaluation": AtCall("dlm.evaluation.suite:calibrate", 1),
     "in the writing of the record": AtWrite(".run.json", 7),
+    "behind the last word of the record": AtCall("dlm.train:send_results", 1),
 }
 
 

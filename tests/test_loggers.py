@@ -80,6 +80,8 @@ def places():
 @pytest.mark.parametrize("name", places())
 @pytest.mark.trains
 def test_every_logger_takes_every_call_and_goes_on_where_it_was_closed(name, trained, monkeypatch, tmp_path):
+    if name == "mlflow":  # the one that the tests' environment does not bring
+        pytest.importorskip(name)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     nodes = small(trained.folder.parent, f"logger={name}").logger
     for step in range(2):
