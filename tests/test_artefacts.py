@@ -82,7 +82,7 @@ def test_accuracy_is_never_shown_without_forwards(name, exhibits):
         ("figure10_approximate_cache", "figure10_approximate_cache", [3, 3]),
         ("figure11_batch", "figure11_batch", [4]),
         ("figure12_position_loss", "figure12_position_loss", [2]),
-        ("table7_lr", "table7_lr", [1, 1]),
+        ("table7_lr", "table7_lr", [1, 1, 1]),
         ("table2_masking", "table2_masking", [5, 5]),
         ("block_by_size", "block_by_size", [2, 2]),
         ("shift_by_budget", "shift_by_budget", [2]),

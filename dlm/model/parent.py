@@ -112,11 +112,10 @@ def load_parent(
 ) -> Parent:
     """A parent from a hub id, a folder, or `pkg://package/folder` inside an installed package.
 
-    `mask_token` names the mask token; the default is the tokenizer's mask token, else a new one. Only safetensors (or,
-    with `gguf_file`, GGUF through transformers) are read, and code that comes with a model runs only with
-    `trust_remote_code`. With `check`, forwards test whether the model can be converted. `one_axis`: see
-    `dlm.model.one_axis`. Raises `ValueError` if the model cannot be found or converted.
-    """
+    `mask_token` names the mask token; the default is the tokenizer's, else a new one. Only safetensors (or `gguf_file`,
+    through transformers) are read, and code that comes with a model runs only with `trust_remote_code`. With `check`,
+    forwards test whether it can be converted. `one_axis`: see `dlm.model.one_axis`. Raises `ValueError` if the model
+    cannot be found or converted."""
     require_loadable(dtype, attn_implementation)
     folder = resolve(path)
     options = reading_options(gguf_file, revision, trust_remote_code)
