@@ -111,7 +111,7 @@ def finish(cfg: DictConfig, run: Run) -> None:
         evaluation = evaluation_of(cfg.evaluation, cfg.data)
         run.update(evaluation=evaluate_run(run, evaluation, requested_decoding(cfg), str(device)))
         run.seal()
-        shutil.rmtree(run.checkpoint.parent, ignore_errors=True)  # first: nobody looks for it in a finished run
+        shutil.rmtree(run.checkpoint.parent, ignore_errors=True)  # before the record says finished: a kill leaves none
         run.update(status="finished", ended=time.time())
         send_results(opened, run)
 

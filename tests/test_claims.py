@@ -7,7 +7,7 @@ import pytest
 import yaml
 from common import ROOT
 from shown import MODULES, PAPER
-from study_tables import Study, correct
+from study_tables import Study, correct, whole_study
 
 from analysis.artefacts.table2_masking import parallel
 from analysis.evidence.effect import CANNOT_DECIDE, EXPECTATIONS, NO_DIFFERENCE, NO_RUNS, UNDECIDED, Effect
@@ -151,8 +151,20 @@ def test_drift_is_in_percent_of_what_ar_training_changes():
         # Seeds of one budget in examples differ by some tokens; the change of all of them counts.
         study.drift(study.point("recipes", "ar_control", seed, tokens=1000 + 10 * seed), (0.05, 0.1, 0.15)[seed])
         study.drift(study.point("shift_by_budget", "ar_control", seed, tokens=4000), 0.9)
-    both = MODULES["figure2e_drift"].block_drifts_less(study.results, PAPER)[0]
+        for point, change in (("c", 0.15), ("g", 0.10), ("b", 0.15), ("f", 0.10)):
+            study.drift(study.point("figure2e_adamw", point, seed), change)
+    both, *_, adamw = MODULES["figure2e_drift"].block_drifts_less(study.results, PAPER)
     assert both.value == pytest.approx(100) and both.what.endswith("in % of what AR training changes")
+    # The control has the study's optimizer, so that what AdamW changes is in percent of itself.
+    assert adamw.value == pytest.approx(50) and adamw.what.endswith("in % of the change itself")
+
+
+def test_the_learning_rates_of_adamw_are_compared_beside_those_of_the_study():
+    effects = MODULES["table7_lr"].lr_sweet_spot(whole_study().results, PAPER)
+    found = {effect.id: effect.value for effect in effects}
+    assert len(found) == 6
+    for id in ("bend", "small", "large"):  # half of the accuracy was planted, to the nearest item
+        assert found[f"adamw {id}"] == pytest.approx(found[id] / 2, abs=2)
 
 
 def test_only_seeds_that_both_sides_have_are_compared():

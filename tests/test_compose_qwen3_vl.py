@@ -10,7 +10,9 @@ from visions import ASSETS
 
 from dlm.data import scenes
 from dlm.data.scenes.rows import prompt_of
+from dlm.model.compose import compose, new_tower
 from dlm.model.compose_qwen3_vl import compose_qwen3_vl, load_composed_qwen3_vl
+from dlm.model.eos import eos_ids
 from dlm.model.one_axis import heard_axes
 from dlm.model.parent import load_parent
 from dlm.model.vision import example_document
@@ -47,6 +49,31 @@ def test_another_language_model_is_refused():
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
     with pytest.raises(ValueError, match="llama cannot be composed as a Qwen3-VL: name a Qwen3"):
         compose_qwen3_vl(random_model("llama", vocab_size=len(tokenizer)), tokenizer, SIZE, 0.5, 0.5)
+
+
+def test_a_language_model_with_sliding_windows_is_refused():
+    """A Qwen3-VL has none, so that it would be another model behind the first window."""
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
+    layers = ["full_attention", "sliding_attention"]
+    windows = random_model(
+        "qwen3", vocab_size=len(tokenizer), num_hidden_layers=2, layer_types=layers, use_sliding_window=True
+    )
+    with pytest.raises(ValueError, match="a Qwen3 with layers of full_attention, sliding_attention cannot be composed"):
+        compose_qwen3_vl(windows, tokenizer, SIZE, 0.5, 0.5)
+
+
+def test_the_tokens_that_end_a_turn_and_the_special_tokens_of_the_parent_are_kept():
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|turn|>"]})
+    for name, make in (
+        ("qwen3", lambda parent: compose_qwen3_vl(parent, tokenizer, SIZE, 0.5, 0.5)),
+        ("llama", lambda parent: compose(parent, tokenizer, new_tower(SIZE, 0.5, 0.5, 0))),
+    ):
+        parent = random_model(name, vocab_size=len(tokenizer))
+        parent.generation_config.eos_token_id = [0, 7]
+        model, processor = make(parent)
+        assert eos_ids(model, tokenizer) == [tokenizer.eos_token_id, 7]
+        assert "<|turn|>" in processor.tokenizer.all_special_tokens
 
 
 def test_sizes_that_do_not_go_together_are_refused():

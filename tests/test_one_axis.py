@@ -42,6 +42,12 @@ def test_the_model_computes_what_it_does_with_positions_in_sequence_that_it_is_g
     assert not torch.allclose(own(**given, use_cache=False).logits, expected, atol=1e-2)
     text = ids[-8:][None]
     assert torch.equal(model(input_ids=text, use_cache=False).logits, own(input_ids=text, use_cache=False).logits)
+    for context in (given, {"input_ids": text}):  # what is in a cache counts
+        whole = model(**context, use_cache=False).logits[0, -1]
+        before = {n: v[:, :-1] if v.shape == context["input_ids"].shape else v for n, v in context.items()}
+        cache = model(**before, use_cache=True).past_key_values
+        last = model(input_ids=context["input_ids"][:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
+        torch.testing.assert_close(last, whole)
 
 
 @pytest.mark.trains
@@ -93,6 +99,12 @@ def test_a_parent_with_one_axis_is_refused(tmp_path):
         load_parent(str(tmp_path / "llava"), one_axis=True)
     with pytest.raises(ValueError, match="model.one_axis=true: qwen3 has positions on one axis already"):
         load_parent(LONG, one_axis=True)
+
+
+def test_a_parent_without_its_processor_is_refused_for_that(three_axes, monkeypatch):
+    monkeypatch.setattr("dlm.model.parent.load_processor", lambda *_: None)
+    with pytest.raises(ValueError, match="model.one_axis=true: qwen3_vl was loaded without its processor"):
+        load_parent(str(three_axes), one_axis=True)
 
 
 def test_the_axes_of_a_document_are_heard():

@@ -143,6 +143,8 @@ def test_newest_is_the_finished_run_that_ended_last_with_the_given_choices(tmp_p
     assert Run.newest(tmp_path).id == new.id
     old.update(choices={"pretrain": "embedded"})
     assert Run.newest(tmp_path, pretrain="embedded").id == old.id
+    new.update(sweeps=["parents"])
+    assert Run.newest(tmp_path, of_sweeps=False).id == old.id
     with pytest.raises(ValueError, match=r"no finished run with recipe=x: make one with python -m dlm.train recipe=x"):
         Run.newest(tmp_path, recipe="x")
 

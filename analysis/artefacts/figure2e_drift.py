@@ -1,5 +1,5 @@
-"""How far conversion moves the weights of each layer, per attention pattern, by Muon and by the paper's optimizer,
-AdamW."""
+"""How far conversion moves the weights of each layer, per attention pattern, by the optimizer of the study and by the
+paper's, AdamW."""
 
 from __future__ import annotations
 

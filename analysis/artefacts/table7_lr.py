@@ -1,4 +1,4 @@
-"""Accuracy by peak learning rate, of Muon and of the paper's optimizer, AdamW."""
+"""Accuracy by peak learning rate, of the study's optimizer and of the paper's, AdamW."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ TITLE = "Table 7: learning rate"
 TOPIC = "training"
 SWEEPS = ("table7_lr", "table7_adamw")
 SWEEP, ADAMW = SWEEPS
+DIGITS = {"bits/byte": 3, "drift, FFN": 3, "TFLOP": 2}
+BESIDE = "At one token per step. Here and the paper's, each in percent of its own AR parent's accuracy."
 
 
 def exhibits(results: Results, paper: dict) -> list[Exhibit]:
@@ -38,10 +40,6 @@ def exhibits(results: Results, paper: dict) -> list[Exhibit]:
     ]
 
 
-DIGITS = {"bits/byte": 3, "drift, FFN": 3, "TFLOP": 2}
-BESIDE = "At one token per step. Here and the paper's, each in percent of its own AR parent's accuracy."
-
-
 def by_rate(results: Results, sweep: str) -> pd.DataFrame:
     """The evaluations of a sweep by rising learning rate, with what each keeps of its parent."""
     rows = final_evaluation(results.of("evaluations", sweep))
@@ -50,6 +48,7 @@ def by_rate(results: Results, sweep: str) -> pd.DataFrame:
 
 
 def rate_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is measured at each learning rate, as a table."""
     measures = headings("accuracy", "nfe", "cloze", "bits_per_byte", "train_flops")
     measures |= {"drift/ffn/relative": "drift, FFN"}
     return by_point(rows.assign(rate=rows.get("rate")), measures, ("rate",)).rename(columns={"rate": "learning rate"})

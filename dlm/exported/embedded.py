@@ -114,9 +114,10 @@ def install(run: Run, to: Path) -> None:
 @hydra_command("embedded")
 def main(cfg: DictConfig) -> None:
     require_options(cfg, "embedded", Embedded)
-    run = (
-        Run.newest(cfg.runs_dir, pretrain=cfg.pretraining) if cfg.run is None else Run.load(str(cfg.run), cfg.runs_dir)
-    )
+    if cfg.run is None:  # the sweeps of a study pretrain other parents in the same way
+        run = Run.newest(cfg.runs_dir, of_sweeps=False, pretrain=cfg.pretraining)
+    else:
+        run = Run.load(str(cfg.run), cfg.runs_dir)
     install(run, Path(cfg.to))
     print(f"{cfg.to}: the model of run {run.id}, and its card")
 

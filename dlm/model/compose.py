@@ -159,7 +159,7 @@ def compose(
     if hasattr(text, "vision_config"):
         raise ValueError(f"{text.model_type} has a vision tower: name a parent that reads text only")
     if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     others = tower.num_others()
     strategy = "default" if others else "full"  # without the class token, or all
     config = LlavaConfig(
@@ -200,6 +200,7 @@ def filled(config: LlavaConfig, parent: PreTrainedModel, tower: Tower, seed: int
         raise ValueError(f"{config.text_config.model_type} cannot be composed: {one_line(error)}") from error
     model.model.vision_tower.load_state_dict(tower.model.state_dict())
     model.tie_weights()
+    model.generation_config = parent.generation_config  # whose EOS end a turn
     return model.eval()
 
 

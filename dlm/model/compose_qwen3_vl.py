@@ -47,7 +47,7 @@ def compose_qwen3_vl(
     if size["patch_size"] % MERGED:
         raise ValueError(f"size.patch_size {size['patch_size']} must be even: 2 x 2 patches become one token")
     tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, "image_token"]  # the processor asks
-    tokenizer.add_special_tokens({"image_token": IMAGE, "extra_special_tokens": [BEGIN, END]})
+    tokenizer.add_special_tokens({"image_token": IMAGE, "extra_special_tokens": [BEGIN, END]}, False)  # keep the others
     model = filled(qwen3_vl_config(parent, tokenizer, size), parent, seed)
     require_same_logits(model, parent)
     num_rows = model.get_input_embeddings().weight.shape[0]
@@ -60,6 +60,10 @@ def qwen3_vl_config(parent: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """The config of the composed model. A third of the rotary frequencies is for each axis, in turn."""
     if parent.config.model_type != "qwen3":
         raise ValueError(f"{parent.config.model_type} cannot be composed as a Qwen3-VL: name a Qwen3")
+    if (kinds := set(parent.config.layer_types)) != {"full_attention"}:
+        raise ValueError(
+            f"a Qwen3 with layers of {', '.join(sorted(kinds))} cannot be composed: a Qwen3-VL has no windows"
+        )
     text = {name: getattr(parent.config, name) for name in TEXT}
     third, rest = divmod(text["head_dim"] // 2, 3)
     axes = {"mrope_section": [third + rest, third, third], "mrope_interleaved": True}
@@ -98,6 +102,7 @@ def filled(config: Qwen3VLConfig, parent: PreTrainedModel, seed: int) -> PreTrai
         raise ValueError(f"{parent.config.model_type} cannot be composed as a Qwen3-VL: {one_line(error)}") from error
     init_positions(model.model.visual)
     model.tie_weights()
+    model.generation_config = parent.generation_config  # whose EOS end a turn
     return model.eval()
 
 

@@ -1,7 +1,8 @@
 """Images on one axis of positions, as text is, for a model whose images have three (Qwen-VL, GLM-4V).
 
-The released code of DiffusionVL (arXiv 2512.15713) numbers all tokens so. It is another model than the parent: here it
-is an option, so that what it costs can be measured. The model's config remembers it, and so do its folder and export.
+The released code of DiffusionVL (arXiv 2512.15713) numbers all tokens in sequence. This changes what the parent
+computes; here it is an option, so that its cost can be measured. The model's config remembers it, and `dlm` and the
+code of an export read it there. Plain transformers does not know it, and reads a run's folder with three axes.
 """
 
 from __future__ import annotations
@@ -13,25 +14,33 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dlm.model.context import listening
+from dlm.model.vision import reads_images
 
 FLAG = "images_on_one_axis"  # of a model's config
 
 
 def number_in_sequence(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """A hook before a decoder's forward: positions on several axes [A B T] become the places in the sequence [B T]."""
-    axes = kwargs.get("position_ids")
+    """A hook before a decoder's forward: positions on several axes [A B T] become the places in the sequence [B T],
+    behind what is in its cache."""
+    axes, cache = kwargs.get("position_ids"), kwargs.get("past_key_values")
     if not isinstance(axes, Tensor) or axes.ndim < 3:
         return None
-    return args, kwargs | {"position_ids": torch.arange(axes.shape[-1], device=axes.device).expand(axes.shape[1:])}
+    begin = 0 if cache is None else cache.get_seq_length()
+    places = torch.arange(begin, begin + axes.shape[-1], device=axes.device)
+    return args, kwargs | {"position_ids": places.expand(axes.shape[1:])}
 
 
 def mark_one_axis(model: PreTrainedModel, document: dict[str, Tensor] | None) -> None:
     """Mark a model as one that numbers all tokens on one axis. `document` are the arguments of its forward for one with
-    an image; None: it reads text only. Raises `ValueError` for a model whose images have one axis already."""
+    an image; None: it has no processor. Raises `ValueError` for a model whose images have one axis already, and for one
+    whose axes cannot be counted without a processor."""
+    name = model.config.model_type
+    if document is None and reads_images(model.config):
+        raise ValueError(f"model.one_axis=true: {name} was loaded without its processor, so it reads no images")
     if document is None or heard_axes(model, document) == 1:
         raise ValueError(
-            f"model.one_axis=true: {model.config.model_type} has positions on one axis already, and nothing would "
-            "change: leave it out, or name a parent whose images have three (Qwen-VL, GLM-4V)"
+            f"model.one_axis=true: {name} has positions on one axis already, and nothing would change: leave it out, "
+            "or name a parent whose images have three (Qwen-VL, GLM-4V)"
         )
     setattr(model.config, FLAG, True)
 

@@ -135,7 +135,7 @@ def load_parent(
     model = with_attention(model, attn_implementation)
     processor = None if kind is AutoModelForCausalLM else load_processor(folder, tokenizer, options)
     if one_axis:
-        mark_one_axis(model, processor and example_document(processor))
+        mark_one_axis(model, None if processor is None else example_document(processor))
     parent = as_parent(model, tokenizer, path, mask_token, check, processor)
     restore_gated(model, parent.mask_id, Path(folder))
     return parent

@@ -99,10 +99,12 @@ class Run:
         return cls(matches[0])
 
     @classmethod
-    def newest(cls, runs_dir: str | Path, **choices: str) -> Run:
-        """The last finished run with these choices (`pretrain="embedded"`). Raises `ValueError` if there is none."""
+    def newest(cls, runs_dir: str | Path, of_sweeps: bool = True, **choices: str) -> Run:
+        """The last finished run with these choices (`pretrain="embedded"`), or the last that was made by itself and not
+        in a sweep. Raises `ValueError` if there is none."""
         runs = [cls(path.parent) for path in Path(runs_dir).expanduser().glob("*/run.json")]
         finished = [r for r in runs if r.status == "finished" and choices.items() <= r.record["choices"].items()]
+        finished = [r for r in finished if of_sweeps or not r.record.get("sweeps")]
         if not finished:
             options = " ".join(f"{group}={option}" for group, option in choices.items())
             raise ValueError(

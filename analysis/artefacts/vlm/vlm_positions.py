@@ -1,5 +1,5 @@
 """Accuracy with images on the three axes of positions of their parent, and with all tokens numbered on one axis, as the
-released code of DiffusionVL numbers them: of the parent, which is then another one, and of what it becomes."""
+released code of DiffusionVL numbers them. The parent is measured on three axes and on one, and so is its conversion."""
 
 from __future__ import annotations
 
