@@ -42,7 +42,8 @@ def page(results: Results, figures: Path) -> Iterator[str]:
     yield "# Vision-language parents"
     yield (
         f"The tables of DiffusionVL ({paper['source']}) on a parent of 1.5M parameters that reads rendered scenes "
-        "(`dlm/assets/vlm`): directions can be held against the paper's, levels cannot."
+        "(`dlm/assets/vlm`), and on one of 1.9M whose images have three axes of positions: directions can be held "
+        "against the paper's, levels cannot."
     )
     yield "\n".join(f"- {name}: {value}" for name, value in [*training_facts(results, sweeps), *code_facts(results)])
     yield render.to_markdown(claim_table(evaluate_claims(results, paper, modules)))
