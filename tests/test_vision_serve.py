@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from PIL import Image
 from serving import running, speakers
@@ -12,6 +14,7 @@ from serving import running, speakers
 from dlm.data import tasks
 from dlm.data.picture_files import read_pictures
 from dlm.data.scenes.rows import Scenes, picture_of
+from dlm.serving.pictures import opened
 from dlm.serving.pictures import picture_of as opened_uri
 
 pytest.importorskip("fastapi")
@@ -111,6 +114,23 @@ def test_turns_without_pictures_are_laid_out_by_the_processor_as_those_with(serv
     said = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "count:"}], max_tokens=NEW)
     expected = speaker.answer(speaker.encode("count:", NEW), NEW, [], 0)
     assert said.json()["choices"][0]["message"]["content"] == expected.text
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/dlm/trace"])
+def test_the_server_answers_others_while_pictures_are_opened(path, server, monkeypatch):
+    begun, answered = threading.Event(), threading.Event()
+
+    def slow(messages, limits):
+        begun.set()
+        assert answered.wait(30), "nobody else was answered"
+        return opened(messages, limits)
+
+    monkeypatch.setattr("dlm.serving.service.opened", slow)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(server.post, path, **body(uri(SMALL)))
+        assert begun.wait(30) and httpx.get(server.url + "/health", timeout=10).status_code == 200
+        answered.set()
+        assert reply.result().status_code == 200
 
 
 @pytest.mark.slow

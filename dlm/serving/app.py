@@ -167,7 +167,8 @@ def openai_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        prompt, stops = service.chat(body, body.messages, body.template)
+        # In a thread: while pictures are opened, the others' answers go on.
+        prompt, stops = await asyncio.to_thread(service.chat, body, body.messages, body.template)
         answering = service.ask(body, [prompt], body.max_completion_tokens or body.max_tokens, stops)
         name = body.model or service.name
         return await respond(request, Reply(answering, body, name, "chat.completion", chat_choice, chat_chunk))
@@ -178,7 +179,7 @@ def own_routes(app: FastAPI, service: Service) -> None:
     async def traced(body: TraceBody, request: Request) -> Response:
         prompts, stops = body.prompt, ()
         if body.messages is not None:
-            prompt, stops = service.chat(body, body.messages)
+            prompt, stops = await asyncio.to_thread(service.chat, body, body.messages)
             prompts = [prompt]
         answering = service.ask(body, prompts, body.max_tokens, stops, traced=True)
         return streamed(request, answering, trace(answering))
