@@ -112,6 +112,10 @@ def test_sizes_that_do_not_go_together_are_refused():
         new_tower(SIZE | {"patch_size": 10}, 0.5, 0.5, 0)
     with pytest.raises(ValueError, match=r"size.hidden_size 32 must be a multiple of 4 x size.num_attention_heads, 12"):
         new_tower(SIZE | {"num_attention_heads": 3}, 0.5, 0.5, 0)
+    with pytest.raises(ValueError, match=r"size.num_hidden_layers 0 must be at least 1"):
+        new_tower(SIZE | {"num_hidden_layers": 0}, 0.5, 0.5, 0)
+    with pytest.raises(ValueError, match=r"image_std 0.0 must be above 0: pixels are divided by it"):
+        new_tower(SIZE, 0.5, 0.0, 0)
 
 
 def test_the_parts_of_a_message_reach_a_template_that_knows_only_text(tower, tokenizer):

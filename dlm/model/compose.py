@@ -95,9 +95,9 @@ class Tower:
 
 def new_tower(size: Mapping[str, int], mean: float, std: float, seed: int) -> Tower:
     """A random SigLIP. `size` are sizes of its config; `mean` and `std`, in [0, 1], normalise the channels of its
-    pixels. Raises `ValueError` for sizes that do not go together."""
+    pixels. Raises `ValueError` as `require_tower`."""
     side = size["image_size"]
-    require_sizes(size)
+    require_tower(size, std)
     config = SiglipVisionConfig(**size, intermediate_size=4 * size["hidden_size"], vision_use_head=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,8 +107,12 @@ def new_tower(size: Mapping[str, int], mean: float, std: float, seed: int) -> To
     return Tower(model.eval(), SiglipImageProcessorPil(size={"height": side, "width": side}, **scale))
 
 
-def require_sizes(size: Mapping[str, int]) -> None:
-    """Raises `ValueError` for sizes of a new tower that do not go together."""
+def require_tower(size: Mapping[str, int], std: float) -> None:
+    """Raises `ValueError` for sizes of a new tower that do not go together, and for pixels that cannot be normalised."""
+    if small := [f"size.{name} {value}" for name, value in size.items() if value < 1]:
+        raise ValueError(f"{small[0]} must be at least 1")
+    if std <= 0:
+        raise ValueError(f"image_std {std} must be above 0: pixels are divided by it")
     side, heads = size["image_size"], size["num_attention_heads"]
     if side % size["patch_size"]:
         raise ValueError(f"size.image_size {side} must be a multiple of size.patch_size {size['patch_size']}")

@@ -20,7 +20,7 @@ from transformers import (
 
 from dlm.attention import block_sparse
 from dlm.errors import one_line
-from dlm.model.compose import init_positions, require_same_logits, require_sizes, template_of
+from dlm.model.compose import init_positions, require_same_logits, require_tower, template_of
 from dlm.model.parent import Parent, as_parent, load_parent
 from dlm.model.vocabulary import add_rows
 
@@ -42,8 +42,8 @@ def compose_qwen3_vl(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A Qwen3-VL with the weights of a Qwen3 and a new tower, and its processor. `size` are sizes of the tower, as of
     `new_tower`: `patch_size` pixels of a side become one token. The tokenizer gets the tokens of images. Raises
-    `ValueError` for sizes that do not go together and for another parent than a Qwen3."""
-    require_sizes(size)
+    `ValueError` as `require_tower`, for an odd `patch_size`, and for another parent than a Qwen3 without windows."""
+    require_tower(size, image_std)
     if size["patch_size"] % MERGED:
         raise ValueError(f"size.patch_size {size['patch_size']} must be even: 2 x 2 patches become one token")
     tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, "image_token"]  # the processor asks
