@@ -108,7 +108,7 @@ def new_tower(size: Mapping[str, int], mean: float, std: float, seed: int) -> To
 
 
 def require_tower(size: Mapping[str, int], std: float) -> None:
-    """Raises `ValueError` for sizes of a new tower that do not go together, and for pixels that cannot be normalised."""
+    """Raises `ValueError` for sizes of a new tower that do not go together, and for a scale that divides by nothing."""
     if small := [f"size.{name} {value}" for name, value in size.items() if value < 1]:
         raise ValueError(f"{small[0]} must be at least 1")
     if std <= 0:
