@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from common import MASK_ID
+from common import MASK_ID, everyday
 from test_vision_export import ATTENTION, NEW, SHAPES, exported
 from visions import ASSETS, PATCHED, arguments, document, prompts, save_llava, vision
 
@@ -51,7 +51,7 @@ def test_the_model_computes_what_it_does_with_positions_in_sequence_that_it_is_g
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("family", PATCHED)
+@pytest.mark.parametrize("family", everyday(PATCHED))
 def test_an_export_decodes_on_one_axis_as_the_engine_does(family, tmp_path, monkeypatch):
     """Tokens and NFE; its config remembers the axis, as plain transformers do not know the hook."""
     model = on_one_axis(family)
