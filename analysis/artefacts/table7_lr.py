@@ -57,7 +57,10 @@ def rate_table(rows: pd.DataFrame) -> pd.DataFrame:
 def over_rates(rows: pd.DataFrame, title: str) -> Figure:
     """Accuracy over the peak learning rate, on a logarithmic axis."""
     figure = lines(rows, "lr", "kept", "line", title, "peak learning rate", KEPT, 100)
-    figure.axes[0].set(xscale="log", ylim=(0, 105))
+    axes, rates = figure.axes[0], sorted(rows["lr"].unique())
+    axes.set(xscale="log", ylim=(0, 105))
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
     return figure
 
 
