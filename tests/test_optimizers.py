@@ -9,8 +9,10 @@ import torch
 from common import config, everyday, options, tiny
 from small_runs import metrics, small, train_and_interrupt, weights
 from test_finite import spoil_gradient
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlm.config.build import make
+from dlm.optimizer.muon import Muon
 from dlm.runs.run import Run
 from dlm.train import train
 
@@ -89,7 +91,7 @@ def test_a_step_of_both_is_a_step_of_each():
     optimizer = built("muon", model=models[0])["optimizer"]
     hidden = [p for n, p in models[1].named_parameters() if ".layers." in n and p.ndim == 2]
     others = [p for p in models[1].parameters() if not any(p is q for q in hidden)]
-    muon = torch.optim.Muon(hidden, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(hidden, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     adamw.param_groups[0]["weight_decay"] = 0.01
     vectors = [p for p in others if p.ndim < 2]
@@ -102,6 +104,45 @@ def test_a_step_of_both_is_a_step_of_each():
         muon.step()
         adamw.step()
     assert all(torch.equal(p, q) for p, q in zip(*(m.parameters() for m in models), strict=True))
+
+
+def steps_of(muon: type[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    """How three steps change matrices that are wide, tall and square, in units of the learning rate."""
+    torch.manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (24, 8), (16, 16))]
+    before = [p.detach().clone() for p in matrices]
+    optimizer = muon(matrices, lr=1e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for p in matrices:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    return [(p.detach() - old) / 1e-3 for p, old in zip(matrices, before, strict=True)]
+
+
+def test_muon_steps_as_that_of_torch_does_to_the_rounding_of_bf16():
+    for ours, theirs in zip(steps_of(Muon), steps_of(torch.optim.Muon), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02)
+        assert ours.abs().max() > 0.3
+
+
+class Products(TorchDispatchMode):
+    """Notes the types in which matrices are multiplied."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **kwargs or {})
+
+
+def test_muon_multiplies_no_matrices_in_bf16_on_a_cpu():
+    with Products() as products:
+        steps_of(Muon)
+    assert len(products.dtypes) == 3 * 3 * 5 * 3  # steps, matrices, iterations, products of one
+    assert set(products.dtypes) == {torch.float32}
 
 
 BAD = {
