@@ -91,7 +91,10 @@ def test_decoding_at_another_block_size_and_of_the_parent(subject):
     assert subject.dlm.pattern.block_size == 4
 
 
-def test_a_target_of_tokens_per_forward_is_met_by_the_nearest_threshold(subject, monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """How many items were decoded and with which threshold, by a decoding that only pretends: the tokens per forward
+    are 4 at a threshold of 0 and 2 at one of 1."""
     asked = []
 
     def pretended(denoiser, tokenizer, examples, decoder, max_new_tokens, batch_size):
@@ -101,14 +104,36 @@ def test_a_target_of_tokens_per_forward_is_met_by_the_nearest_threshold(subject,
 
     monkeypatch.setattr("dlm.evaluation.calibration.run_tasks", pretended)
     monkeypatch.setattr(decode, "run_tasks", pretended)
-    wanted = settings("measurement=decode", "measurement.tpf=2.7", "measurement.thresholds=[1.0,0.6,0.4,0.0]")
-    found = make(OmegaConf.create(wanted))(subject)
-    assert found["threshold"] == 0.6  # 2.8; the others give 2, 3.2 and 4
+    return asked
+
+
+def threshold_of(subject: Subject, *overrides: str) -> float:
+    wanted = settings("measurement=decode", "measurement.thresholds=[1.0,0.6,0.4,0.0]", *overrides)
+    return make(OmegaConf.create(wanted))(subject)["threshold"]
+
+
+def test_a_target_of_tokens_per_forward_is_met_by_the_nearest_threshold(subject, asked):
+    assert threshold_of(subject, "measurement.tpf=2.7") == 0.6  # 2.8; the others give 2, 3.2 and 4
     assert [n for n, _ in asked] == [90] * 4 + [9]
     with pytest.raises(ValueError, match="measurement.tpf 2 is reached through a threshold"):
         make(OmegaConf.create(settings("measurement=decode", "measurement.tpf=2", "decoding=fixed")))
     with pytest.raises(ValueError, match="measurement.model 'them' is unknown"):
         make(OmegaConf.create(settings("measurement=decode", "measurement.model=them")))
+
+
+def test_targets_of_one_run_are_chosen_from_one_calibration_and_other_decoders_from_their_own(subject, asked):
+    subject = Subject(subject.run)
+    found = [threshold_of(subject, f"measurement.tpf={target}") for target in (2.1, 3.1, 9)]
+    assert found == [1.0, 0.4, 0.0]
+    assert [n for n, _ in asked] == [90] * 4 + [9] * 3
+    others = ("decoding=sub_block", "measurement.block_size=2", "calibration_per_family=2", "max_new_tokens=5")
+    for other in others:
+        asked.clear()
+        assert threshold_of(subject, "measurement.tpf=2.7", other) == 0.6
+        assert len(asked) == 5
+    asked.clear()
+    threshold_of(Subject(subject.run), "measurement.tpf=2.7")
+    assert len(asked) == 5
 
 
 def test_states_of_decoding_by_hand():

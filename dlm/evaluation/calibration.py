@@ -9,21 +9,25 @@ from dlm.evaluation.generation import run_tasks
 from dlm.model.denoiser import Denoiser
 
 
-def nearest_thresholds(
+def tokens_per_forward(
     denoiser: Denoiser,
     reader: Reader,
     decoder: Decoder,
     thresholds: list[float],
-    targets: list[float],
     per_family: int,
     max_new_tokens: int,
     batch_size: int,
     families: tuple[str, ...] | None = None,
 ) -> dict[float, float]:
-    """For each target, in tokens per forward, the threshold of `decoder` that comes nearest to it on `per_family`
-    validation items of each of the families (never on the test items)."""
+    """For each threshold of `decoder`, the tokens per forward on `per_family` validation items of each of the families
+    (never on the test items)."""
     examples, reached = tasks.evaluation_set("val", per_family, families=families), {}
-    for threshold in thresholds if targets else []:
+    for threshold in thresholds:
         results = run_tasks(denoiser, reader, examples, decoder.at(threshold), max_new_tokens, batch_size)
         reached[threshold] = results["tokens"].sum() / results["nfe"].sum()
-    return {target: min(reached, key=lambda tau: abs(reached[tau] - target)) for target in targets}
+    return reached
+
+
+def nearest(reached: dict[float, float], target: float) -> float:
+    """The threshold at which the tokens per forward `reached` come nearest to `target`."""
+    return min(reached, key=lambda threshold: abs(reached[threshold] - target))

@@ -22,7 +22,7 @@ from dlm.decoding.engine.request import Request
 from dlm.decoding.fixed import Fixed
 from dlm.decoding.threshold import Threshold
 from dlm.evaluation import cloze
-from dlm.evaluation.calibration import nearest_thresholds
+from dlm.evaluation.calibration import nearest, tokens_per_forward
 from dlm.evaluation.generation import accuracy, on_grid, prompts_of, run_tasks, trace_summary
 from dlm.evaluation.items import added_version, items_version
 from dlm.evaluation.likelihood import likelihood, windows
@@ -208,18 +208,19 @@ def decode_tasks(
 
 def calibrate(denoiser: Denoiser, parent: Parent, settings: EvaluationSettings) -> dict[str, Decoder]:
     """For each target of tokens per forward, the decoder with the nearest threshold, named `TPF≈2`."""
-    threshold_by_target = nearest_thresholds(
+    if not settings.tpf_targets:
+        return {}
+    reached = tokens_per_forward(
         denoiser,
         parent.reader,
         Threshold(1.0),
         settings.thresholds,
-        settings.tpf_targets,
         settings.calibration_per_family,
         settings.max_new_tokens,
         settings.batch_size,
         settings.families,
     )
-    return {f"TPF≈{target:g}": Threshold(threshold) for target, threshold in threshold_by_target.items()}
+    return {f"TPF≈{target:g}": Threshold(nearest(reached, target)) for target in settings.tpf_targets}
 
 
 def measure_throughput(

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from dlm.config.build import make_masking
 from dlm.config.finished import FinishedRun
 from dlm.masking.base import Masking
 from dlm.model.denoiser import Denoiser
 
+T = TypeVar("T")
+
 
 class Subject(FinishedRun):
     """A finished run with the objects that only measurements need."""
+
+    def once(self, what: Any, compute: Callable[[], T]) -> T:
+        """The result of `compute`, which depends on the run and on the settings `what` alone. Measurements of one run
+        often need the same, such as how many tokens per forward each threshold gives: it is computed for the first."""
+        key = pickle.dumps(what)  # equal only for equal settings, whatever objects hold them
+        if key not in self.computed:
+            self.computed[key] = compute()
+        return self.computed[key]
+
+    @cached_property
+    def computed(self) -> dict[bytes, Any]:
+        """What `once` has computed."""
+        return {}
 
     def with_block_size(self, block_size: int) -> Denoiser:
         """The dLM under its own attention pattern with another block size."""

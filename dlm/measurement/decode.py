@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlm.data import tasks
 from dlm.decoding.base import Decoder
-from dlm.evaluation.calibration import nearest_thresholds
+from dlm.evaluation.calibration import nearest, tokens_per_forward
 from dlm.evaluation.generation import DEGENERATE, accuracy, run_tasks
 from dlm.evaluation.throughput import interleaved
 from dlm.measurement.base import Measurement
@@ -50,18 +50,9 @@ class Decode(Measurement):
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
         reader = subject.converted.reader
         if self.tpf is not None:
-            threshold_by_target = nearest_thresholds(
-                denoiser,
-                reader,
-                self.decoder,
-                self.thresholds,
-                [self.tpf],
-                self.calibration_per_family,
-                self.max_new_tokens,
-                self.batch_size,
-                subject.asked,
-            )
-            self.decoder = self.decoder.at(threshold_by_target[self.tpf])
+            asked = (self.decoder, self.block_size, self.thresholds, self.calibration_per_family, self.max_new_tokens)
+            reached = subject.once(asked, lambda: self.calibrate(denoiser, reader, subject.asked))
+            self.decoder = self.decoder.at(nearest(reached, self.tpf))
         examples = tasks.evaluation_set("test", self.items_per_family, families=subject.asked)
         results = run_tasks(denoiser, reader, examples, self.decoder, self.max_new_tokens, self.batch_size)
         columns = ["family", "correct", "right_steps", "answer_tokens", "tokens", "nfe", "rows", *DEGENERATE]
@@ -72,6 +63,19 @@ class Decode(Measurement):
             "tokens_per_second": self.time(denoiser, reader, subject.asked),
             "items": results.filter(items=columns).to_dict("list"),
         }
+
+    def calibrate(self, denoiser, reader, families) -> dict[float, float]:
+        """The tokens per forward of each threshold, on validation items."""
+        return tokens_per_forward(
+            denoiser,
+            reader,
+            self.decoder,
+            self.thresholds,
+            self.calibration_per_family,
+            self.max_new_tokens,
+            self.batch_size,
+            families,
+        )
 
     def time(self, denoiser, reader, families) -> float | None:
         """Tokens per second at `timed_batch_size`; None without one."""
