@@ -127,10 +127,13 @@ def test_targets_of_one_run_are_chosen_from_one_calibration_and_other_decoders_f
     assert found == [1.0, 0.4, 0.0]
     assert [n for n, _ in asked] == [90] * 4 + [9] * 3
     others = ("decoding=sub_block", "measurement.block_size=2", "calibration_per_family=2", "max_new_tokens=5")
-    for other in others:
+    for other in (*others, "measurement.model=ar", "batch_size=3"):
         asked.clear()
         assert threshold_of(subject, "measurement.tpf=2.7", other) == 0.6
         assert len(asked) == 5
+    asked.clear()
+    assert threshold_of(subject, "measurement.tpf=2.7", "measurement.thresholds=[0.8,0.2]") == 0.8 and len(asked) == 3
+    assert threshold_of(subject, "measurement.tpf=9", "decoding.threshold=0.3") == 0.0 and len(asked) == 4
     asked.clear()
     threshold_of(Subject(subject.run), "measurement.tpf=2.7")
     assert len(asked) == 5

@@ -128,10 +128,16 @@ class Data:
 
 
 @dataclass
-class Evaluate:
+class OfRun:
+    """Of a command that reads a finished run."""
+
     run: Name
     device: str
     runs_dir: str
+
+
+@dataclass
+class Evaluate(OfRun):
     evaluation: Evaluation
     tasks: list[str] | None
     harness: Harness
@@ -139,19 +145,25 @@ class Evaluate:
 
 
 @dataclass
-class Generate:
+class Answers:
+    """Of a command that answers prompts with a run, or with an exported model."""
+
     run: Name | None
+    parent: bool
+    device: str
+    runs_dir: str
+
+
+@dataclass
+class Generate(Answers):
     prompt: Texts | None
     image: Texts | None
     max_new_tokens: int
     stop: Texts | None
-    parent: bool
     live: bool | str
     html: str | None
     delay: float
     seed: Whole
-    device: str
-    runs_dir: str
 
 
 @dataclass(frozen=True)
@@ -170,31 +182,23 @@ class Limits:
 
 
 @dataclass
-class Serve:
-    run: Name | None
+class Serve(Answers):
     name: str | None
     host: str
     port: Count
     key: str | None
-    parent: bool
     template: str
     limits: Limits
-    device: str
-    runs_dir: str
 
 
 @dataclass
-class Chat:
-    run: Name | None
+class Chat(Answers):
     system: Text | None
     max_new_tokens: Count
     stop: Texts | None
     template: str
-    parent: bool
     seed: Whole
     kept_tokens: Whole
-    device: str
-    runs_dir: str
 
 
 @dataclass
@@ -229,25 +233,21 @@ class Compose:
 
 
 @dataclass
-class Measure:
-    run: Name
-    device: str
-    runs_dir: str
+class Measure(OfRun):
     items_per_family: Count
+    calibration_per_family: Count
     max_new_tokens: Count
     rows: Count
     length: Count
     samples: Count
     repeats: Count
+    timed_items_per_family: Count
     texts: Count
     batch_size: Count
 
 
 @dataclass
-class Policy:
-    run: Name
-    device: str
-    runs_dir: str
+class Policy(OfRun):
     items_per_family: Count
     max_new_tokens: Count
     held_out: float

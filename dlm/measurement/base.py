@@ -20,9 +20,10 @@ class Subject(FinishedRun):
     """A finished run with the objects that only measurements need."""
 
     def once(self, what: Any, compute: Callable[[], T]) -> T:
-        """The result of `compute`, which depends on the run and on the settings `what` alone. Measurements of one run
-        often need the same, such as how many tokens per forward each threshold gives: it is computed for the first."""
-        key = pickle.dumps(what)  # equal only for equal settings, whatever objects hold them
+        """The result of `compute`, which depends on the run and on the settings `what` alone; they can be pickled.
+        Measurements of one run often need the same, such as how many tokens per forward each threshold gives: it is
+        computed for the first."""
+        key = pickle.dumps(what)  # equal only for equal settings; at worst the same is computed again
         if key not in self.computed:
             self.computed[key] = compute()
         return self.computed[key]

@@ -50,8 +50,9 @@ class Decode(Measurement):
         denoiser = getattr(subject, self.model) if self.block_size is None else subject.with_block_size(self.block_size)
         reader = subject.converted.reader
         if self.tpf is not None:
-            asked = (self.decoder, self.block_size, self.thresholds, self.calibration_per_family, self.max_new_tokens)
-            reached = subject.once(asked, lambda: self.calibrate(denoiser, reader, subject.asked))
+            model, decoder, at = (self.model, self.block_size), self.decoder.at(0.0), self.thresholds
+            how = (model, decoder, at, self.calibration_per_family, self.max_new_tokens, self.batch_size)
+            reached = subject.once(how, lambda: self.calibrate(denoiser, reader, subject.asked))
             self.decoder = self.decoder.at(nearest(reached, self.tpf))
         examples = tasks.evaluation_set("test", self.items_per_family, families=subject.asked)
         results = run_tasks(denoiser, reader, examples, self.decoder, self.max_new_tokens, self.batch_size)
