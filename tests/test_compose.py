@@ -17,6 +17,7 @@ from transformers import (
     CLIPImageProcessorPil,
     SiglipImageProcessorPil,
 )
+from visions import reads_pictures
 
 from dlm import compose as command
 from dlm.data import scenes
@@ -69,6 +70,7 @@ def test_a_parent_that_sees_already_is_refused(tower, tokenizer):
 
 
 @pytest.mark.parametrize("model_type", ["siglip_vision_model", "clip_vision_model"])
+@reads_pictures
 @torch.no_grad()
 def test_a_pretrained_tower_keeps_its_weights_and_a_picture_its_patches(model_type, tokenizer, tmp_path):
     model = AutoModel.from_config(AutoConfig.for_model(model_type, intermediate_size=64, **SIZE)).eval()

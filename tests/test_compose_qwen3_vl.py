@@ -6,7 +6,7 @@ import pytest
 import torch
 from convertible import random_model
 from transformers import AutoTokenizer
-from visions import ASSETS
+from visions import ASSETS, reads_pictures
 
 from dlm.data import scenes
 from dlm.data.scenes.rows import prompt_of
@@ -26,6 +26,7 @@ def parent():
     return load_composed_qwen3_vl(LONG, SIZE, 0.1, 0.3)
 
 
+@reads_pictures
 @torch.no_grad()
 def test_it_reads_text_as_its_parent_does_and_pictures_on_three_axes_also_once_it_is_saved(parent, tmp_path):
     """Without torchvision, which the processor of Qwen3-VL needs for videos."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from common import MASK_ID, everyday
 from test_vision_export import ATTENTION, NEW, SHAPES, exported
-from visions import ASSETS, PATCHED, arguments, document, prompts, save_llava, vision
+from visions import ASSETS, PATCHED, arguments, document, prompts, reads_pictures, save_llava, vision
 
 from dlm.decoding.engine.request import Request
 from dlm.decoding.threshold import Threshold
@@ -81,6 +81,7 @@ def three_axes(tmp_path_factory):
     return folder
 
 
+@reads_pictures
 def test_a_parent_on_one_axis_is_another_parent_and_its_folder_remembers_it(three_axes, tmp_path):
     """Its fingerprint differs, so that no measurement of the parent is taken for one of it."""
     own, one = load_parent(str(three_axes)), load_parent(str(three_axes), one_axis=True)

@@ -4,9 +4,10 @@ so that no tokenizer is needed."""
 from dataclasses import replace
 from functools import cache
 
+import pytest
 import torch
 from common import MASK_ID, ROOT, VOCAB
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from dlm.attention import block_sparse
@@ -17,6 +18,10 @@ from dlm.model.layers import layer_types
 from dlm.types import Batch, Images, generator
 
 ASSETS = ROOT / "dlm" / "assets"
+reads_pictures = pytest.mark.skipif(
+    getattr(AutoImageProcessor, "is_dummy", False),
+    reason="this transformers loads no processor of images without torchvision",
+)
 IMAGE, BEGIN, END = 50, 51, 52  # the ids of image tokens and of what stands around them; text has lower ones
 TEXT = {
     "vocab_size": VOCAB,
