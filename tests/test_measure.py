@@ -117,6 +117,8 @@ def test_a_target_of_tokens_per_forward_is_met_by_the_nearest_threshold(subject,
     assert [n for n, _ in asked] == [90] * 4 + [9]
     with pytest.raises(ValueError, match="measurement.tpf 2 is reached through a threshold"):
         make(OmegaConf.create(settings("measurement=decode", "measurement.tpf=2", "decoding=fixed")))
+    with pytest.raises(ValueError, match="measurement.thresholds is empty: name candidates"):
+        make(OmegaConf.create(settings("measurement=decode", "measurement.tpf=2", "measurement.thresholds=[]")))
     with pytest.raises(ValueError, match="measurement.model 'them' is unknown"):
         make(OmegaConf.create(settings("measurement=decode", "measurement.model=them")))
 

@@ -36,6 +36,8 @@ class Decode(Measurement):
             raise ValueError(f"measurement.model {model!r} is unknown: choose dlm or ar")
         if tpf is not None and not hasattr(decoder.rule, "threshold"):
             raise ValueError(f"measurement.tpf {tpf} is reached through a threshold: choose decoding=threshold")
+        if tpf is not None and not thresholds:
+            raise ValueError(f"measurement.thresholds is empty: name candidates to reach measurement.tpf {tpf}")
         self.model, self.decoder, self.block_size = model, decoder, block_size
         self.tpf, self.thresholds, self.calibration_per_family = tpf, thresholds, calibration_per_family
         self.batch_size, self.items_per_family, self.max_new_tokens = batch_size, items_per_family, max_new_tokens
